@@ -1,0 +1,8 @@
+"""`python -m r2q` is the same as the console script `r2q`."""
+
+import sys
+
+from r2q.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""What may be asked for: closed models, checked at once, without importing torch or transformers.
+
+`load(path)` and `parse(dict, source)` return a frozen `Config` or raise ConfigError with one sentence per problem. The
+JSON schema that Snakemake validates against is generated from these models (`python -m r2q schema`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from r2q.options import ConfigError, MethodInfo, MethodOptions, built_in_methods, method_info, nearest, resolve_method
+from r2q.problems import DEVICE, GRANULARITY, NAME, describe
+from r2q.strict_yaml import read_yaml
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "MethodInfo",
+    "MethodOptions",
+    "built_in_methods",
+    "method_info",
+    "resolve_method",
+    "load",
+    "parse",
+    "read_yaml",
+]
+
+Name = Annotated[str, Field(pattern=NAME)]
+Positive = Annotated[int, Field(ge=1)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
+RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
+HUB_TEXT = re.compile(r"^[\w.-]+/[\w.-]+:[\w.-]*:[\w.-]+$")  # owner/name:config:split
+TEXT_FILE = re.compile(r"\.(txt|jsonl|parquet)(\.(xz|gz))?$")
+SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Model(_Closed):
+    """A model to quantize.
+
+    Attributes:
+        path: a folder in Hugging Face layout, or a hub id `owner/name`.
+        revision: commit, tag or branch of a hub model.
+        add_bos: whether evaluation puts the begin-of-text token first; null leaves it to the tokenizer.
+        dtype: number type of evaluation; auto = the checkpoint's own.
+        recipes: names of the recipes it gets; null = all.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    add_bos: bool | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    recipes: Annotated[list[Name], Field(min_length=1)] | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `path` means a folder here, not a hub id."""
+        return self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or Path(self.path).exists()
+
+
+class Recipe(_Closed):
+    """One row of the tables: a method with its options.
+
+    Attributes:
+        method: a file of baselines/, `r2q`, or a dotted `package.module.Class`.
+        granularity: what shares a scale: `g<size>` consecutive input features, an output `channel`, or the `tensor`.
+        bits: bits of a code.
+        options: the method's own options.
+        lm_head: also quantize the output head, where it is not tied to the embedding.
+        seeds: in place of the run's seeds.
+    """
+
+    method: Annotated[str, Field(min_length=1)]
+    granularity: Annotated[str, Field(pattern=GRANULARITY)] | None = None
+    bits: Literal[2, 3, 4] = 2
+    options: Annotated[dict[str, Any], BeforeValidator(lambda v: {} if v is None else v)] = {}
+    lm_head: bool = False
+    seeds: Seeds | None = None
+
+
+class Task(_Closed):
+    """One lm-eval task.
+
+    Attributes:
+        num_fewshot: worked examples in the prompt; null = the task's own number.
+        metric: the one shown in the main table; null = acc_norm, acc, exact_match, ... whichever the task has first.
+        items: only the first so many items; null = all (or `limits.items`).
+    """
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    metric: str | None = None
+    items: Positive | None = None
+
+
+class Perplexity(_Closed):
+    """Token perplexity on joined windows (GPTQ's convention).
+
+    Attributes:
+        path: a .txt, .jsonl or .parquet file (also .xz, .gz), or a hub data set `owner/name:config:split`.
+        field: column that holds the text.
+        window: tokens a window; part of the metric's name.
+        windows: only the first so many windows; null = all.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    field: str = "text"
+    window: Annotated[int, Field(ge=2)] = 2048
+    windows: Positive | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `path` means a file here, not a hub data set."""
+        return TEXT_FILE.search(self.path) is not None
+
+
+class Limits(_Closed):
+    """What a run may use.
+
+    Attributes:
+        items: only the first so many items of every task; null = all.
+        batch_size: prompts evaluated at once; fixed, because it can move the last digit.
+        threads: CPU threads a job.
+        recipes_per_job: recipes quantized or evaluated by one process.
+        samples: also write every prompt and answer.
+    """
+
+    items: Positive | None = None
+    batch_size: Positive = 64
+    threads: Positive = 1
+    recipes_per_job: Positive = 4
+    samples: bool = False
+
+
+class LatticeFigure(_Closed):
+    """Which weights the lattice figure shows: a model, a layer (null = the first of each), an output row, a group."""
+
+    model: Name | None = None
+    layer: str | None = None
+    row: Annotated[int, Field(ge=0)] = 0
+    group: Annotated[int, Field(ge=0)] = 0
+
+
+class Figures(_Closed):
+    """Settings of single figures."""
+
+    lattice: LatticeFigure = LatticeFigure()
+
+
+class Config(_Closed):
+    """One run: which models, which recipes, which tasks.
+
+    Attributes:
+        run: name of the folders results/<run> and figures/<run>.
+        models, recipes, tasks, perplexity: by the names that the tables show.
+        task_include: folders with lm-eval task files of your own.
+        task_data: a folder DIR whose DIR/<task>/<split>.jsonl[.xz|.gz] stand in for the hub's data.
+        seeds: one unit per seed for methods with randomness, the first one for all others.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    run: Name
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
+    tasks: dict[str, Annotated[Task, BeforeValidator(lambda v: {} if v is None else v)]] = {}
+    perplexity: dict[Name, Perplexity] = {}
+    task_include: list[str] = []
+    task_data: str | None = None
+    seeds: Seeds = [0]
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    limits: Limits = Limits()
+    figures: Figures = Figures()
+
+    def recipes_of(self, model: str) -> list[str]:
+        """Names of the recipes that a model gets, in the order of the section `recipes`."""
+        chosen = self.models[model].recipes
+        return [name for name in self.recipes if chosen is None or name in chosen]
+
+    def seeds_of(self, recipe: str) -> list[int]:
+        """Seeds of a recipe: all for a method with randomness, only the first where the seed moves nothing."""
+        entry = self.recipes[recipe]
+        seeds = entry.seeds or self.seeds
+        return seeds if method_info(entry.method).stochastic else seeds[:1]
+
+    def units(self, model: str) -> list[tuple[str, int]]:
+        """(recipe, seed) of every unit of a model."""
+        return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe)]
+
+    def batches(self, model: str) -> list[list[str]]:
+        """The model's recipes, cut into the jobs that handle them: at most `limits.recipes_per_job` each."""
+        names, size = self.recipes_of(model), self.limits.recipes_per_job
+        return [names[i : i + size] for i in range(0, len(names), size)]
+
+    def items_of(self, task: str) -> int | None:
+        """How many items of a task are asked; None = all."""
+        own = self.tasks[task].items
+        return self.limits.items if own is None else own
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in, also those of the methods' options."""
+        data = self.model_dump(mode="json")
+        for name, entry in self.recipes.items():
+            options = method_info(entry.method).options.model_validate(entry.options)
+            data["recipes"][name]["options"] = options.model_dump(mode="json")
+        return data
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a config file. Raises ConfigError naming file, key and nearest valid key for every problem."""
+    return parse(read_yaml(path), source=str(path))
+
+
+def parse(data: Mapping[str, Any], source: str) -> Config:
+    """Check a config that is already plain data; `source` names it in messages. Raises ConfigError."""
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in describe(error, Config))) from None
+    problems = [*_problems(config)]
+    if problems:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in problems))
+    return config
+
+
+def _problems(config: Config) -> list[str]:
+    """What single keys cannot say: names that must exist elsewhere, the options of the methods."""
+    found: list[str] = []
+    if config.run in RESERVED_RUNS:
+        found.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
+    if not config.tasks and not config.perplexity:
+        found.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity")
+    for name, model in config.models.items():
+        if name in RESERVED_MODELS:
+            found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
+        if model.revision is not None and model.is_folder:
+            found.append(f"models.{name}.revision: only a hub model has one, {model.path} is a folder")
+        for recipe in model.recipes or []:
+            if recipe not in config.recipes:
+                found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
+        found += _twice(f"models.{name}.recipes", model.recipes or [])
+    for name, entry in config.recipes.items():
+        found += [f"recipes.{name}{line}" for line in _recipe_problems(name, entry)]
+    for name, text in config.perplexity.items():
+        if not text.is_file and not HUB_TEXT.match(text.path):
+            allowed = "a .txt, .jsonl or .parquet file (also .xz, .gz) or owner/name:config:split"
+            found.append(f"perplexity.{name}.path: {text.path} is neither {allowed}")
+        if name in config.tasks:
+            found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
+    found += _twice("seeds", config.seeds)
+    shown = config.figures.lattice.model
+    if shown is not None and shown not in config.models:
+        found.append(f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}")
+    return found
+
+
+def _recipe_problems(name: str, entry: Recipe) -> list[str]:
+    """Problems of one recipe; each starts with the rest of its key."""
+    found = [f".{line}" for line in _twice("seeds", entry.seeds or [])]
+    suffix = SUFFIX.search(name)
+    if suffix and suffix[1] != entry.granularity:
+        found.append(f".granularity: the name ends in -{suffix[1]} but the value is {entry.granularity or 'null'}")
+    try:
+        info = method_info(entry.method)
+    except ConfigError as error:
+        return [*found, f".method: {error}"]
+    if entry.granularity is None and (info.weight_method or entry.method == "r2q"):
+        found.append(f".granularity: method {entry.method} needs one: g<size>, channel or tensor")
+    if entry.granularity is not None and entry.method == "full_precision":
+        found.append(f".granularity: method full_precision has none, not {entry.granularity}")
+    try:
+        info.options.model_validate(entry.options)
+    except ValidationError as error:
+        found += [f".options.{line}" for line in describe(error, info.options)]
+    return found
+
+
+def _twice(key: str, values: list[Any]) -> list[str]:
+    return [f"{key}: {value} stands twice" for value in dict.fromkeys(values) if values.count(value) > 1]
