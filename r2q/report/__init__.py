@@ -1,0 +1,1 @@
+"""Scores, tables, comparisons and figures: reads JSON and CSV, never imports torch."""
