@@ -10,9 +10,7 @@ __version__ = "0.1.0"
 
 
 def _register() -> None:
-    from r2q.models.plugin import register
-
-    register()
+    import r2q.models.plugin  # noqa: F401  (importing it registers; it may be the importer itself, half-way)
 
 
 after_import("transformers.quantizers.auto", _register)

@@ -1,0 +1,35 @@
+"""Random codes on the round-to-nearest lattice: the negative control.
+
+The levels are those of RTN, the code of each weight is drawn evenly from all of them. Whatever such a model scores
+above chance is a fault of the task, not knowledge.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from baselines.rtn import affine_grid
+from r2q.config import MethodOptions
+from r2q.quantization.grid import AffineGrid, Grid
+from r2q.quantization.method import WeightMethod, generator
+
+
+class Options(MethodOptions):
+    """None."""
+
+
+class RandomCodes(WeightMethod):
+    """RTN's levels, evenly drawn codes; the seed is the recipe's, for each layer its own stream."""
+
+    stochastic = True
+    Options = Options
+
+    def begin(self, name: str) -> None:
+        self._generator = generator(self.recipe.seed, name)
+
+    def fit_groups(self, values: torch.Tensor) -> AffineGrid:
+        return affine_grid(values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0), self.recipe.bits)
+
+    def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
+        codes = torch.randint(2**grid.bits, values.shape, generator=self._generator, dtype=torch.uint8)
+        return codes.to(values.device)

@@ -1,0 +1,61 @@
+"""What a piece of work cost and with what it was done: seconds, peak memory, library versions."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+
+MIB = 1 << 20
+
+
+class Measured:
+    """Times a block and finds its peak memory.
+
+    ``peak_mib`` is the largest resident size of this process in the block (Linux; elsewhere since its start), plus
+    the largest allocation on the GPU when one is in use.
+    """
+
+    seconds: float
+    peak_mib: float
+
+    def __enter__(self) -> Measured:
+        with suppress(OSError):  # not Linux, or not allowed: the figure then covers the whole process, as documented
+            Path("/proc/self/clear_refs").write_text("5")  # start VmHWM anew
+        cuda = _cuda()
+        if cuda is not None:
+            cuda.reset_peak_memory_stats()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.seconds = round(time.perf_counter() - self._start, 3)
+        cuda = _cuda()
+        gpu = cuda.max_memory_allocated() / MIB if cuda is not None else 0.0
+        self.peak_mib = round(_peak_resident_mib() + gpu, 1)
+
+
+def _cuda():  # type: ignore[no-untyped-def]
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _peak_resident_mib() -> float:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the named installed packages."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

@@ -1,0 +1,77 @@
+"""Reading models: full-precision ones to quantize, packed ones to evaluate. Nothing is ever filled in silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from r2q.models.packed import make_dense
+from r2q.models.plugin import R2QConfig
+from r2q.models.targets import refuse_quantized
+
+
+def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> Any:
+    """A full-precision causal language model from a folder or the hub, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: the model is already quantized, or its checkpoint lacks weights or has unknown ones.
+    """
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    refuse_quantized(config, path)
+    return _load(path, revision=revision, dtype=dtype)
+
+
+def load_packed(
+    folder: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu", dense: bool = False
+) -> Any:
+    """A model from a folder that ``quantize`` wrote: packed, or plain for the full-precision recipe.
+
+    Args:
+        folder: the packed folder.
+        dtype: of what is not quantized and of the arithmetic; ``auto`` keeps the stored one.
+        device: where the model goes.
+        dense: decode every packed layer once, for repeated use; logits stay bit-identical.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has no config.json.
+        ValueError: a file is damaged, a key is missing or unexpected, or the format is newer than this version.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is not a packed checkpoint: it has no config.json")
+    quantization = json.loads((path / "config.json").read_text()).get("quantization_config")
+    if quantization is not None:
+        R2QConfig(**quantization)
+    model = _load(str(path), dtype=dtype)
+    if dense and quantization is not None:
+        make_dense(model)
+    return model.to(device)
+
+
+def _load(path: str, **options: Any) -> Any:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(kind):
+            names = sorted(map(str, info[kind]))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{path}: {kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    return model.eval()
+
+
+def quiet() -> None:
+    """Switch off transformers' progress bars in this process: a verb prints its own lines."""
+    logging.disable_progress_bar()
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model, from a folder or the hub."""
+    return AutoTokenizer.from_pretrained(path, revision=revision)

@@ -1,0 +1,148 @@
+"""Layers that hold packed codes and 16-bit scales instead of a weight, and compute with the decoded weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from r2q.models.targets import Target
+from r2q.quantization.grid import GRIDS, SCALE_DTYPE, stored_shapes
+from r2q.quantization.method import QuantizedWeight
+from r2q.quantization.packing import packed_width
+
+
+def layer_spec(weight: QuantizedWeight) -> dict[str, Any]:
+    """What has to be known to rebuild an empty packed layer; JSON values. Kept in config.json for every layer."""
+    zero = weight.grid.tensors().get("zero")
+    return {
+        "grid": weight.grid.kind,
+        "bits": weight.grid.bits,
+        "shape": list(weight.shape),
+        "rows": weight.grid.shape[0],
+        "groups": weight.grid.shape[1],
+        "float_zero": zero is not None and zero.dtype == SCALE_DTYPE,
+        "in_scale": weight.in_scale is not None,
+    }
+
+
+class PackedWeight(nn.Module):
+    """The stored tensors of one weight. Indexing gives one expert's weight, so it can stand where a stack stood.
+
+    Args:
+        spec: see :func:`layer_spec`.
+        dtype: dtype of decoded experts; follows ``.to(dtype)``, while codes and scales never change theirs.
+    """
+
+    def __init__(self, spec: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.shape = tuple(spec["shape"])
+        grid_shape = (spec["rows"], spec["groups"])
+        rows, width = math.prod(self.shape[:-1]), packed_width(self.shape[-1], spec["bits"])
+        self.register_buffer("codes", torch.empty(rows, width, dtype=torch.uint8))
+        for name, (shape, kind) in stored_shapes(spec["grid"], spec["bits"], grid_shape, spec["float_zero"]).items():
+            self.register_buffer(name, torch.empty(shape, dtype=kind))
+        if spec["in_scale"]:
+            self.register_buffer("in_scale", torch.empty(self.shape[-1], dtype=SCALE_DTYPE))
+        self.dtype = dtype or torch.get_default_dtype()
+
+    def fill(self, weight: QuantizedWeight) -> None:
+        """Take over the tensors of ``weight``."""
+        self.codes = weight.packed
+        for name, tensor in weight.grid.tensors().items():
+            setattr(self, name, tensor)
+        if weight.in_scale is not None:
+            self.in_scale = weight.in_scale
+
+    def quantized(self) -> QuantizedWeight:
+        """The stored tensors as a quantized weight."""
+        spec = self.spec
+        tensors = dict(self.named_buffers())
+        grid = GRIDS[spec["grid"]].from_tensors(tensors, spec["bits"], (spec["rows"], spec["groups"]))
+        return QuantizedWeight(self.codes, grid, self.shape, getattr(self, "in_scale", None))
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight, decoded in float32 and rounded once to ``dtype``."""
+        return self.quantized().dequantize().to(dtype)
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        return self.dequantize(self.dtype)[expert]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        """Move, but never cast: 16-bit scales stay what the codes were chosen for under ``.to(torch.bfloat16)``."""
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        for name, buffer in self.named_buffers(recurse=False):
+            moved = fn(buffer)
+            setattr(self, name, moved if moved.dtype == buffer.dtype else buffer.to(moved.device))
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{list(self.shape)}, {self.spec['grid']}, bits={self.spec['bits']}, groups={self.spec['groups']}"
+
+
+class PackedLinear(PackedWeight):
+    """``nn.Linear`` with a packed weight ``[out, in]``; the bias keeps its dtype."""
+
+    def __init__(self, spec: dict[str, Any], dtype: torch.dtype | None = None, bias: bool = False) -> None:
+        super().__init__(spec, dtype)
+        self.out_features, self.in_features = self.shape
+        self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.dequantize(x.dtype), self.bias)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        if self.bias is not None:
+            self.bias = nn.Parameter(fn(self.bias.data), requires_grad=False)
+        return self
+
+
+def replace(model: Any, target: Target, weight: QuantizedWeight) -> None:
+    """Put packed tensors where the target's weight was, and let go of the weight."""
+    replace_empty(model, target, layer_spec(weight))
+    packed = model.get_submodule(target.name)
+    if isinstance(packed, PackedLinear) and isinstance(target.owner, nn.Linear):
+        packed.bias = target.owner.bias
+        if packed.bias is not None:
+            packed.bias.requires_grad_(False)
+    packed.fill(weight)
+
+
+def replace_empty(model: Any, target: Target, spec: dict[str, Any]) -> None:
+    """Put an empty packed layer where the target's weight was; on the meta device when the weight is there."""
+    weight = target.weight
+    with torch.device(weight.device):
+        if target.is_stack:
+            packed: PackedWeight = PackedWeight(spec, weight.dtype)
+            delattr(target.owner, target.parameter)
+            target.owner.add_module(target.parameter, packed)
+            model.config._experts_implementation = "eager"  # the one that indexes experts instead of batching them
+        else:
+            packed = PackedLinear(spec, weight.dtype, target.owner.bias is not None)
+            model.set_submodule(target.name, packed)
+
+
+def make_dense(model: Any) -> Any:
+    """Replace every packed layer by its decoded weight in the model's dtype: the same numbers, faster to reuse.
+
+    The configuration remembers it (``dequantized_from``), so such a model is never quantized again.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(module.dequantize(module.dtype), requires_grad=False)
+            if module.bias is not None:
+                dense.bias = module.bias
+            model.set_submodule(name, dense)
+        elif isinstance(module, PackedWeight):
+            owner, parameter = name.rsplit(".", 1)
+            parent = model.get_submodule(owner)
+            delattr(parent, parameter)
+            parent.register_parameter(parameter, nn.Parameter(module.dequantize(module.dtype), requires_grad=False))
+    model.config.dequantized_from = "r2q"
+    return model

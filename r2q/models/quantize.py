@@ -1,0 +1,252 @@
+"""The verb ``quantize``: recipes of one model, each into a packed folder of its own, with a report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r2q import config as configuration
+from r2q.kept import Kept, key, source_hash
+from r2q.measure import Measured, versions
+from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.packed import PackedWeight, replace
+from r2q.models.save import folder_digest, save, weights_digest
+from r2q.models.targets import Target, list_targets
+from r2q.quantization.method import Method, QuantizedWeight, Recipe, WeightMethod
+
+FORMAT_VERSION = 1
+FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
+
+
+def make_method(recipe: Recipe) -> Method:
+    """The method that a recipe names, with its options checked."""
+    module, name = configuration.resolve_method(recipe.method)
+    return getattr(importlib.import_module(module), name)(recipe)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """``auto`` is the GPU when there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: {wanted} is asked for, but torch finds no GPU; use auto or cpu")
+    return torch.device(wanted)
+
+
+def quantize(config_path: str | Path, prepared: str | Path, model: str, recipes: list[str], out: str | Path) -> None:
+    """Quantize ``model`` with each recipe and seed into ``out/<recipe>/seed<k>/``.
+
+    A unit whose key (recipe, model weights, code, libraries) and files have not changed is kept. A recipe that fails
+    is a report with status ``failed`` and the reason; the others go on.
+
+    Raises:
+        ConfigError: the config is wrong, or does not have this model or recipe.
+        ValueError: a group size does not divide a layer, or the model is already quantized; before any work.
+    """
+    config = configuration.load(config_path)
+    facts = json.loads(Path(prepared).read_text())["models"][model]
+    entry = config.models[model]
+    device = pick_device(config.device)
+    torch.set_num_threads(config.limits.threads)
+    quiet()
+    units = [recipe for name in recipes for recipe in units_of(config, name)]
+    tokenizer = load_tokenizer(entry.path, entry.revision)
+    out = Path(out)
+    kept = Kept(out.parent / ".kept")
+    for number, recipe in enumerate(units, 1):
+        folder = out / recipe.name / f"seed{recipe.seed}"
+        identity = _identity(recipe, facts["fingerprint"], device)
+        progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
+        record = kept.get("quantize", key(identity), folder / "report.json")
+        if record is not None and record["hashes"]["weights"] == folder_digest(folder):
+            print(f"{progress} kept", flush=True)
+            continue
+        with Measured() as cost:
+            record = _unit(recipe, entry, tokenizer, folder, device)
+        record |= {
+            "format_version": FORMAT_VERSION,
+            "key": key(identity),
+            "model": model,
+            "family": facts["family"],
+            "seconds": cost.seconds,
+            "peak_mib": cost.peak_mib,
+            "versions": identity["versions"],
+        }
+        record["hashes"] |= {"source": facts["fingerprint"], "code": identity["code"]}
+        kept.put("quantize", key(identity), record, folder / "report.json")
+        print(f"{progress} {_summary(record)}", flush=True)
+
+
+def units_of(config: configuration.Config, name: str) -> Iterator[Recipe]:
+    """A recipe of the config, once for each of its seeds, with every option filled in."""
+    entry = config.recipes[name]
+    options = configuration.method_info(entry.method).options.model_validate(entry.options).model_dump(mode="json")
+    for seed in config.seeds_of(name):
+        yield Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
+
+
+def _identity(recipe: Recipe, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Everything that can move a packed file."""
+    info = configuration.method_info(recipe.method)
+    return {
+        "recipe": dict(vars(recipe)),
+        "source": fingerprint,
+        "device": device.type,
+        "code": source_hash(["r2q/models", "r2q/quantization", info.path]),
+        "versions": versions("torch", "transformers", "safetensors"),
+    }
+
+
+def _unit(
+    recipe: Recipe, entry: configuration.Model, tokenizer: Any, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Quantize, write and describe one unit."""
+    record: dict[str, Any] = {
+        "status": "ok",
+        "error": None,
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "granularity": recipe.granularity,
+        "group_size": recipe.fixed_group_size,
+        "bits": recipe.bits,
+        "seed": recipe.seed,
+        "options": recipe.options,
+    }
+    model = load_full(entry.path, entry.revision)
+    total = sum(p.numel() for p in model.parameters())
+    targets = list_targets(model, recipe.lm_head)
+    if recipe.granularity is not None:
+        for target in targets:
+            recipe.group_size(target.weight.shape[-1], target.name)
+    element_bits = 8 * targets[0].weight.element_size()
+    try:
+        layers, notes = apply(make_method(recipe), model, targets, device)
+        digests = save(model, tokenizer, folder, dict(vars(recipe)))
+    except FAILURES as error:
+        sizes = dict.fromkeys(("bits_per_weight", "file_bytes", "formula_bytes"))
+        return (
+            record
+            | sizes
+            | {
+                "status": "failed",
+                "error": " ".join(str(error).split()) or type(error).__name__,
+                "quantized_weights": 0,
+                "total_parameters": total,
+                "layers": [],
+                "notes": {},
+                "hashes": {"weights": folder_digest(folder)},
+            }
+        )
+    weights = sum(math.prod(layer["shape"]) for layer in layers)
+    layer_bits = sum(layer["bits_per_weight"] * math.prod(layer["shape"]) for layer in layers)
+    return record | {
+        "bits": recipe.bits if layers else element_bits,
+        "bits_per_weight": layer_bits / weights if layers else float(element_bits),
+        "quantized_weights": weights,
+        "total_parameters": total,
+        "file_bytes": sum((folder / file).stat().st_size for file in digests),
+        "formula_bytes": formula_bytes(model),
+        "layers": layers,
+        "notes": notes,
+        "hashes": {"weights": weights_digest(digests)},
+    }
+
+
+@torch.no_grad()
+def apply(
+    method: Method, model: Any, targets: list[Target], device: torch.device, data: Any = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Quantize the targets of ``model`` in place.
+
+    Weights are visited one by one where the method allows it, and each is let go as soon as it is packed: the peak
+    is the model plus one layer.
+
+    Returns:
+        One description per layer (see :func:`describe`), and the method's notes.
+    """
+    layers = []
+    if isinstance(method, WeightMethod):
+        for target in targets:
+            start = time.perf_counter()
+            weight = target.weight.to(device)
+            quantized = method.quantize_weight(weight, target.name)
+            seconds = round(time.perf_counter() - start, 4)
+            layers.append(describe(target.name, quantized, weight) | {"seconds": seconds})
+            del weight
+            replace(model, target, to_device(quantized, "cpu"))
+        return layers, {}
+    result = method.quantize(model, targets, data)
+    by_name = {target.name: target for target in targets}
+    notes = dict(result.notes)
+    of_layers = notes.pop("layers", {})
+    parameters = dict(model.named_parameters())
+    for name, quantized in result.layers.items():
+        layers.append(describe(name, quantized, by_name[name].weight) | of_layers.get(name, {}))
+    for name, tensor in result.other.items():
+        parameters[name].data.copy_(tensor)
+    for name, quantized in result.layers.items():
+        replace(model, by_name[name], to_device(quantized, "cpu"))
+    return layers, notes
+
+
+def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
+    """The same quantized weight on another device."""
+    moved = {name: tensor.to(device) for name, tensor in weight.grid.tensors().items()}
+    grid = type(weight.grid).from_tensors(moved, weight.grid.bits, weight.grid.shape)
+    in_scale = None if weight.in_scale is None else weight.in_scale.to(device)
+    return QuantizedWeight(weight.packed.to(device), grid, weight.shape, in_scale)
+
+
+def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dict[str, Any]:
+    """Error and size of one layer: ``mse`` per weight, and ``relative_error`` = squared error / squared weights."""
+    error = power = 0.0
+    width = weight.shape[-1]
+    rows_at_once = max(1, (1 << 20) // width)
+    full = weight.reshape(-1, width).to(quantized.packed.device).split(rows_at_once)
+    back = quantized.dequantize().reshape(-1, width).split(rows_at_once)
+    for rows, decoded in zip(full, back, strict=True):
+        error += float((decoded - rows.float()).double().square().sum())
+        power += float(rows.double().square().sum())
+    return {
+        "name": name,
+        "shape": list(weight.shape),
+        "mse": error / weight.numel(),
+        "relative_error": error / power if power else 0.0,
+        "bits_per_weight": quantized.formula_bits() / weight.numel(),
+        "status": "ok",
+    }
+
+
+def formula_bytes(model: Any) -> int:
+    """Bytes that the tensors of a model take on disk: codes and scales by their formula, the rest as it is."""
+    total, seen = 0.0, set()
+    inside = set()
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight):
+            total += module.quantized().formula_bits() / 8
+            inside |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+    for name, tensor in model.state_dict().items():
+        if name not in inside and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            total += tensor.numel() * tensor.element_size()
+    return math.ceil(total)
+
+
+def _summary(record: dict[str, Any]) -> str:
+    if record["status"] != "ok":
+        return f"FAILED: {record['error']}"
+    weights = sum(math.prod(layer["shape"]) for layer in record["layers"])
+    error = sum(layer["mse"] * math.prod(layer["shape"]) for layer in record["layers"]) / weights if weights else 0.0
+    size = f"{record['bits_per_weight']:.2f} bits/weight, {record['file_bytes'] / 2**20:.2f} MiB"
+    return f"{size}, weight MSE {error:.3g}, {record['seconds']:.1f} s, peak {record['peak_mib']:.0f} MiB"

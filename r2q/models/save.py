@@ -1,0 +1,85 @@
+"""Writing a packed model: a Hugging Face folder of safetensors, config.json and tokenizer. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from r2q.models.packed import PackedWeight
+from r2q.models.plugin import R2QConfig, R2QQuantizer, file_sha256
+
+MAX_SHARD = "5GB"
+
+
+def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> dict[str, str]:
+    """Write ``model`` with its packed layers into ``folder``, file by file, config.json last.
+
+    Tied weights are written once. A model without packed layers becomes a plain folder.
+
+    Returns:
+        SHA-256 of each weight file.
+    """
+    scratch = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    layers = {name: module.spec for name, module in model.named_modules() if isinstance(module, PackedWeight)}
+    if layers:
+        digests = _save_state(_untied(model.state_dict()), scratch)
+        model.config.quantization_config = R2QConfig(recipe=recipe, layers=layers, sha256=digests)
+        model.hf_quantizer = R2QQuantizer(model.config.quantization_config)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(scratch)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(scratch)
+    else:
+        model.save_pretrained(scratch, max_shard_size=MAX_SHARD)
+        digests = {file.name: file_sha256(file) for file in sorted(scratch.glob("*.safetensors"))}
+    if tokenizer is not None:
+        tokenizer.save_pretrained(scratch)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.safetensors*"):
+        stale.unlink()
+    for file in sorted(scratch.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(folder / file.name)
+    scratch.rmdir()
+    return digests
+
+
+def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each storage once, under the first name that has it (the input embedding comes before the head)."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    kept = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() == 0 or seen.setdefault(key, name) == name:
+            kept[name] = tensor.detach().contiguous()
+    return kept
+
+
+def _save_state(state: dict[str, torch.Tensor], folder: Path) -> dict[str, str]:
+    plan = split_torch_state_dict_into_shards(state, max_shard_size=MAX_SHARD)
+    for file, names in plan.filename_to_tensors.items():
+        save_file({name: state[name].cpu() for name in names}, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+    return {file: file_sha256(folder / file) for file in sorted(plan.filename_to_tensors)}
+
+
+def weights_digest(digests: dict[str, str]) -> str:
+    """One SHA-256 for all weight files of a folder."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str | None:
+    """:func:`weights_digest` of the weight files in ``folder``; None when there are none."""
+    digests = {file.name: file_sha256(file) for file in folder.glob("*.safetensors")}
+    return weights_digest(digests) if digests else None

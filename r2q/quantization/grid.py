@@ -1,0 +1,231 @@
+"""The three kinds of levels that a packed weight may use, each with 16-bit parameters per group.
+
+A weight of ``rows * groups * n`` numbers is read, in memory order, as ``[rows, groups, n]``: the numbers of one group
+share one set of ``2**bits`` levels. ``rows`` is out_features for group and channel granularity, 1 for a whole tensor,
+and the number of experts for a whole tensor of stacked experts.
+
+Parameters are rounded to float16 when a grid is made, so codes are always chosen for the levels that are stored.
+Arithmetic on them is float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+import torch
+
+from r2q.quantization.packing import pack, packed_width, unpack
+
+SCALE_DTYPE = torch.float16
+SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a divisor that stays positive in storage
+
+
+def stored(values: torch.Tensor) -> torch.Tensor:
+    """Round scales to the 16 bits that are stored.
+
+    Raises:
+        ValueError: a value is not finite, or above the largest float16 (65504).
+    """
+    rounded = values.to(SCALE_DTYPE)
+    if not torch.isfinite(rounded).all():
+        kind = "are not finite" if not torch.isfinite(values).all() else "exceed 65504, the largest 16-bit scale"
+        raise ValueError(f"weights {kind}")
+    return rounded
+
+
+def nearest_rank(levels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Rank of the nearest of the ascending ``levels [..., k]`` for each of ``values [..., n]``; ties go up (uint8)."""
+    middles = (levels[..., 1:] + levels[..., :-1]) / 2
+    rank = torch.zeros(values.shape, dtype=torch.uint8, device=values.device)
+    for j in range(middles.shape[-1]):
+        rank += values >= middles[..., j : j + 1]
+    return rank
+
+
+@dataclass(frozen=True)
+class Grid(ABC):
+    """Levels of every group of one weight. ``bits`` is the width of a code."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def bits(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def side_bits(self) -> int:
+        """Bits stored for one group besides its codes."""
+
+    @abstractmethod
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes uint8 ``[rows, groups, n]`` -> float32 levels of the same shape."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(rows, groups)``."""
+        first = getattr(self, fields(self)[0].name)
+        return first.shape[0], first.shape[1]
+
+    def levels(self) -> torch.Tensor:
+        """float32 ``[rows, groups, 2**bits]``, in the order of the codes."""
+        device = getattr(self, fields(self)[0].name).device
+        codes = torch.arange(2**self.bits, dtype=torch.uint8, device=device)
+        return self.decode(codes.expand(*self.shape, -1))
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """Codes (uint8) of the nearest levels of float32 ``values [rows, groups, n]``; ties go to the upper level."""
+        levels, order = self.levels().sort(-1)
+        rank = nearest_rank(levels, values)
+        return order.to(torch.uint8).gather(-1, rank.long())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> Self:
+        """The inverse of :meth:`tensors`."""
+
+    @classmethod
+    def cat(cls, grids: list[Self]) -> Self:
+        """Stack grids of consecutive rows."""
+        if len(grids) == 1:
+            return grids[0]
+        columns = {}
+        for f in fields(cls):
+            values = [getattr(grid, f.name) for grid in grids]
+            columns[f.name] = torch.cat(values) if torch.is_tensor(values[0]) else values[0]
+        return cls(**columns)
+
+
+@dataclass(frozen=True)
+class AffineGrid(Grid):
+    """Evenly spaced levels ``(code - zero) * scale``.
+
+    Attributes:
+        scale: float16 ``[rows, groups]``.
+        zero: ``[rows, groups]``; uint8 below ``2**bits`` (stored at ``bits`` bits) or float16.
+        width: bits of a code.
+    """
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+    width: int
+
+    kind: ClassVar[str] = "affine"
+
+    @property
+    def bits(self) -> int:
+        return self.width
+
+    @property
+    def side_bits(self) -> int:
+        return 16 + (self.width if self.zero.dtype == torch.uint8 else 16)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return (codes.float() - self.zero.float().unsqueeze(-1)) * self.scale.float().unsqueeze(-1)
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """``clamp(round(values / scale) + zero)``, the rule of every published round-to-nearest quantizer."""
+        steps, zero = values / self.scale.float().unsqueeze(-1), self.zero.float().unsqueeze(-1)
+        codes = steps.round_().add_(zero) if self.zero.dtype == torch.uint8 else steps.add_(zero).round_()
+        return codes.clamp_(0, 2**self.width - 1).to(torch.uint8)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        if self.zero.dtype != torch.uint8:
+            return {"scale": self.scale, "zero": self.zero}
+        return {"scale": self.scale, "zero": pack(self.zero.flatten(), self.width)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> AffineGrid:
+        zero = tensors["zero"]
+        if zero.dtype == torch.uint8:
+            zero = unpack(zero, bits, shape[0] * shape[1]).reshape(shape)
+        return cls(tensors["scale"], zero, bits)
+
+
+@dataclass(frozen=True)
+class BinaryGrid(Grid):
+    """Sums of signed scales ``±alpha_0 ± alpha_1 ...``; bit ``i`` of a code is the sign of ``alpha_i`` (set: plus).
+
+    Attributes:
+        alpha: float16 ``[rows, groups, bits]``.
+    """
+
+    alpha: torch.Tensor
+
+    kind: ClassVar[str] = "binary"
+
+    @property
+    def bits(self) -> int:
+        return self.alpha.shape[-1]
+
+    @property
+    def side_bits(self) -> int:
+        return 16 * self.bits
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        alpha = self.alpha.float()
+        total = torch.zeros(codes.shape, dtype=torch.float32, device=codes.device)
+        for i in range(self.bits):
+            sign = ((codes >> i) & 1).float().mul_(2).sub_(1)
+            total += sign.mul_(alpha[..., i : i + 1])
+        return total
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> BinaryGrid:
+        return cls(tensors["alpha"])
+
+
+@dataclass(frozen=True)
+class CodebookGrid(Grid):
+    """Any ``2**bits`` levels per group.
+
+    Attributes:
+        book: float16 ``[rows, groups, 2**bits]``.
+    """
+
+    book: torch.Tensor
+
+    kind: ClassVar[str] = "codebook"
+
+    @property
+    def bits(self) -> int:
+        return self.book.shape[-1].bit_length() - 1
+
+    @property
+    def side_bits(self) -> int:
+        return 16 * self.book.shape[-1]
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.book.float().gather(-1, codes.long())
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> CodebookGrid:
+        return cls(tensors["book"])
+
+
+GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, BinaryGrid, CodebookGrid)}
+
+
+def stored_shapes(
+    kind: str, bits: int, shape: tuple[int, int], float_zero: bool
+) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of what a grid of ``shape`` (rows, groups) stores, without making one."""
+    rows, groups = shape
+    if kind == "affine":
+        zero = (
+            (torch.Size(shape), SCALE_DTYPE)
+            if float_zero
+            else (torch.Size([packed_width(rows * groups, bits)]), torch.uint8)
+        )
+        return {"scale": (torch.Size(shape), SCALE_DTYPE), "zero": zero}
+    if kind == "binary":
+        return {"alpha": (torch.Size([rows, groups, bits]), SCALE_DTYPE)}
+    if kind == "codebook":
+        return {"book": (torch.Size([rows, groups, 2**bits]), SCALE_DTYPE)}
+    raise ValueError(f"unknown grid {kind!r}: one of {', '.join(GRIDS)}")

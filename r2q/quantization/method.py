@@ -1,0 +1,216 @@
+"""The contract of a quantization method: what goes in, what comes out, what may not happen in between.
+
+A method may not write files, choose layers or swallow numerical errors, and never silently becomes another method:
+it raises with the layer's name, or records what it did in its notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+
+from r2q.config import MethodOptions
+from r2q.quantization.grid import Grid
+from r2q.quantization.packing import pack, packed_width, unpack
+
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # weights handled at once: half the cache of a core; a small part of a GPU
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its options, as one row of a table.
+
+    Attributes:
+        name: the row's name, e.g. ``r2q-g64``.
+        method: a file of ``baselines/``, ``r2q``, or the dotted path of a class.
+        granularity: ``g<size>`` (groups along in_features), ``channel`` (one group a row), ``tensor``, or None.
+        bits: bits of a code.
+        seed: seeds everything random in the method.
+        options: the method's own options, already checked.
+        lm_head: whether an untied output head is quantized too.
+    """
+
+    name: str
+    method: str
+    granularity: str | None = None
+    bits: int = 2
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    lm_head: bool = False
+
+    @property
+    def fixed_group_size(self) -> int | None:
+        """The size in ``g<size>``; None for the other granularities."""
+        name = self.granularity or ""
+        return int(name[1:]) if name.startswith("g") else None
+
+    def group_size(self, in_features: int, layer: str) -> int | None:
+        """Weights along in_features that share levels; None for the whole tensor.
+
+        Raises:
+            ValueError: the group size does not divide in_features; names the layer.
+        """
+        if self.granularity == "tensor":
+            return None
+        if self.granularity == "channel":
+            return in_features
+        if self.granularity is None:
+            raise ValueError(f"recipe {self.name}: method {self.method} needs a granularity (g<size>, channel, tensor)")
+        size = self.fixed_group_size
+        if size is None or in_features % size:
+            raise ValueError(
+                f"recipe {self.name}: group size {size} does not divide the {in_features} input features of {layer}"
+            )
+        return size
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """One quantized weight matrix, or one stack of expert matrices.
+
+    Attributes:
+        packed: uint8 ``[out, ceil(in * bits / 8)]``; ``[experts * out, ...]`` for a stack.
+        grid: levels of its groups.
+        shape: ``(out, in)`` or ``(experts, out, in)``.
+        in_scale: float16 ``[in]`` or None; the weight is the decoded one divided by it, column by column.
+    """
+
+    packed: torch.Tensor
+    grid: Grid
+    shape: tuple[int, ...]
+    in_scale: torch.Tensor | None = None
+
+    @classmethod
+    def from_codes(cls, codes: torch.Tensor, grid: Grid, in_scale: torch.Tensor | None = None) -> QuantizedWeight:
+        """From unpacked codes, uint8 ``[out, in]`` or ``[experts, out, in]``."""
+        packed = pack(codes.reshape(-1, codes.shape[-1]), grid.bits)
+        return cls(packed, grid, tuple(codes.shape), in_scale)
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """uint8, in the weight's shape."""
+        return unpack(self.packed, self.grid.bits, self.shape[-1]).reshape(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything stored for this weight."""
+        tensors = [self.packed, *self.grid.tensors().values()]
+        if self.in_scale is not None:
+            tensors.append(self.in_scale)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def formula_bits(self) -> int:
+        """Bits of this weight by the formula: codes, then ``side_bits`` a group, then 16 a scaled input."""
+        rows, groups = self.grid.shape
+        code_bits = 8 * packed_width(self.shape[-1], self.grid.bits) * self.packed.shape[0]
+        return code_bits + rows * groups * self.grid.side_bits + 16 * (0 if self.in_scale is None else self.shape[-1])
+
+    def dequantize(self) -> torch.Tensor:
+        """float32, in the weight's shape."""
+        weight = self.grid.decode(self.codes.reshape(*self.grid.shape, -1)).reshape(self.shape)
+        return weight if self.in_scale is None else weight / self.in_scale.float()
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a method made of a model.
+
+    Attributes:
+        layers: quantized weights by target name.
+        other: full-precision tensors that the method changed, by parameter name.
+        notes: what the method has to say, JSON values only; ``notes["layers"][name]`` belongs to one layer.
+    """
+
+    layers: dict[str, QuantizedWeight]
+    other: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Weighted(Protocol):
+    """What a method sees of a target layer."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> torch.Tensor: ...
+
+
+class Method(ABC):
+    """A way to quantize a model.
+
+    Attributes:
+        needs: what it works from; decides what data it is given.
+        stochastic: whether the seed can change its result.
+        Options: its options, closed, with defaults.
+        version: raised whenever the numbers it produces can change.
+    """
+
+    needs: ClassVar[Literal["weights", "calibration", "training"]] = "weights"
+    stochastic: ClassVar[bool] = False
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    version: ClassVar[int] = 1
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.options: Any = self.Options(**recipe.options)
+
+    @abstractmethod
+    def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
+        """Quantize the target layers of ``model``, whose weights stay as they are."""
+
+
+class WeightMethod(Method):
+    """A method that is a pure function of one weight: also a fake quantizer for training and a lattice for GPTQ."""
+
+    @abstractmethod
+    def fit_groups(self, values: torch.Tensor) -> Grid:
+        """Levels for the groups of float32 ``values [rows, groups, n]``."""
+
+    def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Codes (uint8) of ``values [rows, groups, n]`` on ``grid``: the nearest levels, unless a method differs."""
+        return grid.encode(values)
+
+    @torch.no_grad()
+    def quantize_weight(self, weight: torch.Tensor, name: str = "weight") -> QuantizedWeight:
+        """Quantize one weight ``[out, in]``, or a stack of expert weights ``[experts, out, in]``.
+
+        Raises:
+            ValueError: the group size does not divide in_features, or a weight is not finite; names the layer.
+        """
+        size = self.recipe.group_size(weight.shape[-1], name)
+        if size is None:
+            blocks = weight.reshape(1 if weight.dim() == 2 else weight.shape[0], 1, -1)
+        else:
+            blocks = weight.reshape(-1, weight.shape[-1] // size, size)
+        rows = max(1, CHUNK.get(weight.device.type, CHUNK["cpu"]) // blocks[0].numel())
+        grids, codes = [], []
+        self.begin(name)
+        try:
+            for chunk in blocks.split(rows):
+                values = chunk.float()
+                grids.append(self.fit_groups(values))
+                codes.append(self._pack_rows(self.encode_groups(values, grids[-1]), weight.shape[-1]))
+        except ValueError as error:
+            raise ValueError(f"recipe {self.recipe.name}, layer {name}: {error}") from None
+        return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
+
+    def _pack_rows(self, codes: torch.Tensor, in_features: int) -> torch.Tensor:
+        return pack(codes.reshape(-1, in_features), self.recipe.bits)
+
+    def begin(self, name: str) -> None:
+        """Called before a layer is quantized; methods with random codes seed themselves here."""
+
+    def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
+        return Quantized({target.name: self.quantize_weight(target.weight, target.name) for target in targets})
+
+
+def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator of its own for each (seed, layer), so that layers may be visited in any order."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
