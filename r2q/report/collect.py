@@ -55,9 +55,7 @@ def short_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _read_units(
-    config: Config, results: Path
-) -> Iterator[tuple[str, str, int, dict[str, Any], dict[str, Any] | None]]:
+def _read_units(config: Config, results: Path) -> Iterator[tuple[str, str, int, dict[str, Any], dict[str, Any] | None]]:
     """(model, recipe, seed, report, evaluation or None where quantizing failed), in the order of the config."""
     units = [(model, recipe, seed) for model in config.models for recipe, seed in config.units(model)]
     found, missing = [], []

@@ -16,12 +16,15 @@ import pandas as pd
 
 from r2q.kept import write_atomic
 
-COLUMNS = (
-    "run model family recipe method granularity group_size bits_per_weight file_bytes seed task metric value stderr n "
-    "chance majority higher_is_better in_table status seconds peak_mib provenance"
-).split()
+COLUMNS = [
+    "run", "model", "family", "recipe", "method", "granularity", "group_size", "bits_per_weight", "file_bytes", "seed",
+    "task", "metric", "value", "stderr", "n", "chance", "majority", "higher_is_better", "in_table", "status", "seconds",
+    "peak_mib", "provenance",
+]  # fmt: skip
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
-LAYER_COLUMNS = "run model recipe seed layer shape mse relative_error bits_per_weight seconds status".split()
+LAYER_COLUMNS = [
+    "run", "model", "recipe", "seed", "layer", "shape", "mse", "relative_error", "bits_per_weight", "seconds", "status",
+]  # fmt: skip
 
 _FLOATS = {"bits_per_weight", "value", "stderr", "chance", "majority", "seconds", "peak_mib", "mse", "relative_error"}
 _INTEGERS = {"group_size", "file_bytes", "seed", "n"}

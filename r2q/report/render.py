@@ -1,0 +1,220 @@
+"""The main table as text: CSV for programs, Markdown for reading, plain text for the terminal (LaTeX: `latex.py`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from r2q.report.summary import AVERAGE, Cell, Column, Row, Table, by_size, show
+
+CHANCE_MARK = "°"
+MIB = 2**20
+TERMINAL_REASON = 70  # characters of a failure's reason in the terminal
+PERPLEXITIES = (  # pattern of a metric's name, what it is
+    (r"word_perplexity", "word_perplexity is per whitespace-separated word of whole documents"),
+    (r"byte_perplexity", "byte_perplexity is per byte of whole documents"),
+    (r"token_ppl_\d+", "token_ppl_N is per token of the joined text in windows of N tokens"),
+)
+
+
+def csv_rows(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of main.csv: values as they are (accuracies as fractions), marks as lists of column names."""
+    head = ["run", "model", "family", "recipe", "method", "bits_per_weight", "file_bytes", "seeds", "status"]
+    parts = [f"{column.name}{part}" for column in table.columns for part in ("", " stderr", " sd")]
+    rows = []
+    for block in table.blocks:
+        for row in block.rows:
+            record: dict[str, Any] = {"run": table.run, "model": block.model, "family": block.family}
+            record |= {"recipe": row.recipe, "method": row.method, "bits_per_weight": row.bits}
+            record |= {"file_bytes": None if row.file_bytes is None else int(row.file_bytes)}
+            record |= {"seeds": row.seeds or None}
+            record["status"] = f"failed: {'; '.join(row.failures)}" if row.failures else "ok"
+            marks: dict[str, list[str]] = {"best": [], "at_chance": []}
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                record |= {column.name: cell.value, f"{column.name} stderr": cell.stderr, f"{column.name} sd": cell.sd}
+                for mark, names in marks.items():
+                    names += [column.name] if getattr(cell, mark) else []
+            rows.append(record | {mark: "; ".join(names) for mark, names in marks.items()})
+    return [*head, *parts, "best", "at_chance"], rows
+
+
+def markdown(table: Table) -> str:
+    """One block per model, every (model, recipe) by file size, and a legend."""
+    unit, size = size_unit(table)
+    head = ["recipe", "bits/weight", f"file ({unit})", *map(heading, table.columns)]
+    lines = [f"# {table.run}", ""]
+    for block in table.blocks:
+        body, notes = [], []
+        for row in block.rows:
+            cells = [_markdown_cell(cell, column) for column, cell in zip(table.columns, row.cells, strict=True)]
+            if row.failed:
+                cells[0] = "failed"
+            body.append([label(row), show_bits(row), size(row), *cells])
+            notes += [f"- {row.recipe} failed: {_one_line(reason)}" for reason in row.failures]
+        lines += [f"## {block.model} ({block.family})", "", *_grid(head, body), ""]
+        lines += [*notes, ""] if notes else []
+    lines += ["## By file size", "", *_size_table(table, unit, size), ""]
+    return "\n".join([*lines, *(f"- {line}" for line in legend(table, "**bold**", "±"))]) + "\n"
+
+
+def _size_table(table: Table, unit: str, size: Callable[[Row], str]) -> list[str]:
+    errors = [(i, column) for i, column in enumerate(table.columns) if not column.higher_is_better]
+    last = [(len(table.columns) - 1, table.columns[-1])] if table.columns[-1].percent else []
+    body = []
+    for block, row, above in by_size(table):
+        shown = [_plain(row.cells[i], column, spread=True) for i, column in [*errors, *last]]
+        body.append([size(row), "▲" if above else "", block.model, label(row), show_bits(row), *shown])
+    head = [
+        f"file ({unit})",
+        "",
+        "model",
+        "recipe",
+        "bits/weight",
+        *(heading(column) for _, column in [*errors, *last]),
+    ]
+    text = _grid(head, body, left=(2, 3))
+    return (
+        [*text, "", "▲ = no other file that is as small or smaller has an average as high."]
+        if last and last[0][1].task == AVERAGE
+        else text
+    )
+
+
+def terminal(table: Table) -> str:
+    """A compact form without spreads, at most about 130 columns for ten scores."""
+    unit, size = size_unit(table)
+    heads = [["recipe"], ["bits/", "weight"], ["file", unit], *map(_wrapped_heading, table.columns)]
+    widths = [max(len(label(row)) for block in table.blocks for row in block.rows), 6, 6]
+    for i, column in enumerate(table.columns):
+        shown = [show(row.cells[i].value, column) for block in table.blocks for row in block.rows]
+        widths.append(max(map(len, [*shown, *heads[i + 3]])))
+    height = max(map(len, heads))
+    tops = [[""] * (height - len(head)) + head for head in heads]
+
+    def line(fields: Sequence[str], marks: Sequence[str]) -> str:
+        first = fields[0].ljust(widths[0])
+        rest = (field.rjust(width) + mark for field, width, mark in zip(fields[1:], widths[1:], marks, strict=False))
+        return " ".join([first, *rest]).rstrip()
+
+    blank = [" "] * (len(widths) - 1)
+    lines = [line([top[i] for top in tops], blank) for i in range(height)]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    for block in table.blocks:
+        lines += [rule, f"{block.model} ({block.family})"]
+        for row in block.rows:
+            if row.failed:
+                reason = _one_line("; ".join(row.failures))
+                cut = reason if len(reason) <= TERMINAL_REASON else reason[: TERMINAL_REASON - 1] + "…"
+                lines.append(line([label(row), show_bits(row), size(row)], blank) + f"  failed: {cut}")
+                continue
+            marks = ["*" if cell.best else CHANCE_MARK if cell.at_chance else " " for cell in row.cells]
+            shown = [show(cell.value, column) for column, cell in zip(table.columns, row.cells, strict=True)]
+            lines.append(line([label(row), show_bits(row), size(row), *shown], [" ", " ", *marks]))
+    lines += [rule, f"* best of the same whole bits/weight   {CHANCE_MARK} at most one stderr above chance or majority"]
+    return "\n".join(lines) + "\n"
+
+
+def legend(table: Table, bold: str, plus_minus: str) -> list[str]:
+    """What the marks and columns mean, a sentence each; `bold` and `plus_minus` as the format writes them."""
+    percent = [column for column in table.columns if column.percent and column.task != AVERAGE]
+    lines = [
+        f"{bold}: best value of the column among recipes with the same whole number of bits per weight (2.00 to 2.99, "
+        "and so on); full precision and random codes do not compete, and no value at chance is best.",
+        f"{CHANCE_MARK}: at most one standard error above chance or above the majority rate, whichever is higher.",
+        f"{plus_minus}: standard error over the items; where a row names its number of seeds, standard deviation "
+        "over the seeds.",
+        "chance: expected score of a random answer; majority: score of always giving the most frequent right answer.",
+        "bits/weight: of the quantized layers, scales included; file: all of model.safetensors, embeddings included.",
+    ]
+    if percent:
+        columns = f" average: mean of {', '.join(column.task for column in percent)}." if len(percent) > 1 else ""
+        lines.append(f"Accuracies are in percent.{columns}")
+    metrics = [column.metric.partition("/")[0] for column in table.columns]
+    lines += [f"{text}." for pattern, text in PERPLEXITIES if any(re.fullmatch(pattern, name) for name in metrics)]
+    counts = [(column.name, column.n) for column in table.columns if column.n]
+    shown = [f"{name} {low}" if low == high else f"{name} {low}-{high}" for name, (low, high) in counts]
+    return [*lines, f"Items: {', '.join(shown)}."] if shown else lines
+
+
+def size_unit(table: Table) -> tuple[str, Callable[[Row], str]]:
+    """One unit for all files of the table, and the function that writes a row's file size in it."""
+    sizes = [row.file_bytes for block in table.blocks for row in block.rows if row.file_bytes is not None]
+    largest = max(sizes, default=0.0)
+    unit, divisor, places = ("KiB", 1024, 1) if largest < MIB else ("MiB", MIB, 2 if largest < 100 * MIB else 0)
+    return unit, lambda row: "–" if row.file_bytes is None else f"{row.file_bytes / divisor:.{places}f}"
+
+
+def heading(column: Column) -> str:
+    return column.task if column.task == AVERAGE else f"{column.name} {arrow(column)}"
+
+
+def arrow(column: Column) -> str:
+    return "↑" if column.higher_is_better else "↓"
+
+
+def label(row: Row) -> str:
+    return f"{row.recipe} ({row.seeds} seeds)" if any(cell.sd is not None for cell in row.cells) else row.recipe
+
+
+def show_bits(row: Row) -> str:
+    return "–" if row.bits is None else f"{row.bits:.2f}"
+
+
+def show_spread(cell: Cell, column: Column) -> str:
+    """The spread with as many decimals as its value; "" if there is none."""
+    if cell.value is None or cell.spread is None:
+        return ""
+    shown = show(cell.value, column)
+    if "e" in shown or not shown[-1].isdigit():
+        return f"{cell.spread:.1e}"
+    return f"{cell.spread * (100 if column.percent else 1):.{len(shown.partition('.')[2])}f}"
+
+
+def _plain(cell: Cell, column: Column, spread: bool) -> str:
+    around = show_spread(cell, column) if spread else ""
+    mark = CHANCE_MARK if cell.at_chance else ""
+    return f"{show(cell.value, column)}{mark}{f' ±{around}' if around else ''}"
+
+
+def _markdown_cell(cell: Cell, column: Column) -> str:
+    text = _plain(cell, column, spread=True)
+    return re.sub(r"^[^ ]+", lambda match: f"**{match[0]}**", text) if cell.best else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def _grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """A Markdown table whose source is aligned too; columns of `left` are left-aligned."""
+    rows = [list(head), *map(list, body)]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]
+
+    def line(fields: Sequence[str]) -> str:
+        padded = [
+            field.ljust(width) if i in left else field.rjust(width)
+            for i, (field, width) in enumerate(zip(fields, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * width if i in left else "-" * (width - 1) + ":") for i, width in enumerate(widths)]
+    return [line(rows[0]), line(rule), *map(line, rows[1:])]
+
+
+def _wrapped_heading(column: Column) -> list[str]:
+    """Task, then metric, broken after underscores into narrow lines."""
+    lines: list[str] = []
+    words = [re.findall(r"[^_/-]+[_/-]*", word) for word in (column.task, column.metric) if word]
+    width = max(7, *(len(piece) for pieces in words for piece in pieces))
+    for pieces in words:
+        lines.append("")
+        for piece in pieces:
+            if len(lines[-1]) + len(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+    if column.task == AVERAGE:
+        return lines
+    if len(lines[-1]) + 2 > width:
+        return [*lines, arrow(column)]
+    return [*lines[:-1], f"{lines[-1]} {arrow(column)}"]

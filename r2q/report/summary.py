@@ -1,0 +1,249 @@
+"""The main table as data: which rows and columns there are, what is best, what is no better than chance.
+
+`summarize(scores)` decides; `r2q.report.render` only writes it down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+
+import pandas as pd
+
+FULL_PRECISION, CONTROLS = "full_precision", ("random_codes",)  # methods that do not compete for the best value
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One (task, metric); `percent`: an accuracy, shown times 100 and averaged. `n`: least and most items."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    percent: bool
+    n: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.metric}".strip()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean over seeds; `spread` is its standard error, or with several seeds the standard deviation over them."""
+
+    value: float | None = None
+    stderr: float | None = None
+    sd: float | None = None
+    best: bool = False
+    at_chance: bool = False
+
+    @property
+    def spread(self) -> float | None:
+        return self.stderr if self.sd is None else self.sd
+
+
+@dataclass(frozen=True)
+class Row:
+    """`recipe` is "chance", "majority" or a recipe's name; `failures` say which seeds or numbers failed, and why."""
+
+    recipe: str
+    method: str = ""
+    bits: float | None = None
+    file_bytes: float | None = None
+    seeds: int = 0  # that have values
+    failures: tuple[str, ...] = ()
+    cells: tuple[Cell, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        return self.seeds == 0 and bool(self.failures)
+
+
+@dataclass(frozen=True)
+class Block:
+    model: str
+    family: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    run: str
+    columns: tuple[Column, ...]
+    blocks: tuple[Block, ...] = field(default=())
+
+
+def summarize(scores: pd.DataFrame) -> Table:
+    """The main table of one run's scores (the columns of `scores.COLUMNS`).
+
+    A block per model in the order of the scores; in it chance, majority, full precision, then the recipes by effective
+    bits. Raises ValueError when nothing stands in the table, or when one task has two chance levels for one model.
+    """
+    shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    columns = _columns(shown)
+    if not columns:
+        reasons = "; ".join(dict.fromkeys(scores["status"])) or "there are no rows"
+        raise ValueError(f"no score has in_table = True, so there is no table to write ({reasons})")
+    blocks = [
+        _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
+        for model in dict.fromkeys(scores["model"])
+    ]
+    return Table(scores["run"].iloc[0], tuple(columns), tuple(blocks))
+
+
+def by_size(table: Table) -> list[tuple[Block, Row, bool]]:
+    """Every (model, recipe) with a file, smallest first; True where no file of at most its bytes averages as high."""
+
+    def average(row: Row) -> float | None:
+        return row.cells[-1].value if table.columns[-1].task == AVERAGE else None
+
+    rows = [(block, row) for block in table.blocks for row in block.rows if row.file_bytes is not None]
+    rows.sort(key=lambda pair: (pair[1].file_bytes or 0, -(average(pair[1]) or 0)))  # stable
+    best, ordered = -math.inf, []
+    for block, row in rows:
+        value = average(row)
+        above = value is not None and value > best
+        best = value if value is not None and above else best
+        ordered.append((block, row, above))
+    return ordered
+
+
+def _columns(shown: pd.DataFrame) -> list[Column]:
+    """Perplexities and other errors first, then accuracies, then their average; else in the order of the scores."""
+    columns = []
+    for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
+        higher = bool(rows["higher_is_better"].iloc[0])
+        known = pd.concat([rows["value"], rows["chance"], rows["majority"]]).dropna()
+        counts = rows["n"].dropna()
+        n = (int(counts.min()), int(counts.max())) if len(counts) else None
+        columns.append(Column(str(task), str(metric), higher, higher and bool(known.between(0, 1).all()), n))
+    columns.sort(key=lambda column: column.higher_is_better)  # stable
+    if sum(column.percent for column in columns) > 1:
+        columns.append(Column(AVERAGE, "", True, True))
+    return columns
+
+
+def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: Sequence[Column]) -> Block:
+    levels = {level: _level_row(level, model, shown, columns) for level in ("chance", "majority")}
+    floor = [_floor(levels["chance"].cells[i], levels["majority"].cells[i]) for i in range(len(columns))]
+    rows = [
+        _recipe_row(recipe, everything[everything["recipe"] == recipe], columns, floor)
+        for recipe in dict.fromkeys(everything["recipe"])
+    ]
+    rows.sort(key=lambda row: (row.method != FULL_PRECISION, row.bits is None, row.bits or 0.0))  # stable
+    return Block(model, str(everything["family"].iloc[0]), (*levels.values(), *_mark_best(rows, columns)))
+
+
+def _level_row(level: str, model: str, shown: pd.DataFrame, columns: Sequence[Column]) -> Row:
+    """The chance or majority row, from what the scores themselves say about each task."""
+    values: list[float | None] = []
+    for column in columns:
+        if column.task == AVERAGE:
+            values.append(_mean(value for value, other in zip(values, columns, strict=False) if other.percent))
+            continue
+        known = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
+        if len(known) > 1:
+            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(known)}")
+        values.append(float(known.pop()) if known else None)
+    return Row(level, cells=tuple(Cell(value) for value in values))
+
+
+def _floor(chance: Cell, majority: Cell) -> float | None:
+    return max((cell.value for cell in (chance, majority) if cell.value is not None), default=None)
+
+
+def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floor: Sequence[float | None]) -> Row:
+    units = [_unit(unit, columns) for _, unit in rows.groupby("seed", sort=False)]
+    units = [unit for unit in units if any(cell.value is not None for cell in unit)]
+    several = rows["seed"].nunique() > 1
+    failures = []
+    for row in rows[rows["status"] != "ok"].to_dict("records"):
+        where = [f"seed {row['seed']}"] if several else []
+        where += [f"{row['task']} {row['metric']}"] if row["task"] else []
+        reason = row["status"].removeprefix("failed: ")
+        failures.append(f"{', '.join(where)}: {reason}" if where else reason)
+    cells = tuple(
+        _over_seeds([unit[i] for unit in units], None if not column.higher_is_better else floor[i])
+        for i, column in enumerate(columns)
+    )
+    first = rows.iloc[0]
+    return Row(recipe, str(first["method"]), _max(rows["bits_per_weight"]), _max(rows["file_bytes"]), len(units),
+               tuple(failures), cells)  # fmt: skip
+
+
+def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
+    """One cell per column for one seed; the items of different tasks are independent, so variances add."""
+    cells: list[Cell] = []
+    for column in columns:
+        if column.task == AVERAGE:
+            parts = [cell for cell, other in zip(cells, columns, strict=False) if other.percent]
+            errors = [part.stderr for part in parts]
+            known = [error for error in errors if error is not None]
+            stderr = math.hypot(*known) / len(parts) if len(known) == len(parts) else None
+            cells.append(Cell(_mean(part.value for part in parts), stderr))
+            continue
+        found = rows[(rows["task"] == column.task) & (rows["metric"] == column.metric) & rows["value"].notna()]
+        cells.append(Cell(_max(found["value"]), _max(found["stderr"])))  # at most one row
+    return cells
+
+
+def _over_seeds(cells: Sequence[Cell], floor: float | None) -> Cell:
+    values = [cell.value for cell in cells if cell.value is not None]
+    if not values:
+        return Cell()
+    stderr = _mean(cell.stderr for cell in cells)  # all seeds answer the same items: it does not shrink with them
+    mean = fmean(values)
+    at_chance = floor is not None and mean <= floor + (stderr or 0.0)
+    return Cell(mean, stderr, stdev(values) if len(values) > 1 else None, at_chance=at_chance)
+
+
+def _mark_best(rows: list[Row], columns: Sequence[Column]) -> list[Row]:
+    """Mark the best value of each column among recipes with the same whole number of bits per weight.
+
+    Full precision and random codes do not compete, a value at chance is never best, and one recipe alone is not either.
+    """
+    for bits in {int(row.bits) for row in rows if row.bits is not None}:
+        rivals = [
+            i
+            for i, row in enumerate(rows)
+            if row.bits is not None and int(row.bits) == bits and row.method not in (FULL_PRECISION, *CONTROLS)
+        ]
+        for j, column in enumerate(columns):
+            values = {i: value for i in rivals if (value := rows[i].cells[j].value) is not None}
+            if len(values) < 2:
+                continue
+            choose: Callable[[Iterable[float]], float] = max if column.higher_is_better else min
+            best = show(choose(values.values()), column)
+            for i, value in values.items():
+                if show(value, column) == best and not rows[i].cells[j].at_chance:
+                    cells = list(rows[i].cells)
+                    cells[j] = replace(cells[j], best=True)
+                    rows[i] = replace(rows[i], cells=tuple(cells))
+    return rows
+
+
+def show(value: float | None, column: Column) -> str:
+    """A number as the table prints it: percent with one decimal; others with about four digits, so 5469 and 1.2e+05."""
+    if value is None:
+        return "–"
+    if column.percent:
+        return f"{100 * value:.1f}"
+    if not math.isfinite(value) or abs(value) >= 1e5:
+        return f"{value:.1e}"
+    return f"{value:.{max(0, 2 - max(0, len(str(int(abs(value)))) - 2))}f}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean; None if there is nothing or a part is missing."""
+    known = list(values)
+    present = [value for value in known if value is not None]
+    return fmean(present) if present and len(present) == len(known) else None
+
+
+def _max(values: pd.Series) -> float | None:
+    known = values.dropna()
+    return float(known.max()) if len(known) else None
