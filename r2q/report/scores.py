@@ -26,8 +26,11 @@ LAYER_COLUMNS = [
     "run", "model", "recipe", "seed", "layer", "shape", "mse", "relative_error", "bits_per_weight", "seconds", "status",
 ]  # fmt: skip
 
-_FLOATS = {"bits_per_weight", "value", "stderr", "chance", "majority", "seconds", "peak_mib", "mse", "relative_error"}
-_INTEGERS = {"group_size", "file_bytes", "seed", "n"}
+_FLOATS = {
+    "bits_per_weight", "value", "stderr", "chance", "majority", "seconds", "peak_mib", "mse", "relative_error",
+    "weight", "quantized", *(f"level_{code}" for code in range(16)),
+}  # fmt: skip
+_INTEGERS = {"group_size", "file_bytes", "seed", "n", "row", "group", "index", "code"}
 _FLAGS = {"higher_is_better", "in_table"}
 
 

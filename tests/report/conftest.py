@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def score(task: str, metric: str, value: float | None, **changes: Any) -> dict[s
     return record | changes
 
 
-def perplexity(value: float | None) -> dict[str, Any]:
+def perplexity_score(value: float | None) -> dict[str, Any]:
     return score("mini_text", "word_perplexity", value, stderr=0.5, n=50, chance=None, majority=None,
                  higher_is_better=False)  # fmt: skip
 
@@ -84,7 +84,7 @@ class Run:
             score("mini_who", "acc", accuracy + shift, chance=0.5, majority=0.5),
             score("mini_facts", "acc", accuracy - 0.01 + shift),
             score("mini_facts", "acc_norm", accuracy + shift, in_table=False),
-            perplexity(ppl),
+            perplexity_score(ppl),
         ]
         evaluation = {
             "format_version": 1, "key": "k", "status": "ok", "error": None, "scores": scores, "seconds": 7.0,
@@ -96,7 +96,7 @@ class Run:
         write(self.folder(model, recipe, seed) / "report.json", report)
         write(self.folder(model, recipe, seed) / "evaluation.json", evaluation)
 
-    def change(self, model: str, recipe: str, file: str, seed: int = 0, **fields: Any) -> None:
+    def change(self, model: str, recipe: str, file: str, seed: int = 0, /, **fields: Any) -> None:
         path = self.folder(model, recipe, seed) / file
         write(path, json.loads(path.read_text()) | fields)
 
@@ -109,5 +109,11 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """Make a run of its own: `make_run("name", models=(...), **config)`."""
+    return lambda name="run", **arguments: Run(tmp_path / name, **arguments)
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Run]) -> Run:
+    return make_run()

@@ -1,0 +1,104 @@
+"""Numbers out of packed models that figures are drawn from. Figures read the CSV and never a model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r2q import config as configuration
+from r2q.kept import write_atomic
+from r2q.models.load import load_full, load_packed, quiet
+from r2q.models.packed import PackedWeight
+from r2q.models.targets import list_targets
+from r2q.options import nearest
+
+LATTICE_METHODS = ("rtn", "r2q")  # shown side by side, both without options
+
+
+def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) -> None:
+    """Write where RTN and R2Q put every weight of one group: the data of the lattice figure.
+
+    The group is the one that `figures.lattice` of the config names. Columns of the CSV: recipe, model, layer, row,
+    group, index (of the weight in its group), weight, code, quantized, level_0 ... (the level of each code).
+
+    Args:
+        config_path: the run's config.
+        results: the run's folder of packed units.
+        out: the CSV to write.
+
+    Raises:
+        ValueError: no two recipes to show, an unknown layer, or a row or group outside of it; a unit that failed.
+        FileNotFoundError: a unit is not there.
+    """
+    config = configuration.load(config_path)
+    wanted = config.figures.lattice
+    model = wanted.model or next(iter(config.models))
+    recipes = _pair(config, model)
+    quiet()
+    entry = config.models[model]
+    targets = {target.name: target.weight for target in list_targets(load_full(entry.path, entry.revision))}
+    layer = wanted.layer or next(iter(targets))
+    if layer not in targets:
+        names = [*targets]
+        raise ValueError(f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, names)}")
+    rows: list[dict[str, Any]] = []
+    for recipe in recipes:
+        folder = Path(results) / model / recipe / f"seed{config.seeds_of(recipe)[0]}"
+        rows += _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(out, text.getvalue())
+
+
+def _pair(config: configuration.Config, model: str) -> list[str]:
+    """The first plain recipe of each method, both with the same granularity (not a whole tensor) and bits."""
+    plain: dict[tuple[str | None, int], dict[str, str]] = {}
+    for name in config.recipes_of(model):
+        recipe = config.recipes[name]
+        if recipe.method in LATTICE_METHODS and not recipe.options and recipe.granularity != "tensor":
+            plain.setdefault((recipe.granularity, recipe.bits), {}).setdefault(recipe.method, name)
+    for names in plain.values():
+        if len(names) == len(LATTICE_METHODS):
+            return [names[method] for method in LATTICE_METHODS]
+    raise ValueError(
+        f"the lattice figure needs for {model} a recipe rtn and a recipe r2q without options, both with the same group "
+        f"size or channel and the same bits; the config has {', '.join(config.recipes_of(model))}"
+    )
+
+
+def _group_rows(
+    folder: Path, recipe: str, model: str, layer: str, weight: torch.Tensor, row: int, group: int
+) -> list[dict[str, Any]]:
+    report = folder / "report.json"
+    if not report.is_file():
+        raise FileNotFoundError(f"no {report}: the lattice figure needs this unit")
+    record = json.loads(report.read_text())
+    if record["status"] != "ok":
+        raise ValueError(f"the lattice figure needs {recipe} of {model}, which failed: {record['error']}")
+    packed = load_packed(folder).get_submodule(layer)
+    if not isinstance(packed, PackedWeight):
+        raise ValueError(f"{folder}: {layer} is not packed")
+    quantized = packed.quantized()
+    shape = quantized.grid.shape  # rows, groups
+    if row >= shape[0] or group >= shape[1]:
+        raise ValueError(
+            f"figures.lattice: {layer} with {recipe} has rows 0 to {shape[0] - 1} and groups 0 to {shape[1] - 1}, "
+            f"not row {row}, group {group}"
+        )
+    levels = quantized.grid.levels()[row, group].tolist()
+    codes = quantized.codes.reshape(*shape, -1)[row, group].tolist()
+    values = quantized.dequantize().reshape(*shape, -1)[row, group].tolist()
+    originals = weight.detach().float().reshape(*shape, -1)[row, group].tolist()
+    return [
+        {"recipe": recipe, "model": model, "layer": layer, "row": row, "group": group, "index": index}
+        | {"weight": original, "code": code, "quantized": value}
+        | {f"level_{j}": level for j, level in enumerate(levels)}
+        for index, (original, code, value) in enumerate(zip(originals, codes, values, strict=True))
+    ]

@@ -1,0 +1,255 @@
+"""The main table: which rows, in which order, what is marked, in three formats."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pandas as pd
+import pytest
+
+from r2q.report.collect import collect
+from r2q.report.render import terminal
+from r2q.report.scores import COLUMNS, read_scores
+from r2q.report.summary import AVERAGE, Column, by_size, show, summarize
+from r2q.report.table import table
+
+
+def frame(rows):
+    """Scores from short rows: recipe, bits, seed, task, value and changes; one model, four-choice items."""
+    records = []
+    for recipe, bits, seed, task, value, changes in rows:
+        record = dict.fromkeys(COLUMNS) | {
+            "run": "r", "model": "m", "family": "f", "recipe": recipe, "method": recipe.partition("-")[0],
+            "bits_per_weight": bits, "file_bytes": 1000.0 * bits, "seed": seed, "task": task, "metric": "acc",
+            "value": value, "stderr": 0.02, "n": 400, "chance": 0.25, "majority": 0.25, "higher_is_better": True,
+            "in_table": True, "status": "ok",
+        }  # fmt: skip
+        records.append(record | changes)
+    return pd.DataFrame(records, columns=COLUMNS)
+
+
+PPL = {"metric": "token_ppl_128", "higher_is_better": False, "chance": None, "majority": None}
+
+
+def rows_of(summary, model=0):
+    return {row.recipe: row for row in summary.blocks[model].rows}
+
+
+@pytest.fixture
+def tables(run, tmp_path):
+    """main.{csv,md,tex} of the hand-made run with one failed recipe."""
+    run.fail("mini-opt", "r2q-g64", "layer model.layers.0.fc_1: 50 % & more | of it is not finite")
+    collect(run.config_path, run.results)
+    table(run.results / "scores.csv", tmp_path / "tables")
+    return {kind: (tmp_path / "tables" / f"main.{kind}").read_text() for kind in ("csv", "md", "tex")}
+
+
+def test_row_order(tables):
+    rows = list(csv.DictReader(tables["csv"].splitlines()))
+    assert [row["recipe"] for row in rows if row["model"] == "mini-llama"] == [
+        "chance",
+        "majority",
+        "full-precision",  # 16 bits, yet before the 2-bit rows
+        "rtn-g64",  # 2.28 bits, in the order of the config
+        "random-codes-g64",
+        "r2q-g64",  # 2.5 bits
+    ]
+    assert rows[0]["mini_facts acc"] == "0.25"
+    assert rows[1]["mini_facts acc"] == "0.27"
+
+
+def test_column_order_and_average(tables):
+    rows = {row["recipe"]: row for row in csv.DictReader(tables["csv"].splitlines()) if row["model"] == "mini-llama"}
+    names = [name for name in rows["rtn-g64"] if name.startswith(("mini_", "average")) and not name.endswith("r")]
+    shown = [name for name in names if not name.endswith((" sd", " stderr"))]
+    assert shown[0] == "mini_text word_perplexity"
+    assert "mini_facts acc_norm" not in shown  # in_table is False
+    assert float(rows["rtn-g64"]["average"]) == pytest.approx((0.69 + 0.70) / 2)  # no perplexity in it
+    assert float(rows["rtn-g64"]["average stderr"]) == pytest.approx(0.02 / 2**0.5)
+    assert float(rows["chance"]["average"]) == pytest.approx((0.25 + 0.5) / 2)
+
+
+def test_best_is_bold_among_rivals_of_equal_bits():
+    scores = frame([
+        ("full_precision", 16.0, 0, "a", 0.9, {}), ("full_precision", 16.0, 0, "p", 5.0, PPL),
+        ("rtn-g64", 2.28, 0, "a", 0.6, {}), ("rtn-g64", 2.28, 0, "p", 30.0, PPL),
+        ("r2q-g64", 2.5, 0, "a", 0.7, {}), ("r2q-g64", 2.5, 0, "p", 20.0, PPL),
+        ("rtn-3bit", 3.28, 0, "a", 0.8, {}), ("rtn-3bit", 3.28, 0, "p", 9.0, PPL),
+        ("random_codes", 2.28, 0, "a", 0.85, {}), ("random_codes", 2.28, 0, "p", 1.0, PPL),
+    ])  # fmt: skip
+    summary = summarize(scores)
+    best = {(row.recipe, column.task) for row in summary.blocks[0].rows
+            for column, cell in zip(summary.columns, row.cells, strict=True) if cell.best}  # fmt: skip
+    # neither full precision, nor the control, nor the only 3-bit row; perplexity is best when low
+    assert best == {("r2q-g64", "a"), ("r2q-g64", "p")}
+
+
+def test_equal_to_the_shown_digit_is_equally_best():
+    scores = frame([("rtn", 2.0, 0, "a", 0.70004, {}), ("r2q", 2.5, 0, "a", 0.70001, {}), ("x", 2.9, 0, "a", 0.69, {})])
+    rows = rows_of(summarize(scores))
+    assert [rows[name].cells[0].best for name in ("rtn", "r2q", "x")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "majority", "marked"),
+    [
+        (0.265, 0.02, 0.25, True),  # within one standard error of chance
+        (0.275, 0.02, 0.25, False),
+        (0.10, 0.02, 0.25, True),  # below chance is no better
+        (0.60, 0.02, 0.62, True),  # above chance, but no better than one constant answer
+        (0.65, 0.02, 0.62, False),
+    ],
+)
+def test_chance_marks(value, stderr, majority, marked):
+    changes = {"stderr": stderr, "majority": majority}
+    scores = frame([("rtn", 2.0, 0, "a", value, changes), ("r2q", 2.5, 0, "a", value - 0.01, changes)])
+    cell = rows_of(summarize(scores))["rtn"].cells[0]
+    assert cell.at_chance is marked
+    assert cell.best is not marked  # nothing at chance is the best
+
+
+def test_perplexity_is_never_at_chance():
+    cell = rows_of(summarize(frame([("rtn", 2.0, 0, "p", 0.2, PPL)])))["rtn"].cells[0]
+    assert not cell.at_chance
+
+
+def test_two_chance_levels_of_one_task_are_an_error():
+    scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("r2q", 2.5, 0, "a", 0.5, {"chance": 0.5})])
+    with pytest.raises(ValueError, match=r"model m, a acc: chance should be one number, not \[0.25, 0.5\]"):
+        summarize(scores)
+
+
+def test_several_seeds_are_mean_and_sd():
+    scores = frame([
+        ("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 0, "b", 0.9, {}),
+        ("rtn", 2.0, 1, "a", 0.7, {}), ("rtn", 2.0, 1, "b", 0.7, {}),
+    ])  # fmt: skip
+    summary = summarize(scores)
+    row = rows_of(summary)["rtn"]
+    assert row.seeds == 2
+    assert [cell.value for cell in row.cells] == pytest.approx([0.6, 0.8, 0.7])
+    assert [cell.sd for cell in row.cells] == pytest.approx([0.2 / 2**0.5, 0.2 / 2**0.5, 0.0])  # the averages are equal
+    assert row.cells[0].stderr == 0.02  # more seeds do not make more items
+    assert "rtn (2 seeds)" in terminal(summary)
+
+
+def test_one_failed_seed_leaves_the_others():
+    failed = {"status": "failed: NaN", "value": None, "in_table": None, "metric": "", "chance": None, "majority": None}
+    scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
+    row = rows_of(summarize(scores))["rtn"]
+    assert (row.seeds, row.failures, row.failed) == (1, ("seed 1: NaN",), False)
+    assert row.cells[0].value == 0.5
+
+
+def test_average_needs_every_part():
+    scores = frame([
+        ("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 0, "b", 0.5, {}), ("r2q", 2.5, 0, "a", 0.9, {}),
+    ])  # fmt: skip
+    rows = rows_of(summarize(scores))
+    assert rows["r2q"].cells[2].value is None
+    assert rows["rtn"].cells[2].value == 0.5
+
+
+def test_failed_recipe_is_a_row(tables):
+    reason = "layer model.layers.0.fc_1: 50 % & more | of it is not finite"
+    row = [row for row in csv.DictReader(tables["csv"].splitlines()) if row["status"] != "ok"]
+    assert [(r["model"], r["recipe"], r["status"]) for r in row] == [("mini-opt", "r2q-g64", f"failed: {reason}")]
+    assert re.search(r"\| r2q-g64 +\| +– \| +– \| +failed \|", tables["md"])
+    assert f"- r2q-g64 failed: {reason.replace('|', '/')}" in tables["md"]
+    assert r"\multicolumn{4}{l}{failed: layer model.layers.0.fc\_1: 50 \% \& more" in tables["tex"]
+
+
+def test_markdown_grid_is_whole(tables):
+    blocks = re.findall(r"(?:^\|.*\n)+", tables["md"], flags=re.M)
+    assert len(blocks) == 3  # two models and the order by size
+    for block in blocks:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+        assert len({len(line) for line in block.splitlines()}) == 1  # aligned in the source
+    assert "**84.0** ±2.0" in tables["md"]
+    assert "25.0° ±2.0" in tables["md"]
+    assert "| mini_text word_perplexity ↓ | mini_facts acc ↑ |" in tables["md"]
+
+
+def test_latex_is_balanced(tables):
+    tex = tables["tex"]
+    body = tex.replace(r"\{", "").replace(r"\}", "").replace("{%\n", "{")
+    assert body.count("{") == body.count("}")
+    for kind in ("table", "tabular"):
+        assert tex.count(rf"\begin{{{kind}}}") == tex.count(rf"\end{{{kind}}}") == 2
+    columns = {len(spec) for spec in re.findall(r"\\begin{tabular}{([lr]+)}", tex)}
+    for line in re.findall(r"^(.*) \\\\$", tex, flags=re.M):
+        spans = [int(n) - 1 for n in re.findall(r"\\multicolumn{(\d+)}", line)]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans)} == columns
+    code = tex.replace(r"\_", "").replace(r"\%", "").replace(r"\#", "").replace(r"\&", "")
+    assert "_" not in re.sub(r"\\label{[^}]*}", "", code)
+    assert tex.isascii()
+    assert r"\textbf{84.0}" in tex
+    assert r"\textcolor{gray}{25.0" in tex
+
+
+def test_terminal_fits():
+    wide = "r2q-alternating-channel"
+    names = ["mini_text", "mini_facts", "mini_tools", "mini_next", "mini_who", "mini_yesno", "mini_sums", "train_text"]
+    metrics = {"mini_text": "word_perplexity", "train_text": "token_ppl_2048", "mini_sums": "exact_match"}
+    scores = frame([
+        (recipe, bits, 0, name, 123456.0 if "text" in name else 1.0,
+         {"metric": metrics.get(name, "acc"), "higher_is_better": "text" not in name})
+        for recipe, bits in ((wide, 2.5), ("rtn", 2.25)) for name in names
+    ])  # fmt: skip
+    lines = terminal(summarize(scores)).splitlines()
+    assert max(map(len, lines)) <= 130
+    row = next(line for line in lines if line.startswith(wide))
+    assert row.split()[-7:] == ["100.0*"] * 7  # six tasks and the average
+    assert "1.2e+05" in row
+
+
+def test_show_prints_the_compact_form(run, tmp_path, capsys):
+    collect(run.config_path, run.results)
+    table(run.results / "scores.csv", tmp_path / "t", show=True)
+    printed = capsys.readouterr().out
+    assert printed == terminal(summarize(read_scores(run.results / "scores.csv")))
+    table(run.results / "scores.csv", tmp_path / "t")
+    assert capsys.readouterr().out == ""
+
+
+def test_equal_memory_order():
+    def sized(recipe, size, value):
+        return [(recipe, 2.0, 0, task, value, {"file_bytes": float(size)}) for task in "ab"]
+
+    scores = frame(sized("large", 300, 0.9) + sized("small", 100, 0.5) + sized("worse", 200, 0.4)
+                   + sized("tie", 100, 0.6))  # fmt: skip
+    order = [(row.recipe, above) for _, row, above in by_size(summarize(scores))]
+    assert order == [("tie", True), ("small", False), ("worse", False), ("large", True)]
+
+
+def test_numbers_as_shown():
+    ppl, acc = Column("t", "ppl", False, False), Column("a", "acc", True, True)
+    assert [show(v, ppl) for v in (5.4712, 37.366, 123.456, 5469.2, 123456.0, float("inf"), None)] == [
+        "5.47", "37.37", "123.5", "5469", "1.2e+05", "inf", "–",
+    ]  # fmt: skip
+    assert show(0.8125, acc) == "81.2"
+
+
+def test_score_above_one_is_not_an_accuracy():
+    scores = frame([("rtn", 2.0, 0, "bleu", 23.0, {"chance": None, "majority": None}), ("rtn", 2.0, 0, "a", 0.5, {})])
+    columns = summarize(scores).columns
+    assert [column.percent for column in columns] == [False, True]
+    assert AVERAGE not in [column.task for column in columns]
+
+
+def test_nothing_to_show_is_an_error(run, tmp_path):
+    for model in ("mini-llama", "mini-opt"):
+        for recipe in run.config["recipes"]:
+            run.fail(model, recipe, "no memory")
+    collect(run.config_path, run.results)
+    with pytest.raises(ValueError, match=r"no score has in_table = True.*failed: no memory"):
+        table(run.results / "scores.csv", tmp_path)
+
+
+def test_missing_column_is_named(run, tmp_path):
+    collect(run.config_path, run.results)
+    path = run.results / "scores.csv"
+    path.write_text(path.read_text().replace(",chance,", ",luck,", 1))
+    with pytest.raises(ValueError, match=r"scores\.csv has no column chance; it has run, model"):
+        table(path, tmp_path)
