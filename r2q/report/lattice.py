@@ -20,7 +20,7 @@ LEVEL_COLOURS = (BLUE, SKY, ORANGE, RED)  # lowest to highest; more levels repea
 BINS = 24
 
 
-def lattice(data: str | Path, out: str | Path) -> None:
+def plot(data: str | Path, out: str | Path) -> None:
     """Draw the CSV `data` of `r2q.models.inspect.lattice_data` as `<out>.png` and `<out>.svg`.
 
     Raises FileNotFoundError or ValueError when the CSV is missing or lacks a column.

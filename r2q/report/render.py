@@ -124,7 +124,8 @@ def legend(table: Table, bold: str, plus_minus: str) -> list[str]:
         f"{CHANCE_MARK}: at most one standard error above chance or above the majority rate, whichever is higher.",
         f"{plus_minus}: standard error over the items; where a row names its number of seeds, standard deviation "
         "over the seeds.",
-        "chance: expected score of a random answer; majority: score of always giving the most frequent right answer.",
+        "chance: expected score of a random answer; majority: score of always giving the most frequent right answer "
+        "(free answers have none; its average takes their chance).",
         "bits/weight: of the quantized layers, scales included; file: all of model.safetensors, embeddings included.",
     ]
     if percent:

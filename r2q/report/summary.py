@@ -128,27 +128,38 @@ def _columns(shown: pd.DataFrame) -> list[Column]:
 
 
 def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: Sequence[Column]) -> Block:
-    levels = {level: _level_row(level, model, shown, columns) for level in ("chance", "majority")}
-    floor = [_floor(levels["chance"].cells[i], levels["majority"].cells[i]) for i in range(len(columns))]
+    chance = _level_row("chance", model, shown, columns)
+    majority = _level_row("majority", model, shown, columns, instead=chance)
+    floor = [_floor(a, b) for a, b in zip(chance.cells, majority.cells, strict=True)]
     rows = [
         _recipe_row(recipe, everything[everything["recipe"] == recipe], columns, floor)
         for recipe in dict.fromkeys(everything["recipe"])
     ]
     rows.sort(key=lambda row: (row.method != FULL_PRECISION, row.bits is None, row.bits or 0.0))  # stable
-    return Block(model, str(everything["family"].iloc[0]), (*levels.values(), *_mark_best(rows, columns)))
+    return Block(model, str(everything["family"].iloc[0]), (chance, majority, *_mark_best(rows, columns)))
 
 
-def _level_row(level: str, model: str, shown: pd.DataFrame, columns: Sequence[Column]) -> Row:
-    """The chance or majority row, from what the scores themselves say about each task."""
+def _level_row(
+    level: str, model: str, shown: pd.DataFrame, columns: Sequence[Column], instead: Row | None = None
+) -> Row:
+    """The chance or majority row, from what the scores themselves say about each task.
+
+    A free answer has no majority; in the average the level of the row `instead` stands for it.
+    """
     values: list[float | None] = []
     for column in columns:
         if column.task == AVERAGE:
-            values.append(_mean(value for value, other in zip(values, columns, strict=False) if other.percent))
+            known = [
+                instead.cells[j].value if value is None and instead else value
+                for j, value in enumerate(values)
+                if columns[j].percent
+            ]
+            values.append(_mean(known))
             continue
-        known = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
-        if len(known) > 1:
-            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(known)}")
-        values.append(float(known.pop()) if known else None)
+        found = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
+        if len(found) > 1:
+            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(found)}")
+        values.append(float(found.pop()) if found else None)
     return Row(level, cells=tuple(Cell(value) for value in values))
 
 

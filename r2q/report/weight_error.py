@@ -28,7 +28,7 @@ FEW_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 TICKS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
-def weight_error(layers: str | Path, out: str | Path) -> None:
+def plot(layers: str | Path, out: str | Path) -> None:
     """Draw the relative errors in `layers` (a run's layers.csv) as `<out>.png` and `<out>.svg`.
 
     What is drawn (the mean over seeds of each model, recipe and layer) is written to `<out>.csv`.

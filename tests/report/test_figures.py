@@ -125,12 +125,13 @@ def test_layer_names(layer, parts):
 
 def test_same_bytes_whatever_the_user_has_set(lattice_csv, layers_csv, tmp_path):
     """In a second process with another hash seed, day and matplotlibrc."""
-    figure.lattice(lattice_csv, tmp_path / "lattice")
+    lattice.plot(lattice_csv, tmp_path / "lattice")
     figure.weight_error(layers_csv, tmp_path / "weight_error")
     (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\nsvg.fonttype: none\n")
     code = (
-        "import sys; from r2q.report import figure; figure.lattice(sys.argv[1], sys.argv[3] + '/lattice'); "
-        "figure.weight_error(sys.argv[2], sys.argv[3] + '/weight_error')"
+        "import sys; from r2q.report import lattice, weight_error; "
+        "lattice.plot(sys.argv[1], sys.argv[3] + '/lattice'); "
+        "weight_error.plot(sys.argv[2], sys.argv[3] + '/weight_error')"
     )
     (tmp_path / "again").mkdir()
     environment = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "SOURCE_DATE_EPOCH": "0", "PATH": ""}
@@ -142,7 +143,7 @@ def test_same_bytes_whatever_the_user_has_set(lattice_csv, layers_csv, tmp_path)
 
 def test_drawing_leaves_matplotlib_as_it_was(lattice_csv, tmp_path):
     before = dict(mpl.rcParams)
-    figure.lattice(lattice_csv, tmp_path / "lattice")
+    lattice.plot(lattice_csv, tmp_path / "lattice")
     assert dict(mpl.rcParams) == before
 
 

@@ -151,6 +151,14 @@ def test_average_needs_every_part():
     assert rows["rtn"].cells[2].value == 0.5
 
 
+def test_free_answers_have_no_majority():
+    free = {"metric": "exact_match", "chance": 0.0, "majority": None}
+    scores = frame([("rtn", 2.0, 0, "a", 0.9, {"majority": 0.3}), ("rtn", 2.0, 0, "sums", 0.01, free)])
+    rows = rows_of(summarize(scores))
+    assert [cell.value for cell in rows["majority"].cells] == [0.3, None, 0.15]
+    assert [cell.at_chance for cell in rows["rtn"].cells] == [False, True, False]
+
+
 def test_failed_recipe_is_a_row(tables):
     reason = "layer model.layers.0.fc_1: 50 % & more | of it is not finite"
     row = [row for row in csv.DictReader(tables["csv"].splitlines()) if row["status"] != "ok"]
