@@ -40,6 +40,11 @@ TEXT_FILE = re.compile(r"\.(txt|jsonl|parquet)(\.(xz|gz))?$")
 SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
 
 
+def _null_is_empty(kind: Any) -> BeforeValidator:
+    """`key:` with nothing after it means `key: {}`."""
+    return BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=kind)
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
@@ -82,7 +87,7 @@ class Recipe(_Closed):
     method: Annotated[str, Field(min_length=1)]
     granularity: Annotated[str, Field(pattern=GRANULARITY)] | None = None
     bits: Literal[2, 3, 4] = 2
-    options: Annotated[dict[str, Any], BeforeValidator(lambda v: {} if v is None else v)] = {}
+    options: Annotated[dict[str, Any], _null_is_empty(dict[str, Any] | None)] = {}
     lm_head: bool = False
     seeds: Seeds | None = None
 
@@ -170,7 +175,7 @@ class Config(_Closed):
     run: Name
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
-    tasks: dict[str, Annotated[Task, BeforeValidator(lambda v: {} if v is None else v)]] = {}
+    tasks: dict[str, Annotated[Task, _null_is_empty(Task | None)]] = {}
     perplexity: dict[Name, Perplexity] = {}
     task_include: list[str] = []
     task_data: str | None = None

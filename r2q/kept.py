@@ -7,6 +7,7 @@ hash of all that could have moved it, and handed back when the same thing is ask
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -25,9 +26,10 @@ def key(parts: Mapping[str, Any]) -> str:
 
 
 def source_hash(paths: Iterable[str | Path]) -> str:
-    """sha256 over the Python source below `paths` (files or folders; relative ones count from the packages' folder).
+    """sha256 over Python source: `paths` are files or folders; relative ones count from the packages' folder.
 
-    Names and contents both enter, in sorted order; raises FileNotFoundError for a path without any Python source.
+    A single file brings along the modules of its own package that it imports, so that a method which builds on another
+    changes with it. Names and contents enter, in sorted order; raises FileNotFoundError where there is no source.
     """
     files: set[Path] = set()
     for path in paths:
@@ -35,13 +37,35 @@ def source_hash(paths: Iterable[str | Path]) -> str:
         found = [full] if full.is_file() else sorted(full.rglob("*.py"))
         if not found:
             raise FileNotFoundError(f"no Python source at {full}")
-        files.update(found)
+        for file in found:
+            _add_with_siblings(file, files)
     digest = hashlib.sha256()
     for file in sorted(files):
         name = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
         content = file.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def _add_with_siblings(file: Path, files: set[Path]) -> None:
+    """Add a file and, over and over, what it imports from `<its folder's name>.<module>`."""
+    if file in files:
+        return
+    files.add(file)
+    package = ".".join(file.parent.relative_to(ROOT).parts) if file.is_relative_to(ROOT) else file.parent.name
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            module = f"{package}.{module}".rstrip(".") if node.level == 1 else module
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            head, _, tail = name.rpartition(".")
+            sibling = file.parent / f"{tail}.py"
+            if head == package and sibling.is_file():
+                _add_with_siblings(sibling, files)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:

@@ -1,0 +1,158 @@
+"""The verb `prepare`: everything that can be found out before any work is, for all models, recipes and tasks at once.
+
+Models are built without weights (on the meta device) from their config, so a group size that does not divide, a tied
+head or a model that is already quantized stops the run in seconds, not after the first hour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from r2q import config as configuration
+from r2q.config import Config, ConfigError
+from r2q.kept import write_json
+from r2q.measure import versions
+
+FORMAT_VERSION = 1
+LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "lm_eval", "datasets", "numpy")
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
+
+
+def prepare(config_path: str | Path, out: str | Path) -> None:
+    """Check all models, recipes and tasks of a config; write what is known of each model to `out` (JSON).
+
+    Raises ConfigError with one sentence per problem, and then writes nothing.
+    """
+    config, out = configuration.load(config_path), Path(out)
+    problems = missing_paths(config)
+    if not problems:
+        problems = _task_problems(config)
+        cache = FileHashes(out.parent / ".kept" / "files.json")
+        models: dict[str, Any] = {}
+        for number, (name, entry) in enumerate(config.models.items(), 1):
+            try:
+                models[name], found = _describe(config, name, cache)
+                problems += found
+            except (ValueError, OSError) as error:
+                problems.append(f"models.{name}.path: {entry.path}: {' '.join(str(error).split())}")
+                continue
+            print(f"prepare {number}/{len(config.models)} {name}: {_summary(models[name])}", flush=True)
+    if problems:
+        raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
+    write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
+
+
+def missing_paths(config: Config) -> list[str]:
+    """One sentence for every local path of the config that is not there."""
+    wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
+    wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
+    wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
+    if config.task_data is not None:
+        wanted.append(("task_data", config.task_data, "folder"))
+    found = {"folder": Path.is_dir, "file": Path.is_file}
+    return [f"{key}: there is no {kind} {path}" for key, path, kind in wanted if not found[kind](Path(path))]
+
+
+def _task_problems(config: Config) -> list[str]:
+    from r2q.evaluation.tasks import check_tasks
+
+    try:
+        check_tasks(config)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error).splitlines()
+    return []
+
+
+def _describe(config: Config, name: str, cache: FileHashes) -> tuple[dict[str, Any], list[str]]:
+    """What later steps need to know of a model, and what its recipes cannot do with it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
+
+    entry = config.models[name]
+    folder = Path(entry.path) if entry.is_folder else _download(entry.path, entry.revision)
+    model_config = AutoConfig.from_pretrained(folder)
+    refuse_quantized(model_config, entry.path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    tied = has_tied_head(model)
+    targets = list_targets(model)
+    head = [] if tied else list_targets(model, lm_head=True)[len(targets) :]
+    problems = []
+    for recipe in config.recipes_of(name):
+        wants = config.recipes[recipe]
+        if wants.lm_head and tied:
+            problems.append(f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding")
+        size = _group_size(wants.granularity)
+        bad = [t for t in targets + (head if wants.lm_head else []) if size and t.weight.shape[-1] % size]
+        if bad:
+            more = f" and {len(bad) - 1} more layers" if len(bad) > 1 else ""
+            problems.append(
+                f"recipes.{recipe}.granularity: group size {size} does not divide the {bad[0].weight.shape[-1]} "
+                f"input features of {bad[0].name}{more} of model {name}"
+            )
+    facts = {
+        "path": entry.path,
+        "revision": entry.revision,
+        "commit": None if entry.is_folder else folder.name,
+        "family": model_config.model_type,
+        "architecture": type(model).__name__,
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "tied_head": tied,
+        "fingerprint": _fingerprint(folder, cache),
+        "targets": [{"name": t.name, "shape": list(t.weight.shape)} for t in targets],
+    }
+    return facts, problems
+
+
+def _group_size(granularity: str | None) -> int | None:
+    return int(granularity[1:]) if granularity is not None and granularity.startswith("g") else None
+
+
+def _download(path: str, revision: str | None) -> Path:
+    """The snapshot of a hub model in the local cache; its folder's name is the commit."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
+
+
+def _fingerprint(folder: Path, cache: FileHashes) -> str:
+    """sha256 over config.json and every safetensors file: names and contents."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ValueError("has no *.safetensors file (other weight formats are not read)")
+    lines = [f"{cache.sha256(file)}  {file.name}\n" for file in [folder / "config.json", *weights]]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class FileHashes:
+    """sha256 of large files, remembered in a JSON file as long as path, size and time of change stay the same."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.known: dict[str, Any] = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            self.known = {}
+
+    def sha256(self, file: Path) -> str:
+        """Hex digits of the file's content."""
+        stat = file.stat()
+        state = [stat.st_size, stat.st_mtime_ns]
+        entry = self.known.get(str(file.resolve()))
+        if entry is not None and entry["state"] == state:
+            return entry["sha256"]
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.known[str(file.resolve())] = {"state": state, "sha256": digest}
+        write_json(self.path, self.known)
+        return digest
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    weights = f"{facts['total_parameters'] / 1e6:.2f} M parameters"
+    return f"{facts['architecture']}, {weights}, {len(facts['targets'])} layers to quantize"
