@@ -1,0 +1,1 @@
+"""Scores of packed models: lm-eval's tasks, token perplexity, and what each number is worth (errors, chance)."""

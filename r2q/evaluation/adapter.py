@@ -1,0 +1,195 @@
+"""lm-eval's model interface over one loaded model: the same numbers as lm-eval's own, for less work.
+
+Against `lm_eval.models.huggingface.HFLM`: requests are encoded once per process (`Encoder`); each task is batched on its
+own, so a task's numbers do not depend on its neighbours, and its seconds are known; logits are computed only where a
+continuation stands; log-probabilities are taken in float32, whatever the model's dtype; a value that is not finite stops
+the evaluation instead of becoming choice 0. The tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from r2q.evaluation.tokens import Encoder
+
+LOGITS_AT_ONCE = 1 << 28  # float32 logits held at once (1 GiB): bounds the memory of long windows and wide vocabularies
+
+Request = tuple[Any, list[int], list[int]]  # (strings or None, context tokens, continuation tokens)
+
+
+class NotFinite(ArithmeticError):
+    """The model gave NaN or infinity where a score needs a number."""
+
+
+def max_positions(config: Any) -> int | None:
+    """Longest input of a model in tokens, from its config; None when the config does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def rows_at_once(batch_size: int, logits_per_row: int) -> int:
+    """Rows of a batch: the fixed size, or fewer when their logits would not fit."""
+    return max(1, min(batch_size, LOGITS_AT_ONCE // max(1, logits_per_row)))
+
+
+class Scorer(HFLM):
+    """A model as lm-eval sees it.
+
+    Args:
+        model: a causal language model, already on its device.
+        encoder: tokenizer with the rule for the begin-of-text token.
+        batch_size: requests a batch; fixed.
+
+    Attributes:
+        seconds: spent in the model, by task.
+        truncated: requests by task whose beginning was cut off because they exceed the model's positions.
+    """
+
+    def __init__(self, model: Any, encoder: Encoder, batch_size: int) -> None:
+        self.encoder = encoder
+        super().__init__(
+            pretrained=model,
+            tokenizer=encoder.tokenizer,
+            batch_size=batch_size,
+            max_length=max_positions(model.config),
+            device=str(model.device),
+            softmax_dtype="float32",
+            add_bos_token=encoder.add_bos,
+        )
+        self.seconds: Counter[str] = Counter()
+        self.truncated: Counter[str] = Counter()
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+    ) -> list[int]:
+        """Token ids; `add_special_tokens=None` follows the encoder's rule."""
+        tokens = self.encoder.encode(string, add_special_tokens is not False)
+        return tokens[-left_truncate_len:] if left_truncate_len else tokens
+
+    def tok_batch_encode(
+        self, strings: Sequence[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids, mask), each [strings, longest]."""
+        rows = [torch.tensor(self.tok_encode(s, left_truncate_len=left_truncate_len)) for s in strings]
+        pad = self.tokenizer.pad_token_id
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=padding_side)
+        mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True, padding_side=padding_side)
+        return ids, mask
+
+    def _by_task(self, requests: Sequence[Any], run: Callable[[list[Any]], list[Any]]) -> list[Any]:
+        """Run each task's requests on their own; answers come back in the order of `requests`."""
+        parts: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            parts.setdefault(request.task_name or "", []).append(number)
+        answers: list[Any] = [None] * len(requests)
+        for task, numbers in parts.items():
+            start = time.perf_counter()
+            self._task = task
+            for number, answer in zip(numbers, run([requests[i] for i in numbers]), strict=True):
+                answers[number] = answer
+            self.seconds[task] += time.perf_counter() - start
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation."""
+        pairs = [request.args[:2] for request in requests]
+        moved = [(c.rstrip(), c[len(c.rstrip()) :] + t) for c, t in pairs]  # as TemplateLM._encode_pair does
+        self.encoder.encode_all(text for (context, _), (c, t) in zip(pairs, moved, strict=True) if context
+                                for text in (c, c + t))  # fmt: skip
+        scored = super().loglikelihood
+        return self._by_task(requests, lambda part: scored(part, disable_tqdm=True))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood in nats of each whole text, in disjoint windows."""
+        scored = super().loglikelihood_rolling
+        return self._by_task(requests, lambda part: scored(part, disable_tqdm=True))
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        """Greedy (or as the task says) continuation of each prompt."""
+        self.encoder.encode_all(request.args[0] for request in requests)
+        generated = super().generate_until
+        return self._by_task(requests, lambda part: generated(part, disable_tqdm=True))
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        processors = LogitsProcessorList([_RefuseNaN(self._task)])
+        return super()._model_generate(context, max_length, stop, logits_processor=processors, **options)
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Score token sequences; requests with the same input share one row."""
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for number, (_, context, continuation) in enumerate(requests):
+            if not context or not 0 < len(continuation) <= self.max_length:
+                raise ValueError(
+                    f"task {self._task}: a continuation of {len(continuation)} tokens after {len(context)} tokens "
+                    f"cannot be scored by a model with {self.max_length} positions"
+                )
+            whole = context + continuation
+            self.truncated[self._task] += len(whole) > self.max_length + 1
+            rows.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for batch in self._batches(sorted(rows, key=lambda row: (-len(row), row))):
+            longest = len(batch[0])
+            numbers = [(place, number) for place, row in enumerate(batch) for number in rows[row]]
+            lengths = [len(requests[number][2]) for _, number in numbers]
+            starts = [len(batch[place]) - n for (place, _), n in zip(numbers, lengths, strict=True)]
+            first = min(starts)
+            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True).to(self.device)
+            logits = self._logits(ids, longest - first)  # [rows, longest - first, vocab]
+            place = torch.tensor([p for (p, _), n in zip(numbers, lengths, strict=True) for _ in range(n)])
+            position = torch.tensor([s - first + i for s, n in zip(starts, lengths, strict=True) for i in range(n)])
+            target = torch.tensor([t for _, number in numbers for t in requests[number][2]], device=self.device)
+            segment = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)])
+            chosen = logits[place.to(self.device), position.to(self.device)].float()  # [tokens, vocab]
+            picked = chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(1)  # [tokens]
+            wrong = (chosen.argmax(1) != target).cpu()
+            sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, segment, picked.double().cpu())
+            misses = torch.zeros(len(numbers), dtype=torch.int64).index_add_(0, segment, wrong.long())
+            for (_, number), value, missed in zip(numbers, sums.tolist(), misses.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise NotFinite(f"task {self._task}: a log-likelihood is {value}")
+                answers[number] = (value, missed == 0)
+        return answers
+
+    def _batches(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Cut rows, longest first, into batches."""
+        start = 0
+        while start < len(rows):
+            size = rows_at_once(self.batch_size, len(rows[start]) * self.model.config.get_text_config().vocab_size)
+            yield rows[start : start + size]
+            start += size
+
+    def _logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Logits of the last `keep` positions of right-padded rows [rows, longest]."""
+        if self._keeps:
+            return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+        return self.model(input_ids=ids, use_cache=False).logits[:, -keep:]
+
+
+class _RefuseNaN(LogitsProcessor):
+    """Stops a generation whose logits are not numbers: the argmax of NaN would pass as an answer."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bool(torch.isnan(scores).any()):
+            raise NotFinite(f"task {self.task}: the logits of a generated token are NaN")
+        return scores

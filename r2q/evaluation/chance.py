@@ -1,0 +1,80 @@
+"""What a score is worth: the level of a blind answer, from the task's own items.
+
+- chance: expected score of an answer picked uniformly among the item's choices, averaged over the items (items differ in
+  their number of choices). For exact match of generated text it is 0: no finite set of answers to pick from.
+- majority: score of always giving the same answer, the most frequent one: the share of the commonest gold index.
+  None where no such answer exists: generated text, and tasks whose file lists the right choice at the same place in
+  every item (sciq), where the index says nothing.
+- both None for perplexities and other scores that are not shares of right answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CHOICE_METRICS = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
+MATCH_METRICS = frozenset({"exact_match"})
+
+
+@dataclass(frozen=True)
+class Items:
+    """The answers of a multiple-choice task.
+
+    Attributes:
+        choices: the choices of each item.
+        gold: indices of each item's right choices; empty when the file names none that exists.
+    """
+
+    choices: list[list[str]]
+    gold: list[list[int]]
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy of a uniformly random choice."""
+        return sum(len(g) / len(c) for c, g in zip(self.choices, self.gold, strict=True)) / len(self.choices)
+
+    @property
+    def majority(self) -> float | None:
+        """Accuracy of always choosing the commonest gold index."""
+        counts = Counter(index for gold in self.gold for index in gold)
+        most = max(counts.values(), default=0)
+        if most == len(self.gold) and any(choices != self.choices[0] for choices in self.choices):
+            return None
+        return most / len(self.gold)
+
+
+def levels(items: Items | None, output_type: str | None, metric: str) -> tuple[float | None, float | None]:
+    """(chance, majority) of one metric of a task."""
+    if items is not None and metric in CHOICE_METRICS:
+        return items.chance, items.majority
+    if output_type == "generate_until" and metric in MATCH_METRICS:
+        return 0.0, None
+    return None, None
+
+
+def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
+    """Choices and gold indices of an lm-eval task's documents; None when it is not multiple choice."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = [list(task.doc_to_choice(doc)) for doc in docs]
+        source = task.doc_to_text if getattr(task, "multiple_input", 0) else task.doc_to_target
+        return Items(choices, [_indices(source(doc), c) for doc, c in zip(docs, choices, strict=True)])
+    if docs and isinstance(docs[0], dict) and {"choices", "gold"} <= docs[0].keys() and _is_class(task):
+        return Items([list(doc["choices"]) for doc in docs], [_indices(doc["gold"], doc["choices"]) for doc in docs])
+    return None
+
+
+def _is_class(task: Any) -> bool:
+    return any(base.__name__ == "MultipleChoiceTask" for base in type(task).__mro__)
+
+
+def _indices(gold: Any, choices: Sequence[str]) -> list[int]:
+    found = set()
+    for value in gold if isinstance(gold, list) else [gold]:
+        if isinstance(value, str):
+            value = list(choices).index(value) if value in choices else -1
+        if 0 <= int(value) < len(choices):
+            found.add(int(value))
+    return sorted(found)

@@ -1,0 +1,95 @@
+"""Token perplexity on joined windows: GPTQ's convention, the number that papers print.
+
+Documents are joined with two newlines and tokenized once, with whatever the tokenizer puts in front; the ids are cut
+into floor(N / window) windows, the tail is dropped; each window stands alone and predicts its last window - 1 tokens;
+the value is exp of the mean negative log-likelihood. Llama-2-7B on WikiText-2: 5.47 at 2048, 5.12 at 4096. It is not
+comparable with lm-eval's word perplexity (8.79 for the same model), nor between tokenizers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from r2q.evaluation.adapter import NotFinite, max_positions, rows_at_once
+from r2q.evaluation.errors import delta_exp_mean
+from r2q.options import ConfigError
+
+
+@dataclass(frozen=True)
+class TokenPerplexity:
+    """A perplexity and what it was measured on.
+
+    Attributes:
+        value: exp(mean negative log-likelihood per token).
+        stderr: by the delta method over windows; None for a single window.
+        windows: how many were scored.
+        tokens: of the whole text, the dropped tail included.
+        first_token: id of the text's first token, which tells whether a begin-of-text token stands there.
+    """
+
+    value: float
+    stderr: float | None
+    windows: int
+    tokens: int
+    first_token: int
+
+
+def join(documents: Sequence[str]) -> str:
+    """The text that is tokenized."""
+    return "\n\n".join(documents)
+
+
+def check_window(name: str, window: int, config: Any) -> None:
+    """Refuse a window that the model cannot read.
+
+    Raises:
+        ConfigError: names the window and the model's positions.
+    """
+    positions = max_positions(config)
+    if positions is not None and window > positions:
+        raise ConfigError(f"perplexity.{name}.window: {window} tokens, but the model has only {positions} positions")
+
+
+@torch.no_grad()
+def token_perplexity(
+    model: Any, ids: Sequence[int], window: int, windows: int | None = None, batch_size: int = 1
+) -> TokenPerplexity:
+    """Perplexity of a tokenized text.
+
+    Args:
+        model: a causal language model.
+        ids: tokens of the joined text.
+        window: tokens a window.
+        windows: only the first so many; None = all.
+        batch_size: windows at once, at most; fewer when their logits would not fit.
+
+    Raises:
+        ValueError: the text is shorter than one window.
+        NotFinite: the model gave NaN or infinity.
+    """
+    count = len(ids) // window
+    if count == 0:
+        raise ValueError(f"perplexity: the text has {len(ids)} tokens, fewer than one window of {window}")
+    count = count if windows is None else min(count, windows)
+    device = model.device
+    inputs = torch.tensor(ids[: count * window]).view(count, window)
+    size = rows_at_once(batch_size, window * model.config.get_text_config().vocab_size)
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    means: list[float] = []
+    for batch in inputs.split(size):
+        batch = batch.to(device)
+        logits = model(input_ids=batch, **options).logits[:, :-1]  # [rows, window - 1, vocab]
+        for row, targets in zip(logits, batch[:, 1:], strict=True):
+            row = row.float()
+            nll = row.logsumexp(1) - row.gather(1, targets[:, None])[:, 0]  # [window - 1]
+            means.append(float(nll.double().mean()))
+    if not all(map(math.isfinite, means)):
+        raise NotFinite("token perplexity: a window's negative log-likelihood is not finite")
+    value = math.exp(math.fsum(means) / count)  # OverflowError is an ArithmeticError: a failed row
+    return TokenPerplexity(value, delta_exp_mean(means), count, len(ids), int(ids[0]))

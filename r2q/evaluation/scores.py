@@ -1,0 +1,153 @@
+"""From lm-eval's results to rows: one per task, metric and filter, each with error, chance level and majority rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from r2q.config import Config
+from r2q.evaluation.chance import levels
+from r2q.evaluation.errors import bootstrap
+from r2q.evaluation.perplexity import TokenPerplexity
+from r2q.evaluation.tasks import TaskSet
+from r2q.options import ConfigError
+
+SHOWN_FIRST = ("acc", "exact_match", "word_perplexity", "perplexity")  # in the main table, unless the config says else
+NOT_METRICS = {"name", "alias", "sample_len", "sample_count"}
+
+
+def task_scores(raw: Mapping[str, Any], tasks: TaskSet, config: Config) -> list[dict[str, Any]]:
+    """Rows of all tasks, in the order of the config.
+
+    Args:
+        raw: what `lm_eval.evaluate` returned.
+        tasks: the tasks that were evaluated.
+        config: `tasks.<name>.metric` chooses the row that stands in the main table.
+
+    Returns:
+        The entries of `scores` in evaluation.json. A value that is not finite is null. For a group, its aggregated
+        scores stand in the table, and its single tasks follow.
+
+    Raises:
+        ConfigError: a task does not give the metric that the config asks for.
+    """
+    rows: list[dict[str, Any]] = []
+    done: set[str] = set()
+    for asked, names in tasks.asked.items():
+        for name in names:
+            own = _rows(name, raw, tasks)
+            _mark(own, config.tasks[asked].metric, asked)
+            rows += own
+            done.add(name)
+        for name in names:
+            rows += [row for single in _leaves(name, raw) if single not in done for row in _rows(single, raw, tasks)]
+            done |= set(_leaves(name, raw))
+    return rows
+
+
+def perplexity_score(name: str, window: int, result: TokenPerplexity) -> dict[str, Any]:
+    """The row of one token perplexity; n counts windows, version is the id of the text's first token."""
+    return {
+        "task": name,
+        "metric": f"token_ppl_{window}",
+        "filter": "none",
+        "value": result.value,
+        "stderr": result.stderr,
+        "n": result.windows,
+        "chance": None,
+        "majority": None,
+        "higher_is_better": False,
+        "in_table": True,
+        "version": f"first token {result.first_token}",
+    }
+
+
+def _leaves(name: str, raw: Mapping[str, Any]) -> list[str]:
+    """Single tasks of a group, in its order; a single task is its own."""
+    children = raw["group_subtasks"].get(name)
+    if not children:
+        return [name]
+    return [leaf for child in children for leaf in _leaves(child, raw)]
+
+
+def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, Any]]:
+    results = raw["results"][name]
+    leaves = _leaves(name, raw)
+    rows = []
+    for key, value in results.items():
+        if key in NOT_METRICS or "," not in key:
+            continue
+        metric, filter_ = key.split(",", 1)
+        if metric.endswith("_stderr"):
+            continue
+        known = [_levels(leaf, metric, tasks) for leaf in leaves]
+        counts = [tasks.limits[leaf] for leaf in leaves]
+        rows.append(
+            {
+                "task": name,
+                "metric": metric,
+                "filter": filter_,
+                "value": _number(value),
+                "stderr": _stderr(name, metric, results.get(f"{metric}_stderr,{filter_}"), tasks),
+                "n": sum(counts),
+                "chance": _mean([chance for chance, _ in known], counts),
+                "majority": _mean([majority for _, majority in known], counts),
+                "higher_is_better": _direction(metric, raw["higher_is_better"].get(name) or {}),
+                "in_table": False,
+                "version": str(raw["versions"].get(name)),
+            }
+        )
+    return rows
+
+
+def _levels(task: str, metric: str, tasks: TaskSet) -> tuple[float | None, float | None]:
+    return levels(tasks.items[task], tasks.dictionary["tasks"][task].OUTPUT_TYPE, metric)
+
+
+def _mean(values: list[float | None], counts: list[int]) -> float | None:
+    """Mean over items; None when a task has no such level."""
+    if any(value is None for value in values):
+        return None
+    return math.fsum(v * n for v, n in zip(values, counts, strict=True) if v is not None) / sum(counts)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _stderr(task: str, metric: str, given: Any, tasks: TaskSet) -> float | None:
+    """lm-eval's own standard error, or ours for what it leaves at "N/A"."""
+    own = _number(given)
+    if own is not None:
+        return own
+    pairs = [values[metric] for values in tasks.rolling.get(task, []) if metric in values]
+    if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        return None
+    return bootstrap(pairs, metric)
+
+
+def _direction(metric: str, stated: Mapping[str, Any]) -> bool:
+    if isinstance(stated.get(metric), bool):
+        return stated[metric]
+    return "perplexity" not in metric and metric not in ("bits_per_byte", "brier_score")
+
+
+def _mark(rows: list[dict[str, Any]], wanted: str | None, asked: str) -> None:
+    """Choose the one row of a task that stands in the main table: the first filter of the metric."""
+    offered = [(row["metric"], row["filter"]) for row in rows]
+    if wanted is None:
+        metric = next((m for m in SHOWN_FIRST if m in [o for o, _ in offered]), offered[0][0] if offered else "")
+        filter_ = ""
+    else:
+        metric, _, filter_ = wanted.replace(",", "/").partition("/")
+    for row in rows:
+        if row["metric"] == metric and filter_ in ("", row["filter"]):
+            row["in_table"] = True
+            return
+    names = ", ".join(m if f == "none" else f"{m}/{f}" for m, f in offered)
+    raise ConfigError(f"tasks.{asked}.metric: the task gave no {wanted or 'metric'}; it gave {names or 'nothing'}")

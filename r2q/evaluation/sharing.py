@@ -1,0 +1,140 @@
+"""What the units of one process share: a task's documents and prompts, built once.
+
+lm-eval builds the prompts of every task again for every model, compiles each Jinja template anew for each document, and
+draws other few-shot examples the second time unless it is seeded again. Here each task is built once with its seed, and
+every evaluation gets its own fresh copy, so a unit's numbers are those of a process of its own (tested).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+from unittest.mock import patch
+
+from r2q.evaluation.files import sha256
+
+
+@dataclass
+class Frozen:
+    """A task that gives the same documents and prompts to every evaluation.
+
+    Attributes:
+        evaluated: the documents that are evaluated.
+        hash: of settings, documents and prompts.
+        rolling: for rolling tasks, filled by each evaluation: the values of each document, in order.
+    """
+
+    evaluated: list[Any]
+    hash: str
+    rolling: list[dict[str, Any]] | None
+
+
+def freeze(task: Any, items: int | None, fewshot_seed: int) -> Frozen:
+    """Build a task's prompts now, and hand out copies from then on.
+
+    Args:
+        task: an lm-eval task; its `build_all_requests` and document methods are replaced.
+        items: only the first so many documents; None = all.
+        fewshot_seed: seeds the drawing of few-shot examples, as `lm_eval.simple_evaluate` does.
+    """
+    cache_templates()
+    task.set_fewshot_seed(seed=fewshot_seed)
+    docs = list(task.eval_docs)
+    evaluated = docs if items is None else docs[:items]
+    current = {"docs": docs}
+    for name in ("test_docs", "validation_docs"):
+        if getattr(task, f"has_{name}")():
+            setattr(task, name, lambda: current["docs"])
+            break  # lm-eval evaluates on the test split when there is one
+    with quiet():
+        task.build_all_requests(limit=None, samples=range(len(evaluated)) if len(evaluated) < len(docs) else None)
+    prompts = [plain(instance.arguments) for instance in task.instances]
+    digest = sha256(
+        json.dumps(plain(task.dump_config()), sort_keys=True), json.dumps(plain(evaluated)), json.dumps(prompts)
+    )
+    packed = pickle.dumps((docs, task.instances))
+
+    def hand_out(**_: Any) -> None:
+        current["docs"], task._instances = pickle.loads(packed)
+
+    task.build_all_requests = hand_out
+    rolling = _record(task) if task.OUTPUT_TYPE == "loglikelihood_rolling" else None
+    return Frozen(evaluated, digest, rolling)
+
+
+def _record(task: Any) -> list[dict[str, Any]]:
+    """Keep what `process_results` gives for each document, which lm-eval only shows aggregated."""
+    seen: list[dict[str, Any]] = []
+    original = task.process_results
+    build = task.build_all_requests
+
+    def process_results(doc: Any, results: Any) -> Any:
+        values = original(doc, results)
+        seen.append(values)
+        return values
+
+    def start(**options: Any) -> None:
+        seen.clear()
+        build(**options)
+
+    task.process_results, task.build_all_requests = process_results, start
+    return seen
+
+
+def plain(value: Any) -> Any:
+    """JSON data of anything in a task's settings or a result, without memory addresses."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        values = [plain(v) for v in value]
+        return sorted(values, key=json.dumps) if isinstance(value, set | frozenset) else values
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if callable(value):
+        return _source(value)
+    text = str(value)
+    return type(value).__qualname__ if " at 0x" in text else text
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (TypeError, OSError):
+        return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+@functools.cache
+def cache_templates() -> None:
+    """Compile each of lm-eval's Jinja templates once per process, not once per document (0.6 ms each)."""
+    from lm_eval import utils
+
+    utils.env.from_string = functools.lru_cache(maxsize=4096)(utils.env.from_string)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence lm-eval's progress bars and its printing; what a verb says, it says itself."""
+    import tqdm
+    from lm_eval.api import model, task
+    from lm_eval.models import huggingface
+
+    hidden = functools.partial(tqdm.tqdm, disable=True)
+    with ExitStack() as stack:
+        for module in (model, task, huggingface):
+            stack.enter_context(patch.object(module, "tqdm", hidden))
+        stack.enter_context(redirect_stdout(StringIO()))
+        yield
