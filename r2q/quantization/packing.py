@@ -12,9 +12,8 @@ import torch
 
 
 def _mask(field_bits: int, used_bits: int) -> int:
-    """A 64-bit mask with the low ``used_bits`` of every ``field_bits``-wide field set, as a signed integer."""
-    mask = sum(((1 << used_bits) - 1) << start for start in range(0, 64, field_bits))
-    return mask - (1 << 64) if mask >> 63 else mask
+    """A 64-bit mask with the low ``used_bits`` of every ``field_bits``-wide field set."""
+    return sum(((1 << used_bits) - 1) << start for start in range(0, 64, field_bits))
 
 
 def packed_width(n: int, bits: int) -> int:
@@ -37,7 +36,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         codes = torch.nn.functional.pad(codes, (0, 8 - n % 8))
     word = codes.contiguous().view(torch.int64)  # [..., n / 8], one code a byte
     for step in (1, 2, 4):
-        word = (word | (word >> (step * (8 - bits)))) & _mask(16 * step, 2 * step * bits)
+        low = _mask(16 * step, step * bits)
+        word = (word & low) | ((word >> (step * (8 - bits))) & (low << (step * bits)))
     packed = word.unsqueeze(-1).view(torch.uint8)[..., :bits]  # [..., n / 8, bits]
     return packed.flatten(-2)[..., : packed_width(n, bits)].contiguous()
 
@@ -51,5 +51,6 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(packed.unflatten(-1, (words, bits)), (0, 8 - bits))  # [..., words, 8]
     word = padded.contiguous().view(torch.int64).squeeze(-1)  # [..., words]
     for step in (4, 2, 1):
-        word = (word | (word << (step * (8 - bits)))) & _mask(8 * step, step * bits)
+        low = _mask(16 * step, step * bits)
+        word = (word & low) | ((word & (low << (step * bits))) << (step * (8 - bits)))
     return word.unsqueeze(-1).view(torch.uint8).flatten(-2)[..., :n]

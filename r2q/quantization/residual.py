@@ -10,8 +10,8 @@ with sign(0) = +1. Each scale is the least-squares one for its signs, so the err
 
     mean (w - w~)^2 = mean w^2 - alpha_1^2 - alpha_2^2
 
-(before the scales are rounded to 16 bits). For N(0, 1): alpha_1 = sqrt(2 / pi) = 0.79788, alpha_2 = 0.48256, error
-0.13052. With more bits the residual is binarized again. An all-zero group gets zero scales and hence zeros.
+(before the scales are rounded to 16 bits). For N(0, 1): alpha_1 = sqrt(2 / pi) = 0.79788, alpha_2 = 0.48262, error
+0.13045. With more bits the residual is binarized again. An all-zero group gets zero scales and hence zeros.
 
 Each scale is rounded to its stored type before the next residual and the codes are formed. R2Q is not idempotent:
 more than half of |w| lies below its mean, so quantizing R2Q's own output moves it again.
@@ -30,7 +30,7 @@ from r2q.quantization.method import WeightMethod
 
 
 def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Greedy scales ``[rows, groups, bits]`` of float32 ``values [rows, groups, n]``, each rounded to ``dtype`` first.
+    """Greedy scales ``[rows, groups, bits]`` of ``values [rows, groups, n]``, each rounded to ``dtype`` first.
 
     Raises:
         ValueError: a weight is not finite or a scale does not fit into 16 bits.
@@ -41,21 +41,22 @@ def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.
         scale = magnitude.mean(-1, keepdim=True)  # [rows, groups, 1]
         scales.append(stored(scale) if dtype == torch.float16 else scale.to(dtype))
         if step + 1 < bits:  # |r_next| = ||r| - alpha|, whatever the sign of r
-            magnitude = magnitude.sub_(scales[-1].float()).abs_()
+            magnitude = magnitude.sub_(scales[-1].to(values.dtype)).abs_()
     return torch.cat(scales, -1)
 
 
 def residual_codes(values: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Codes (uint8) of ``values [rows, groups, n]`` by successive signs of the residual; bit i is set for +alpha_i."""
     scale = alpha.float()
-    positive = values >= 0
+    positive, residual = values >= 0, values
     codes = positive.to(torch.uint8)
-    residual = values
     for i in range(1, alpha.shape[-1]):
         step = scale[..., i - 1 : i]
-        residual = torch.where(positive, residual - step, residual + step)
-        positive = residual >= 0
-        codes = codes | (positive.to(torch.uint8) << i)
+        following = torch.where(positive, residual >= step, residual >= -step)  # the sign of the next residual
+        if i + 1 < alpha.shape[-1]:
+            residual = torch.where(positive, residual - step, residual + step)
+        positive = following
+        codes |= positive.to(torch.uint8) << i
     return codes
 
 

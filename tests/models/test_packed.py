@@ -1,0 +1,229 @@
+"""Packed folders: loaded bit for bit by transformers and by our loader, and refused when they are not whole."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import r2q
+from r2q.models.load import load_full, load_packed
+from r2q.models.packed import PackedLinear, PackedWeight
+from r2q.models.plugin import FORMAT_VERSION, file_sha256
+from r2q.models.quantize import apply, formula_bytes, make_method
+from r2q.models.save import save
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe
+from tests.models.tiny import CASES, LINEARS, tiny_folder, tokens
+
+assert r2q.__version__  # the import that registers the plug-in
+
+R2Q = Recipe("r2q-g32", "r2q", "g32")
+RECIPES = [
+    R2Q,
+    Recipe("rtn-channel", "rtn", "channel"),
+    Recipe("rtn-tensor", "rtn", "tensor", 3),
+    Recipe("r2q4-g64", "r2q", "g64", 4, options={"refine": "refit"}),
+]
+
+
+def pack_folder(source: Path, folder: Path, recipe: Recipe = R2Q) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Quantize in place and save; returns the quantized model and its logits."""
+    model = load_full(str(source))
+    apply(make_method(recipe), model, list_targets(model, recipe.lm_head), torch.device("cpu"))
+    save(model, None, folder, dict(vars(recipe)))
+    return model, logits(model)
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(tokens()).logits
+
+
+def fake_quantized(source: Path, recipe: Recipe) -> torch.nn.Module:
+    """The full-precision model with every target weight replaced by its dequantized value: no packed layer at all."""
+    model, method = load_full(str(source)), make_method(recipe)
+    for target in list_targets(model, recipe.lm_head):
+        quantized = method.quantize_weight(target.weight, target.name)  # type: ignore[attr-defined]
+        target.weight.data = quantized.dequantize().to(target.weight.dtype)
+    model.config._experts_implementation = "eager"  # type: ignore[union-attr]
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_of_loading_gives_the_same_bits(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = tiny_folder(case, tmp_path / "full", dtype)
+    for recipe in RECIPES[: 2 if dtype == torch.bfloat16 else None]:
+        folder = tmp_path / recipe.name
+        model, expected = pack_folder(source, folder, recipe)
+        assert torch.equal(logits(fake_quantized(source, recipe)), expected)
+        loaded = load_packed(folder)
+        assert torch.equal(logits(loaded), expected)
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), expected)
+        dense = load_packed(folder, dense=True)
+        dense.config._experts_implementation = "eager"
+        assert torch.equal(logits(dense), expected)
+        state, again = model.state_dict(), loaded.state_dict()
+        assert state.keys() == again.keys()
+        assert all(torch.equal(state[k], again[k]) and state[k].dtype == again[k].dtype for k in state)
+        assert loaded.get_input_embeddings().weight.dtype == dtype
+        tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+        assert tied == loaded.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("case", ["llama-tied", "opt", "qwen2-moe"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
+def test_the_file_is_as_large_as_the_formula(case: str, recipe: Recipe, tmp_path: Path) -> None:
+    """To the byte, but for the header of the safetensors file and the last, partly used byte of packed zero points."""
+    model, _ = pack_folder(tiny_folder(case, tmp_path / "full"), tmp_path / "packed", recipe)
+    file = tmp_path / "packed" / "model.safetensors"
+    with file.open("rb") as stream:
+        header = 8 + struct.unpack("<Q", stream.read(8))[0]
+    partly_used = LINEARS[case] if recipe.name == "rtn-tensor" else 0
+    assert formula_bytes(model) <= file.stat().st_size - header <= formula_bytes(model) + partly_used
+
+
+def test_bits_per_weight_of_the_formats(tmp_path: Path) -> None:
+    """2 + 32/g for R2Q, 2 + (16 + 2)/g for RTN, as the literature counts them."""
+    source = tiny_folder("llama", tmp_path / "full")
+    for recipe, bits in [(R2Q, 2 + 32 / 32), (Recipe("rtn-g64", "rtn", "g64"), 2 + 18 / 64)]:
+        model = load_full(str(source))
+        layers, _ = apply(make_method(recipe), model, list_targets(model), torch.device("cpu"))
+        assert {layer["bits_per_weight"] for layer in layers} == {bits}
+
+
+def test_scales_stay_16_bit_under_a_cast(tmp_path: Path) -> None:
+    source = tiny_folder("qwen2", tmp_path / "full")
+    pack_folder(source, tmp_path / "packed")
+    model = load_packed(tmp_path / "packed")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.to(torch.bfloat16)
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            assert torch.equal(module.alpha, before[f"{name}.alpha"])
+            assert module.alpha.dtype == torch.float16
+            assert module.bias is None or module.bias.dtype == torch.bfloat16
+    assert logits(model).dtype == torch.bfloat16
+
+
+def test_a_dtype_asked_for_leaves_codes_and_scales(tmp_path: Path) -> None:
+    pack_folder(tiny_folder("mixtral", tmp_path / "full", torch.bfloat16), tmp_path / "packed")
+    packed, cast = load_packed(tmp_path / "packed"), load_packed(tmp_path / "packed", dtype="float32")
+    for name, module in cast.named_modules():
+        if isinstance(module, PackedWeight):
+            for key, buffer in packed.get_submodule(name).named_buffers():
+                assert torch.equal(buffer, module.get_buffer(key))
+    assert logits(cast).dtype == torch.float32
+
+
+def test_an_untied_head_can_be_packed(tmp_path: Path) -> None:
+    recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=True)
+    _, expected = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
+    loaded = load_packed(tmp_path / "packed")
+    assert isinstance(loaded.lm_head, PackedLinear)
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r2q.models.save.MAX_SHARD", "20KB")
+    _, expected = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed")
+    assert len(list((tmp_path / "packed").glob("*.safetensors"))) > 2
+    assert torch.equal(logits(load_packed(tmp_path / "packed")), expected)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def resave(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Other tensors, with the digest in config.json made to fit: only the keys are wrong then."""
+    file = folder / "model.safetensors"
+    save_file(state, file, metadata={"format": "pt"})
+    edit_config(folder, sha256={file.name: file_sha256(file)})
+
+
+def test_a_missing_key_is_refused(packed: Path) -> None:
+    state = load_file(packed / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.alpha"]
+    resave(packed, state)
+    with pytest.raises(ValueError, match=r"missing keys: model\.layers\.1\.mlp\.up_proj\.alpha"):
+        load_packed(packed)
+
+
+def test_an_unexpected_key_is_refused(packed: Path) -> None:
+    resave(packed, load_file(packed / "model.safetensors") | {"model.extra": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"unexpected keys: model\.extra"):
+        load_packed(packed)
+
+
+def test_a_flipped_bit_is_refused_by_both_loaders(packed: Path) -> None:
+    file = packed / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    for load in (load_packed, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match="is damaged: its SHA-256 is not the one in config.json"):
+            load(packed)
+
+
+def test_a_truncated_file_is_refused(packed: Path) -> None:
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="damaged"):
+        load_packed(packed)
+
+
+def test_a_truncated_plain_file_is_refused(tmp_path: Path) -> None:
+    source = tiny_folder("llama", tmp_path / "full")
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        load_packed(source)
+
+
+def test_a_newer_format_is_refused(packed: Path) -> None:
+    edit_config(packed, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(ValueError, match=f"format version {FORMAT_VERSION + 1}; this r2q reads up to {FORMAT_VERSION}"):
+        load_packed(packed)
+
+
+def test_a_layer_that_does_not_exist_is_refused(packed: Path) -> None:
+    layers = json.loads((packed / "config.json").read_text())["quantization_config"]["layers"]
+    layers["model.layers.9.mlp.up_proj"] = layers["model.layers.1.mlp.up_proj"]
+    edit_config(packed, layers=layers)
+    with pytest.raises(ValueError, match=r"packed layer model\.layers\.9\.mlp\.up_proj"):
+        load_packed(packed)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_packed(tmp_path)
+
+
+def test_a_packed_model_is_never_quantized_again(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="already quantized"):
+        load_full(str(packed))
+    with pytest.raises(ValueError, match="already quantized"):
+        list_targets(load_packed(packed))
+    load_packed(packed, dense=True).save_pretrained(tmp_path / "dense")  # nor its dequantized copy
+    with pytest.raises(ValueError, match="already quantized"):
+        load_full(str(tmp_path / "dense"))
+
+
+def test_no_pickle_is_written(packed: Path) -> None:
+    names = {file.name for file in packed.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"}

@@ -1,0 +1,64 @@
+"""Tiny random models of every supported class, as folders in Hugging Face layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+COMMON = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+GQA = {"intermediate_size": 128, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", GQA),
+    "llama-tied": ("LlamaConfig", GQA | {"tie_word_embeddings": True}),
+    "opt": ("OPTConfig", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
+    "opt-projected": ("OPTConfig", {"ffn_dim": 128, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    "qwen2": ("Qwen2Config", GQA),
+    "qwen3-tied": ("Qwen3Config", GQA | {"head_dim": 16, "tie_word_embeddings": True}),
+    "mixtral": ("MixtralConfig", GQA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2-moe": ("Qwen2MoeConfig", GQA | EXPERTS | {"shared_expert_intermediate_size": 64}),
+    "qwen3-moe": ("Qwen3MoeConfig", GQA | EXPERTS | {"head_dim": 16}),
+}
+LINEARS = {  # weights to quantize in two blocks: attention 4; MLP 3 (OPT 2); expert stacks 2; shared expert 3
+    "llama": 14,
+    "llama-tied": 14,
+    "opt": 12,
+    "opt-projected": 12,
+    "qwen2": 14,
+    "qwen3-tied": 14,
+    "mixtral": 12,
+    "qwen2-moe": 18,
+    "qwen3-moe": 12,
+}
+
+
+def tiny_model(case: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A random model; weights are large enough for logits to differ."""
+    name, options = CASES[case]
+    torch.manual_seed(seed)
+    config = getattr(transformers, name)(**COMMON, **options)
+    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+
+def tiny_folder(case: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """The same model as a folder."""
+    tiny_model(case, dtype, seed).save_pretrained(folder)
+    return folder
+
+
+def tokens() -> torch.Tensor:
+    """Token ids ``[2, 16]``."""
+    return torch.randint(3, 96, (2, 16), generator=torch.Generator().manual_seed(0))

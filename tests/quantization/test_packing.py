@@ -1,0 +1,33 @@
+"""Packed codes: exactly ``bits`` per code, and back without loss, for every width and shape."""
+
+import pytest
+import torch
+
+from r2q.quantization.packing import pack, packed_width, unpack
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5), (2, 3, 40), (5, 64), (1, 129)], ids=str)
+def test_round_trip(bits: int, shape: tuple[int, ...]) -> None:
+    codes = torch.randint(2**bits, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    packed = pack(codes, bits)
+    assert packed.shape == (*shape[:-1], packed_width(shape[-1], bits))
+    assert torch.equal(unpack(packed, bits, shape[-1]), codes)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_layout_is_a_little_endian_bit_string(bits: int) -> None:
+    """Against a bit string put together by hand with Python integers."""
+    codes = torch.randint(2**bits, (13,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    number = sum(int(code) << (bits * i) for i, code in enumerate(codes))
+    assert bytes(pack(codes, bits).tolist()) == number.to_bytes(packed_width(13, bits), "little")
+
+
+def test_two_bits_four_to_a_byte() -> None:
+    codes = torch.tensor([3, 0, 1, 2], dtype=torch.uint8)
+    assert pack(codes, 2).tolist() == [3 | 0 << 2 | 1 << 4 | 2 << 6]
+
+
+def test_strided_codes_pack_like_contiguous_ones() -> None:
+    codes = torch.randint(4, (16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pack(codes.T, 2), pack(codes.T.contiguous(), 2))
