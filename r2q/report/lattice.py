@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +17,33 @@ from r2q.report.scores import read_csv
 from r2q.report.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH, save, style
 
 COLUMNS = ["recipe", "model", "layer", "row", "group", "index", "weight", "code", "quantized", "level_0", "level_1"]
-LEVEL_COLOURS = (BLUE, SKY, ORANGE, RED)  # lowest to highest; more levels repeat them
+LEVEL_COLOURS = (BLUE, SKY, RED, ORANGE)  # lowest to highest, dark and light in turn; more levels repeat them
 BINS = 24
+MANY = 1000  # weights from which single marks are pixels in the SVG too
+
+
+@dataclass(frozen=True)
+class Group:
+    """One weight group under one recipe; `place` is the index of each weight's level among the ascending `levels`."""
+
+    recipe: str
+    weight: np.ndarray  # [n]
+    quantized: np.ndarray  # [n]
+    levels: np.ndarray  # [different levels]
+    place: np.ndarray  # [n]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Weights on each level."""
+        return np.bincount(self.place, minlength=len(self.levels))
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Where the nearest level changes."""
+        return (self.levels[1:] + self.levels[:-1]) / 2
+
+    def colour(self, level: int) -> str:
+        return LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
 
 
 def plot(data: str | Path, out: str | Path) -> None:
@@ -34,72 +60,90 @@ def plot(data: str | Path, out: str | Path) -> None:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """One column per recipe: the staircase weight -> level with counts beside it, the distribution below it."""
-    recipes = list(dict.fromkeys(frame["recipe"]))
+    groups = [_group(recipe, frame[frame["recipe"] == recipe]) for recipe in dict.fromkeys(frame["recipe"])]
+    values = np.concatenate([part for group in groups for part in (group.weight, group.levels)])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 1.0
     layout = ConstrainedLayoutEngine(w_pad=0.01, wspace=0.01)
-    figure = Figure(figsize=(WIDTH / 2 * len(recipes), 4.3), layout=layout)
-    grid = figure.add_gridspec(2, 2 * len(recipes), height_ratios=[3.4, 1], width_ratios=[3.8, 1] * len(recipes))
-    first: list[Axes] = []
-    for i, recipe in enumerate(recipes):
-        rows = frame[frame["recipe"] == recipe]
-        share = {"sharex": first[0], "sharey": first[0]} if first else {}
-        stairs = figure.add_subplot(grid[0, 2 * i], **share)
-        counts = figure.add_subplot(grid[0, 2 * i + 1], sharey=stairs)
-        below = figure.add_subplot(grid[1, 2 * i], sharex=stairs, **({"sharey": first[1]} if first else {}))
-        first = first or [stairs, below]
-        _panel(recipe, rows, stairs, counts, below)
+    figure = Figure(figsize=(WIDTH / 2 * len(groups), 4.3), layout=layout)
+    grid = figure.add_gridspec(2, 2 * len(groups), height_ratios=[3.4, 1], width_ratios=[3.8, 1] * len(groups))
+    first: Axes | None = None
+    for i, group in enumerate(groups):
+        stairs = figure.add_subplot(grid[0, 2 * i])
+        beside = figure.add_subplot(grid[0, 2 * i + 1], sharey=stairs)
+        below = figure.add_subplot(grid[1, 2 * i], sharex=stairs, sharey=first)
+        first = first or below
+        stairs.set_xlim(low - margin, high + margin)
+        stairs.set_ylim(low - margin, high + margin)
+        _staircase(stairs, group)
+        _counts(beside, group, 0.05 * (high - low + 2 * margin))
+        _distribution(below, group, np.linspace(low, high, BINS + 1) if high > low else np.array([low - 1, high + 1]))
         if i == 0:
             stairs.set_ylabel("quantized weight")
             below.set_ylabel("weights")
             note = "dotted: unchanged\npale: error of a weight"
             stairs.text(0.98, 0.03, note, transform=stairs.transAxes, ha="right", fontsize=6.5, color=GREY)
     where = frame.iloc[0]
-    group = f"row {where['row']}, group {where['group']}"
-    weights = frame["recipe"].value_counts().iloc[0]
-    figure.suptitle(f"{where['model']}   {where['layer']}   {group}: {weights} weights", fontsize=8)
+    place = f"row {where['row']}, group {where['group']}: {len(groups[0].weight)} weights"
+    figure.suptitle(f"{where['model']}   {where['layer']}   {place}", fontsize=8)
     return figure
 
 
-def _panel(recipe: str, rows: pd.DataFrame, stairs: Axes, counts: Axes, below: Axes) -> None:
-    weight, quantized = rows["weight"].to_numpy(), rows["quantized"].to_numpy()
-    named = sorted((name for name in rows.columns if name.startswith("level_")), key=lambda name: int(name[6:]))
+def _group(recipe: str, rows: pd.DataFrame) -> Group:
+    named = [name for name in rows.columns if name.startswith("level_")]
     levels = np.unique(rows[named].iloc[0].dropna().to_numpy(dtype=float))  # ascending; equal levels are one
-    place = np.abs(quantized[:, None] - levels).argmin(1)
-    number = np.bincount(place, minlength=len(levels))
-    edges = (levels[1:] + levels[:-1]) / 2
-    low, high = min(weight.min(), levels[0]), max(weight.max(), levels[-1])
-    margin = 0.06 * (high - low or 1.0)
+    quantized = rows["quantized"].to_numpy(dtype=float)
+    distance = np.abs(quantized[:, None] - levels)  # [n, levels]
+    if distance.min(1).any():
+        raise ValueError(f"lattice figure, recipe {recipe}: a quantized weight is on none of the levels")
+    return Group(recipe, rows["weight"].to_numpy(dtype=float), quantized, levels, distance.argmin(1))
 
-    mse = float(np.mean((quantized - weight) ** 2))
-    power = float(np.mean(weight**2))
+
+def _staircase(axes: Axes, group: Group) -> None:
+    weight, quantized, levels = group.weight, group.quantized, group.levels
+    mse, power = float(np.mean((quantized - weight) ** 2)), float(np.mean(weight**2))
     relative = f", relative error {mse / power:.3f}" if power else ""
-    stairs.set_title(f"{recipe}\n", pad=2)
-    stairs.text(0, 1.02, f"MSE {mse:.2e}{relative}", transform=stairs.transAxes, fontsize=7, va="bottom")
-    stairs.plot([low - margin, high + margin], [low - margin, high + margin], color=GREY, lw=0.7, ls=":")
-    ends = [low - margin, *edges, high + margin]
-    for level, (start, stop) in zip(levels, pairwise(ends), strict=True):
-        stairs.plot([start, stop], [level, level], color=GREY, lw=0.8, solid_capstyle="butt")
-    for edge, (under, over) in zip(edges, pairwise(levels), strict=True):
-        stairs.plot([edge, edge], [under, over], color=GREY, lw=0.8)
-        below.axvline(edge, color=GREY, lw=0.8)
-    stairs.vlines(weight, np.minimum(weight, quantized), np.maximum(weight, quantized), color=PALE, lw=0.5, zorder=1)
+    axes.set_title(f"{group.recipe}\n", pad=2)
+    axes.text(0, 1.02, f"MSE {mse:.2e}{relative}", transform=axes.transAxes, fontsize=7, va="bottom")
+    ends = axes.get_xlim()
+    axes.plot(ends, ends, color=GREY, lw=0.7, ls=":")
+    for level, (start, stop) in zip(levels, pairwise([ends[0], *group.edges, ends[1]]), strict=True):
+        axes.plot([start, stop], [level, level], color=GREY, lw=0.8, solid_capstyle="butt")
+    for edge, (under, over) in zip(group.edges, pairwise(levels), strict=True):
+        axes.plot([edge, edge], [under, over], color=GREY, lw=0.8)
+    many = len(weight) > MANY
+    axes.vlines(weight, weight, quantized, color=PALE, lw=0.5, zorder=1, rasterized=many)
     for j in range(len(levels)):
-        colour = LEVEL_COLOURS[j % len(LEVEL_COLOURS)]
-        here = place == j
-        stairs.plot(weight[here], quantized[here], "o", ms=3, mfc=colour, mec="white", mew=0.3, zorder=3)
-        counts.barh(levels[j], number[j], height=0.055 * (high - low or 1.0), color=colour)
-        counts.annotate(f"{number[j]}", (number[j], levels[j]), (2, 0), textcoords="offset points", va="center",
-                        fontsize=7)  # fmt: skip
-    bins = np.linspace(low, high, BINS + 1).tolist() if high > low else 1
-    parts = [weight[place == j] for j in range(len(levels))]
-    colours = [LEVEL_COLOURS[j % len(LEVEL_COLOURS)] for j in range(len(levels))]
-    below.hist(parts, bins=bins, stacked=True, color=colours, edgecolor="white", linewidth=0.3)
-    below.plot(weight, np.full(len(weight), -0.06), "|", color="black", ms=4, mew=0.4, clip_on=False,
-               transform=below.get_xaxis_transform())  # fmt: skip
-    below.set_xlabel("weight", labelpad=4)
-    below.tick_params(axis="x", pad=6)
-    below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    stairs.tick_params(labelbottom=False)
-    counts.text(0, 1.02, "on level", transform=counts.transAxes, fontsize=7, va="bottom")
-    counts.tick_params(left=False, labelleft=False, labelbottom=False, bottom=False)
-    counts.spines[["left", "bottom"]].set_visible(False)
-    counts.set_xlim(0, 1.35 * max(number.max(), 1))
+        here = group.place == j
+        axes.plot(weight[here], quantized[here], "o", ms=3, mfc=group.colour(j), mec="white", mew=0.3, zorder=3,
+                  rasterized=many)  # fmt: skip
+    axes.tick_params(labelbottom=False)
+
+
+def _counts(axes: Axes, group: Group, height: float) -> None:
+    """How many weights are on each level, at the level; numbers of close levels are moved apart by `height`."""
+    thin = min([height, *0.8 * np.diff(group.levels)])
+    labels = group.levels.copy()
+    for j in range(1, len(labels)):
+        labels[j] = max(labels[j], labels[j - 1] + 0.8 * height)
+    labels -= np.mean(labels - group.levels)
+    for j, number in enumerate(group.counts):
+        axes.barh(group.levels[j], number, height=thin, color=group.colour(j))
+        axes.annotate(f"{number}", (number, labels[j]), (2, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.text(0, 1.02, "on level", transform=axes.transAxes, fontsize=7, va="bottom")
+    axes.tick_params(left=False, labelleft=False, labelbottom=False, bottom=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_xlim(0, 1.35 * max(group.counts.max(), 1))
+
+
+def _distribution(axes: Axes, group: Group, bins: np.ndarray) -> None:
+    levels = range(len(group.levels))
+    parts, colours = [group.weight[group.place == j] for j in levels], [group.colour(j) for j in levels]
+    axes.hist(parts, bins=bins.tolist(), stacked=True, color=colours, edgecolor="white", linewidth=0.3)
+    for edge in group.edges:
+        axes.axvline(edge, color=GREY, lw=0.8)
+    axes.plot(group.weight, np.full(len(group.weight), -0.06), "|", color="black", ms=4, mew=0.4, clip_on=False,
+              transform=axes.get_xaxis_transform(), rasterized=len(group.weight) > MANY)  # fmt: skip
+    axes.set_xlabel("weight", labelpad=4)
+    axes.tick_params(axis="x", pad=6)
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))

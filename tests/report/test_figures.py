@@ -73,6 +73,14 @@ def test_lattice_shows_an_empty_level(lattice_csv):
     assert [text.get_text() for text in drawn.axes[1].texts if text.get_text().isdigit()] == ["2", "3", "2", "0"]
 
 
+def test_lattice_refuses_weights_off_their_levels(lattice_csv, tmp_path):
+    text = lattice_csv.read_text()
+    assert ",3,0.2," in text
+    lattice_csv.write_text(text.replace(",3,0.2,", ",3,0.19,"))
+    with pytest.raises(ValueError, match="recipe rtn-g8: a quantized weight is on none of the levels"):
+        lattice.plot(lattice_csv, tmp_path / "x")
+
+
 def test_weight_error_draws_the_csv(layers_csv, tmp_path):
     figure.weight_error(layers_csv, tmp_path / "weight_error")
     data = read_csv(tmp_path / "weight_error.csv", weight_error.DATA_COLUMNS)
@@ -88,8 +96,11 @@ def test_weight_error_draws_the_csv(layers_csv, tmp_path):
     assert labels == ["rtn-g64  2.28", "random-codes-g64  2.28", "r2q-g64  2.50"]  # by bits, then as in the config
     cells = np.asarray(maps[1].collections[0].get_array()).reshape(3, 3)
     assert cells[0].tolist() == first["relative_error"].to_list()
-    medians = [text.get_text() for text in drawn.axes[1].texts]
-    assert medians == ["0.275", "2.200", "0.138"]
+    beside = drawn.axes[3]
+    assert [text.get_text() for text in beside.texts] == ["0.275", "2.200", "0.138"]  # medians
+    assert [line.get_xdata()[0] for line in beside.lines if line.get_marker() == "s"] == pytest.approx([0.275])
+    low, high = maps[1].collections[0].get_clim()
+    assert (low, high) == pytest.approx((0.125, 0.3))  # the control, worse than zeros, does not stretch the scale
 
 
 def test_missing_layer_is_crossed_out(layers_csv):
@@ -98,6 +109,15 @@ def test_missing_layer_is_crossed_out(layers_csv):
     with style():
         whole, holed = weight_error.draw(frame), weight_error.draw(frame[~gone])
     assert len(holed.axes[0].lines) == len(whole.axes[0].lines) + 1
+
+
+def test_bits_are_per_weight_not_per_layer(layers_csv):
+    frame = read_csv(layers_csv, weight_error.LAYER_COLUMNS)
+    wide = frame["layer"] == "model.layers.0.mlp.down_proj"
+    frame.loc[wide, ["shape", "bits_per_weight"]] = ["128x256", 2.0]  # as many weights as four of the other two
+    with style():
+        drawn = weight_error.draw(weight_error.prepare(frame))
+    assert "r2q-g64  2.17" in [label.get_text() for label in drawn.axes[0].get_yticklabels()]  # (2.5 + 2.5 + 4 * 2) / 6
 
 
 def test_seeds_are_averaged(layers_csv):
