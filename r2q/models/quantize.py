@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.kept import Kept, key, source_hash
+from r2q.kept import Kept, key, source_hash, write_json
 from r2q.measure import Measured, versions
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.packed import PackedWeight, replace
@@ -84,7 +84,10 @@ def quantize(config_path: str | Path, prepared: str | Path, model: str, recipes:
             "versions": identity["versions"],
         }
         record["hashes"] |= {"source": facts["fingerprint"], "code": identity["code"]}
-        kept.put("quantize", key(identity), record, folder / "report.json")
+        if record["status"] == "ok":
+            kept.put("quantize", key(identity), record, folder / "report.json")
+        else:  # not kept: the reason may be gone the next time (memory, a library)
+            write_json(folder / "report.json", record)
         print(f"{progress} {_summary(record)}", flush=True)
 
 
@@ -134,20 +137,20 @@ def _unit(
         layers, notes = apply(make_method(recipe), model, targets, device)
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
     except FAILURES as error:
-        sizes = dict.fromkeys(("bits_per_weight", "file_bytes", "formula_bytes"))
-        return (
-            record
-            | sizes
-            | {
-                "status": "failed",
-                "error": " ".join(str(error).split()) or type(error).__name__,
-                "quantized_weights": 0,
-                "total_parameters": total,
-                "layers": [],
-                "notes": {},
-                "hashes": {"weights": folder_digest(folder)},
-            }
-        )
+        for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
+            stale.unlink()
+        return record | {
+            "status": "failed",
+            "error": " ".join(str(error).split()) or type(error).__name__,
+            "bits_per_weight": None,
+            "quantized_weights": 0,
+            "total_parameters": total,
+            "file_bytes": None,
+            "formula_bytes": None,
+            "layers": [],
+            "notes": {},
+            "hashes": {"weights": None},
+        }
     weights = sum(math.prod(layer["shape"]) for layer in layers)
     layer_bits = sum(layer["bits_per_weight"] * math.prod(layer["shape"]) for layer in layers)
     return record | {

@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 COMMON = {
-    "vocab_size": 96,
+    "vocab_size": 272,
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -56,7 +60,20 @@ def tiny_model(case: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 def tiny_folder(case: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """The same model as a folder."""
     tiny_model(case, dtype, seed).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One token a byte: a byte-level BPE without merges, after three special tokens."""
+    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 def tokens() -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""The verb ``quantize``: reports, kept units, failures that are rows, memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from r2q.models.quantize import pick_device, quantize
+from r2q.models.save import folder_digest
+from tests.models.tiny import tiny_folder
+
+
+class Run:
+    """A run folder with one tiny model, as the workflow would lay it out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = tiny_folder("llama", folder / "full", torch.bfloat16)
+        self.results = folder / "results" / "test"
+        self.results.mkdir(parents=True)
+        self.fingerprint = "a" * 64
+        self.recipes: dict[str, Any] = {
+            "full_precision": {"method": "full_precision"},
+            "r2q-g32": {"method": "r2q", "granularity": "g32"},
+            "random_codes-g32": {"method": "random_codes", "granularity": "g32", "seeds": [0, 1]},
+        }
+
+    def quantize(self, *recipes: str) -> None:
+        config = self.results / "config.yaml"
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "run": "test",
+                    "models": {"tiny": {"path": str(self.source)}},
+                    "recipes": self.recipes,
+                    "tasks": {"piqa": {}},
+                    "device": "cpu",
+                }
+            )
+        )
+        facts = {"models": {"tiny": {"fingerprint": self.fingerprint, "family": "llama"}}}
+        (self.results / "prepared.json").write_text(json.dumps(facts))
+        quantize(config, self.results / "prepared.json", "tiny", list(recipes), self.results / "tiny")
+
+    def report(self, recipe: str, seed: int = 0) -> dict[str, Any]:
+        return json.loads((self.results / "tiny" / recipe / f"seed{seed}" / "report.json").read_text())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def test_reports(run: Run) -> None:
+    run.quantize("full_precision", "r2q-g32", "random_codes-g32")
+    full, r2q = run.report("full_precision"), run.report("r2q-g32")
+    assert (full["bits_per_weight"], full["layers"], full["status"]) == (16.0, [], "ok")
+    assert (r2q["bits_per_weight"], r2q["group_size"], r2q["method"]) == (3.0, 32, "r2q")
+    folder = run.results / "tiny" / "r2q-g32" / "seed0"
+    assert r2q["file_bytes"] == (folder / "model.safetensors").stat().st_size < full["file_bytes"]
+    assert r2q["formula_bytes"] == pytest.approx(r2q["file_bytes"], rel=0.15)  # a tiny file is part header
+    assert r2q["hashes"]["weights"] == folder_digest(folder)
+    assert len(r2q["layers"]) == 14
+    state = load_file(run.source / "model.safetensors")
+    assert r2q["quantized_weights"] == sum(v.numel() for k, v in state.items() if "_proj" in k)
+    assert run.report("random_codes-g32", 1)["seed"] == 1
+
+
+def test_layer_errors_are_the_identity(run: Run) -> None:
+    """relative_error = 1 - sum (alpha_1^2 + alpha_2^2) / sum w^2, but for the rounding of the scales."""
+    run.quantize("r2q-g32")
+    layer = next(x for x in run.report("r2q-g32")["layers"] if x["name"] == "model.layers.0.mlp.up_proj")
+    weight = load_file(run.source / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].double().reshape(-1, 32)
+    first = weight.abs().mean(-1)
+    second = (weight.abs() - first.unsqueeze(-1)).abs().mean(-1)
+    mse = (weight.square().mean(-1) - first.square() - second.square()).mean().item()
+    assert layer["mse"] == pytest.approx(mse, rel=1e-3)
+    assert layer["relative_error"] == pytest.approx(mse / weight.square().mean().item(), rel=1e-3)
+
+
+def test_units_are_kept_until_something_changes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.quantize("r2q-g32", "random_codes-g32")
+    report = run.results / "tiny" / "r2q-g32" / "seed0" / "report.json"
+    first = report.read_text()
+    report.unlink()  # as Snakemake does before a job
+    capsys.readouterr()
+    run.quantize("r2q-g32", "random_codes-g32")
+    assert capsys.readouterr().out.count("kept") == 3
+    assert report.read_text() == first
+    run.recipes["r2q-g32"]["options"] = {"refine": "refit"}
+    run.quantize("r2q-g32", "random_codes-g32")
+    assert capsys.readouterr().out.count("kept") == 2
+    run.fingerprint = "b" * 64
+    run.quantize("r2q-g32", "random_codes-g32")
+    assert "kept" not in capsys.readouterr().out
+
+
+def test_a_damaged_unit_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.quantize("r2q-g32")
+    file = run.results / "tiny" / "r2q-g32" / "seed0" / "model.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-10])
+    capsys.readouterr()
+    run.quantize("r2q-g32")
+    assert "kept" not in capsys.readouterr().out
+    assert file.read_bytes() == good
+
+
+def test_a_recipe_that_fails_is_a_report_and_the_others_go_on(run: Run) -> None:
+    state = load_file(run.source / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
+    save_file(state, run.source / "model.safetensors", metadata={"format": "pt"})
+    run.quantize("r2q-g32", "full_precision")
+    report = run.report("r2q-g32")
+    assert report["status"] == "failed"
+    assert "model.layers.1.mlp.up_proj" in report["error"]
+    assert "not finite" in report["error"]
+    assert report["bits_per_weight"] is None
+    assert run.report("full_precision")["status"] == "ok"
+
+
+def test_a_failure_leaves_no_older_weights_behind(run: Run) -> None:
+    """A folder never holds a report of one attempt beside the weights of another."""
+    run.quantize("r2q-g32")
+    state = load_file(run.source / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(state, run.source / "model.safetensors", metadata={"format": "pt"})
+    run.fingerprint = "c" * 64
+    run.quantize("r2q-g32")
+    assert not list((run.results / "tiny" / "r2q-g32" / "seed0").glob("*.safetensors"))
+
+
+def test_a_group_size_that_does_not_divide_stops_the_job(run: Run) -> None:
+    run.recipes["r2q-g48"] = {"method": "r2q", "granularity": "g48"}
+    with pytest.raises(ValueError, match=r"group size 48 does not divide the 64 input features of model\.layers\.0"):
+        run.quantize("r2q-g48")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch finds no GPU"):
+        pick_device("cuda:0")
+    assert pick_device("auto") == torch.device("cpu")
