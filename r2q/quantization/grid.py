@@ -1,4 +1,4 @@
-"""The three kinds of levels that a packed weight may use, each with 16-bit parameters per group.
+"""The four kinds of levels that a packed weight may use, each with 16-bit parameters per group.
 
 A weight of ``rows * groups * n`` numbers is read, in memory order, as ``[rows, groups, n]``: the numbers of one group
 share one set of ``2**bits`` levels. ``rows`` is out_features for group and channel granularity, 1 for a whole tensor,
@@ -149,6 +149,46 @@ class AffineGrid(Grid):
 
 
 @dataclass(frozen=True)
+class SymmetricGrid(Grid):
+    """Evenly spaced levels around zero, ``(code - (2**bits - 1) / 2) * scale``: no level is zero, no zero point stored.
+
+    Attributes:
+        scale: float16 ``[rows, groups]``.
+        width: bits of a code.
+    """
+
+    scale: torch.Tensor
+    width: int
+
+    kind: ClassVar[str] = "symmetric"
+
+    @property
+    def bits(self) -> int:
+        return self.width
+
+    @property
+    def side_bits(self) -> int:
+        return 16
+
+    @property
+    def middle(self) -> float:
+        """The code, halfway between two, that would be zero."""
+        return (2**self.width - 1) / 2
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return (codes.float() - self.middle) * self.scale.float().unsqueeze(-1)
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """``clamp(round(values / scale + middle))``; a group whose scale is zero has only one level."""
+        scale = self.scale.float().clamp_min(SMALLEST_SCALE).unsqueeze(-1)
+        return (values / scale).add_(self.middle).round_().clamp_(0, 2**self.width - 1).to(torch.uint8)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> SymmetricGrid:
+        return cls(tensors["scale"], bits)
+
+
+@dataclass(frozen=True)
 class BinaryGrid(Grid):
     """Sums of signed scales ``±alpha_0 ± alpha_1 ...``; bit ``i`` of a code is the sign of ``alpha_i`` (set: plus).
 
@@ -209,7 +249,7 @@ class CodebookGrid(Grid):
         return cls(tensors["book"])
 
 
-GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, BinaryGrid, CodebookGrid)}
+GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, SymmetricGrid, BinaryGrid, CodebookGrid)}
 
 
 def stored_shapes(
@@ -224,6 +264,8 @@ def stored_shapes(
             else (torch.Size([packed_width(rows * groups, bits)]), torch.uint8)
         )
         return {"scale": (torch.Size(shape), SCALE_DTYPE), "zero": zero}
+    if kind == "symmetric":
+        return {"scale": (torch.Size(shape), SCALE_DTYPE)}
     if kind == "binary":
         return {"alpha": (torch.Size([rows, groups, bits]), SCALE_DTYPE)}
     if kind == "codebook":

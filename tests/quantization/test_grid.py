@@ -1,9 +1,18 @@
-"""The three grids: nearest levels against brute force, what is stored, what is refused."""
+"""The four grids: nearest levels against brute force, what is stored, what is refused."""
 
 import pytest
 import torch
 
-from r2q.quantization.grid import GRIDS, AffineGrid, BinaryGrid, CodebookGrid, Grid, stored, stored_shapes
+from r2q.quantization.grid import (
+    GRIDS,
+    AffineGrid,
+    BinaryGrid,
+    CodebookGrid,
+    Grid,
+    SymmetricGrid,
+    stored,
+    stored_shapes,
+)
 from r2q.quantization.packing import packed_width
 
 
@@ -15,12 +24,14 @@ def make(kind: str, bits: int, rows: int = 3, groups: int = 5) -> Grid:
     if kind == "affine-float":
         scale = torch.rand(rows, groups, generator=g).half() + 0.1
         return AffineGrid(scale, (torch.rand(rows, groups, generator=g) * 2**bits).half(), bits)
+    if kind == "symmetric":
+        return SymmetricGrid(torch.rand(rows, groups, generator=g).half() + 0.1, bits)
     if kind == "binary":
         return BinaryGrid(torch.rand(rows, groups, bits, generator=g).half())
     return CodebookGrid(torch.randn(rows, groups, 2**bits, generator=g).half())
 
 
-KINDS = ["affine", "affine-float", "binary", "codebook"]
+KINDS = ["affine", "affine-float", "symmetric", "binary", "codebook"]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -54,6 +65,12 @@ def test_side_bits_are_what_is_stored(kind: str) -> None:
 def test_affine_levels_by_hand() -> None:
     grid = AffineGrid(torch.tensor([[0.5]]).half(), torch.tensor([[1]], dtype=torch.uint8), 2)
     assert grid.levels().tolist() == [[[-0.5, 0.0, 0.5, 1.0]]]
+
+
+def test_symmetric_levels_by_hand() -> None:
+    grid = SymmetricGrid(torch.tensor([[0.5]]).half(), 2)
+    assert grid.levels().tolist() == [[[-0.75, -0.25, 0.25, 0.75]]]
+    assert SymmetricGrid(torch.zeros(1, 1).half(), 2).encode(torch.tensor([[[0.0, -1.0]]])).tolist() == [[[2, 0]]]
 
 
 def test_binary_levels_by_hand() -> None:

@@ -1,0 +1,84 @@
+"""HQQ against a literal transcription of its loop, its own objective, and round to nearest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baselines.hqq import HQQ, shrink
+from baselines.rtn import RTN
+from r2q.quantization.method import Recipe
+
+P = 0.7
+
+
+def weights(seed: int = 0, rows: int = 64, n: int = 64) -> torch.Tensor:
+    return torch.randn(rows, 1, n, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+def method(**options: object) -> HQQ:
+    return HQQ(Recipe("hqq-g64", "hqq", "g64", options=dict(options)))
+
+
+def path_of(values: torch.Tensor, **options: object) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The scale (as stored, float32), and the zero points after every step."""
+    scale = method(**options | {"steps": 0}).fit_groups(values).scale.float()
+    return scale, method(**options).refine(values, scale, -values.amin(-1) / scale)
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 1000.0}, {"p": 1.0, "beta": 500.0}])
+def test_no_step_raises_the_objective_of_any_group(options: dict[str, float]) -> None:
+    values = weights()
+    scale, path = path_of(values, **options)
+    errors = torch.stack([method().round(values, scale, zero)[0].abs().mean(-1) for zero in path])
+    assert (errors.diff(dim=0) <= 0).all()
+    assert (errors[-1] < errors[0]).float().mean() > 0.5  # and most groups gain
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("beta", [10.0, 1000.0])
+def test_the_steps_are_those_of_the_published_loop(seed: int, beta: float) -> None:
+    """For one group alone: the same zero points, up to the step at which the published loop stops."""
+    values = weights(seed, rows=1)
+    step, path = path_of(values, beta=beta)
+    scale, zero = 1 / step, path[0]  # the published loop works with the inverse
+    w, best, current, published = values[0], float("inf"), beta, []
+    for _ in range(20):
+        quantized = torch.clamp(torch.round(w * scale + zero), 0, 3)
+        back = (quantized - zero) / scale
+        if float((w - back).abs().mean()) >= best:
+            break
+        best = float((w - back).abs().mean())
+        published.append(float(zero))
+        shrunk = torch.sign(w - back) * torch.relu((w - back).abs() - (w - back).abs() ** (P - 1) / current)
+        zero = torch.mean(quantized - (w - shrunk) * scale, dim=1, keepdim=True)
+        current *= 1.01
+    ours = [float(zero) for zero in path]
+    assert ours[: len(published)] == pytest.approx(published, abs=1e-5)
+    assert len(published) == 20 or ours[-1] == ours[len(published) - 1]
+
+
+@pytest.mark.parametrize("n", [32, 64, 256])
+def test_its_error_is_below_round_to_nearest(n: int) -> None:
+    values = weights(n, n=n)
+    errors = []
+    for quantizer in (method(), RTN(Recipe("rtn", "rtn", "g64"))):
+        grid = quantizer.fit_groups(values)
+        errors.append(float((grid.decode(grid.encode(values)) - values).abs().pow(P).sum()))
+    assert errors[0] < errors[1]
+
+
+def test_shrinking_by_hand() -> None:
+    x = torch.tensor([-2.0, 0.05, 1.0])
+    assert shrink(x, 1.0, 10.0).tolist() == pytest.approx([-1.9, 0.0, 0.9])
+    assert shrink(x, P, 10.0)[0].item() == pytest.approx(-2 + 2**-0.3 / 10)
+    assert shrink(torch.tensor([0.17]), P, 10.0).item() == 0  # what the module says of beta = 10
+    assert shrink(torch.zeros(1), P, 10.0).item() == 0
+
+
+def test_constant_and_one_sided_groups_survive() -> None:
+    values = torch.stack([torch.full((1, 16), 0.5), torch.zeros(1, 16), torch.linspace(1, 2, 16).view(1, 16)])
+    grid = method().fit_groups(values)
+    back = grid.decode(grid.encode(values))
+    assert (back[:2] - values[:2]).abs().max() < 1e-3
+    assert (back[2] - values[2]).abs().max() < 0.25
