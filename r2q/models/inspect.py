@@ -17,7 +17,7 @@ from r2q.models.packed import PackedWeight
 from r2q.models.targets import list_targets
 from r2q.options import nearest
 
-LATTICE_METHODS = ("rtn", "r2q")  # shown side by side, both without options
+LATTICE_METHODS = ("rtn", "r2q")  # shown side by side, both with their default options
 
 
 def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) -> None:
@@ -62,14 +62,16 @@ def _pair(config: configuration.Config, model: str) -> list[str]:
     plain: dict[tuple[str | None, int], dict[str, str]] = {}
     for name in config.recipes_of(model):
         recipe = config.recipes[name]
-        if recipe.method in LATTICE_METHODS and not recipe.options and recipe.granularity != "tensor":
+        options = configuration.method_info(recipe.method).options
+        by_default = options.model_validate(recipe.options) == options()
+        if recipe.method in LATTICE_METHODS and by_default and recipe.granularity != "tensor":
             plain.setdefault((recipe.granularity, recipe.bits), {}).setdefault(recipe.method, name)
     for names in plain.values():
         if len(names) == len(LATTICE_METHODS):
             return [names[method] for method in LATTICE_METHODS]
     raise ValueError(
-        f"the lattice figure needs for {model} a recipe rtn and a recipe r2q without options, both with the same group "
-        f"size or channel and the same bits; the config has {', '.join(config.recipes_of(model))}"
+        f"the lattice figure needs for {model} a recipe rtn and a recipe r2q with default options, both with the same "
+        f"group size or channel and the same bits; the config has {', '.join(config.recipes_of(model))}"
     )
 
 

@@ -99,11 +99,11 @@ def _score_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one unit; `unit` holds the columns that they share."""
     if evaluation is None:
-        yield unit | {"status": f"failed: {report['error']}"}
+        yield unit | {"status": _failed(report)}
         return
     unit = unit | {"peak_mib": evaluation.get("peak_mib")}
     if evaluation["status"] != OK:
-        yield unit | {"status": f"failed: {evaluation['error']}", "seconds": evaluation.get("seconds")}
+        yield unit | {"status": _failed(evaluation), "seconds": evaluation.get("seconds")}
         return
     order = {task: place for place, task in enumerate([*config.perplexity, *config.tasks])}
     for score in sorted(evaluation["scores"], key=lambda score: order.get(score["task"], len(order))):
@@ -113,6 +113,10 @@ def _score_rows(
         if score["value"] is None:
             row["status"] = "failed: no finite value"
         yield row
+
+
+def _failed(record: Mapping[str, Any]) -> str:
+    return f"failed: {' '.join(str(record['error']).split())}"  # one line, whatever the exception said
 
 
 def metric_name(metric: str, filter: str | None) -> str:

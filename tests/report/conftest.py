@@ -45,11 +45,17 @@ def perplexity_score(value: float | None) -> dict[str, Any]:
 class Run:
     """A config and unit folders under `root`; change a unit before collecting."""
 
-    def __init__(self, root: Path, models: tuple[str, ...] = ("mini-llama", "mini-opt"), **config: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        models: tuple[str, ...] = ("mini-llama", "mini-opt"),
+        entries: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
         self.root, self.results, self.config_path = root, root / "results" / "demo", root / "config.yaml"
         self.config: dict[str, Any] = {
             "run": "demo",
-            "models": {name: {"path": f"mini/models/{name}"} for name in models},
+            "models": entries or {name: {"path": f"mini/models/{name}"} for name in models},
             "recipes": RECIPES,
             "tasks": {"mini_text": None, "mini_facts": None, "mini_who": None},
         } | config

@@ -60,7 +60,7 @@ def test_floats_survive_and_bytes_are_stable(run):
 
 def test_failed_units_are_rows(run):
     run.fail("mini-opt", "rtn-g64", "layer fc1: group size 64 does not divide 100")
-    run.change("mini-opt", "r2q-g64", "evaluation.json", status="failed", error="out of memory", scores=[])
+    run.change("mini-opt", "r2q-g64", "evaluation.json", status="failed", error="out of\n memory", scores=[])
     rows = collected(run)
     quantize = rows[(rows["model"] == "mini-opt") & (rows["recipe"] == "rtn-g64")]
     assert list(quantize["status"]) == ["failed: layer fc1: group size 64 does not divide 100"]
@@ -151,6 +151,8 @@ def test_provenance_moves_with_what_moves_numbers_and_nothing_else(run, make_run
     assert hashes(make_run("other", limits=limits, figures={"lattice": {"row": 3}})) == before
     fewer = make_run("fewer", models=("mini-llama",))
     assert hashes(fewer).items() < before.items()
+    own = {"mini-llama": {"path": "mini/models/mini-llama", "recipes": ["rtn-g64", "r2q-g64"]}}
+    assert hashes(make_run("own", entries=own)).items() < before.items()
     items = hashes(make_run("items", limits={"items": 10}))
     assert not set(items.values()) & set(before.values())
     run.change("mini-opt", "r2q-g64", "evaluation.json", device="cuda")

@@ -22,6 +22,7 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def units(tmp_path_factory):
     """A folder with the packed units of the two recipes that the figure must choose, and a writer of configs."""
+    from r2q.config import parse
     from r2q.models.quantize import quantize
 
     root = tmp_path_factory.mktemp("units")
@@ -29,7 +30,8 @@ def units(tmp_path_factory):
     def config(recipes=RECIPES, **lattice):
         path = root / "config.yaml"
         text = {"run": "x", "models": {"qwen": {"path": str(MODEL)}}, "recipes": recipes, "tasks": {"mini_facts": None}}
-        path.write_text(yaml.safe_dump(text | {"figures": {"lattice": lattice}}, sort_keys=False))
+        resolved = parse(text | {"figures": {"lattice": lattice}}, "test").resolved()  # as the workflow writes it
+        path.write_text(yaml.safe_dump(resolved, sort_keys=False))
         return path
 
     prepared = root / "prepared.json"
@@ -46,7 +48,7 @@ def test_weights_and_levels_of_the_group_asked_for(units):
     root, config = units
     lattice_data(config(layer=LAYER, row=5, group=2), root, root / "lattice.csv")
     data = pd.read_csv(root / "lattice.csv")
-    assert list(dict.fromkeys(data["recipe"])) == ["rtn-g64", "r2q-g64"]  # equal granularity, no options, RTN first
+    assert list(dict.fromkeys(data["recipe"])) == ["rtn-g64", "r2q-g64"]  # equal granularity, defaults, RTN first
     with safe_open(MODEL / "model.safetensors", "pt") as file:
         source = file.get_tensor(f"{LAYER}.weight")[5, 128:192].float().numpy()
     for recipe, rows in data.groupby("recipe"):
@@ -86,7 +88,7 @@ def test_two_recipes_of_one_granularity_are_needed(units):
 
     root, config = units
     path = config(recipes={name: RECIPES[name] for name in ("rtn-channel", "rtn-clip-g64", "r2q-g64")})
-    with pytest.raises(ValueError, match="needs for qwen a recipe rtn and a recipe r2q without options"):
+    with pytest.raises(ValueError, match="needs for qwen a recipe rtn and a recipe r2q with default options"):
         lattice_data(path, root, root / "none.csv")
 
 
