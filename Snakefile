@@ -1,0 +1,40 @@
+# model + text -> recipe -> packed 2-bit checkpoint -> raw evaluation JSON -> scores.csv -> tables and figures
+#
+#   snakemake                                             config/embedded.yaml, all cores
+#   snakemake --cores all --configfile config/smoke.yaml  another config in its place
+
+
+if not workflow.overwrite_configfiles:  # a config of the user's replaces the default, it is not merged into it
+
+    configfile: "config/embedded.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        TABLES,
+        FIGURES,
+    message:
+        "all: done"
+
+
+onstart:
+    write_config()
+
+
+onsuccess:
+    print_results()
+
+
+onerror:
+    print_logs()

@@ -1,0 +1,111 @@
+# Scores, tables and figures: from here on nothing imports torch, but for the one figure that looks into the weights.
+TABLES = expand("{folder}/tables/main.{ending}", folder=RESULTS, ending=["csv", "md", "tex"])
+FIGURES = [
+    f"{FIGURE_FOLDER}/{figure}.{ending}" for figure in ("lattice", "weight_error") for ending in ("png", "svg", "csv")
+]
+
+
+rule collect:
+    input:
+        reports=all_unit_files("report.json"),
+        evaluations=all_unit_files("evaluation.json"),
+    output:
+        scores=f"{RESULTS}/scores.csv",
+        layers=f"{RESULTS}/layers.csv",
+        provenance=f"{RESULTS}/provenance.json",
+    log:
+        log_of("collect"),
+    benchmark:
+        benchmark_of("collect")
+    message:
+        "collect: gather all scores into {output.scores}"
+    params:
+        asked=asked(config={k: v for k, v in CONFIG.resolved().items() if k != "figures"}),
+        source=source_hash(["r2q/report"]),
+        config=RUN_CONFIG,
+        results=RESULTS,
+    shell:
+        r"""
+        {PYTHON:q} -m r2q collect \
+            --config {params.config:q} \
+            --results {params.results:q} \
+            --log {log:q}
+        """
+
+
+rule table:
+    input:
+        rules.collect.output.scores,
+    output:
+        report(TABLES[0], caption="../report/main.rst", category="Tables"),
+        TABLES[1:],
+    log:
+        log_of("table"),
+    benchmark:
+        benchmark_of("table")
+    message:
+        "table: write {output[1]}"
+    params:
+        source=source_hash(["r2q/report"]),
+        out=f"{RESULTS}/tables",
+    shell:
+        r"""
+        {PYTHON:q} -m r2q table \
+            --scores {input:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule figure_lattice:
+    input:
+        all_unit_files("report.json"),
+    output:
+        report(f"{FIGURE_FOLDER}/lattice.png", caption="../report/lattice.rst", category="Figures"),
+        f"{FIGURE_FOLDER}/lattice.svg",
+        f"{FIGURE_FOLDER}/lattice.csv",
+    log:
+        log_of("figure_lattice"),
+    benchmark:
+        benchmark_of("figure_lattice")
+    message:
+        "figure lattice: where the weights of one group map"
+    params:
+        asked=asked(figure=CONFIG.figures.lattice.model_dump(), recipes=recipe_entries(CONFIG.recipes)),
+        source=source_hash(["r2q/report", "r2q/models", "r2q/quantization"]),
+        config=RUN_CONFIG,
+        results=RESULTS,
+        out=f"{FIGURE_FOLDER}/lattice",
+    shell:
+        r"""
+        {PYTHON:q} -m r2q figure lattice \
+            --config {params.config:q} \
+            --results {params.results:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule figure_weight_error:
+    input:
+        rules.collect.output.layers,
+    output:
+        report(f"{FIGURE_FOLDER}/weight_error.png", caption="../report/weight_error.rst", category="Figures"),
+        f"{FIGURE_FOLDER}/weight_error.svg",
+        f"{FIGURE_FOLDER}/weight_error.csv",
+    log:
+        log_of("figure_weight_error"),
+    benchmark:
+        benchmark_of("figure_weight_error")
+    message:
+        "figure weight_error: relative weight error by layer and recipe"
+    params:
+        source=source_hash(["r2q/report"]),
+        out=f"{FIGURE_FOLDER}/weight_error",
+    shell:
+        r"""
+        {PYTHON:q} -m r2q figure weight_error \
+            --layers {input:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
