@@ -23,10 +23,16 @@ def prepare(args: argparse.Namespace) -> None:
     prepare(args.config, args.out)
 
 
+def calibrate(args: argparse.Namespace) -> None:
+    from r2q.models.calibration import calibrate
+
+    calibrate(args.config, args.model, args.out)
+
+
 def quantize(args: argparse.Namespace) -> None:
     from r2q.models.quantize import quantize
 
-    quantize(args.config, args.prepared, args.model, args.recipes, args.out)
+    quantize(args.config, args.prepared, args.model, args.recipes, args.out, args.calibration)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -119,12 +125,13 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--config", type=Path, required=True, metavar="YAML", help="the run's config")
         return added
 
-    def unit_verb(name: str, run: Command, about: str, verb_example: str) -> None:
+    def unit_verb(name: str, run: Command, about: str, verb_example: str) -> argparse.ArgumentParser:
         added = configured(verb(name, run, about, verb_example))
         added.add_argument("--prepared", type=Path, required=True, metavar="JSON", help="what `prepare` wrote")
         added.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
         added.add_argument("--recipes", required=True, type=_names, metavar="A,B", help="recipes of the config")
         added.add_argument("--out", type=Path, required=True, metavar="DIR", help="results/<run>/<model>")
+        return added
 
     run = "results/embedded"
     one = configured(
@@ -136,13 +143,25 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     one.add_argument("--out", type=Path, required=True, metavar="JSON", help="where the findings go")
+    one = configured(
+        verb(
+            "calibrate",
+            calibrate,
+            "cut the windows of text that some methods look at while they quantize",
+            f"calibrate --config {run}/config.yaml --model mini-llama \\\n"
+            f"    --out {run}/mini-llama/calibration.safetensors",
+        )
+    )
+    one.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the tokens go (.safetensors)")
     unit = f"--config {run}/config.yaml --prepared {run}/prepared.json --model mini-llama"
-    unit_verb(
+    one = unit_verb(
         "quantize",
         quantize,
         "write one packed checkpoint and report per recipe and seed",
         f"quantize {unit} \\\n    --recipes rtn-g64,r2q-g64 --out {run}/mini-llama",
     )
+    one.add_argument("--calibration", type=Path, metavar="FILE", help="what `calibrate` wrote")
     unit_verb(
         "evaluate",
         evaluate,

@@ -33,6 +33,7 @@ __all__ = [
 Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+CALIBRATION_PRESETS = ("wikitext2", "c4", "pile")
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
 RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
 HUB_TEXT = re.compile(r"^[\w.-]+/[\w.-]+:[\w.-]*:[\w.-]+$")  # owner/name:config:split
@@ -127,6 +128,37 @@ class Perplexity(_Closed):
         return TEXT_FILE.search(self.path) is not None
 
 
+class Calibration(_Closed):
+    """Text that methods look at while they quantize. Never the text that is evaluated.
+
+    Attributes:
+        source: a .txt, .jsonl or .parquet file (also .xz, .gz), a hub data set `owner/name:config:split`, or a preset:
+            wikitext2 (its train split), c4 (first file of its train split), pile (the held-out backup split).
+        field: column that holds the text.
+        slicing: `joined` cuts windows out of all documents joined by blank lines, `document` takes one window out of a
+            random document that is long enough; auto = document for c4 and pile, joined for everything else.
+        windows: how many; an eighth as many more (rounded up) are held out to measure output errors on.
+        window: tokens a window.
+        seed: of the random places.
+        offload: keep the inputs of a block in main memory instead of the GPU's.
+        minimum_tokens: an expert that the router gives fewer tokens than this is shown all of them.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    field: str = "text"
+    slicing: Literal["auto", "joined", "document"] = "auto"
+    windows: Positive = 128
+    window: Annotated[int, Field(ge=2)] = 2048
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    offload: bool = False
+    minimum_tokens: Annotated[int, Field(ge=0)] = 256
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `source` means a file here."""
+        return TEXT_FILE.search(self.source) is not None
+
+
 class Limits(_Closed):
     """What a run may use.
 
@@ -166,6 +198,7 @@ class Config(_Closed):
     Attributes:
         run: name of the folders results/<run> and figures/<run>.
         models, recipes, tasks, perplexity: by the names that the tables show.
+        calibration: text for the methods that look at some; null where no recipe does.
         task_include: folders with lm-eval task files of your own.
         task_data: a folder DIR whose DIR/<task>/<split>.jsonl[.xz|.gz] stand in for the hub's data.
         seeds: one unit per seed for methods with randomness, the first one for all others.
@@ -177,6 +210,7 @@ class Config(_Closed):
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
     tasks: dict[str, Annotated[Task, _null_is_empty(Task | None)]] = {}
     perplexity: dict[Name, Perplexity] = {}
+    calibration: Calibration | None = None
     task_include: list[str] = []
     task_data: str | None = None
     seeds: Seeds = [0]
@@ -203,6 +237,10 @@ class Config(_Closed):
         """The model's recipes, cut into the jobs that handle them: at most `limits.recipes_per_job` each."""
         names, size = self.recipes_of(model), self.limits.recipes_per_job
         return [names[i : i + size] for i in range(0, len(names), size)]
+
+    def calibrates(self, model: str) -> bool:
+        """Whether some recipe of a model looks at calibration text."""
+        return any(method_info(self.recipes[name].method).needs == "calibration" for name in self.recipes_of(model))
 
     def items_of(self, task: str) -> int | None:
         """How many items of a task are asked; None = all."""
@@ -259,11 +297,38 @@ def _problems(config: Config) -> list[str]:
             found.append(f"perplexity.{name}.path: {text.path} is neither {allowed}")
         if name in config.tasks:
             found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
+    found += _calibration_problems(config)
     found += _twice("seeds", config.seeds)
     shown = config.figures.lattice.model
     if shown is not None and shown not in config.models:
         found.append(f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}")
     return found
+
+
+def _calibration_problems(config: Config) -> list[str]:
+    """Text that is missing, cannot be read, or is also evaluated."""
+    wanted = config.calibration
+    if wanted is None:
+        used = dict.fromkeys(name for model in config.models for name in config.recipes_of(model))
+        needy = [name for name in used if _needs_calibration(config.recipes[name].method)]
+        names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
+        return [f"calibration: required by recipes {names}; name at least its source"] if needy else []
+    found = []
+    if wanted.source not in CALIBRATION_PRESETS and not wanted.is_file and not HUB_TEXT.match(wanted.source):
+        allowed = f"{', '.join(CALIBRATION_PRESETS)}, a .txt, .jsonl or .parquet file (also .xz, .gz)"
+        close = nearest(wanted.source, CALIBRATION_PRESETS) if "/" not in wanted.source else ""
+        found.append(f"calibration.source: {wanted.source} is none of {allowed}, owner/name:config:split{close}")
+    for name, text in config.perplexity.items():
+        if text.path == wanted.source:
+            found.append(f"calibration.source: {wanted.source} is evaluated as perplexity.{name}; choose other text")
+    return found
+
+
+def _needs_calibration(method: str) -> bool:
+    try:
+        return method_info(method).needs == "calibration"
+    except ConfigError:  # reported with the recipe
+        return False
 
 
 def _recipe_problems(name: str, entry: Recipe) -> list[str]:

@@ -49,6 +49,8 @@ def missing_paths(config: Config) -> list[str]:
     """One sentence for every local path of the config that is not there."""
     wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
     wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
+    if config.calibration is not None and config.calibration.is_file:
+        wanted.append(("calibration.source", config.calibration.source, "file"))
     wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
     if config.task_data is not None:
         wanted.append(("task_data", config.task_data, "folder"))

@@ -15,11 +15,14 @@ import torch
 from r2q import config as configuration
 from r2q.kept import Kept, key, source_hash, write_json
 from r2q.measure import Measured, versions
+from r2q.models.calibration import Calibration, load_calibration
+from r2q.models.calibration import describe as describe_calibration
 from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.moments import output_errors
 from r2q.models.packed import PackedWeight, replace
 from r2q.models.save import folder_digest, save, weights_digest
 from r2q.models.targets import Target, list_targets
-from r2q.quantization.method import Method, QuantizedWeight, Recipe, WeightMethod
+from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
 
 FORMAT_VERSION = 1
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
@@ -44,15 +47,26 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def quantize(config_path: str | Path, prepared: str | Path, model: str, recipes: list[str], out: str | Path) -> None:
+def quantize(
+    config_path: str | Path,
+    prepared: str | Path,
+    model: str,
+    recipes: list[str],
+    out: str | Path,
+    calibration: str | Path | None = None,
+) -> None:
     """Quantize ``model`` with each recipe and seed into ``out/<recipe>/seed<k>/``.
+
+    ``calibration`` is the file that the verb ``calibrate`` wrote; with one, every report also has the layers' output
+    errors on its held-out windows.
 
     A unit whose key (recipe, model weights, code, libraries) and files have not changed is kept. A recipe that fails
     is a report with status ``failed`` and the reason; the others go on.
 
     Raises:
         ConfigError: the config is wrong, or does not have this model or recipe.
-        ValueError: a group size does not divide a layer, or the model is already quantized; before any work.
+        ValueError: a group size does not divide a layer, the model is already quantized, or a recipe needs calibration
+            tokens that are not given; before any work.
     """
     config = configuration.load(config_path)
     facts = json.loads(Path(prepared).read_text())["models"][model]
@@ -61,19 +75,26 @@ def quantize(config_path: str | Path, prepared: str | Path, model: str, recipes:
     torch.set_num_threads(config.limits.threads)
     quiet()
     units = [recipe for name in recipes for recipe in units_of(config, name)]
+    data = None
+    if calibration is not None:
+        how = config.calibration or configuration.Calibration(source="unknown")
+        data = load_calibration(calibration, device, how.offload, how.minimum_tokens)
+    for recipe in units:
+        if data is None and configuration.method_info(recipe.method).needs == "calibration":
+            raise ValueError(f"recipe {recipe.name} needs calibration tokens: `r2q calibrate` writes them")
     tokenizer = load_tokenizer(entry.path, entry.revision)
     out = Path(out)
     kept = Kept(out.parent / ".kept")
     for number, recipe in enumerate(units, 1):
         folder = out / recipe.name / f"seed{recipe.seed}"
-        identity = _identity(recipe, facts["fingerprint"], device)
+        identity = _identity(recipe, facts["fingerprint"], device, data)
         progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
         record = kept.get("quantize", key(identity), folder / "report.json")
         if record is not None and record["hashes"]["weights"] == folder_digest(folder):
             print(f"{progress} kept", flush=True)
             continue
         with Measured() as cost:
-            record = _unit(recipe, entry, tokenizer, folder, device)
+            record = _unit(recipe, entry, tokenizer, folder, device, data)
         record |= {
             "format_version": FORMAT_VERSION,
             "key": key(identity),
@@ -84,6 +105,8 @@ def quantize(config_path: str | Path, prepared: str | Path, model: str, recipes:
             "versions": identity["versions"],
         }
         record["hashes"] |= {"source": facts["fingerprint"], "code": identity["code"]}
+        if data is not None:
+            record["hashes"]["calibration"] = data.facts["sha256"]
         if record["status"] == "ok":
             kept.put("quantize", key(identity), record, folder / "report.json")
         else:  # not kept: the reason may be gone the next time (memory, a library)
@@ -99,20 +122,29 @@ def units_of(config: configuration.Config, name: str) -> Iterator[Recipe]:
         yield Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 
-def _identity(recipe: Recipe, fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """Everything that can move a packed file."""
+def _identity(
+    recipe: Recipe, fingerprint: str, device: torch.device, data: Calibration | None = None
+) -> dict[str, Any]:
+    """Everything that can move a packed file or its report."""
     info = configuration.method_info(recipe.method)
+    looked_at = {} if data is None else {"tokens": data.facts["sha256"], "minimum_tokens": data.minimum_tokens}
     return {
+        "calibration": looked_at,
         "recipe": dict(vars(recipe)),
         "source": fingerprint,
         "device": device.type,
-        "code": source_hash(["r2q/models", "r2q/quantization", info.path]),
+        "code": source_hash(["r2q/models", "r2q/quantization", "r2q/kernels", info.path]),
         "versions": versions("torch", "transformers", "safetensors"),
     }
 
 
 def _unit(
-    recipe: Recipe, entry: configuration.Model, tokenizer: Any, folder: Path, device: torch.device
+    recipe: Recipe,
+    entry: configuration.Model,
+    tokenizer: Any,
+    folder: Path,
+    device: torch.device,
+    data: Calibration | None = None,
 ) -> dict[str, Any]:
     """Quantize, write and describe one unit."""
     record: dict[str, Any] = {
@@ -134,7 +166,7 @@ def _unit(
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
     try:
-        layers, notes = apply(make_method(recipe), model, targets, device)
+        layers, notes = apply(make_method(recipe), model, targets, device, data)
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
     except FAILURES as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
@@ -168,39 +200,62 @@ def _unit(
 
 @torch.no_grad()
 def apply(
-    method: Method, model: Any, targets: list[Target], device: torch.device, data: Any = None
+    method: Method, model: Any, targets: list[Target], device: torch.device, data: Calibration | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Quantize the targets of ``model`` in place.
 
-    Weights are visited one by one where the method allows it, and each is let go as soon as it is packed: the peak
-    is the model plus one layer.
+    Weights are visited one by one where the method allows it. Without calibration data each is let go as soon as it
+    is packed (the peak is the model plus one layer); with it, all stay until the output errors are measured.
 
     Returns:
         One description per layer (see :func:`describe`), and the method's notes.
+
+    Raises:
+        ValueError: the method needs calibration data and there is none.
     """
-    layers = []
+    if method.needs == "calibration" and data is None:
+        raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
     if isinstance(method, WeightMethod):
-        for target in targets:
-            start = time.perf_counter()
-            weight = target.weight.to(device)
-            quantized = method.quantize_weight(weight, target.name)
-            seconds = round(time.perf_counter() - start, 4)
-            layers.append(describe(target.name, quantized, weight) | {"seconds": seconds})
-            del weight
-            replace(model, target, to_device(quantized, "cpu"))
-        return layers, {}
-    result = method.quantize(model, targets, data)
-    by_name = {target.name: target for target in targets}
+        result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
+    else:
+        result = method.quantize(model, targets, data)
+        weights = {target.name: target.weight for target in targets}
+        layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
     notes = dict(result.notes)
     of_layers = notes.pop("layers", {})
+    errors = output_errors(model, targets, result.layers, data) if data is not None and result.layers else {}
+    for layer in layers:
+        name = layer["name"]
+        layer |= ({"output_error": errors[name]} if name in errors else {}) | of_layers.get(name, {})
+    if data is not None:
+        notes["calibration"] = describe_calibration(data)
     parameters = dict(model.named_parameters())
-    for name, quantized in result.layers.items():
-        layers.append(describe(name, quantized, by_name[name].weight) | of_layers.get(name, {}))
     for name, tensor in result.other.items():
         parameters[name].data.copy_(tensor)
+    by_name = {target.name: target for target in targets}
     for name, quantized in result.layers.items():
         replace(model, by_name[name], to_device(quantized, "cpu"))
     return layers, notes
+
+
+def _one_by_one(
+    method: WeightMethod, model: Any, targets: list[Target], device: torch.device, keep: bool
+) -> tuple[Quantized, list[dict[str, Any]]]:
+    """Quantize each weight on its own; each is replaced at once unless the weights are to be kept for later."""
+    layers = []
+    packed = {}
+    for target in targets:
+        start = time.perf_counter()
+        weight = target.weight.to(device)
+        quantized = method.quantize_weight(weight, target.name)
+        seconds = round(time.perf_counter() - start, 4)
+        layers.append(describe(target.name, quantized, weight) | {"seconds": seconds})
+        del weight
+        if keep:
+            packed[target.name] = quantized
+        else:
+            replace(model, target, to_device(quantized, "cpu"))
+    return Quantized(packed), layers
 
 
 def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:

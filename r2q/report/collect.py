@@ -142,10 +142,11 @@ def _provenance(
     """What can move the numbers of one unit. Of the config only that: not its other models, recipes or figures."""
     asked = _asked(config, model, recipe, seed)
     steps = {"quantize": report, "evaluate": evaluation or {}}
+    calibration = {name: value for name, value in report.get("hashes", {}).items() if name == "calibration"}
     return {
         "code": {verb: step.get("hashes", {}).get("code") for verb, step in steps.items()},
         "config": {"hash": short_hash(asked), **asked},
-        "data": {"tasks": steps["evaluate"].get("hashes", {}).get("tasks")},
+        "data": {"tasks": steps["evaluate"].get("hashes", {}).get("tasks")} | calibration,
         "weights": {name: report.get("hashes", {}).get(name) for name in ("source", "weights")},
         "versions": {verb: step.get("versions") for verb, step in steps.items()},
         "evaluation": {

@@ -1,0 +1,128 @@
+"""Reading text and rows from local files, plain or compressed, never through a cache.
+
+`datasets` keys its cache by path and modification time: a file that was made again with another content and an old time
+gives the old rows. Files are small here, so they are read each time, and hashed by content.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+COMPRESSION = ("", ".xz", ".gz")
+
+
+def unpacked(path: str | Path) -> bytes:
+    """Content of a file, decompressed when its name ends in .xz or .gz.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the compressed file is damaged.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".xz":
+            return lzma.decompress(content)
+        if path.suffix == ".gz":
+            return gzip.decompress(content)
+    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: damaged compressed file ({error})") from None
+    return content
+
+
+def sha256(*parts: bytes | str) -> str:
+    """Hash of the parts, each with its length, so that no two different lists agree."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()
+
+
+def find_compressed(stem: Path) -> Path | None:
+    """`stem` itself, or with .xz or .gz behind it; None when none of the three is a file."""
+    for ending in COMPRESSION:
+        path = stem.with_name(stem.name + ending)
+        if path.is_file():
+            return path
+    return None
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a .json or .jsonl file (also .xz, .gz): one object per line, or one list of objects.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: names file and line of the first thing that is not a JSON object.
+    """
+    try:
+        text = unpacked(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+    try:
+        if text.lstrip().startswith("["):
+            rows = list(enumerate(json.loads(text), 1))
+        else:
+            rows = [(number, json.loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON lines ({error})") from None
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: {type(row).__name__} instead of an object")
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return [row for _, row in rows]
+
+
+def read_documents(path: str | Path, field: str = "text") -> list[str]:
+    """Documents of a text source.
+
+    A .txt file is one document. A .jsonl or .parquet file has one per row, in the column `field`. A hub data set
+    `owner/name:config:split` has one per row, too (config may be empty).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another kind, or lacks the column; the message names it.
+    """
+    text = str(path)
+    name = text.removesuffix(".xz").removesuffix(".gz")
+    if name.endswith(".txt"):
+        try:
+            return [unpacked(path).decode("utf-8")]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+    if name.endswith((".jsonl", ".json")):
+        rows = read_rows(path)
+        return _column(text, field, sorted({key for row in rows for key in row}), [row.get(field) for row in rows])
+    if name.endswith(".parquet"):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            table = parquet.read_table(io.BytesIO(unpacked(path)))
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path}: damaged parquet file ({error})") from None
+        columns = table.column_names
+        return _column(text, field, columns, table.column(field).to_pylist() if field in columns else [])
+    if text.count(":") == 2:
+        import datasets
+
+        repository, config, split = text.split(":")
+        rows = datasets.load_dataset(repository, config or None, split=split)
+        return _column(text, field, rows.column_names, list(rows[field]) if field in rows.column_names else [])
+    raise ValueError(f"{path}: neither a .txt, .jsonl or .parquet file (also .xz, .gz) nor owner/name:config:split")
+
+
+def _column(source: str, field: str, columns: list[str], values: list[Any]) -> list[str]:
+    if field not in columns:
+        raise ValueError(f"{source} has no column {field}; it has {', '.join(columns)}")
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str):
+            raise ValueError(f"{source}, row {number}: column {field} holds {type(value).__name__} instead of text")
+    return values

@@ -1,0 +1,425 @@
+"""A walk through the decoder blocks of a model, one at a time, with the inputs that calibration text gives them.
+
+    for block in walk(model, targets, data):            # data: r2q.models.calibration.Calibration
+        for group in block.groups:                      # targets that read the same tensor, in order of execution
+            block.observe(visit, [group])               # visit(name, expert, x [tokens, in]), batch by batch
+            block.set_weight(name, new)                 # what later groups, and the next block, then see
+
+The model is never changed: ``block.module`` is a copy on the device, the rest stays where it is. The walk goes on with
+the outputs of the copy as they are when the caller asks for the next block, so whether blocks see quantized or
+full-precision inputs is up to the caller: whoever sets no weight gets full-precision ones.
+
+Half-precision checkpoints are computed in float32 on the CPU; float16 ones in bfloat16 on a GPU, because OPT and badly
+quantized models overflow float16. bfloat16 and float32 checkpoints keep their type on a GPU.
+
+Experts: an expert sees the tokens that the router sends to it. One that gets fewer than ``minimum_tokens`` is instead
+shown all tokens of the block (its Hessian would be singular otherwise); ``observe`` says which.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from r2q.models.calibration import Calibration
+from r2q.models.targets import Target, decoder_blocks
+
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
+Visit = Callable[[str, int | None, torch.Tensor], None]
+
+
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that a block is computed in."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if stored == torch.float16 else stored
+
+
+@dataclass
+class Seen:
+    """What ``observe`` showed of one target.
+
+    Attributes:
+        tokens: how many; for a stack of experts, those that the router sent to each.
+        shown_all: experts below ``minimum_tokens``, which were shown all tokens instead.
+    """
+
+    tokens: int | list[int] = 0
+    shown_all: list[int] = field(default_factory=list)
+
+
+class Block:
+    """One decoder block, or the output head, copied to the device.
+
+    Attributes:
+        index: of the decoder block; -1 for the output head.
+        targets: its target layers; weights of the original model.
+        module: the copy.
+        inputs: hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        targets: Sequence[Target],
+        module: nn.Module,
+        prefix: str,
+        inputs: list[torch.Tensor],
+        kwargs: dict[int, tuple[tuple[Any, ...], dict[str, Any]]],
+        data: Calibration,
+    ) -> None:
+        self.index, self.targets, self.module, self.inputs = index, list(targets), module, inputs
+        self._prefix, self._kwargs, self._data = prefix, kwargs, data
+        self._groups: list[list[Target]] | None = None
+
+    def run(self, hidden: torch.Tensor, module: nn.Module | None = None) -> torch.Tensor:
+        """Outputs of the copy (or of another module in its place) for one batch of hidden states, on the device."""
+        args, kwargs = self._kwargs.get(len(hidden), ((), {}))
+        result = (self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    def outputs(self) -> list[torch.Tensor]:
+        """Outputs of the copy for all inputs, where the inputs are kept.
+
+        Raises:
+            ValueError: an output is not finite; names the block.
+        """
+        results = []
+        for hidden in self.inputs:
+            result = self.run(hidden)
+            if not torch.isfinite(result).all():
+                raise ValueError(f"{self._prefix}: its output on calibration text is not finite")
+            results.append(result.to(hidden.device))
+        return results
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A target's weight in the copy."""
+        owner, parameter = self._find(name)
+        return getattr(owner, parameter)
+
+    def set_weight(self, name: str, values: torch.Tensor, expert: int | None = None) -> None:
+        """Give a target of the copy (or one expert of it) another weight; rounded to the computing type."""
+        weight = self.weight(name).data
+        (weight if expert is None else weight[expert]).copy_(values)
+
+    @property
+    def groups(self) -> list[list[Target]]:
+        """Targets that read the very same tensor together, in order of execution; a stack is a group of its own."""
+        if self._groups is None:
+            seen: dict[str, torch.Tensor] = {}
+
+            def note(name: str, expert: int | None, x: torch.Tensor) -> None:
+                seen.setdefault(name, x)  # kept alive, so that no two of them share memory by accident
+
+            with self._hooks(note, self.targets, {}):
+                self.run(self.inputs[0])
+            by_name = {target.name: target for target in self.targets}
+            groups: dict[Any, list[Target]] = {}
+            for name, x in seen.items():
+                target = by_name[name]
+                groups.setdefault(name if target.is_stack else (x.data_ptr(), x.shape), []).append(target)
+            missing = [name for name in by_name if name not in seen]
+            if missing:
+                raise ValueError(f"{missing[0]}: not reached by any calibration token")
+            self._groups = list(groups.values())
+        return self._groups
+
+    def observe(self, visit: Visit, groups: Sequence[Sequence[Target]] | None = None) -> dict[str, Seen]:
+        """Run all inputs through the copy and show what its targets read, float or half ``[tokens, in]``.
+
+        Args:
+            visit: called with the name of the first target of each group, the expert (None where there are none), and
+                the tokens of one batch. It must not change them.
+            groups: of :attr:`groups`; None = all.
+
+        Returns:
+            By the name of every target in the groups, how many tokens were shown.
+        """
+        wanted = self.groups if groups is None else groups
+        first = [group[0] for group in wanted]
+        counts = self._routed(first)
+        few = {
+            name: [e for e, n in enumerate(tokens) if n < self._data.minimum_tokens] for name, tokens in counts.items()
+        }
+        seen = {target.name: Seen() for target in first}
+
+        def shown(name: str, expert: int | None, x: torch.Tensor) -> None:
+            if expert is None:
+                seen[name].tokens += len(x)  # type: ignore[operator]
+            elif expert in few[name]:
+                return
+            visit(name, expert, x)
+
+        with self._hooks(shown, first, {}):
+            for hidden in self.inputs:
+                self.run(hidden)
+        stacks = [target for target in first if target.is_stack and few[target.name]]
+        if stacks:
+            route = {self._find(target.name)[0]: few[target.name] for target in stacks}
+            with self._hooks(visit, stacks, route):
+                for hidden in self.inputs:
+                    self.run(hidden)
+        for name, tokens in counts.items():
+            seen[name] = Seen(tokens, few[name])
+        return {target.name: seen[group[0].name] for group in wanted for target in group}
+
+    def _find(self, name: str) -> tuple[nn.Module, str]:
+        """Owner of a target's weight in the copy, and the parameter's name."""
+        target = next(target for target in self.targets if target.name == name)
+        local = name.removeprefix(self._prefix).removeprefix(".")
+        if target.is_stack:
+            local = local.removesuffix(target.parameter).removesuffix(".")
+        return self.module.get_submodule(local), target.parameter
+
+    def _routed(self, targets: Sequence[Target]) -> dict[str, list[int]]:
+        """For each stack of experts among the targets, the tokens that the router sends to each expert."""
+        stacks = [target for target in targets if target.is_stack]
+        counts = {target.name: [0] * target.weight.shape[0] for target in stacks}
+        if stacks:
+            with self._hooks(lambda name, expert, x: _count(counts, name, expert, len(x)), stacks, {}):
+                for hidden in self.inputs:
+                    self.run(hidden)
+        return counts
+
+    @contextmanager
+    def _hooks(self, visit: Visit, targets: Sequence[Target], route: dict[nn.Module, list[int]]) -> Iterator[None]:
+        """While open, what the targets of the copy read goes to ``visit``; ``route`` sends all tokens to experts."""
+        stacks: dict[int, tuple[str, int]] = {}
+        with ExitStack() as stack:
+            for target in targets:
+                owner, parameter = self._find(target.name)
+                if target.is_stack:
+                    weight = getattr(owner, parameter)
+                    stacks |= {weight[e].data_ptr(): (target.name, e) for e in range(len(weight))}
+                    continue
+
+                def before(_: nn.Module, args: tuple[Any, ...], name: str = target.name) -> None:
+                    visit(name, None, args[0].flatten(0, -2))
+
+                handle = owner.register_forward_pre_hook(before)
+                stack.callback(handle.remove)
+            for owner, experts in route.items():
+                handle = owner.register_forward_pre_hook(_router(experts))
+                stack.callback(handle.remove)
+            if stacks:
+                stack.enter_context(_ExpertInputs(stacks, visit))
+            yield
+
+
+def _count(counts: dict[str, list[int]], name: str, expert: int | None, tokens: int) -> None:
+    if expert is not None:
+        counts[name][expert] += tokens
+
+
+def _router(experts: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """Sends every token to each of these experts, whatever the router said."""
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, chosen, weights, *rest = args
+        everywhere = torch.tensor(experts, device=chosen.device, dtype=chosen.dtype).expand(len(chosen), -1)
+        return hidden, everywhere, torch.ones_like(everywhere, dtype=weights.dtype), *rest
+
+    return before
+
+
+class _ExpertInputs(TorchFunctionMode):
+    """Catches ``linear(x, stack[e])`` by where the weight's memory is: works for every stack computed one by one."""
+
+    def __init__(self, places: dict[int, tuple[str, int]], visit: Visit) -> None:
+        super().__init__()
+        self.places, self.visit = places, visit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear and args[1].data_ptr() in self.places:
+            name, expert = self.places[args[1].data_ptr()]
+            self.visit(name, expert, args[0].flatten(0, -2))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def walk(
+    model: Any,
+    targets: Sequence[Target],
+    data: Calibration,
+    tokens: torch.Tensor | None = None,
+) -> Iterator[Block]:
+    """Visit the decoder blocks in order, then the output head if it is a target.
+
+    Args:
+        model: a full-precision causal language model, on the CPU or anywhere.
+        targets: of :func:`r2q.models.targets.list_targets`.
+        data: calibration text; says device and offloading.
+        tokens: other windows than ``data.tokens``, e.g. ``data.held_out``.
+
+    Raises:
+        ValueError: an output is not finite; names the block.
+    """
+    windows = data.tokens if tokens is None else tokens
+    prefix, blocks = decoder_blocks(model)
+    dtype = compute_dtype(next(blocks[0].parameters()).dtype, data.device)
+    size = max(1, TOKENS_AT_ONCE.get(data.device.type, 2048) // windows.shape[1])
+    batches = list(windows.split(size))
+    keep = torch.device("cpu") if data.offload else data.device
+    inputs, calls = _capture(model, blocks, batches, dtype, keep, data.device)
+    for index, original in enumerate(blocks):
+        own = [target for target in targets if target.block == index]
+        copied = _copy(original, data.device, dtype)
+        block = Block(index, own, copied, f"{prefix}.{index}", inputs, calls[index], data)
+        yield block
+        inputs = block.inputs = block.outputs()
+    head = [target for target in targets if target.block == -1]
+    if head:
+        inputs = _head_inputs(model, blocks, batches, inputs, dtype, keep)
+        copied = _copy(head[0].owner, data.device, dtype)
+        yield Block(-1, head, copied, head[0].name, inputs, {}, data)
+
+
+def _copy(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy on the device, made without a second copy where the module is; experts run one by one."""
+    memo: dict[int, Any] = {}
+    for weight in module.parameters():
+        memo[id(weight)] = nn.Parameter(weight.detach().to(device, dtype, copy=True), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.to(device, dtype if buffer.is_floating_point() else None, copy=True)
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "eager"  # the one that takes the experts one by one
+    return copied.eval()
+
+
+class _Done(Exception):
+    """Ends a forward pass of which no more is needed."""
+
+
+@contextmanager
+def _replaced(blocks: nn.ModuleList, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """While open, the blocks compute something else."""
+    for block, forward in zip(blocks, forwards, strict=True):
+        block.forward = forward
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _run_model(model: Any, tokens: torch.Tensor) -> None:
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    device = model.get_input_embeddings().weight.device
+    try:
+        model(input_ids=tokens.to(device), **options)
+    except _Done:
+        return
+    raise AssertionError("the model never reached the place that was waited for")
+
+
+def _capture(
+    model: Any,
+    blocks: nn.ModuleList,
+    batches: list[torch.Tensor],
+    dtype: torch.dtype,
+    keep: torch.device,
+    device: torch.device,
+) -> tuple[list[torch.Tensor], list[dict[int, tuple[tuple[Any, ...], dict[str, Any]]]]]:
+    """Inputs of the first block by batch, and for each block its other arguments by the number of windows in a batch.
+
+    Windows are all of one length without padding, so masks and positions depend on nothing but the batch's size.
+    """
+    hidden_states: list[torch.Tensor] = []
+    calls: list[dict[int, tuple[tuple[Any, ...], dict[str, Any]]]] = [{} for _ in blocks]
+    moved: dict[int, Any] = {}  # tensors that all blocks share are moved once
+    holding: list[Any] = []
+
+    def forward_of(index: int) -> Callable[..., Any]:
+        def forward(hidden_states_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            size = len(hidden_states_)
+            if index == 0:
+                hidden_states.append(hidden_states_.to(keep, dtype))
+            if size not in calls[index]:
+                holding.extend([args, kwargs])
+                calls[index][size] = (_move(args, device, dtype, moved), _move(kwargs, device, dtype, moved))
+            if index == len(blocks) - 1:
+                raise _Done
+            return hidden_states_ if plain else (hidden_states_,)
+
+        return forward
+
+    plain = _returns_tensor(model, blocks, batches[0][:1, :4])
+    with _replaced(blocks, [forward_of(index) for index in range(len(blocks))]):
+        for batch in batches:
+            _run_model(model, batch)
+    return hidden_states, calls
+
+
+def _returns_tensor(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> bool:
+    """Whether a block returns its hidden states bare; older versions of transformers return a tuple."""
+    found: list[bool] = []
+
+    def after(_: nn.Module, args: Any, output: Any) -> None:
+        found.append(torch.is_tensor(output))
+        raise _Done
+
+    handle = blocks[0].register_forward_hook(after)
+    try:
+        _run_model(model, tokens)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _move(value: Any, device: torch.device, dtype: torch.dtype, moved: dict[int, Any]) -> Any:
+    """Arguments on the device, floating ones in the computing type."""
+    if torch.is_tensor(value):
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else None)
+        return moved[id(value)]
+    if isinstance(value, tuple | list):
+        return type(value)(_move(item, device, dtype, moved) for item in value)
+    if isinstance(value, dict):
+        return {name: _move(item, device, dtype, moved) for name, item in value.items()}
+    return value
+
+
+def _head_inputs(
+    model: Any,
+    blocks: nn.ModuleList,
+    batches: list[torch.Tensor],
+    hidden: list[torch.Tensor],
+    dtype: torch.dtype,
+    keep: torch.device,
+) -> list[torch.Tensor]:
+    """What the output head reads when the last block gives ``hidden``: the final norm and whatever else comes there."""
+    found: list[torch.Tensor] = []
+    stored = next(blocks[0].parameters()).dtype
+    plain = _returns_tensor(model, blocks, batches[0][:1, :4])
+    pending = iter(hidden)
+
+    def passing(hidden_states_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return hidden_states_ if plain else (hidden_states_,)
+
+    def last(hidden_states_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = next(pending).to(hidden_states_.device, stored)
+        return result if plain else (result,)
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(args[0].to(keep, dtype))
+        raise _Done
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(before)
+    try:
+        with _replaced(blocks, [passing] * (len(blocks) - 1) + [last]):
+            for batch in batches:
+                _run_model(model, batch)
+    finally:
+        handle.remove()
+    return found

@@ -1,0 +1,243 @@
+"""The verb ``calibrate``: tokens that methods look at while they quantize, made once per model and kept with a hash.
+
+Windows are cut as in the GPTQ repository (IST-DASLab/gptq, ``datautils.py``), with Python's generator seeded the same
+way, so that the same text and tokenizer give the same windows:
+
+    joined      all documents joined by blank lines and tokenized once (with whatever the tokenizer puts in front);
+                window i starts at randint(0, N - window - 1). Its ``get_wikitext2``.
+    document    a random document, again until one has more than ``window`` tokens; then a random place in it. Its
+                ``get_c4`` (which also draws documents of exactly ``window`` tokens, and then fails).
+
+Held-out windows, an eighth as many rounded up, follow from the same generator; one that shares a token with a window
+drawn before is drawn again. Methods see only the first part; output errors are measured on the held-out one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers import AutoConfig
+
+from r2q import config as configuration
+from r2q.config import ConfigError
+from r2q.files import read_documents
+from r2q.kept import write_atomic
+from r2q.models.load import load_tokenizer
+from r2q.options import nearest
+from r2q.tokens import Encoder
+
+CPU = torch.device("cpu")
+FORMAT_VERSION = 1
+C4_FILE = "en/c4-train.00000-of-01024.json.gz"
+PRESETS = {
+    "wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:train",
+    "c4": "allenai/c4",
+    "pile": "mit-han-lab/pile-val-backup::validation",
+}
+DOCUMENT_PRESETS = ("c4", "pile")
+TRIES = 10_000  # places drawn for one held-out window, or documents for one window, before the text counts as too short
+
+Place = tuple[int, int]  # document, first token
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Windows of text for a method, and where and how it should look at them.
+
+    Attributes:
+        tokens: int64 ``[windows, window]``; what a method may use.
+        held_out: int64 ``[windows / 8, window]``; for measuring only.
+        facts: what the file says of itself (source, seed, sha256, ...), as text.
+        device: where blocks and their inputs are while they are visited.
+        offload: keep inputs of blocks in main memory.
+        minimum_tokens: an expert that gets fewer is shown all tokens.
+    """
+
+    tokens: torch.Tensor
+    held_out: torch.Tensor
+    facts: dict[str, str]
+    device: torch.device = CPU
+    offload: bool = False
+    minimum_tokens: int = 256
+
+
+def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
+    """Cut calibration windows for ``model`` and write them to ``out`` (safetensors: ``tokens``, ``held_out``).
+
+    Raises:
+        ConfigError: the config is wrong, has no section ``calibration``, or asks for longer windows than the model has
+            positions.
+        ValueError: the text is too short, damaged, or lacks the column.
+        FileNotFoundError: there is no such text.
+    """
+    config = configuration.load(config_path)
+    wanted = config.calibration
+    if wanted is None:
+        raise ConfigError(f"{config_path}: calibration: this key is required to calibrate; name at least its source")
+    if model not in config.models:
+        raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    entry = config.models[model]
+    positions = getattr(
+        AutoConfig.from_pretrained(entry.path, revision=entry.revision).get_text_config(decoder=True),
+        "max_position_embeddings",
+        None,
+    )
+    if positions is not None and wanted.window > positions:
+        raise ConfigError(
+            f"{config_path}: calibration.window: {wanted.window} tokens, but {model} has only {positions} positions"
+        )
+    encoder = Encoder(load_tokenizer(entry.path, entry.revision), entry.add_bos)
+    documents = read_source(wanted.source, wanted.field)
+    slicing = wanted.slicing
+    if slicing == "auto":
+        slicing = "document" if wanted.source in DOCUMENT_PRESETS else "joined"
+    count = wanted.windows + -(-wanted.windows // 8)
+    try:
+        if slicing == "joined":
+            windows, text_tokens = cut_joined(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
+        else:
+            windows, text_tokens = cut_documents(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
+    except ValueError as error:
+        raise ValueError(f"calibration.source {wanted.source}: {error}") from None
+    tokens, held_out = windows[: wanted.windows].contiguous(), windows[wanted.windows :].contiguous()
+    facts: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "source": wanted.source,
+        "field": wanted.field,
+        "slicing": slicing,
+        "seed": wanted.seed,
+        "sha256": (digest := tokens_sha256(tokens, held_out)),
+        "documents": len(documents),
+        "text_tokens": text_tokens,
+        "first_token": int(tokens[0, 0]),
+        "adds_bos": encoder.adds_bos,
+    }
+    metadata = {name: str(value) for name, value in facts.items()}
+    write_atomic(out, save({"tokens": tokens, "held_out": held_out}, metadata))
+    print(
+        f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {wanted.window} tokens out of {text_tokens} "
+        f"from {wanted.source}, sha256 {digest[:12]}",
+        flush=True,
+    )
+
+
+def load_calibration(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    offload: bool = False,
+    minimum_tokens: int = 256,
+) -> Calibration:
+    """Read what :func:`calibrate` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or its tokens are not those of its hash.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no calibration tokens {path}: `r2q calibrate` writes them")
+    try:
+        with safe_open(path, "pt") as file:
+            facts = dict(file.metadata() or {})
+            tokens, held_out = file.get_tensor("tokens"), file.get_tensor("held_out")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a file of calibration tokens ({error})") from None
+    if facts.get("sha256") != tokens_sha256(tokens, held_out):
+        raise ValueError(f"{path}: the tokens are not those that its sha256 was made of; write it again")
+    return Calibration(tokens, held_out, facts, torch.device(device), offload, minimum_tokens)
+
+
+def tokens_sha256(*windows: torch.Tensor) -> str:
+    """Hash of shapes and token ids."""
+    digest = hashlib.sha256()
+    for tensor in windows:
+        digest.update(repr(tuple(tensor.shape)).encode() + tensor.long().contiguous().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def read_source(source: str, field: str) -> list[str]:
+    """Documents of a file, a hub data set or a preset; see :func:`r2q.files.read_documents` for errors."""
+    if source == "c4":
+        from huggingface_hub import hf_hub_download
+
+        return read_documents(hf_hub_download(PRESETS["c4"], C4_FILE, repo_type="dataset"), field)
+    return read_documents(PRESETS.get(source, source), field)
+
+
+def cut_joined(
+    encoder: Encoder, documents: Sequence[str], windows: int, count: int, window: int, seed: int
+) -> tuple[torch.Tensor, int]:
+    """``count`` windows of the joined text, ``[count, window]``, and the text's length in tokens.
+
+    The first ``windows`` may overlap each other, as in GPTQ; each later one overlaps none.
+
+    Raises:
+        ValueError: the text has no ``window`` + 1 tokens, or no room for held-out windows.
+    """
+    ids = torch.tensor(encoder.encode("\n\n".join(documents)))
+    if len(ids) <= window:
+        raise ValueError(f"has {len(ids)} tokens, a window needs more than {window}")
+    generator = random.Random(seed)
+    places = _places(lambda: (0, generator.randint(0, len(ids) - window - 1)), windows, count, window)
+    return torch.stack([ids[start : start + window] for _, start in places]), len(ids)
+
+
+def cut_documents(
+    encoder: Encoder, documents: Sequence[str], windows: int, count: int, window: int, seed: int
+) -> tuple[torch.Tensor, int]:
+    """Like :func:`cut_joined`, each window out of one random document. The length is that of the documents drawn.
+
+    Raises:
+        ValueError: no document is found that has more than ``window`` tokens, or no room for held-out windows.
+    """
+    generator = random.Random(seed)
+    known: dict[int, torch.Tensor] = {}
+
+    def draw() -> Place:
+        for _ in range(TRIES):
+            number = generator.randint(0, len(documents) - 1)
+            if number not in known:
+                known[number] = torch.tensor(encoder.encode(documents[number]))
+            if len(known[number]) > window:
+                return number, generator.randint(0, len(known[number]) - window - 1)
+        raise ValueError(f"none of {TRIES} documents drawn has more than {window} tokens; use slicing: joined")
+
+    places = _places(draw, windows, count, window)
+    cut = torch.stack([known[number][start : start + window] for number, start in places])
+    return cut, sum(map(len, known.values()))
+
+
+def _places(draw: Callable[[], Place], windows: int, count: int, window: int) -> list[Place]:
+    """``windows`` places as they come, then places apart from all others."""
+    places = [draw() for _ in range(windows)]
+    while len(places) < count:
+        for _ in range(TRIES):
+            number, start = draw()
+            if all(number != other or abs(start - taken) >= window for other, taken in places):
+                places.append((number, start))
+                break
+        else:
+            raise ValueError(
+                f"too short for {count - windows} held-out windows of {window} tokens apart from the others"
+            )
+    return places
+
+
+def describe(calibration: Calibration) -> dict[str, Any]:
+    """What a report says of the calibration text."""
+    return {
+        "sha256": calibration.facts["sha256"],
+        "source": calibration.facts["source"],
+        "seed": int(calibration.facts["seed"]),
+        "windows": len(calibration.tokens),
+        "held_out_windows": len(calibration.held_out),
+        "window": calibration.tokens.shape[1],
+        "first_token": int(calibration.facts["first_token"]),
+    }

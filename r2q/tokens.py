@@ -1,0 +1,55 @@
+"""Text to token ids, with an explicit rule for the begin-of-text token, remembered for the units that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from r2q.options import ConfigError
+
+
+class Encoder:
+    """Encodes text for one tokenizer.
+
+    Many tokenizers do not do what their settings say (`add_bos_token: true` without a rule that adds it), and scores of
+    quantized models depend on it, so a wish is carried out here: True puts the begin-of-text token first, False never,
+    None leaves it to the tokenizer.
+
+    Attributes:
+        adds_bos: whether ordinary text starts with the begin-of-text token.
+
+    Raises:
+        ConfigError: add_bos is true and the tokenizer has no such token.
+    """
+
+    def __init__(self, tokenizer: Any, add_bos: bool | None = None) -> None:
+        self.tokenizer, self.add_bos = tokenizer, add_bos
+        self.bos = tokenizer.bos_token_id
+        if add_bos and self.bos is None:
+            raise ConfigError("add_bos: true, but the tokenizer has no begin-of-text token; use null or false")
+        self._known: dict[tuple[str, bool], list[int]] = {}
+        self.adds_bos = self.bos is not None and self.encode("a")[:1] == [self.bos]
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of `text`, without any special token when `special` is False. Do not change the list."""
+        if (text, special) not in self._known:
+            self.encode_all([text], special)
+        return self._known[text, special]
+
+    def encode_all(self, texts: Iterable[str], special: bool = True) -> None:
+        """Encode many texts in one call of the tokenizer; `encode` then finds them."""
+        missing = [text for text in dict.fromkeys(texts) if (text, special) not in self._known]
+        if not missing:
+            return
+        own = special and self.add_bos is None
+        starts = self.tokenizer.bos_token if self.bos is not None else None
+        plain = [text for text in missing if own and not (starts and text.startswith(starts))]
+        bare = [text for text in missing if not (own and not (starts and text.startswith(starts)))]
+        for batch, add in ((plain, True), (bare, False)):
+            if batch:
+                ids = self.tokenizer(batch, add_special_tokens=add, verbose=False)["input_ids"]
+                self._known.update(((text, special), list(tokens)) for text, tokens in zip(batch, ids, strict=True))
+        if special and self.add_bos:
+            for text in missing:
+                if self._known[text, special][:1] != [self.bos]:
+                    self._known[text, special] = [self.bos, *self._known[text, special]]
