@@ -1,9 +1,14 @@
 """lm-eval's model interface over one loaded model: the same numbers as lm-eval's own, for less work.
 
-Against `lm_eval.models.huggingface.HFLM`: requests are encoded once per process (`Encoder`); each task is batched on its
-own, so a task's numbers do not depend on its neighbours, and its seconds are known; logits are computed only where a
-continuation stands; log-probabilities are taken in float32, whatever the model's dtype; a value that is not finite stops
-the evaluation instead of becoming choice 0. The tests hold both against each other.
+Against `lm_eval.models.huggingface.HFLM`:
+
+- requests are encoded once per process (`Encoder`);
+- each task is batched on its own: its numbers do not depend on its neighbours, and its seconds are known;
+- logits are computed only where a continuation stands, and a context once, not once per choice (`rows`);
+- log-probabilities are taken in float32, whatever the dtype of the model;
+- a value that is not finite stops the evaluation instead of becoming choice 0.
+
+The tests hold both against each other.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,11 +25,10 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from r2q.evaluation.tokens import Encoder
+from r2q.evaluation.rows import SHARING_FAMILIES, Request, Row, arrange, inputs, split_long
+from r2q.tokens import Encoder
 
 LOGITS_AT_ONCE = 1 << 28  # float32 logits held at once (1 GiB): bounds the memory of long windows and wide vocabularies
-
-Request = tuple[Any, list[int], list[int]]  # (strings or None, context tokens, continuation tokens)
 
 
 class NotFinite(ArithmeticError):
@@ -56,7 +60,8 @@ class Scorer(HFLM):
 
     Attributes:
         seconds: spent in the model, by task.
-        truncated: requests by task whose beginning was cut off because they exceed the model's positions.
+        truncated: requests by task that exceed the model's positions: the context is cut off in front, and a
+            continuation longer than all positions is scored in pieces.
     """
 
     def __init__(self, model: Any, encoder: Encoder, batch_size: int) -> None:
@@ -70,8 +75,9 @@ class Scorer(HFLM):
             softmax_dtype="float32",
             add_bos_token=encoder.add_bos,
         )
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.truncated: Counter[str] = Counter()
+        self._shares = model.dtype == torch.float32 and model.config.model_type in SHARING_FAMILIES
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def tok_encode(
@@ -86,6 +92,8 @@ class Scorer(HFLM):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids, mask), each [strings, longest]."""
         rows = [torch.tensor(self.tok_encode(s, left_truncate_len=left_truncate_len)) for s in strings]
+        if left_truncate_len:
+            self.truncated[self._task] += sum(len(self.tok_encode(s)) > left_truncate_len for s in strings)
         pad = self.tokenizer.pad_token_id
         ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=padding_side)
         mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True, padding_side=padding_side)
@@ -133,54 +141,52 @@ class Scorer(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Score token sequences; requests with the same input share one row."""
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            if not context or not 0 < len(continuation) <= self.max_length:
-                raise ValueError(
-                    f"task {self._task}: a continuation of {len(continuation)} tokens after {len(context)} tokens "
-                    f"cannot be scored by a model with {self.max_length} positions"
-                )
-            whole = context + continuation
-            self.truncated[self._task] += len(whole) > self.max_length + 1
-            rows.setdefault(tuple(whole[-(self.max_length + 1) : -1]), []).append(number)
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for batch in self._batches(sorted(rows, key=lambda row: (-len(row), row))):
-            longest = len(batch[0])
-            numbers = [(place, number) for place, row in enumerate(batch) for number in rows[row]]
-            lengths = [len(requests[number][2]) for _, number in numbers]
-            starts = [len(batch[place]) - n for (place, _), n in zip(numbers, lengths, strict=True)]
-            first = min(starts)
-            ids = pad_sequence([torch.tensor(row) for row in batch], batch_first=True).to(self.device)
-            logits = self._logits(ids, longest - first)  # [rows, longest - first, vocab]
-            place = torch.tensor([p for (p, _), n in zip(numbers, lengths, strict=True) for _ in range(n)])
-            position = torch.tensor([s - first + i for s, n in zip(starts, lengths, strict=True) for i in range(n)])
-            target = torch.tensor([t for _, number in numbers for t in requests[number][2]], device=self.device)
-            segment = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)])
-            chosen = logits[place.to(self.device), position.to(self.device)].float()  # [tokens, vocab]
-            picked = chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(1)  # [tokens]
-            wrong = (chosen.argmax(1) != target).cpu()
-            sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, segment, picked.double().cpu())
-            misses = torch.zeros(len(numbers), dtype=torch.int64).index_add_(0, segment, wrong.long())
-            for (_, number), value, missed in zip(numbers, sums.tolist(), misses.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise NotFinite(f"task {self._task}: a log-likelihood is {value}")
-                answers[number] = (value, missed == 0)
-        return answers
+        """(log-likelihood, whether greedy decoding gives it) of each continuation; see `rows`."""
+        for _, context, continuation in requests:
+            if not context or not continuation:
+                raise ValueError(f"task {self._task}: a request has an empty context or an empty continuation")
+            self.truncated[self._task] += len(context) + len(continuation) > self.max_length + 1
+        pieces, owners = split_long(requests, self.max_length)
+        sums, greedy = [0.0] * len(requests), [True] * len(requests)
+        for rows in arrange(pieces, self.max_length, self._shares):
+            for batch in self._batches(rows):
+                for piece, value, is_greedy in self._read(batch, pieces):
+                    sums[owners[piece]] += value
+                    greedy[owners[piece]] &= is_greedy
+        if not all(map(math.isfinite, sums)):
+            raise NotFinite(f"task {self._task}: a log-likelihood is not finite")
+        return list(zip(sums, greedy, strict=True))
 
-    def _batches(self, rows: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Cut rows, longest first, into batches."""
         start = 0
         while start < len(rows):
-            size = rows_at_once(self.batch_size, len(rows[start]) * self.model.config.get_text_config().vocab_size)
+            longest = len(rows[start].tokens)
+            width = longest if rows[start].branches else 0
+            size = rows_at_once(self.batch_size, longest * max(width, self.model.config.get_text_config().vocab_size))
             yield rows[start : start + size]
             start += size
 
-    def _logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
-        """Logits of the last `keep` positions of right-padded rows [rows, longest]."""
+    def _read(self, batch: list[Row], requests: Sequence[Request]) -> Iterator[tuple[int, float, bool]]:
+        """(number, log-likelihood, whether greedy decoding gives it) of every request of a batch."""
+        longest, first = len(batch[0].tokens), min(row.first_read for row in batch)
+        given = {name: tensor.to(self.device) for name, tensor in inputs(batch, self.model.dtype).items()}
         if self._keeps:
-            return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
-        return self.model(input_ids=ids, use_cache=False).logits[:, -keep:]
+            logits = self.model(**given, use_cache=False, logits_to_keep=longest - first).logits
+        else:
+            logits = self.model(**given, use_cache=False).logits[:, first:]  # [rows, longest - first, vocab]
+        reads = [(place, number, positions) for place, row in enumerate(batch) for number, positions in row.reads]
+        place = torch.tensor([place for place, _, positions in reads for _ in positions])
+        position = torch.tensor([position - first for _, _, positions in reads for position in positions])
+        target = torch.tensor([token for _, number, _ in reads for token in requests[number][2]], device=self.device)
+        segment = torch.tensor([i for i, (_, _, positions) in enumerate(reads) for _ in positions])
+        chosen = logits[place.to(self.device), position.to(self.device)].float()  # [tokens, vocab]
+        gained = (chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(1)).double().cpu()  # [tokens]
+        wrong = (chosen.argmax(1) != target).long().cpu()
+        sums = torch.zeros(len(reads), dtype=torch.float64).index_add_(0, segment, gained)
+        misses = torch.zeros(len(reads), dtype=torch.int64).index_add_(0, segment, wrong)
+        for (_, number, _), value, missed in zip(reads, sums.tolist(), misses.tolist(), strict=True):
+            yield number, value, missed == 0
 
 
 class _RefuseNaN(LogitsProcessor):

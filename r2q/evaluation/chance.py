@@ -1,7 +1,7 @@
 """What a score is worth: the level of a blind answer, from the task's own items.
 
-- chance: expected score of an answer picked uniformly among the item's choices, averaged over the items (items differ in
-  their number of choices). For exact match of generated text it is 0: no finite set of answers to pick from.
+- chance: expected score of an answer picked uniformly among the item's choices, averaged over the items (which may
+  differ in their number of choices). For exact match of generated text it is 0: no finite set of answers to pick from.
 - majority: score of always giving the same answer, the most frequent one: the share of the commonest gold index.
   None where no such answer exists: generated text, and tasks whose file lists the right choice at the same place in
   every item (sciq), where the index says nothing.
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Items:
     @property
     def chance(self) -> float:
         """Expected accuracy of a uniformly random choice."""
-        return sum(len(g) / len(c) for c, g in zip(self.choices, self.gold, strict=True)) / len(self.choices)
+        shares = (len(g) / len(c) for c, g in zip(self.choices, self.gold, strict=True))
+        return math.fsum(shares) / len(self.choices)
 
     @property
     def majority(self) -> float | None:

@@ -19,7 +19,8 @@ def bootstrap(pairs: Sequence[tuple[float, float]], metric: str) -> float | None
 
     Args:
         pairs: per document, its log-likelihood (nats) and its length (words or bytes).
-        metric: `word_perplexity`, `byte_perplexity` (exp of minus the ratio) or `bits_per_byte` (minus the ratio in bits).
+        metric: `word_perplexity`, `byte_perplexity` (exp of minus the ratio) or `bits_per_byte` (minus the
+            ratio, in bits).
 
     Returns:
         Standard deviation over 1000 resamples with a fixed seed; None for fewer than two documents.

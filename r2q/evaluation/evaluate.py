@@ -1,32 +1,16 @@
-"""The verb `evaluate`: scores of packed checkpoints, reading nothing but their folders.
-
-torch, transformers and lm-eval are imported, and the tasks built, once for all units of a call. Each unit's record is
-written as soon as the unit is done: a killed run loses the unit in flight.
-"""
+"""The verb `evaluate`: scores of packed checkpoints, reading nothing but their folders."""
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError
-from r2q.evaluation.files import read_documents, sha256
-from r2q.evaluation.tasks import TaskSet, check_tasks
-from r2q.kept import Kept, key, source_hash, write_atomic
-from r2q.measure import Measured, versions
-
-FORMAT_VERSION = 1
-SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
-BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
-LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
-CODE = ("r2q/evaluation", "r2q/models", "r2q/quantization")
-READ_BY_MODEL = ("*.json", "*.jinja", "*.model", "*.txt")  # of a unit's folder, besides the weights
-OURS = {"report.json", "evaluation.json", "lm_eval.json"}
+from r2q.config import ConfigError
+from r2q.evaluation.session import Session, blank, text_of
+from r2q.evaluation.tasks import check_tasks
+from r2q.kept import Kept, write_atomic
 
 
 def evaluate(config_path: str | Path, prepared: str | Path, model: str, recipes: list[str], out: str | Path) -> None:
@@ -52,13 +36,13 @@ def evaluate(config_path: str | Path, prepared: str | Path, model: str, recipes:
     out = Path(out)
     folders = [out / recipe / f"seed{seed}" for recipe in recipes for seed in config.seeds_of(recipe)]
     reports = [_report(folder) for folder in folders]
-    session: Session | None = None
+    session: Session | None = None  # imports and tasks cost seconds: only when something is to be evaluated
     for number, (folder, report) in enumerate(zip(folders, reports, strict=True), 1):
         progress = f"evaluate {model} {number}/{len(folders)} {report['recipe']} seed {report['seed']}:"
         if report["status"] != "ok":
-            record = _blank(config, model) | {"status": "failed", "error": f"quantize: {report['error']}"}
+            record = blank(config, model) | {"status": "failed", "error": f"quantize: {report['error']}"}
             record["hashes"]["weights"] = report["hashes"]["weights"]
-            write_atomic(folder / "evaluation.json", _text(record))
+            write_atomic(folder / "evaluation.json", text_of(record))
             print(f"{progress} not evaluated, quantizing failed: {report['error']}", flush=True)
             continue
         session = session or Session(config, model, Kept(out.parent / ".kept"))
@@ -73,263 +57,3 @@ def _report(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-
-
-def _blank(config: Config, model: str) -> dict[str, Any]:
-    """A record without results."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "key": None,
-        "status": "ok",
-        "error": None,
-        "scores": [],
-        "seconds": None,
-        "task_seconds": {},
-        "peak_mib": None,
-        "device": None,
-        "dtype": None,
-        "batch_size": config.limits.batch_size,
-        "add_bos": config.models[model].add_bos,
-        "seeds": SEEDS,
-        "versions": versions(*LIBRARIES),
-        "hashes": {"weights": None, "tasks": None, "code": None},
-        "truncated": {},
-        "raw": None,
-    }
-
-
-def _text(record: Any) -> str:
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
-
-
-class Session:
-    """What the units of one call share: libraries, tasks, texts, encoded prompts."""
-
-    def __init__(self, config: Config, model: str, kept: Kept) -> None:
-        _silence()
-        import torch
-
-        from r2q.evaluation.tasks import load_tasks
-        from r2q.models.quantize import pick_device
-
-        self.config, self.model, self.kept = config, model, kept
-        self.entry = config.models[model]
-        self.device = pick_device(config.device)
-        torch.set_num_threads(config.limits.threads)
-        self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
-        self.texts = {name: _joined(text.path, text.field) for name, text in config.perplexity.items()}
-        settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
-        self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())
-        self.code = source_hash(CODE)
-        self.versions = versions(*LIBRARIES)
-        self._encoders: dict[str, Any] = {}
-        self._ids: dict[tuple[str, str], list[int]] = {}
-
-    def unit(self, folder: Path, report: dict[str, Any]) -> str:
-        """Evaluate one unit, or take its kept result; returns what to tell the user."""
-        from r2q.models.save import folder_digest
-
-        written = report["hashes"]["weights"]
-        if folder_digest(folder) != written:
-            raise ValueError(f"{folder}: the weight files are not those of report.json; run `quantize` again")
-        identity = self._identity(folder, written)
-        unit_key = key(identity)
-        record = self._reuse(folder, unit_key)
-        if record is not None:
-            return f"kept, {_summary(record)}"
-        record, raw, lines, final = self._run(folder)
-        record |= {"key": unit_key, "device": identity["device"], "versions": self.versions}
-        record["hashes"] = {"weights": written, "tasks": self.tasks_hash, "code": self.code}
-        samples = folder / "samples.jsonl"
-        if lines is not None:
-            write_atomic(samples, lines)
-        else:
-            samples.unlink(missing_ok=True)
-        if raw is not None:
-            self.kept.put("lm_eval", unit_key, raw, folder / "lm_eval.json")
-        else:
-            (folder / "lm_eval.json").unlink(missing_ok=True)
-        if final:
-            self.kept.put("evaluate", unit_key, record, folder / "evaluation.json")
-        else:
-            write_atomic(folder / "evaluation.json", _text(record))
-        return _summary(record)
-
-    def _reuse(self, folder: Path, unit_key: str) -> dict[str, Any] | None:
-        """The kept record with its raw results; None when one is missing, or samples are asked for and are not there."""
-        if not self.kept.path("evaluate", unit_key).is_file():
-            return None
-        if self.config.limits.samples and not (folder / "samples.jsonl").is_file():
-            return None
-        record = json.loads(self.kept.path("evaluate", unit_key).read_text())
-        if record["raw"] and self.kept.get("lm_eval", unit_key, folder / "lm_eval.json") is None:
-            return None
-        return self.kept.get("evaluate", unit_key, folder / "evaluation.json")
-
-    def _identity(self, folder: Path, weights: str) -> dict[str, Any]:
-        """Everything that can move a number of a unit."""
-        return {
-            "weights": weights,
-            "files": _folder_hash(folder),
-            "tasks": self.tasks_hash,
-            "shown": {name: task.metric for name, task in self.config.tasks.items()},
-            "dtype": self.entry.dtype,
-            "add_bos": self.entry.add_bos,
-            "batch_size": self.config.limits.batch_size,
-            "device": _device_name(self.device),
-            "seeds": SEEDS,
-            "bootstrap": BOOTSTRAP,
-            "code": self.code,
-            "versions": self.versions,
-        }
-
-    def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None, str | None, bool]:
-        """(record, raw results, samples as text, whether another try would give the same)."""
-        import torch
-
-        record, raw, lines, final = _blank(self.config, self.model), None, None, True
-        with Measured() as cost:
-            try:
-                raw, lines = self._scores(folder, record)
-            except (ArithmeticError, torch.OutOfMemoryError) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                record |= {"status": "failed", "error": reason, "scores": [], "raw": None}
-                raw, lines, final = None, None, isinstance(error, ArithmeticError)
-            finally:
-                gc.collect()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-        record |= {"seconds": cost.seconds, "peak_mib": cost.peak_mib}
-        return record, raw, lines, final
-
-    def _scores(self, folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Load the unit, fill `record`; returns raw results and samples."""
-        import torch
-
-        from r2q.evaluation.adapter import Scorer
-        from r2q.evaluation.perplexity import check_window, token_perplexity
-        from r2q.evaluation.scores import perplexity_score, task_scores
-        from r2q.evaluation.sharing import plain
-        from r2q.models.load import load_packed
-
-        model = load_packed(folder, self.entry.dtype, self.device, dense=True)
-        encoder_key, encoder = self._encoder(folder)
-        record |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
-        for name, text in self.config.perplexity.items():
-            check_window(name, text.window, model.config)
-        raw: dict[str, Any] = {}
-        lines = None
-        if self.config.tasks:
-            scorer = Scorer(model, encoder, self.config.limits.batch_size)
-            raw = self._lm_eval(scorer)
-            samples = raw.pop("samples", None)
-            lines = None if samples is None else _lines(samples)
-            record["scores"] += task_scores(raw, self.tasks, self.config)
-            record["task_seconds"] |= self._seconds(scorer)
-            record["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
-        for name, text in self.config.perplexity.items():
-            with Measured() as cost:
-                if (name, encoder_key) not in self._ids:
-                    self._ids[name, encoder_key] = encoder.encode(self.texts[name])
-                result = token_perplexity(
-                    model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
-                )
-            record["scores"].append(perplexity_score(name, text.window, result))
-            record["task_seconds"][name] = cost.seconds
-        record["raw"] = "lm_eval.json"
-        del model
-        torch.manual_seed(SEEDS["torch"])
-        return plain(raw), lines
-
-    def _lm_eval(self, scorer: Any) -> dict[str, Any]:
-        """lm-eval's own evaluation of all tasks, with its own scoring and aggregation."""
-        import lm_eval
-
-        from r2q.evaluation.sharing import quiet
-        from r2q.evaluation.tasks import seed_all
-
-        seed_all(SEEDS)
-        limits = {
-            name: range(count)
-            for name, count in self.tasks.limits.items()
-            if count < len(self.tasks.dictionary["tasks"][name].eval_docs)
-        }
-        with quiet():
-            return lm_eval.evaluate(
-                lm=scorer,
-                task_dict=self.tasks.dictionary,
-                samples=limits or None,
-                bootstrap_iters=BOOTSTRAP,
-                log_samples=self.config.limits.samples,
-            )
-
-    def _encoder(self, folder: Path) -> tuple[str, Any]:
-        """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""
-        from r2q.evaluation.tokens import Encoder
-        from r2q.models.load import load_tokenizer
-
-        digest = _folder_hash(folder, without=("config.json", "generation_config.json"))
-        if digest not in self._encoders:
-            self._encoders[digest] = Encoder(load_tokenizer(str(folder)), self.entry.add_bos)
-        return digest, self._encoders[digest]
-
-    def _seconds(self, scorer: Any) -> dict[str, float]:
-        """Seconds in the model by task; a group's are those of its single tasks."""
-        seconds = {task: round(value, 3) for task, value in scorer.seconds.items()}
-        for name, group in self.tasks.dictionary["groups"].items():
-            members = [task.task_name for task in group.get_all_tasks()]
-            seconds[name] = round(sum(scorer.seconds[member] for member in members), 3)
-        return seconds
-
-
-def _joined(path: str, field: str) -> str:
-    from r2q.evaluation.perplexity import join
-
-    return join(read_documents(path, field))
-
-
-def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:
-    """samples.jsonl: one line per task, filter and document."""
-    from r2q.evaluation.sharing import plain
-
-    rows = ({"task": task, **plain(sample)} for task, found in samples.items() for sample in found)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _folder_hash(folder: Path, without: tuple[str, ...] = ()) -> str:
-    """Hash of the small files that a model and its tokenizer are read from."""
-    files = sorted({path for pattern in READ_BY_MODEL for path in folder.glob(pattern)})
-    skipped = {*OURS, *without}
-    return sha256(*(part for f in files if f.name not in skipped for part in (f.name, f.read_bytes())))
-
-
-def _device_name(device: Any) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
-
-
-def _silence() -> None:
-    """lm-eval, datasets and transformers report every step; a verb prints one line per unit."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would start a process per core
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    from r2q.models.load import quiet as quiet_loading
-
-    quiet_loading()
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
-def _summary(record: dict[str, Any]) -> str:
-    if record["status"] != "ok":
-        return f"FAILED: {record['error']}"
-    shown = [score for score in record["scores"] if score["in_table"]]
-    values = ", ".join(
-        f"{s['task']} {s['value']:.4g}" if s["value"] is not None else f"{s['task']} not finite" for s in shown[:8]
-    )
-    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return f"{record['seconds']:.1f} s, {values}{more}"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r2q.evaluation.files import COMPRESSION, find_compressed, read_rows
 from r2q.evaluation.task_files import TaskFile
+from r2q.files import COMPRESSION, find_compressed, read_rows
 from r2q.options import ConfigError
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -114,7 +114,7 @@ def _resolve(name: str, entry: TaskFile) -> Path:
 
 
 def _check_splits(entry: TaskFile, files: Mapping[str, Any], where: str, num_fewshot: int | None) -> dict[str, None]:
-    """Split keys that must become null; raises when nothing is left to evaluate on, or to take few-shot examples from."""
+    """Split keys that must become null; raises when nothing is left to evaluate on, or to take examples from."""
     settings = entry.settings
     missing = {key: None for key in SPLIT_KEYS if settings.get(key) and settings[key] not in files}
     evaluated = [settings[key] for key in ("test_split", "validation_split") if settings.get(key)]

@@ -19,7 +19,7 @@ from io import StringIO
 from typing import Any
 from unittest.mock import patch
 
-from r2q.evaluation.files import sha256
+from r2q.files import sha256
 
 
 @dataclass
@@ -128,11 +128,10 @@ def cache_templates() -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence lm-eval's progress bars and its printing; what a verb says, it says itself."""
-    import tqdm
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
-    hidden = functools.partial(tqdm.tqdm, disable=True)
+    hidden = functools.partial(huggingface.tqdm, disable=True)
     with ExitStack() as stack:
         for module in (model, task, huggingface):
             stack.enter_context(patch.object(module, "tqdm", hidden))

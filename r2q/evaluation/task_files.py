@@ -137,9 +137,10 @@ class TaskFiles:
         return found
 
     def _by_file_name(self, name: str) -> Path | None:
+        quoted = rb"""["']?%b["']?""" % re.escape(name).encode()
+        line = re.compile(rb"""^["']?(task|group)["']?[ \t]*:[ \t]*%b[ \t]*(#.*)?\r?$""" % quoted, re.MULTILINE)
         for path in self._walked.get(name, []):
-            if re.search(rb"""^["']?(task|group)["']?[ \t]*:[ \t]*["']?%b["']?[ \t]*(#.*)?\r?$""" % re.escape(name).encode(),
-                         path.read_bytes(), re.MULTILINE):  # fmt: skip
+            if line.search(path.read_bytes()):
                 settings = read_settings(path)
                 if name == (settings.get("group") if "group" in settings else settings.get("task")):
                     return path
@@ -151,7 +152,7 @@ class TaskFiles:
 
 
 class _TextIndex:
-    """Names in all files of a folder, read as text: `paths` of tasks and groups, `tags` with the tasks that have them."""
+    """Names in all files of a folder, read as text: `paths` of tasks and groups, `tags` with their tasks."""
 
     def __init__(self, root: Path) -> None:
         self.paths: dict[str, Path] = {}
