@@ -250,6 +250,7 @@ def walk(
     targets: Sequence[Target],
     data: Calibration,
     tokens: torch.Tensor | None = None,
+    windows_at_once: int | None = None,
 ) -> Iterator[Block]:
     """Visit the decoder blocks in order, then the output head if it is a target.
 
@@ -258,6 +259,7 @@ def walk(
         targets: of :func:`r2q.models.targets.list_targets`.
         data: calibration text; says device and offloading.
         tokens: other windows than ``data.tokens``, e.g. ``data.held_out``.
+        windows_at_once: windows in a batch; None = as many as a few thousand tokens.
 
     Raises:
         ValueError: an output is not finite; names the block.
@@ -265,7 +267,7 @@ def walk(
     windows = data.tokens if tokens is None else tokens
     prefix, blocks = decoder_blocks(model)
     dtype = compute_dtype(next(blocks[0].parameters()).dtype, data.device)
-    size = max(1, TOKENS_AT_ONCE.get(data.device.type, 2048) // windows.shape[1])
+    size = windows_at_once or max(1, TOKENS_AT_ONCE.get(data.device.type, 2048) // windows.shape[1])
     batches = list(windows.split(size))
     keep = torch.device("cpu") if data.offload else data.device
     inputs, calls = _capture(model, blocks, batches, dtype, keep, data.device)
