@@ -47,17 +47,20 @@ def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.
 
 def residual_codes(values: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Codes (uint8) of ``values [rows, groups, n]`` by successive signs of the residual; bit i is set for +alpha_i."""
-    scale = alpha.float()
-    positive, residual = values >= 0, values
-    codes = positive.to(torch.uint8)
+    scale, residual = alpha.float(), values + 0.0  # -0 becomes +0, so that copysign agrees with sign(0) = +1
+    codes = (residual >= 0).view(torch.uint8)
     for i in range(1, alpha.shape[-1]):
-        step = scale[..., i - 1 : i]
-        following = torch.where(positive, residual >= step, residual >= -step)  # the sign of the next residual
-        if i + 1 < alpha.shape[-1]:
-            residual = torch.where(positive, residual - step, residual + step)
-        positive = following
-        codes |= positive.to(torch.uint8) << i
+        residual = residual - torch.copysign(scale[..., i - 1 : i], residual)
+        codes = torch.add(codes, (residual >= 0).view(torch.uint8), alpha=1 << i)
     return codes
+
+
+def nearest_codes(values: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Codes (uint8) of the nearest levels, for scales in descending order; ties go up.
+
+    Up to two such scales, successive signs are the nearest levels: the boundaries are 0 and +-alpha_1.
+    """
+    return residual_codes(values, alpha) if alpha.shape[-1] <= 2 else BinaryGrid(alpha).encode(values)
 
 
 def refit(values: torch.Tensor, alpha: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -67,12 +70,12 @@ def refit(values: torch.Tensor, alpha: torch.Tensor, codes: torch.Tensor) -> tor
     rounding would make the fit worse. Negative scales are turned positive: nearest codes flip with them.
     """
     bits, n = alpha.shape[-1], values.shape[-1]
-    signs = [((codes >> i) & 1).float().mul_(2).sub_(1) for i in range(bits)]
-    moment = torch.stack([(s * values).mean(-1) for s in signs], -1)  # [rows, groups, bits]
-    gram = torch.empty(*moment.shape, bits, device=values.device)
+    signs = [((codes >> i) & 1).to(values.dtype).mul_(2).sub_(1) for i in range(bits)]
+    moment = torch.stack([(sign * values).mean(-1) for sign in signs], -1)  # B^T w / n, [rows, groups, bits]
+    gram = torch.ones(*moment.shape, bits, device=values.device)  # B^T B / n
     for i in range(bits):
-        for j in range(bits):
-            gram[..., i, j] = torch.ones(()) if i == j else (signs[i] * signs[j]).sum(-1) / n
+        for j in range(i):
+            gram[..., i, j] = gram[..., j, i] = (signs[i] * signs[j]).sum(-1) / n
     solution, info = torch.linalg.solve_ex(gram, moment.unsqueeze(-1))
     new = solution.squeeze(-1)
 
@@ -134,10 +137,9 @@ class R2Q(WeightMethod):
         codes = residual_codes(values, alpha)
         for _ in range(self.options.rounds if refine == "alternating" else 1):
             alpha = refit(values, alpha, codes)
-            codes = BinaryGrid(alpha).encode(values)
+            codes = nearest_codes(values, alpha)
         return BinaryGrid(stored(alpha))
 
     def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
-        if self.options.refine == "none":
-            return residual_codes(values, grid.tensors()["alpha"])
-        return grid.encode(values)
+        assign = residual_codes if self.options.refine == "none" else nearest_codes
+        return assign(values, grid.tensors()["alpha"])

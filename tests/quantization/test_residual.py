@@ -9,7 +9,15 @@ import torch
 from r2q.config import method_info
 from r2q.quantization.grid import BinaryGrid
 from r2q.quantization.method import QuantizedWeight, Recipe
-from r2q.quantization.residual import R2Q, Options, optimal_scales, refit, residual_codes, residual_scales
+from r2q.quantization.residual import (
+    R2Q,
+    Options,
+    nearest_codes,
+    optimal_scales,
+    refit,
+    residual_codes,
+    residual_scales,
+)
 
 
 def quantizer(granularity: str = "g64", bits: int = 2, **options: object) -> R2Q:
@@ -102,6 +110,15 @@ def test_scales_are_rounded_before_the_codes_are_chosen() -> None:
     assert torch.equal(grid.tensors()["alpha"], torch.stack([first.half(), second], -1))
     codes = quantizer("g32").encode_groups(values, grid)
     assert torch.equal(codes, residual_codes_double(values, grid.tensors()["alpha"].float()))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_successive_signs_are_the_nearest_levels_of_sorted_scales(bits: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    alpha = (torch.randint(1, 64, (6, 5, bits), generator=g) / 64).sort(-1, descending=True).values  # exact sums
+    values = torch.cat([heavy((6, 5, 40)), alpha[..., :1], -alpha[..., :1], torch.zeros(6, 5, 1)], -1)  # ties, too
+    grid = BinaryGrid(alpha)
+    assert torch.equal(grid.decode(nearest_codes(values, alpha)), grid.decode(grid.encode(values)))
 
 
 @pytest.mark.parametrize("bits", [2, 3])
