@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  r2q {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, name=name)
         added.add_argument("--log", type=Path, metavar="FILE", help="also write progress, and all warnings only, there")
         return added
 
@@ -270,8 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a method of your own, named with dots, may stand in the working folder
     terminal = _log_to(args.log) if args.log else None
+    start = time.perf_counter()
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        if args.log:
+            what = " ".join([args.name, *([args.model] if "model" in args else [])])
+            print(f"{what}: done in {time.perf_counter() - start:.1f} s, imports included")
+        return status
     except (ValueError, FileNotFoundError) as error:
         if args.log or os.environ.get("R2Q_TRACEBACK"):
             traceback.print_exc()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from r2q import config as r2q_config
 from r2q.kept import source_hash, write_atomic
 from r2q.strict_yaml import read_yaml
 
-PYTHON = sys.executable  # of the environment that Snakemake runs in, whatever PATH says
+# Jobs run in the environment that Snakemake runs in, also when that was not activated.
+os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
 
 
 def checked_config():
@@ -66,6 +68,22 @@ def benchmark_of(*names):
     return f"{RESULTS}/benchmarks/{'-'.join(names)}.tsv"
 
 
+def folder_of_output(wildcards, output):
+    return str(Path(output[0]).parent)
+
+
+def model_folder(wildcards, output):
+    return str(Path(output[0]).parents[2])  # <model>/<recipe>/seed<k>/<file>
+
+
+def run_folder(wildcards, input):
+    return str(Path(input[0]).parents[3])  # <run>/<model>/<recipe>/seed<k>/<file>
+
+
+def stem_of_output(wildcards, output):
+    return os.path.splitext(output[0])[0]
+
+
 def unit_files(model, recipes, file):
     """`file` of every unit (recipe and seed) of a model, for the recipes named."""
     return [f"{RESULTS}/{model}/{name}/seed{seed}/{file}" for name, seed in CONFIG.units(model) if name in recipes]
@@ -80,9 +98,8 @@ def jobs():
     return [(m, str(n), batch) for m in CONFIG.models for n, batch in enumerate(CONFIG.batches(m), 1)]
 
 
-def rule_name(verb, model, number):
-    """A job's rule; model names may hold what a rule's name may not."""
-    return "_".join([verb, *("".join(c if c.isalnum() else "_" for c in part) for part in (model, number))])
+def rule_name(verb, *parts):
+    return "_".join([verb, *parts])
 
 
 def model_files(model):
@@ -98,8 +115,8 @@ def below(path, folder):
 
 
 def task_files():
-    """Task definitions, their data and perplexity texts, as far as they are local files; the world's come by its rule."""
-    texts = [text.path for text in CONFIG.perplexity.values() if text.is_file]
+    """Tasks, their data and all texts, as far as they are local files; the world's come by its rule."""
+    texts = [text.path for text in CONFIG.perplexity.values() if text.is_file] + calibration_text()
     folders = [*CONFIG.task_include, *([] if CONFIG.task_data is None else [CONFIG.task_data])]
     found = {path for path in texts if not below(path, WORLD)}
     for folder in folders:
@@ -107,6 +124,16 @@ def task_files():
             found.update(str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc")
     used = any(below(path, WORLD) for path in folders + texts)
     return sorted(found) + (WORLD_FILES if used else [])
+
+
+def calibration_file(model):
+    """Tokens that the methods of a model's recipes look at."""
+    return f"{RESULTS}/{model}/calibration.safetensors"
+
+
+def calibration_text():
+    """The file that calibration tokens are cut from, if it is one; the world's comes by its rule."""
+    return [CONFIG.calibration.source] if CONFIG.calibration is not None and CONFIG.calibration.is_file else []
 
 
 def recipe_entries(recipes):

@@ -14,8 +14,6 @@ for MODEL, NUMBER, RECIPES in jobs():
             log_of("evaluate", MODEL, NUMBER),
         benchmark:
             benchmark_of("evaluate", MODEL, NUMBER)
-        message:
-            f"evaluate {MODEL}: {', '.join(RECIPES)}"
         threads: CONFIG.limits.threads
         resources:
             gpu=GPU,
@@ -36,10 +34,12 @@ for MODEL, NUMBER, RECIPES in jobs():
             config=RUN_CONFIG,
             model=MODEL,
             recipes=",".join(RECIPES),
-            out=f"{RESULTS}/{MODEL}",
+            out=model_folder,
+        message:
+            f"evaluate {MODEL}: {', '.join(RECIPES)}"
         shell:
             r"""
-            {PYTHON:q} -m r2q evaluate \
+            python -m r2q evaluate \
                 --config {params.config:q} \
                 --prepared {input.prepared:q} \
                 --model {params.model:q} \
@@ -47,3 +47,10 @@ for MODEL, NUMBER, RECIPES in jobs():
                 --out {params.out:q} \
                 --log {log:q}
             """
+
+
+rule evaluate:
+    input:
+        all_unit_files("evaluation.json"),
+    message:
+        "evaluate: done"

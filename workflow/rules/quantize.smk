@@ -1,3 +1,41 @@
+# Tokens for the recipes that look at text, once per model; only for models that have such a recipe.
+for MODEL in [name for name in CONFIG.models if CONFIG.calibrates(name)]:
+
+    rule:
+        name:
+            rule_name("calibrate", MODEL)
+        input:
+            prepared=ancient(PREPARED),
+            tokenizer=[file for file in model_files(MODEL) if file.endswith((".json", ".model", ".txt"))],
+            text=calibration_text(),
+        output:
+            calibration_file(MODEL),
+        log:
+            log_of("calibrate", MODEL),
+        benchmark:
+            benchmark_of("calibrate", MODEL)
+        params:
+            asked=asked(
+                path=CONFIG.models[MODEL].path,
+                revision=CONFIG.models[MODEL].revision,
+                add_bos=CONFIG.models[MODEL].add_bos,
+                calibration=CONFIG.calibration.model_dump(exclude={"offload", "minimum_tokens"}),
+            ),
+            source=source_hash(["r2q/models/calibration.py", "r2q/files.py", "r2q/tokens.py"]),
+            config=RUN_CONFIG,
+            model=MODEL,
+        message:
+            f"calibrate {MODEL}"
+        shell:
+            r"""
+            python -m r2q calibrate \
+                --config {params.config:q} \
+                --model {params.model:q} \
+                --out {output:q} \
+                --log {log:q}
+            """
+
+
 # One rule, and one job, per model and batch of recipes: importing torch and transformers costs seconds a process.
 # The verb takes over what has not changed, so a job that runs again for one recipe computes only that one.
 for MODEL, NUMBER, RECIPES in jobs():
@@ -8,14 +46,13 @@ for MODEL, NUMBER, RECIPES in jobs():
         input:
             prepared=ancient(PREPARED),
             model=model_files(MODEL),
+            calibration=[calibration_file(MODEL)] if CONFIG.calibrates(MODEL) else [],
         output:
             unit_files(MODEL, RECIPES, "report.json"),
         log:
             log_of("quantize", MODEL, NUMBER),
         benchmark:
             benchmark_of("quantize", MODEL, NUMBER)
-        message:
-            f"quantize {MODEL}: {', '.join(RECIPES)}"
         threads: CONFIG.limits.threads
         resources:
             gpu=GPU,
@@ -25,19 +62,30 @@ for MODEL, NUMBER, RECIPES in jobs():
                 revision=CONFIG.models[MODEL].revision,
                 recipes=recipe_entries(RECIPES),
                 device=CONFIG.device,
+                calibration=CONFIG.calibration.model_dump() if CONFIG.calibrates(MODEL) else None,
             ),
-            source=source_hash(["r2q/models", "r2q/quantization", *method_sources(RECIPES)]),
+            source=source_hash(["r2q/models", "r2q/quantization", "r2q/kernels", *method_sources(RECIPES)]),
+            calibration=f"--calibration {shlex.quote(calibration_file(MODEL))}" if CONFIG.calibrates(MODEL) else "",
             config=RUN_CONFIG,
             model=MODEL,
             recipes=",".join(RECIPES),
-            out=f"{RESULTS}/{MODEL}",
+            out=model_folder,
+        message:
+            f"quantize {MODEL}: {', '.join(RECIPES)}"
         shell:
             r"""
-            {PYTHON:q} -m r2q quantize \
+            python -m r2q quantize \
                 --config {params.config:q} \
                 --prepared {input.prepared:q} \
                 --model {params.model:q} \
                 --recipes {params.recipes:q} \
-                --out {params.out:q} \
+                --out {params.out:q} {params.calibration} \
                 --log {log:q}
             """
+
+
+rule quantize:
+    input:
+        all_unit_files("report.json"),
+    message:
+        "quantize: done"

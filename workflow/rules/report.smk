@@ -17,16 +17,16 @@ rule collect:
         log_of("collect"),
     benchmark:
         benchmark_of("collect")
-    message:
-        "collect: gather all scores into {output.scores}"
     params:
         asked=asked(config={k: v for k, v in CONFIG.resolved().items() if k != "figures"}),
         source=source_hash(["r2q/report"]),
         config=RUN_CONFIG,
-        results=RESULTS,
+        results=folder_of_output,
+    message:
+        "collect: gather all scores into {output.scores}"
     shell:
         r"""
-        {PYTHON:q} -m r2q collect \
+        python -m r2q collect \
             --config {params.config:q} \
             --results {params.results:q} \
             --log {log:q}
@@ -43,14 +43,14 @@ rule table:
         log_of("table"),
     benchmark:
         benchmark_of("table")
-    message:
-        "table: write {output[1]}"
     params:
         source=source_hash(["r2q/report"]),
-        out=f"{RESULTS}/tables",
+        out=folder_of_output,
+    message:
+        "table: write {output[1]}"
     shell:
         r"""
-        {PYTHON:q} -m r2q table \
+        python -m r2q table \
             --scores {input:q} \
             --out {params.out:q} \
             --log {log:q}
@@ -68,17 +68,17 @@ rule figure_lattice:
         log_of("figure_lattice"),
     benchmark:
         benchmark_of("figure_lattice")
-    message:
-        "figure lattice: where the weights of one group map"
     params:
         asked=asked(figure=CONFIG.figures.lattice.model_dump(), recipes=recipe_entries(CONFIG.recipes)),
         source=source_hash(["r2q/report", "r2q/models", "r2q/quantization"]),
         config=RUN_CONFIG,
-        results=RESULTS,
-        out=f"{FIGURE_FOLDER}/lattice",
+        results=run_folder,
+        out=stem_of_output,
+    message:
+        "figure lattice: where the weights of one group map"
     shell:
         r"""
-        {PYTHON:q} -m r2q figure lattice \
+        python -m r2q figure lattice \
             --config {params.config:q} \
             --results {params.results:q} \
             --out {params.out:q} \
@@ -97,14 +97,14 @@ rule figure_weight_error:
         log_of("figure_weight_error"),
     benchmark:
         benchmark_of("figure_weight_error")
-    message:
-        "figure weight_error: relative weight error by layer and recipe"
     params:
         source=source_hash(["r2q/report"]),
-        out=f"{FIGURE_FOLDER}/weight_error",
+        out=stem_of_output,
+    message:
+        "figure weight_error: relative weight error by layer and recipe"
     shell:
         r"""
-        {PYTHON:q} -m r2q figure weight_error \
+        python -m r2q figure weight_error \
             --layers {input:q} \
             --out {params.out:q} \
             --log {log:q}
