@@ -63,6 +63,7 @@ class Block:
         index: of the decoder block; -1 for the output head.
         targets: its target layers; weights of the original model.
         module: the copy.
+        prefix: its dotted name in the model.
         inputs: hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded.
     """
 
@@ -77,11 +78,11 @@ class Block:
         data: Calibration,
     ) -> None:
         self.index, self.targets, self.module, self.inputs = index, list(targets), module, inputs
-        self._prefix, self._kwargs, self._data = prefix, kwargs, data
+        self.prefix, self._kwargs, self._data = prefix, kwargs, data
         self._groups: list[list[Target]] | None = None
 
-    def run(self, hidden: torch.Tensor, module: nn.Module | None = None) -> torch.Tensor:
-        """Outputs of the copy (or of another module in its place) for one batch of hidden states, on the device."""
+    def run(self, hidden: torch.Tensor, module: Callable[..., Any] | None = None) -> torch.Tensor:
+        """Outputs of the copy (or of something else in its place) for one batch of hidden states, on the device."""
         args, kwargs = self._kwargs.get(len(hidden), ((), {}))
         result = (self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs)
         return result[0] if isinstance(result, tuple) else result
@@ -96,7 +97,7 @@ class Block:
         for hidden in self.inputs:
             result = self.run(hidden)
             if not torch.isfinite(result).all():
-                raise ValueError(f"{self._prefix}: its output on calibration text is not finite")
+                raise ValueError(f"{self.prefix}: its output on calibration text is not finite")
             results.append(result.to(hidden.device))
         return results
 
@@ -174,7 +175,7 @@ class Block:
     def _find(self, name: str) -> tuple[nn.Module, str]:
         """Owner of a target's weight in the copy, and the parameter's name."""
         target = next(target for target in self.targets if target.name == name)
-        local = name.removeprefix(self._prefix).removeprefix(".")
+        local = name.removeprefix(self.prefix).removeprefix(".")
         if target.is_stack:
             local = local.removesuffix(target.parameter).removesuffix(".")
         return self.module.get_submodule(local), target.parameter
