@@ -1,0 +1,105 @@
+"""What all methods that look at calibration text have in common, on every kind of model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baselines._calibrated import error_roots, matrices, sample_inputs
+from r2q.models.blocks import walk
+from r2q.models.quantize import apply, make_method
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe
+from tests.baselines.calibrated import SHORT, quantize, same, text
+from tests.models.tiny import tiny_model, tokens
+
+MODELS = ["llama", "opt", "qwen2", "mixtral"]
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("name", SHORT)
+def test_every_kind_of_model(name: str, case: str) -> None:
+    """All layers are quantized, the model stays as it was, the same text gives the same bits and other text others."""
+    model = tiny_model(case)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    first = quantize(name, model, **SHORT[name])
+    assert [*first.layers] == [target.name for target in list_targets(model)]
+    assert first.notes["layers"].keys() == first.layers.keys()
+    assert same(first, quantize(name, model, **SHORT[name]))
+    assert not same(first, quantize(name, model, seed=1, **SHORT[name]))
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    expected = model(tokens()).logits
+    method = make_method(Recipe(name, name, "g32", options=SHORT[name]))
+    apply(method, model, list_targets(model), torch.device("cpu"), text())
+    with torch.no_grad():
+        logits = model(tokens()).logits
+    assert 0 < (logits - expected).square().mean() < 2 * expected.square().mean()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_output_head_too(name: str) -> None:
+    result = quantize(name, tiny_model("llama"), lm_head=True, **SHORT[name])
+    assert [*result.layers][-1] == "lm_head"
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    ("granularity", "message"),
+    [
+        ("tensor", r"needs groups: g<size> or channel, not tensor"),
+        ("g48", r"group size 48 does not divide the 64 input features of model\.layers\.0\.self_attn\.q_proj"),
+    ],
+)
+def test_a_granularity_that_does_not_fit_is_refused(name: str, granularity: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quantize(name, tiny_model("llama"), granularity)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_weights_that_are_not_finite_are_refused_with_the_layer(name: str) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"layer model\.layers\.1\.mlp\.up_proj: weights are not finite"):
+        quantize(name, model)
+
+
+def test_sampled_inputs_are_strided() -> None:
+    """Every k-th token of all that a layer reads, across batches of any size."""
+    model, data = tiny_model("llama"), text(windows=5)  # 80 tokens
+    read: list[torch.Tensor] = []
+    layer = model.model.layers[1].mlp.down_proj
+    handle = layer.register_forward_pre_hook(lambda _, args: read.append(args[0].detach().flatten(0, -2)))
+    model(data.tokens)
+    handle.remove()
+    for batch in (1, 2, 5):
+        for block in walk(model, list_targets(model), data, windows_at_once=batch):
+            if block.index == 1:
+                found = sample_inputs(block, block.groups, 9)["model.layers.1.mlp.down_proj", None]
+                torch.testing.assert_close(found, read[0][:: 80 // 9], rtol=1e-4, atol=1e-6)
+                assert len(sample_inputs(block, block.groups, 1000)["model.layers.1.mlp.down_proj", None]) == 80
+
+
+@pytest.mark.parametrize("tokens_", [5, 16, 50])
+def test_roots_measure_the_output_of_a_group(tokens_: int) -> None:
+    generator = torch.Generator().manual_seed(tokens_)
+    x, d = torch.randn(tokens_, 48, generator=generator), torch.randn(48, generator=generator)
+    roots = error_roots(x, 16)
+    assert roots.shape == (3, min(tokens_, 16), 16)
+    for group in range(3):
+        part = slice(16 * group, 16 * group + 16)
+        expected = (x[:, part] @ d[part]).square().mean()
+        torch.testing.assert_close((roots[group] @ d[part]).square().sum(), expected)
+
+
+def test_an_expert_that_nothing_reaches_is_refused() -> None:
+    model, data = tiny_model("mixtral"), text()
+    lonely = type(data)(data.tokens[:1, :2], data.held_out, {}, minimum_tokens=0)
+    method = make_method(Recipe("x", "bitdistiller_clip", "g32"))
+    with pytest.raises(ValueError, match=r"experts\.gate_up_proj: no calibration token reaches expert \d"):
+        method.quantize(model, list_targets(model), lonely)
+
+
+def test_matrices_of_a_stack() -> None:
+    stack = torch.randn(3, 4, 5)
+    assert [expert for expert, _ in matrices(stack)] == [0, 1, 2]
+    assert matrices(stack[0])[0][0] is None
