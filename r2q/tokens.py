@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,14 +28,14 @@ class Encoder:
         self.bos = tokenizer.bos_token_id
         if add_bos and self.bos is None:
             raise ConfigError("add_bos: true, but the tokenizer has no begin-of-text token; use null or false")
-        self._known: dict[tuple[str, bool], list[int]] = {}
+        self._known: dict[tuple[str, bool], array[int]] = {}  # 4 bytes a token; lists take 36
         self.adds_bos = self.bos is not None and self.encode("a")[:1] == [self.bos]
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of `text`, without any special token when `special` is False. Do not change the list."""
+        """Token ids of `text`, without any special token when `special` is False."""
         if (text, special) not in self._known:
             self.encode_all([text], special)
-        return self._known[text, special]
+        return self._known[text, special].tolist()
 
     def encode_all(self, texts: Iterable[str], special: bool = True) -> None:
         """Encode many texts in one call of the tokenizer; `encode` then finds them."""
@@ -48,8 +49,10 @@ class Encoder:
         for batch, add in ((plain, True), (bare, False)):
             if batch:
                 ids = self.tokenizer(batch, add_special_tokens=add, verbose=False)["input_ids"]
-                self._known.update(((text, special), list(tokens)) for text, tokens in zip(batch, ids, strict=True))
+                self._known.update(
+                    ((text, special), array("i", tokens)) for text, tokens in zip(batch, ids, strict=True)
+                )
         if special and self.add_bos:
             for text in missing:
-                if self._known[text, special][:1] != [self.bos]:
-                    self._known[text, special] = [self.bos, *self._known[text, special]]
+                if self._known[text, special][:1].tolist() != [self.bos]:
+                    self._known[text, special].insert(0, self.bos)

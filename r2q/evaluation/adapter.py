@@ -77,6 +77,7 @@ class Scorer(HFLM):
         )
         self.seconds: dict[str, float] = defaultdict(float)
         self.truncated: Counter[str] = Counter()
+        self._task = ""
         self._shares = model.dtype == torch.float32 and model.config.model_type in SHARING_FAMILIES
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 

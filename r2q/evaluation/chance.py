@@ -63,13 +63,7 @@ def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
         choices = [list(task.doc_to_choice(doc)) for doc in docs]
         source = task.doc_to_text if getattr(task, "multiple_input", 0) else task.doc_to_target
         return Items(choices, [_indices(source(doc), c) for doc, c in zip(docs, choices, strict=True)])
-    if docs and isinstance(docs[0], dict) and {"choices", "gold"} <= docs[0].keys() and _is_class(task):
-        return Items([list(doc["choices"]) for doc in docs], [_indices(doc["gold"], doc["choices"]) for doc in docs])
     return None
-
-
-def _is_class(task: Any) -> bool:
-    return any(base.__name__ == "MultipleChoiceTask" for base in type(task).__mro__)
 
 
 def _indices(gold: Any, choices: Sequence[str]) -> list[int]:

@@ -1,0 +1,355 @@
+"""The verb end to end on tiny models: records, kept results, failures, and lm-eval's own command line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import lm_eval.tasks
+import pytest
+import torch
+import yaml
+from lm_eval.models.huggingface import HFLM
+from safetensors.torch import load_file, save_file
+
+from r2q import cli
+from r2q.config import ConfigError
+from r2q.evaluation.evaluate import evaluate
+from r2q.evaluation.session import SEEDS, Session
+from r2q.models import load
+from r2q.models.quantize import quantize
+from r2q.models.save import folder_digest
+from tests.evaluation import tiny
+
+TEXTS = ["A page of words. It has two sentences.", "Another page, which is longer than the first one is.", "Three."]
+TASKS: dict[str, Any] = {"choose": {}, "pages": {}, "sums": {"items": 3}}
+
+
+class Run:
+    """A run with one model, two recipes, three tasks and a text, in a folder of its own."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder, self.out = folder, folder / "results" / "trial" / "m"
+        tiny.model_folder(folder / "model")
+        tiny.write_task(folder / "tasks", "choose", tiny.choice_rows())
+        tiny.write_text_task(folder / "tasks", "pages", TEXTS)
+        tiny.write_sum_task(folder / "tasks", "sums")
+        (folder / "text.txt").write_text(" ".join(TEXTS))
+        self.data = tiny.config_data(
+            {"m": {"path": str(folder / "model"), "add_bos": True}},
+            TASKS,
+            task_include=[str(folder / "tasks")],
+            perplexity={"book": {"path": str(folder / "text.txt"), "window": 16}},
+        ) | settings  # fmt: skip
+        self.prepared = folder / "prepared.json"
+        self.prepared.write_text(json.dumps({"models": {"m": {"fingerprint": "f", "family": "llama"}}}))
+        self.write()
+        quantize(self.config, self.prepared, "m", list(self.data["recipes"]), self.out)
+
+    def write(self, **settings: Any) -> None:
+        self.config = self.folder / "config.yaml"
+        self.data |= settings
+        self.config.write_text(yaml.safe_dump(self.data))
+
+    def evaluate(self, *recipes: str) -> dict[str, dict[str, Any]]:
+        names = recipes or tuple(self.data["recipes"])
+        evaluate(self.config, self.prepared, "m", list(names), self.out)
+        return {name: json.loads((self.unit(name) / "evaluation.json").read_text()) for name in names}
+
+    def unit(self, recipe: str) -> Path:
+        return self.out / recipe / "seed0"
+
+    def files(self) -> dict[str, bytes]:
+        """The results without what a clock or a memory gauge says."""
+        found = {}
+        for name in self.data["recipes"]:
+            record = json.loads((self.unit(name) / "evaluation.json").read_text())
+            timed = {"seconds", "task_seconds", "peak_mib"}
+            found[name] = json.dumps({k: v for k, v in record.items() if k not in timed}).encode()
+            found[f"{name}/raw"] = (self.unit(name) / "lm_eval.json").read_bytes()
+        return found
+
+
+@pytest.fixture(scope="module")
+def _done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("run"))
+    run.evaluate()
+    return run
+
+
+@pytest.fixture
+def run(_done: Run, tmp_path: Path) -> Run:
+    """A copy of an evaluated run."""
+    copy = object.__new__(Run)
+    copy.__dict__ |= _done.__dict__
+    copy.data = json.loads(json.dumps(_done.data))
+    shutil.copytree(_done.out.parent, tmp_path / "trial")
+    copy.folder, copy.out = tmp_path, tmp_path / "trial" / "m"
+    copy.write()
+    return copy
+
+
+def scores(record: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    return {(row["task"], row["metric"]): row for row in record["scores"]}
+
+
+def no_loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note which units are loaded."""
+    loaded: list[str] = []
+    original = load.load_packed
+
+    def noted(folder: Path, *args: Any, **options: Any) -> Any:
+        loaded.append(Path(folder).parent.name)
+        return original(folder, *args, **options)
+
+    monkeypatch.setattr(load, "load_packed", noted)
+    return loaded
+
+
+def test_a_record_has_every_score_with_its_error_and_level(run: Run) -> None:
+    record = json.loads((run.unit("rtn-g64") / "evaluation.json").read_text())
+    report = json.loads((run.unit("rtn-g64") / "report.json").read_text())
+    rows = scores(record)
+    assert list(rows) == [
+        ("choose", "acc"), ("choose", "acc_norm"), ("pages", "word_perplexity"), ("pages", "bits_per_byte"),
+        ("sums", "exact_match"), ("book", "token_ppl_16"),
+    ]  # fmt: skip
+    assert [key for key, row in rows.items() if row["in_table"]] == [
+        ("choose", "acc"), ("pages", "word_perplexity"), ("sums", "exact_match"), ("book", "token_ppl_16"),
+    ]  # fmt: skip
+    assert [row["n"] for row in rows.values()] == [8, 8, 3, 3, 3, sum(map(len, TEXTS)) // 16]
+    acc = rows["choose", "acc"]
+    assert acc["chance"] == pytest.approx(1 / 3)
+    assert acc["majority"] == pytest.approx(3 / 8)
+    assert acc["stderr"] == pytest.approx((acc["value"] * (1 - acc["value"]) / 7) ** 0.5)
+    assert rows["sums", "exact_match"]["chance"] == 0.0
+    assert all(row["stderr"] is not None for row in rows.values())
+    assert rows["pages", "word_perplexity"]["stderr"] > 0
+    assert (record["status"], record["add_bos"], record["dtype"], record["device"]) == ("ok", True, "float32", "cpu")
+    assert (record["batch_size"], record["seeds"]) == (4, SEEDS)
+    assert record["hashes"]["weights"] == report["hashes"]["weights"] == folder_digest(run.unit("rtn-g64"))
+    assert set(record["task_seconds"]) == {"choose", "pages", "sums", "book"}
+    raw = (run.unit("rtn-g64") / "lm_eval.json").read_text()
+    assert "date" not in json.loads(raw)
+    assert str(run.config.parent) not in raw
+    assert json.loads(raw)["results"]["choose"]["acc,none"] == acc["value"]
+
+
+@pytest.mark.parametrize("recipe", ["full_precision", "rtn-g64"])
+def test_scores_are_those_of_lm_eval_on_its_own(run: Run, recipe: str) -> None:
+    """lm-eval's model class, task manager and prompt building, one unit, nothing shared, nothing cached."""
+    record = json.loads((run.unit(recipe) / "evaluation.json").read_text())
+    model, tokenizer = load.load_packed(run.unit(recipe)), load.load_tokenizer(str(run.unit(recipe)))
+    theirs = HFLM(model, tokenizer=tokenizer, batch_size=4, max_length=tiny.POSITIONS)
+    theirs.tok_encode = lambda text, add_special_tokens=None, **_: (  # its switch adds nothing with this tokenizer
+        [tokenizer.bos_token_id] * (add_special_tokens is None) + tokenizer.encode(text, add_special_tokens=False)
+    )
+    source = Path(run.data["task_include"][0])
+    configs = []
+    for name in ("choose", "pages"):
+        config = yaml.safe_load((source / f"{name}.yaml").read_text())
+        config["dataset_kwargs"] = {
+            "data_files": {"test": str(source / f"{name}.jsonl")},
+            "cache_dir": str(run.folder / "cache"),
+        }
+        configs.append(config)
+    manager = lm_eval.tasks.TaskManager(include_defaults=False)
+    result = lm_eval.evaluate(lm=theirs, task_dict=manager.load(configs), bootstrap_iters=100)
+    rows = scores(record)
+    for task, metric in (("choose", "acc"), ("choose", "acc_norm"), ("pages", "word_perplexity")):
+        assert rows[task, metric]["value"] == pytest.approx(result["results"][task][f"{metric},none"], rel=1e-5)
+    assert rows["choose", "acc"]["stderr"] == result["results"]["choose"]["acc_stderr,none"]
+
+
+def test_nothing_is_done_twice(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.out.rglob("*.json")}
+    for name in run.data["recipes"]:  # as Snakemake does before it runs a job again
+        (run.unit(name) / "evaluation.json").unlink()
+        (run.unit(name) / "lm_eval.json").unlink()
+    loaded = no_loading(monkeypatch)
+    run.evaluate()
+    assert loaded == []
+    assert {path: path.read_bytes() for path in run.out.rglob("*.json")} == before
+    assert capsys.readouterr().out.count(": kept, ") == 2
+
+
+def test_what_can_move_a_number_is_evaluated_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = no_loading(monkeypatch)
+    first = run.evaluate()
+    run.write(models={"m": run.data["models"]["m"] | {"add_bos": False}})
+    second = run.evaluate("rtn-g64")["rtn-g64"]
+    assert loaded == ["rtn-g64"]
+    assert second["add_bos"] is False
+    assert scores(second)["book", "token_ppl_16"]["value"] != scores(first["rtn-g64"])["book", "token_ppl_16"]["value"]
+    run.write(limits={"batch_size": 4, "items": 2})
+    assert scores(run.evaluate("rtn-g64")["rtn-g64"])["choose", "acc"]["n"] == 2
+    text = run.folder / "other.txt"
+    text.write_text("A text that is longer than one window, and another one")
+    run.write(perplexity={"book": {"path": str(text), "window": 16}})
+    run.evaluate("rtn-g64")
+    run.write(tasks=TASKS | {"choose": {"metric": "acc_norm"}})
+    third = run.evaluate("rtn-g64")["rtn-g64"]
+    assert scores(third)["choose", "acc_norm"]["in_table"]
+    assert loaded == ["rtn-g64"] * 4
+    run.evaluate("rtn-g64")
+    assert loaded == ["rtn-g64"] * 4
+
+
+def test_weights_that_are_not_the_reported_ones_are_refused(run: Run) -> None:
+    file = run.unit("full_precision") / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"full_precision/seed0: the weight files are not those of report\.json"):
+        run.evaluate()
+
+
+def test_a_killed_run_loses_only_the_unit_in_flight(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run.files()
+    shutil.rmtree(run.out.parent / ".kept")
+    for name in run.data["recipes"]:
+        (run.unit(name) / "evaluation.json").unlink()
+    original = Session._scores
+
+    def stop(self: Session, folder: Path, record: dict[str, Any]) -> Any:
+        if folder.parent.name == "rtn-g64":
+            raise KeyboardInterrupt
+        return original(self, folder, record)
+
+    monkeypatch.setattr(Session, "_scores", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate()
+    assert (run.unit("full_precision") / "evaluation.json").is_file()
+    assert not (run.unit("rtn-g64") / "evaluation.json").exists()
+    monkeypatch.setattr(Session, "_scores", original)
+    loaded = no_loading(monkeypatch)
+    run.evaluate()
+    assert loaded == ["rtn-g64"]
+    assert run.files() == expected  # byte for byte what a run in one go wrote
+
+
+def test_sharing_a_process_moves_nothing(run: Run) -> None:
+    """The second unit of a process, alone in a process (its own session) of its own: the same bytes."""
+    expected = run.files()
+    shutil.rmtree(run.out.parent / ".kept")
+    (run.unit("rtn-g64") / "evaluation.json").unlink()
+    run.evaluate("rtn-g64")
+    assert run.files() == expected
+
+
+def broken(run: Run, value: float) -> None:
+    """Put `value` into the full-precision unit, with a report that fits."""
+    folder = run.unit("full_precision")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][:] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    report = json.loads((folder / "report.json").read_text())
+    report["hashes"]["weights"] = folder_digest(folder)
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    broken(run, float("nan"))
+    records = run.evaluate()
+    failed = records["full_precision"]
+    assert failed["status"] == "failed"
+    assert "log-likelihood is not finite" in failed["error"]
+    assert failed["scores"] == []
+    assert failed["raw"] is None
+    assert not (run.unit("full_precision") / "lm_eval.json").exists()
+    assert records["rtn-g64"]["status"] == "ok"
+    assert "FAILED: task choose" in capsys.readouterr().out
+
+
+def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(run.out.parent / ".kept")
+    original = Session._lm_eval
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room for 3 GiB")
+
+    monkeypatch.setattr(Session, "_lm_eval", full)
+    failed = run.evaluate("rtn-g64")["rtn-g64"]
+    assert (failed["status"], failed["error"]) == ("failed", "no room for 3 GiB")
+    monkeypatch.setattr(Session, "_lm_eval", original)
+    assert run.evaluate("rtn-g64")["rtn-g64"]["status"] == "ok"
+
+
+def test_a_fault_of_ours_is_not_a_failed_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(run.out.parent / ".kept")
+    monkeypatch.setattr(Session, "_lm_eval", lambda *_: {}["results"])
+    with pytest.raises(KeyError):
+        run.evaluate("rtn-g64")
+
+
+def test_a_unit_that_could_not_be_quantized(run: Run) -> None:
+    path = run.unit("rtn-g64") / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "the reason"}))
+    record = run.evaluate("rtn-g64")["rtn-g64"]
+    assert (record["status"], record["error"], record["scores"]) == ("failed", "quantize: the reason", [])
+
+
+def test_bad_input_is_one_sentence(run: Run) -> None:
+    with pytest.raises(ConfigError, match="has no model n; it has m"):
+        evaluate(run.config, run.prepared, "n", ["rtn-g64"], run.out)
+    with pytest.raises(ConfigError, match="has no recipe rtn; it has full_precision, rtn-g64"):
+        evaluate(run.config, run.prepared, "m", ["rtn"], run.out)
+    with pytest.raises(FileNotFoundError, match="run `prepare` first"):
+        evaluate(run.config, run.folder / "none.json", "m", ["rtn-g64"], run.out)
+    run.write(perplexity={"book": run.data["perplexity"]["book"] | {"window": 161}})
+    with pytest.raises(ConfigError, match=r"book\.window: 161 tokens, but the model has only 160"):
+        run.evaluate()
+    (run.unit("rtn-g64") / "report.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"rtn-g64/seed0/report\.json; run `quantize` first"):
+        run.evaluate()
+
+
+def test_samples_are_written_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = no_loading(monkeypatch)
+    run.write(limits={"batch_size": 4, "samples": True})
+    record = run.evaluate("rtn-g64")["rtn-g64"]
+    lines = [json.loads(line) for line in (run.unit("rtn-g64") / "samples.jsonl").read_text().splitlines()]
+    chosen = [line for line in lines if line["task"] == "choose"]
+    assert len(chosen) == 8
+    assert len([line for line in lines if line["task"] == "sums"]) == 3
+    assert sum(line["acc"] for line in chosen) / 8 == scores(record)["choose", "acc"]["value"]
+    run.evaluate("rtn-g64")
+    assert loaded == ["rtn-g64"]
+
+
+def test_nothing_but_one_line_a_unit_is_printed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run.out.parent / ".kept")
+    run.evaluate()
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "evaluate m 1/2 full_precision seed 0", "evaluate m 2/2 rtn-g64 seed 0",
+    ]  # fmt: skip
+    assert "choose 0." in lines[1]
+    assert err == ""
+
+
+def test_the_command_line_of_lm_eval_reads_a_packed_folder(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without lm-eval's scan of its 14,000 tasks, which takes seconds and is not what is tested."""
+    manager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager", lambda *_, **options: manager(include_path=options["include_path"])
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    source = Path(run.data["task_include"][0])
+    monkeypatch.chdir(source)  # lm-eval counts data files from where it is started
+    model = f"pretrained={run.unit('rtn-g64')},dtype=float32,add_bos_token=False"
+    cli.main([
+        "lm-eval", "run", "--model", "hf", "--model_args", model, "--tasks", "choose", "--include_path", str(source),
+        "--device", "cpu", "--batch_size", "4", "--output_path", str(tmp_path / "out.json"),
+    ])  # fmt: skip
+    (file,) = tmp_path.glob("out*.json")
+    found = json.loads(file.read_text())["results"]["choose"]["acc,none"]
+    run.write(models={"m": run.data["models"]["m"] | {"add_bos": False}})
+    assert scores(run.evaluate("rtn-g64")["rtn-g64"])["choose", "acc"]["value"] == found

@@ -1,0 +1,80 @@
+"""Rows of a group, the choice of what stands in the table, and values that are no numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r2q import config as configuration
+from r2q.config import Config, ConfigError
+from r2q.evaluation.scores import task_scores
+from r2q.evaluation.session import SEEDS
+from r2q.evaluation.tasks import TaskSet, load_tasks
+from tests.evaluation import tiny
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> tuple[Config, TaskSet]:
+    tiny.write_task(tmp_path, "three", tiny.choice_rows(6, 3))
+    tiny.write_task(tmp_path, "two", tiny.choice_rows(2, 2))
+    aggregate = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (tmp_path / "both.yaml").write_text(f"group: both\ntask: [three, two]\n{aggregate}metadata: {{version: 2}}\n")
+    tiny.write_sum_task(tmp_path, "sums")
+    data = tiny.config_data({"m": {"path": "."}}, {"both": {}, "sums": {}}, task_include=[str(tmp_path)])
+    config = configuration.parse(data, "c.yaml")
+    return config, load_tasks(config, SEEDS)
+
+
+def raw(**changed: Any) -> dict[str, Any]:
+    """As `lm_eval.evaluate` returns it."""
+    sums = {"name": "sums", "exact_match,strict": 0.2, "exact_match_stderr,strict": 0.1, "exact_match,loose": 0.4}
+    return {
+        "results": {
+            "three": {"alias": "three", "acc,none": 0.5, "acc_stderr,none": 0.2, "acc_norm,none": 0.25},
+            "two": {"alias": "two", "acc,none": 1.0, "acc_stderr,none": 0.0, "acc_norm,none": 0.5},
+            "both": {"alias": "both", "acc,none": 0.625, "acc_stderr,none": 0.15, "sample_len": 8},
+            "sums": sums | {"exact_match_stderr,loose": "N/A"} | changed,
+        },
+        "group_subtasks": {"both": ["three", "two"]},
+        "versions": {"both": 2, "three": 1.0, "two": 1.0, "sums": 1.0},
+        "higher_is_better": {name: {"acc": True, "exact_match": True} for name in ("both", "three", "two", "sums")},
+    }
+
+
+def test_a_group_stands_in_the_table_and_its_tasks_follow(tasks: tuple[Config, TaskSet]) -> None:
+    config, loaded = tasks
+    rows = task_scores(raw(), loaded, config)
+    shown = [(row["task"], row["metric"], row["filter"]) for row in rows if row["in_table"]]
+    assert shown == [("both", "acc", "none"), ("sums", "exact_match", "strict")]
+    assert [row["task"] for row in rows] == ["both", "three", "three", "two", "two", "sums", "sums"]
+    group = rows[0]
+    assert group["n"] == 8
+    assert group["chance"] == pytest.approx((6 / 3 + 2 / 2) / 8)
+    assert group["majority"] == pytest.approx((6 / 3 + 2 / 2) / 8)
+    assert (group["stderr"], group["version"], group["higher_is_better"]) == (0.15, "2", True)
+    assert rows[-1]["stderr"] is None
+
+
+@pytest.mark.parametrize("wanted", ["exact_match/loose", "exact_match,loose"])
+def test_the_config_chooses_metric_and_filter(tasks: tuple[Config, TaskSet], wanted: str) -> None:
+    config, loaded = tasks
+    changed = config.model_copy(update={"tasks": config.tasks | {"sums": configuration.Task(metric=wanted)}})
+    (row,) = [row for row in task_scores(raw(), loaded, changed) if row["task"] == "sums" and row["in_table"]]
+    assert row["filter"] == "loose"
+
+
+def test_a_metric_that_did_not_come_out_is_an_error(tasks: tuple[Config, TaskSet]) -> None:
+    config, loaded = tasks
+    changed = config.model_copy(update={"tasks": config.tasks | {"sums": configuration.Task(metric="f1")}})
+    with pytest.raises(
+        ConfigError, match=r"tasks\.sums\.metric: .* no f1; it gave exact_match/strict, exact_match/loose"
+    ):
+        task_scores(raw(), loaded, changed)
+
+
+def test_a_value_that_is_not_finite_is_missing_and_not_zero(tasks: tuple[Config, TaskSet]) -> None:
+    config, loaded = tasks
+    rows = task_scores(raw(**{"exact_match,strict": float("nan")}), loaded, config)
+    assert [row["value"] for row in rows if row["task"] == "sums"] == [None, 0.4]
