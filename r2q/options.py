@@ -28,7 +28,10 @@ class ConfigError(ValueError):
 
 
 class MethodOptions(BaseModel):
-    """Base of every method's `Options`: closed, frozen, and built only from names of `typing` and `pydantic`."""
+    """Base of every method's `Options`: closed, frozen, and built only from names of `typing` and `pydantic`.
+
+    Training frames build on `r2q.training.options.TrainingOptions`, which builds on this.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -170,8 +173,11 @@ def _attributes(node: ast.ClassDef) -> dict[str, Any]:
 
 def _options(name: str, path: Path, node: ast.ClassDef) -> type[MethodOptions]:
     """Run the class statement alone. Raises ConfigError when it needs more than typing and pydantic."""
+    from r2q.training.options import TrainingOptions  # which builds on this module
+
     namespace: dict[str, Any] = {
         "MethodOptions": MethodOptions,
+        "TrainingOptions": TrainingOptions,
         "typing": typing,
         "pydantic": pydantic,
         "__name__": f"{path.stem}.Options",

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from r2q.models.packed import PackedWeight, replace
 from r2q.models.save import folder_digest, save, weights_digest
 from r2q.models.targets import Target, list_targets
 from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
+from r2q.training.data import TrainingData
+from r2q.training.unit import drop_checkpoints, has_records, read_training, training_identity
 
 FORMAT_VERSION = 1
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
@@ -54,11 +57,13 @@ def quantize(
     recipes: list[str],
     out: str | Path,
     calibration: str | Path | None = None,
+    training: str | Path | None = None,
 ) -> None:
     """Quantize ``model`` with each recipe and seed into ``out/<recipe>/seed<k>/``.
 
     ``calibration`` is the file that the verb ``calibrate`` wrote; with one, every report also has the layers' output
-    errors on its held-out windows.
+    errors on its held-out windows. ``training`` is the file that ``teacher-data`` wrote; a recipe that trains leaves
+    its records, and its checkpoints until it is done, in ``out/<recipe>/seed<k>/training/``.
 
     A unit whose key (recipe, model weights, code, libraries) and files have not changed is kept. A recipe that fails
     is a report with status ``failed`` and the reason; the others go on.
@@ -66,7 +71,7 @@ def quantize(
     Raises:
         ConfigError: the config is wrong, or does not have this model or recipe.
         ValueError: a group size does not divide a layer, the model is already quantized, or a recipe needs calibration
-            tokens that are not given; before any work.
+            tokens or training data that are not given; before any work.
     """
     config = configuration.load(config_path)
     facts = json.loads(Path(prepared).read_text())["models"][model]
@@ -82,19 +87,27 @@ def quantize(
     for recipe in units:
         if data is None and configuration.method_info(recipe.method).needs == "calibration":
             raise ValueError(f"recipe {recipe.name} needs calibration tokens: `r2q calibrate` writes them")
+        if training is None and configuration.method_info(recipe.method).needs == "training":
+            raise ValueError(f"recipe {recipe.name} needs training data: `r2q teacher-data` writes it")
+    rows = None if training is None else read_training(Path(training), device)
     tokenizer = load_tokenizer(entry.path, entry.revision)
     out = Path(out)
     kept = Kept(out.parent / ".kept")
     for number, recipe in enumerate(units, 1):
         folder = out / recipe.name / f"seed{recipe.seed}"
         identity = _identity(recipe, facts["fingerprint"], device, data)
+        lessons = None
+        if rows is not None and configuration.method_info(recipe.method).needs == "training":
+            identity |= training_identity(recipe, rows)
+            lessons = replace_fields(rows, folder=folder / "training", identity=key(identity))
         progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
         record = kept.get("quantize", key(identity), folder / "report.json")
-        if record is not None and record["hashes"]["weights"] == folder_digest(folder):
+        whole = lessons is None or has_records(folder / "training")
+        if record is not None and whole and record["hashes"]["weights"] == folder_digest(folder):
             print(f"{progress} kept", flush=True)
             continue
         with Measured() as cost:
-            record = _unit(recipe, entry, tokenizer, folder, device, data)
+            record = _unit(recipe, entry, tokenizer, folder, device, data, lessons)
         record |= {
             "format_version": FORMAT_VERSION,
             "key": key(identity),
@@ -107,8 +120,11 @@ def quantize(
         record["hashes"] |= {"source": facts["fingerprint"], "code": identity["code"]}
         if data is not None:
             record["hashes"]["calibration"] = data.facts["sha256"]
+        if lessons is not None:
+            record["hashes"]["training"] = lessons.digest
         if record["status"] == "ok":
             kept.put("quantize", key(identity), record, folder / "report.json")
+            drop_checkpoints(folder / "training")
         else:  # not kept: the reason may be gone the next time (memory, a library)
             write_json(folder / "report.json", record)
         print(f"{progress} {_summary(record)}", flush=True)
@@ -145,6 +161,7 @@ def _unit(
     folder: Path,
     device: torch.device,
     data: Calibration | None = None,
+    training: TrainingData | None = None,
 ) -> dict[str, Any]:
     """Quantize, write and describe one unit."""
     record: dict[str, Any] = {
@@ -166,7 +183,7 @@ def _unit(
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
     try:
-        layers, notes = apply(make_method(recipe), model, targets, device, data)
+        layers, notes = apply(make_method(recipe), model, targets, device, data, training)
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
     except FAILURES as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
@@ -200,7 +217,12 @@ def _unit(
 
 @torch.no_grad()
 def apply(
-    method: Method, model: Any, targets: list[Target], device: torch.device, data: Calibration | None = None
+    method: Method,
+    model: Any,
+    targets: list[Target],
+    device: torch.device,
+    data: Calibration | None = None,
+    training: TrainingData | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Quantize the targets of ``model`` in place.
 
@@ -211,14 +233,14 @@ def apply(
         One description per layer (see :func:`describe`), and the method's notes.
 
     Raises:
-        ValueError: the method needs calibration data and there is none.
+        ValueError: the method needs calibration or training data and there is none.
     """
     if method.needs == "calibration" and data is None:
         raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
     if isinstance(method, WeightMethod):
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
-        result = method.quantize(model, targets, data)
+        result = method.quantize(model, targets, training if method.needs == "training" else data)
         weights = {target.name: target.weight for target in targets}
         layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
     notes = dict(result.notes)

@@ -1,0 +1,145 @@
+"""Rows of tokens to train on, the order in which they come, and the file that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT_VERSION = 1
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of equal length.
+
+    Attributes:
+        tokens: int64 ``[rows, length]``; padded on the right.
+        start: int64 ``[rows]``: where the response begins (0: all of it is text).
+        end: int64 ``[rows]``: tokens that are not padding.
+    """
+
+    tokens: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
+        return Rows(self.tokens[rows], self.start[rows], self.end[rows])
+
+    def counted(self, loss_on: str) -> torch.Tensor:
+        """Bool ``[rows, length - 1]``: whether the prediction of token ``1 ...`` counts: ``all`` or ``response``."""
+        place = torch.arange(1, self.tokens.shape[1])
+        real = place < self.end[:, None]
+        return real & (place >= self.start[:, None]) if loss_on == "response" else real
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training method is given.
+
+    Attributes:
+        train, held_out: rows of the same kind.
+        kind: generated, text or supervised.
+        digest: SHA-256 of the rows and of how they were made.
+        folder: where checkpoints and records go; None: nowhere, and nothing can be resumed.
+        device: where to train.
+        identity: hash of everything that can move the result; a checkpoint of another identity is not used.
+    """
+
+    train: Rows
+    held_out: Rows
+    kind: str
+    digest: str
+    folder: Path | None = None
+    device: torch.device = CPU
+    identity: str = ""
+
+    def loss_on(self, wanted: str) -> str:
+        """``all`` or ``response`` for an option that may be ``auto``."""
+        return wanted if wanted != "auto" else "response" if self.kind == "supervised" else "all"
+
+
+class Order:
+    """Batches in an order that depends on the seed and the step alone: the same for every recipe of a model.
+
+    Each epoch is a new permutation; a batch may reach into the next epoch.
+    """
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self._epochs: dict[int, torch.Tensor] = {}
+
+    def __call__(self, step: int) -> torch.Tensor:
+        """Row numbers (int64 ``[batch]``) of a step, counted from 0."""
+        places = range(step * self.batch, (step + 1) * self.batch)
+        return torch.stack([self._epoch(place // self.rows)[place % self.rows] for place in places])
+
+    def _epoch(self, number: int) -> torch.Tensor:
+        if number not in self._epochs:
+            digest = hashlib.sha256(f"order/{self.seed}/{number}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
+            self._epochs[number] = torch.randperm(self.rows, generator=generator)
+        return self._epochs[number]
+
+
+def write(path: Path, train: Rows, held_out: Rows, settings: dict[str, Any]) -> str:
+    """Write rows as one safetensors file, with the settings inside; returns the digest of both."""
+    tensors = {}
+    for name, rows in (("train", train), ("held_out", held_out)):
+        for field in ("tokens", "start", "end"):
+            tensors[f"{name}.{field}"] = getattr(rows, field).to(torch.int32).contiguous()
+    text = json.dumps(settings | {"format_version": FORMAT_VERSION}, sort_keys=True)
+    digest = digest_of(tensors, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.writing")
+    save_file(tensors, scratch, metadata={"settings": text, "sha256": digest})
+    scratch.replace(path)
+    return digest
+
+
+def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:
+    """Training rows, held-out rows, settings and digest of a file that :func:`write` made.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or from another version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no training data; the verb teacher-data makes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or truncated ({error})") from None
+    text = metadata.get("settings", "{}")
+    settings = json.loads(text)
+    if settings.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: training data of format {settings.get('format_version')}, not {FORMAT_VERSION}")
+    if digest_of(tensors, text) != metadata.get("sha256"):
+        raise ValueError(f"{path}: content and hash differ, the file was changed or damaged")
+    halves = [
+        Rows(*(tensors[f"{name}.{field}"].long() for field in ("tokens", "start", "end")))
+        for name in ("train", "held_out")
+    ]
+    return halves[0], halves[1], settings, metadata["sha256"]
+
+
+def digest_of(tensors: dict[str, torch.Tensor], text: str) -> str:
+    """SHA-256 over settings and int32 tensors, names included."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        content = tensors[name].numpy().tobytes()
+        digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Options that every training frame shares; read without torch when a config is checked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from r2q.options import ConfigError, MethodOptions, method_info
+
+
+class TrainingOptions(MethodOptions):
+    """Options of a training frame. Its own file sets the defaults that its paper or code has.
+
+    Attributes:
+        quantizer: any method that is a pure function of one weight: rtn, r2q, llm_qat, ...
+        quantizer_options: that method's own options.
+        loss: see r2q/training/losses.py; all are means per token.
+        gradient: how the gradient passes the quantizer; see r2q/training/fake_quant.py.
+        coefficient: cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's
+            code), its mean probability of the label (its paper), or a number.
+        coefficient_batches: training batches that the coefficient is measured on.
+        train: what learns: `all` parameters, or only the latent weights of the quantized `layers`.
+        loss_on: tokens that count: `all`, or those of the `response`; auto = response for supervised data, else all.
+        steps: optimizer steps.
+        batch_rows: rows a step.
+        micro_rows: rows at once; gradients of a step are accumulated. 0 = all.
+        learning_rate: the highest one.
+        schedule: after the warmup: constant, linear to 0, or cosine to a twentieth.
+        warmup_steps: steps of linear increase.
+        weight_decay: AdamW's, on everything that is trained.
+        beta2: AdamW's second decay; the first is 0.9.
+        max_gradient_norm: gradients are scaled down to this global norm; null = never.
+        latent: number type of latent weights and optimizer states.
+        compute: number type of the layers' arithmetic; auto = bfloat16 on a GPU, float32 elsewhere.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        keep: the weights that become the result: of the last step, or of the least held-out loss.
+        evaluate_every: steps between held-out losses; the first and the last step always have one.
+        checkpoint_every: steps between checkpoints to resume from; 0 = none.
+        gradients_every: steps between records of the gradient norm of every layer; 0 = none.
+        flips_every: steps between records of the share of codes that flipped in one step; 0 = none.
+        chunk: tokens whose logits are in memory at once.
+    """
+
+    quantizer: str = "rtn"
+    quantizer_options: dict[str, Any] = Field(default_factory=dict)
+    loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "forward_kl"
+    gradient: Literal["identity", "clipped", "through-scales"] = "identity"
+    coefficient: Literal["max_probability", "label_probability"] | float = "max_probability"
+    coefficient_batches: int = Field(default=10, ge=1)
+    train: Literal["all", "layers"] = "all"
+    loss_on: Literal["auto", "all", "response"] = "auto"
+    steps: int = Field(default=200, ge=1)
+    batch_rows: int = Field(default=128, ge=1)
+    micro_rows: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=8e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    max_gradient_norm: float | None = Field(default=1.0, gt=0)
+    latent: Literal["float32", "bfloat16"] = "float32"
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: bool = False
+    keep: Literal["last", "best"] = "last"
+    evaluate_every: int = Field(default=20, ge=1)
+    checkpoint_every: int = Field(default=50, ge=0)
+    gradients_every: int = Field(default=10, ge=0)
+    flips_every: int = Field(default=1, ge=0)
+    chunk: int = Field(default=4096, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_quantizer(cls, values: Any) -> Any:
+        """Check the quantizer and fill in its options, so that a result's key holds all of them."""
+        if not isinstance(values, dict):
+            return values
+        name = values.get("quantizer", cls.model_fields["quantizer"].default)
+        given = values.get("quantizer_options", {})
+        if not isinstance(name, str) or not isinstance(given, dict):
+            return values
+        try:
+            info = method_info(name)
+        except ConfigError as error:
+            raise ValueError(f"quantizer: {error}") from None
+        if not info.weight_method:
+            raise ValueError(f"quantizer: {name} is no function of one weight, so it cannot run at every step")
+        try:
+            filled = info.options.model_validate(given).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"quantizer_options.{where} of {name}: {first['msg']}") from None
+        return values | {"quantizer_options": filled}
+
+    @model_validator(mode="after")
+    def _check_coefficient(self) -> TrainingOptions:
+        if isinstance(self.coefficient, float) and not 0 <= self.coefficient <= 1:
+            raise ValueError(f"coefficient: {self.coefficient} is not between 0 and 1")
+        return self

@@ -1,0 +1,28 @@
+"""Learning rate of a step, number type of the arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from r2q.training.options import TrainingOptions
+
+
+def learning_rate(options: TrainingOptions, step: int) -> float:
+    """Learning rate of a step, counted from 1; the last step still has one above zero."""
+    if step <= options.warmup_steps:
+        return options.learning_rate * step / options.warmup_steps
+    steps = max(1, options.steps - options.warmup_steps)
+    done = (step - options.warmup_steps) / steps  # 0 < done <= 1
+    if options.schedule == "linear":
+        return options.learning_rate * (1 - done + 1 / steps)
+    if options.schedule == "cosine":
+        return options.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
+    return options.learning_rate
+
+
+def compute_dtype(options: TrainingOptions, device: str) -> torch.dtype:
+    """Number type of the layers' arithmetic."""
+    name = options.compute if options.compute != "auto" else "bfloat16" if device == "cuda" else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,0 +1,284 @@
+"""The training loop: one recipe, from the full-precision model to a trained student, with records of every step.
+
+A plain loop over torch: what a library would add here (resuming to the last bit, one data order for all recipes,
+records of gradients and codes, losses in chunks) is what had to be written anyway. Everything random depends on the
+seed and the step alone, so a run that is killed and started again ends with the same bits on the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from typing import Any
+
+import torch
+
+from r2q.quantization.packing import unpack
+from r2q.training.data import Order, Rows, TrainingData
+from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
+from r2q.training.options import TrainingOptions
+from r2q.training.schedule import compute_dtype, learning_rate
+from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
+from r2q.training.student import Student
+
+
+class Diverged(ArithmeticError):
+    """A loss or gradient is not finite. The message begins with `diverged` and names step and last good checkpoint."""
+
+
+class Trainer:
+    """Trains a student.
+
+    Args:
+        student: the model with its quantized layers.
+        teacher: the full-precision model.
+        options: of the recipe.
+        data: rows, device, folder.
+        seed: of the data order.
+
+    Attributes:
+        gamma: the confidence coefficient, when the loss has one.
+        rows: records of the steps, see ``STEP_COLUMNS``.
+        kept_step: the step whose weights were kept.
+    """
+
+    def __init__(
+        self, student: Student, teacher: SplitModel, options: TrainingOptions, data: TrainingData, seed: int
+    ) -> None:
+        self.student, self.teacher, self.options, self.data = student, teacher, options, data
+        self.order = Order(len(data.train), options.batch_rows, seed)
+        self.loss_on = data.loss_on(options.loss_on)
+        self.store = Store(data.folder, data.identity)
+        self.parameters = student.trained()
+        fused = data.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=options.learning_rate,
+            betas=(0.9, options.beta2),
+            weight_decay=options.weight_decay,
+            fused=fused,
+        )
+        self.rows: list[dict[str, Any]] = []
+        self.gradients: list[dict[str, Any]] = []
+        self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
+        self.gamma = math.nan
+        if options.activation_checkpointing:
+            student.checkpoint_activations()
+
+    def run(self) -> None:
+        """Train to the last step, from the checkpoint if there is one.
+
+        Raises:
+            Diverged: a loss or gradient is not finite.
+            ValueError: no token of a batch or of the held-out rows counts.
+        """
+        with torch.enable_grad():
+            start = self._resume()
+            if start == 0:
+                self.gamma = self._coefficient()
+                self._record_held_out({"step": 0, "tokens": 0})
+            before = self._codes() if self._compares(start + 1) else None
+            for step in range(start + 1, self.options.steps + 1):
+                before = self._step(step, before)
+        if self.options.keep == "best":
+            best = self.store.load("best", self.data.device) or self._best
+            self.kept_step = best["step"]
+            self._load_parameters(best["parameters"])
+        self._write_records()
+
+    def _step(self, step: int, before: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+        """One optimizer step; takes and returns the packed codes before and after, where they are compared."""
+        started, options = time.perf_counter(), self.options
+        rate = learning_rate(options, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.data.train[self.order(step - 1)]
+        total = int(batch.counted(self.loss_on).sum())
+        if total == 0:
+            raise ValueError(f"step {step}: no token of the batch counts for the loss ({self.loss_on})")
+        sums = torch.zeros(3, device=self.data.device)
+        for rows in self._micro(batch):
+            part = self.losses(rows, with_teacher=self._teaches(step))
+            if part.tokens:
+                (part.loss / total).backward()
+                sums += torch.stack([part.loss.detach(), part.forward_kl.detach(), part.reverse_kl.detach()])
+        limit = math.inf if options.max_gradient_norm is None else options.max_gradient_norm
+        layer_norms = self._layer_norms(step)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        loss, forward, reverse = (sums / total).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._write_records()
+            raise Diverged(self._diverged(step, loss, norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tokens += total
+        following = step < options.steps and self._compares(step + 1)
+        after = self._codes() if following or before is not None else None
+        row: dict[str, Any] = {"step": step, "loss": loss, "forward_kl": forward, "reverse_kl": reverse}
+        row |= {"gradient_norm": norm, "learning_rate": rate, "tokens": self.tokens}
+        if before is not None and after is not None:
+            row["flipped"] = self._flipped(before, after)
+        row["seconds"] = round(time.perf_counter() - started, 4)
+        self.gradients += layer_norms
+        if step % options.evaluate_every == 0 or step == options.steps:
+            self._record_held_out(row)
+        else:
+            self.rows.append(row)
+        if step == options.steps or (options.checkpoint_every and step % options.checkpoint_every == 0):
+            self._save(step)
+        return after if following else None
+
+    def losses(self, rows: Rows, with_teacher: bool = True) -> Sums:
+        """Sums of the recipe's loss and both divergences over the tokens of ``rows`` that count."""
+        device = self.data.device
+        counted = rows.counted(self.loss_on).to(device)  # [rows, length - 1]
+        tokens = rows.tokens.to(device)
+        hidden_teacher = None
+        if with_teacher:
+            with torch.no_grad():
+                hidden_teacher = self.teacher.hidden(tokens)[:, :-1][counted]
+        with self._autocast():
+            hidden = self.student.split.hidden(tokens)[:, :-1][counted]  # [counted tokens, features]
+            return chunked_losses(
+                self.options.loss,
+                hidden,
+                self._head(),
+                hidden_teacher,
+                self.teacher.head,
+                tokens[:, 1:][counted],
+                0.0 if math.isnan(self.gamma) else self.gamma,
+                self.options.chunk,
+            )
+
+    def _head(self) -> Any:
+        """The student's output layer; a quantized one is quantized once, not once a chunk."""
+        head = self.student.split.head
+        layers = getattr(head, "fake_layers", None)
+        if layers is None:
+            return head
+        weight, bias = layers["weight"].weight(), head.bias  # type: ignore[attr-defined]
+        return lambda hidden: torch.nn.functional.linear(hidden, weight, bias)
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Loss and both divergences per held-out token."""
+        sums, count = torch.zeros(3, dtype=torch.float64), 0
+        for rows in self._micro(self.data.held_out):
+            part = self.losses(rows)
+            sums += torch.stack([part.loss, part.forward_kl, part.reverse_kl]).double().cpu()
+            count += part.tokens
+        if count == 0:
+            raise ValueError(f"no held-out token counts for the loss ({self.loss_on})")
+        loss, forward, reverse = (sums / count).tolist()
+        return {"held_out_loss": loss, "held_out_forward_kl": forward, "held_out_reverse_kl": reverse}
+
+    def _record_held_out(self, row: dict[str, Any]) -> None:
+        found = self.held_out()
+        self.rows.append(row | found)
+        self._write_records()
+        loss = found["held_out_loss"]
+        if not math.isfinite(loss):
+            raise Diverged(self._diverged(row["step"], loss, math.nan))
+        if self.options.keep == "best" and loss < self.least:
+            self.least = loss
+            self._best = {"step": row["step"], "parameters": self._copies()}
+            self.store.save("best", self._best)
+
+    @torch.no_grad()
+    def _coefficient(self) -> float:
+        """gamma of cakld, measured on the first batches of the training order; NaN for the other losses."""
+        wanted = self.options.coefficient
+        if self.options.loss != "cakld":
+            return math.nan
+        if isinstance(wanted, float):
+            return wanted
+        total, count = 0.0, 0
+        for number in range(self.options.coefficient_batches):
+            for rows in self._micro(self.data.train[self.order(number)]):
+                counted = rows.counted(self.loss_on).to(self.data.device)
+                tokens = rows.tokens.to(self.data.device)
+                hidden, labels = self.teacher.hidden(tokens)[:, :-1][counted], tokens[:, 1:][counted]
+                for h, y in zip(hidden.split(self.options.chunk), labels.split(self.options.chunk), strict=True):
+                    total += float(confidence(wanted, self.teacher.head(h), y))
+                    count += len(y)
+        if count == 0:
+            raise ValueError(f"no token of the first batches counts for the loss ({self.loss_on})")
+        return total / count
+
+    def _teaches(self, step: int) -> bool:
+        """Whether a step runs the teacher: always for distillation, else only where it is recorded."""
+        return self.options.loss != "ce" or step % self.options.evaluate_every == 0
+
+    def _micro(self, rows: Rows) -> list[Rows]:
+        size = self.options.micro_rows or self.options.batch_rows
+        return [rows[slice(i, i + size)] for i in range(0, len(rows), size)]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        device = self.data.device.type
+        if compute_dtype(self.options, device) == torch.bfloat16 and self.options.latent == "float32":
+            return torch.autocast(device, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _compares(self, step: int) -> bool:
+        return bool(self.options.flips_every) and step % self.options.flips_every == 0
+
+    @torch.no_grad()
+    def _codes(self) -> dict[str, torch.Tensor]:
+        return dict(self.student.codes())
+
+    def _flipped(self, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+        """Share of the codes that differ."""
+        different = total = 0
+        for name, layer in self.student.layers.items():
+            width, bits = layer.target.weight.shape[-1], layer.bits
+            for old, new in zip(before[name].split(1 << 14), after[name].split(1 << 14), strict=True):
+                different += int((unpack(old, bits, width) != unpack(new, bits, width)).sum())
+                total += old.shape[0] * width
+        return different / total
+
+    def _layer_norms(self, step: int) -> list[dict[str, Any]]:
+        every = self.options.gradients_every
+        if not every or step % every:
+            return []
+        found = []
+        for name, layer in self.student.layers.items():
+            grads = [p.grad for p in layer.parameters() if p.grad is not None]
+            norm = math.sqrt(sum(float(g.float().square().sum()) for g in grads))
+            found.append({"step": step, "layer": name, "gradient_norm": norm})
+        return found
+
+    def _diverged(self, step: int, loss: float, norm: float) -> str:
+        """The sentence of a row that diverged."""
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "no checkpoint before it"
+        return f"diverged at step {step}: loss {loss}, gradient norm {norm}; {kept}"
+
+    def _copies(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def _load_parameters(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def _save(self, step: int) -> None:
+        state = {"step": step, "parameters": self._copies(), "optimizer": self.optimizer.state_dict()}
+        records = {"rows": self.rows, "gradients": self.gradients, "tokens": self.tokens}
+        self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least})
+        self.saved_step = step
+
+    def _resume(self) -> int:
+        """Load the last good state; returns its step, 0 for a new run."""
+        state = self.store.load("checkpoint", self.data.device)
+        if state is None:
+            return 0
+        self._load_parameters(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rows, self.gradients, self.tokens = state["rows"], state["gradients"], state["tokens"]
+        self.gamma, self.least, self.saved_step = state["gamma"], state["least"], state["step"]
+        print(f"training goes on after step {state['step']} of {self.options.steps}", flush=True)
+        return state["step"]
+
+    def _write_records(self) -> None:
+        self.store.write_csv("training", STEP_COLUMNS, self.rows)
+        self.store.write_csv("gradients", GRADIENT_COLUMNS, self.gradients)

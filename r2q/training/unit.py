@@ -1,0 +1,43 @@
+"""What the verb ``quantize`` has to know of recipes that train: their data, identity, records and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r2q import config as configuration
+from r2q.kept import source_hash
+from r2q.quantization.method import Recipe
+from r2q.training.data import TrainingData, read
+
+RECORDS = ("training.csv", "gradients.csv", "drift.csv")
+CHECKPOINTS = ("checkpoint.pt", "best.pt")
+
+
+def read_training(path: Path, device: torch.device) -> TrainingData:
+    """The rows in a file of the verb ``teacher-data``, for training on ``device``; see :func:`read` for errors."""
+    train, held_out, settings, digest = read(path)
+    return TrainingData(train, held_out, settings["kind"], digest, device=device)
+
+
+def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
+    """What else can move the result of a recipe that trains: rows, trainer, quantizer."""
+    quantizer = configuration.method_info(recipe.options["quantizer"])
+    return {
+        "training": data.digest,
+        "trainer": source_hash(["r2q/training", quantizer.path]),
+        "quantizer_version": quantizer.version,
+    }
+
+
+def has_records(folder: Path) -> bool:
+    """Whether the records of a finished run are there."""
+    return all((folder / name).is_file() for name in RECORDS)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete checkpoints once the packed model is written."""
+    for name in CHECKPOINTS:
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""Every frame with every quantizer on every architecture; what comes out is what was trained."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from r2q import config as configuration
+from r2q.models.load import load_full, load_packed
+from r2q.models.quantize import apply, make_method
+from r2q.models.save import save
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe
+from r2q.training import frame as frames
+from tests.models.tiny import tiny_folder, tiny_model, tokens
+from tests.training.rows import random_data
+
+FRAMES = ["bitdistiller", "qat_ce", "llm_qat_training", "e2e_scales"]
+STEP = {"steps": 1, "batch_rows": 4, "learning_rate": 3e-3, "coefficient_batches": 1}
+
+
+def recipe(method: str, granularity: str = "g32", lm_head: bool = False, seed: int = 0, **options: Any) -> Recipe:
+    return Recipe("recipe", method, granularity, 2, seed, STEP | options, lm_head)
+
+
+@pytest.mark.parametrize("case", ["llama", "opt", "qwen2", "mixtral"])
+@pytest.mark.parametrize("granularity", ["g32", "channel"])
+@pytest.mark.parametrize("quantizer", ["rtn", "r2q"])
+@pytest.mark.parametrize("method", FRAMES)
+def test_one_step(method: str, quantizer: str, granularity: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few levels, untouched source weights, and the packed model's logits are the trained student's."""
+    students = []
+    monkeypatch.setattr(frames, "Student", lambda *a: students.append(RealStudent(*a)) or students[-1])
+    model = tiny_model(case)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    result = make_method(recipe(method, granularity, quantizer=quantizer, flips_every=0)).quantize(
+        model, list_targets(model), random_data()
+    )
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    for weight in result.layers.values():
+        rows, groups = weight.grid.shape
+        for group in weight.dequantize().reshape(rows * groups, -1):
+            assert len(group.unique()) <= 4
+    with torch.no_grad():
+        trained = students[0].model(tokens()).logits
+        apply(_Done(result), model, list_targets(model), torch.device("cpu"))
+        assert torch.equal(model(tokens()).logits, trained)
+    started = students[0].layers
+    assert any(not torch.equal(layer.latent(), before_of(before, name)) for name, layer in started.items())
+
+
+RealStudent = frames.Student
+
+
+def before_of(before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return before[name if name in before else f"{name}.weight"]
+
+
+class _Done:
+    """A method that has already run."""
+
+    needs = "weights"
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def quantize(self, *_: Any) -> Any:
+        return self.result
+
+
+def test_the_packed_folder_of_a_trained_model(tmp_path: Path) -> None:
+    """Head and embeddings included: what a folder gives back is the model after training."""
+    model = load_full(str(tiny_folder("llama", tmp_path / "full")))
+    method = make_method(recipe("bitdistiller", "channel", True, quantizer="r2q", steps=3))
+    targets = list_targets(model, lm_head=True)
+    layers, notes = apply(method, model, targets, torch.device("cpu"), training=random_data())
+    assert "lm_head" in [layer["name"] for layer in layers]
+    assert notes["training"]["steps"] == 3
+    save(model, None, tmp_path / "packed", {})
+    with torch.no_grad():
+        assert torch.equal(load_packed(tmp_path / "packed")(tokens()).logits, model(tokens()).logits)
+    assert not torch.equal(model.model.norm.weight, tiny_model("llama").model.norm.weight)
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "r2q"])
+@pytest.mark.parametrize("method", FRAMES)
+def test_training_lowers_the_held_out_loss(method: str, quantizer: str) -> None:
+    options = {"quantizer": quantizer, "steps": 20, "learning_rate": 1e-3, "loss_on": "all"}
+    model = tiny_model("llama")
+    for p in model.parameters():  # louder weights: a teacher that says something
+        p.data *= 2
+    data = random_data()
+    data = replace(data, held_out=data.train)
+    notes = make_method(recipe(method, **options)).quantize(model, list_targets(model), data).notes["training"]
+    assert notes["held_out_loss"] < notes["held_out_loss_start"]
+
+
+def test_only_what_shall_learn_learns() -> None:
+    model = tiny_model("opt")
+    targets = list_targets(model)
+    data = random_data()
+    everything = make_method(recipe("bitdistiller")).quantize(model, targets, data)
+    layers = make_method(recipe("bitdistiller", train="layers")).quantize(model, targets, data)
+    scales = make_method(recipe("e2e_scales", quantizer="r2q", steps=2)).quantize(model, targets, data)
+    start = make_method(Recipe("r2q", "r2q", "g32")).quantize(model, targets, None)
+    assert "model.decoder.embed_tokens.weight" in everything.other
+    assert layers.other == scales.other == {}
+    for name, weight in scales.layers.items():
+        assert torch.equal(weight.packed, start.layers[name].packed)
+        assert not torch.equal(weight.grid.tensors()["alpha"], start.layers[name].grid.tensors()["alpha"])
+
+
+def test_supervised_rows_count_their_responses_only() -> None:
+    """Tokens of the prompt and padding may be anything: they do not enter the loss as labels."""
+    model = tiny_model("llama")
+    plain, supervised = random_data(), random_data(kind="supervised")
+    option = {"quantizer": "r2q", "steps": 2, "batch_rows": 16}
+    notes = {
+        kind: make_method(recipe("qat_ce", **option)).quantize(model, list_targets(model), data).notes["training"]
+        for kind, data in (("all", plain), ("response", supervised))
+    }
+    lengths = plain.train.end.sum()
+    assert notes["all"]["tokens"] == 2 * int(lengths - 16)
+    assert notes["response"]["tokens"] == 2 * int(lengths - 16 * 4)
+    assert notes["response"]["loss_on"] == "response"
+
+
+def test_activation_checkpointing_changes_no_bit() -> None:
+    """Also where the model has dropout in its configuration: training here has none."""
+    for case in ("opt", "mixtral"):
+        model, data = tiny_model(case), random_data()
+        found = [
+            make_method(recipe("bitdistiller", quantizer="r2q", steps=2, activation_checkpointing=on)).quantize(
+                model, list_targets(model), data
+            )
+            for on in (False, True)
+        ]
+        for name, weight in found[0].layers.items():
+            assert torch.equal(weight.packed, found[1].layers[name].packed)
+        assert all(torch.equal(found[0].other[name], found[1].other[name]) for name in found[0].other)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    model, data = tiny_model("llama"), random_data()
+    found = [
+        make_method(recipe("bitdistiller", train="layers", micro_rows=size)).quantize(model, list_targets(model), data)
+        for size in (0, 1)
+    ]
+    same = [
+        (found[0].layers[name].codes == found[1].layers[name].codes).float().mean().item() for name in found[0].layers
+    ]
+    assert min(same) > 0.999
+
+
+def test_records_of_a_run(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    options = {"quantizer": "r2q", "steps": 5, "evaluate_every": 2, "gradients_every": 2, "learning_rate": 1e-3}
+    make_method(recipe("bitdistiller", **options)).quantize(model, list_targets(model), random_data(tmp_path))
+    rows, gradients, drift = (
+        list(csv.DictReader((tmp_path / f"{name}.csv").open())) for name in ("training", "gradients", "drift")
+    )
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [bool(row["held_out_loss"]) for row in rows] == [True, False, True, False, True, True]
+    for row in rows[1:]:
+        mixed = float(row["loss"])
+        low, high = sorted((float(row["forward_kl"]), float(row["reverse_kl"])))
+        assert low <= mixed <= high
+        assert 0 < float(row["flipped"]) < 0.5
+        assert float(row["gradient_norm"]) > 0
+    norms = {int(row["step"]): 0.0 for row in gradients}
+    for row in gradients:
+        norms[int(row["step"])] += float(row["gradient_norm"]) ** 2
+    assert list(norms) == [2, 4]
+    assert norms[2] ** 0.5 < float(rows[2]["gradient_norm"])  # the layers' part of the whole
+    assert len(drift) == 15
+    for row in drift:
+        assert float(row["latent_before"]) == 0 < float(row["latent_after"])
+        if row["layer"] != "lm_head":
+            assert float(row["quantized_before"]) > float(row["latent_after"])
+
+
+def test_seeds_change_the_order_and_nothing_else() -> None:
+    model, data = tiny_model("llama"), random_data()
+    found = [
+        make_method(recipe("bitdistiller", seed=seed)).quantize(model, list_targets(model), data) for seed in (0, 0, 1)
+    ]
+    bits = ["".join(str(weight.packed.sum().item()) for weight in one.layers.values()) for one in found]
+    assert bits[0] == bits[1] != bits[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantizer": "rnt"}, "unknown method rnt; nearest valid: rtn"),
+        ({"quantizer": "full_precision"}, "no function of one weight"),
+        ({"quantizer": "r2q", "quantizer_options": {"refin": 1}}, r"quantizer_options\.refin of r2q"),
+        ({"coefficient": 1.5}, "not between 0 and 1"),
+        ({"gradient": "straight"}, "identity"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        configuration.method_info("bitdistiller").options.model_validate(options)
+
+
+def test_the_quantizers_options_are_filled_in() -> None:
+    options = configuration.method_info("bitdistiller").options.model_validate({"quantizer": "r2q"})
+    assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
+
+
+def test_without_data_there_is_a_reason() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="needs training data"):
+        make_method(recipe("bitdistiller")).quantize(model, list_targets(model), None)

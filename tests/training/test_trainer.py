@@ -1,0 +1,164 @@
+"""Killed and started again; losses that are not finite; the order of rows; checkpoints of something else."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r2q.models.quantize import make_method
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe
+from r2q.training.data import Order, Rows, read, write
+from r2q.training.options import TrainingOptions
+from r2q.training.schedule import learning_rate
+from r2q.training.state import Store
+from r2q.training.trainer import Diverged
+from tests.models.tiny import tiny_model
+from tests.training.rows import random_data
+
+OPTIONS = {"steps": 6, "batch_rows": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "evaluate_every": 3}
+
+
+def train(folder: str | Path, keep: str = "last", identity: str = "x") -> dict[str, torch.Tensor]:
+    """Final codes, scales and other parameters of a small run."""
+    model = tiny_model("llama")
+    recipe = Recipe("recipe", "bitdistiller", "g32", options=OPTIONS | {"quantizer": "r2q", "keep": keep})
+    data = random_data(Path(folder), identity=identity)
+    result = make_method(recipe).quantize(model, list_targets(model), data)
+    found = {f"{name}.{key}": t for name, w in result.layers.items() for key, t in w.grid.tensors().items()}
+    return found | {name: w.packed for name, w in result.layers.items()} | result.other
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("when", "last"), [("before", 2), ("after", 4)])
+def test_killed_and_started_again_gives_the_same_bits(
+    when: str, last: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process is killed with signal 9 before or after its second checkpoint, of step 4, is written."""
+    folder = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        save = Store.save
+
+        def save_and_die(self: Store, name: str, state: Any) -> None:
+            fatal = name == "checkpoint" and state["step"] == 4
+            if fatal and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, name, state)
+            if fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Store.save = save_and_die  # type: ignore[method-assign]
+        train(folder)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    result = train(folder)
+    assert f"goes on after step {last} of 6" in capsys.readouterr().out
+    assert_same(result, train(tmp_path / "whole"))
+    rows = [list(csv.DictReader((f / "training.csv").open())) for f in (folder, tmp_path / "whole")]
+    for one, other in zip(*rows, strict=True):
+        assert {**one, "seconds": ""} == {**other, "seconds": ""}
+
+
+def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, identity="one")
+    capsys.readouterr()
+    train(tmp_path, identity="one")
+    assert "goes on after step 6" in capsys.readouterr().out
+    train(tmp_path, identity="other")
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With held-out losses 5, 1, 3 (steps 0, 3, 6) the weights of step 3 come out."""
+    from r2q.training.trainer import Trainer
+
+    kept = {}
+
+    def held_out(self: Trainer) -> dict[str, float]:
+        loss = [5.0, 1.0, 3.0][sum("held_out_loss" in row for row in self.rows)]
+        kept[loss] = {name: p.detach().clone() for name, p in self.parameters.items()}
+        return {"held_out_loss": loss, "held_out_forward_kl": loss, "held_out_reverse_kl": loss}
+
+    monkeypatch.setattr(Trainer, "held_out", held_out)
+    found = train(tmp_path, keep="best")
+    norm = "model.norm.weight"
+    assert torch.equal(found[norm], kept[1.0][norm])
+    assert not torch.equal(found[norm], kept[3.0][norm])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from r2q.training import trainer
+
+    real, calls = trainer.chunked_losses, []
+
+    def losses(*args: object) -> object:
+        sums = real(*args)  # type: ignore[arg-type]
+        calls.append(torch.is_grad_enabled())
+        return sums._replace(loss=sums.loss * float("inf")) if sum(calls) == 4 else sums
+
+    monkeypatch.setattr(trainer, "chunked_losses", losses)
+    with pytest.raises(Diverged, match=r"diverged at step 4: loss (inf|nan).*; the checkpoint of step 2 is kept"):
+        train(tmp_path)
+    state = Store(tmp_path, "x").load("checkpoint", torch.device("cpu"))
+    assert state is not None
+    assert state["step"] == 2
+    assert len(list(csv.DictReader((tmp_path / "training.csv").open()))) == 4  # steps 0 to 3
+
+
+def test_every_row_once_an_epoch_and_the_same_for_all() -> None:
+    order = Order(rows=10, batch=4, seed=0)
+    seen = torch.cat([order(step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert torch.equal(Order(10, 4, 0)(3), order(3))  # a step needs no history
+    assert not torch.equal(Order(10, 4, 1)(3), order(3))
+
+
+def test_learning_rates() -> None:
+    constant = TrainingOptions(learning_rate=1.0, steps=4, warmup_steps=2)
+    assert [learning_rate(constant, step) for step in (1, 2, 3, 4)] == [0.5, 1.0, 1.0, 1.0]
+    linear = TrainingOptions(learning_rate=1.0, steps=4, schedule="linear")
+    assert [learning_rate(linear, step) for step in (1, 2, 3, 4)] == [1.0, 0.75, 0.5, 0.25]
+    cosine = TrainingOptions(learning_rate=1.0, steps=4, schedule="cosine")
+    assert learning_rate(cosine, 4) == pytest.approx(0.05)
+    assert learning_rate(cosine, 2) == pytest.approx(0.525)
+
+
+def test_rows_on_disk(tmp_path: Path) -> None:
+    data = random_data()
+    path = tmp_path / "rows.safetensors"
+    digest = write(path, data.train, data.held_out, {"kind": "text", "seed": 0})
+    train_rows, held_out, settings, again = read(path)
+    assert digest == again
+    assert settings["kind"] == "text"
+    assert torch.equal(train_rows.tokens, data.train.tokens)
+    assert torch.equal(held_out.end, data.held_out.end)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="changed or damaged"):
+        read(path)
+    path.write_bytes(content[:50])
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        read(path)
+    with pytest.raises(FileNotFoundError, match="teacher-data"):
+        read(tmp_path / "none.safetensors")
+
+
+def test_what_counts_in_a_row() -> None:
+    rows = Rows(torch.zeros(2, 5, dtype=torch.int64), torch.tensor([2, 0]), torch.tensor([4, 5]))
+    assert rows.counted("all").tolist() == [[True, True, True, False], [True] * 4]
+    assert rows.counted("response").tolist() == [[False, True, True, False], [True] * 4]
