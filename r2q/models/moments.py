@@ -75,6 +75,7 @@ def second_moments(
     return totals, seen
 
 
+@torch.no_grad()
 def output_error(moment: torch.Tensor, weight: torch.Tensor, decoded: torch.Tensor) -> float:
     """Squared error of a layer's output over its squared output: ``tr(D H D^T) / tr(W H W^T)``, with D the difference.
 
@@ -89,6 +90,7 @@ def output_error(moment: torch.Tensor, weight: torch.Tensor, decoded: torch.Tens
     return error / power if power else 0.0
 
 
+@torch.no_grad()
 def output_errors(
     model: Any, targets: Sequence[Target], layers: Mapping[str, QuantizedWeight], data: Calibration
 ) -> dict[str, float]:

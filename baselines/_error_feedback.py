@@ -1,0 +1,218 @@
+"""Rounding with error feedback, as GPTQ does it: the part that knows nothing of models. See ``baselines.gptq``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from r2q.kernels.feedback import Ladder, Rule, Steps, feedback, feedback_plain
+from r2q.models.moments import exact_float32
+from r2q.quantization.grid import AffineGrid, BinaryGrid, CodebookGrid, Grid
+from r2q.quantization.method import WeightMethod
+from r2q.quantization.residual import R2Q
+
+BLOCK = 128  # columns after which the rest of the weight is brought up to date
+LADDER = (0.01, 0.03, 0.1, 0.3, 1.0)  # damping, as a share of the mean diagonal
+
+
+@dataclass
+class Factor:
+    """The factor U of an inverse Hessian and how it was reached.
+
+    Attributes:
+        upper: float32 ``[in, in]``, in the order of ``order``.
+        order: int64 ``[in]``, columns in the order of rounding; None for the natural one.
+        dead: bool ``[in]``, columns that no token reached, in their natural places.
+        steps: every damping that was tried; the last one was enough.
+    """
+
+    upper: torch.Tensor
+    order: torch.Tensor | None
+    dead: torch.Tensor
+    steps: list[float] = field(default_factory=list)
+
+
+def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) -> Factor:
+    """U with ``U^T U = (H + damping)^-1``; the damping is raised step by step to 1 until that exists.
+
+    With J reversing the order, J H J = L L^T gives H = R R^T for the upper triangular R = J L J, so U = R^-1.
+
+    Raises:
+        ValueError: not positive definite even at damping 1.
+    """
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    order = None
+    if act_order:
+        order = diagonal.argsort(descending=True, stable=True)
+        hessian = hessian[order][:, order]
+    mean = float(hessian.diagonal().mean())
+    identity = torch.eye(len(hessian), device=hessian.device)
+    factor = Factor(hessian, order, dead)
+    for share in [damping, *(step for step in LADDER if step > damping)]:
+        factor.steps.append(share)
+        reversed_ = hessian.flip(0, 1)
+        reversed_.diagonal().add_(share * mean)
+        lower, info = torch.linalg.cholesky_ex(reversed_)
+        if int(info) == 0:
+            with exact_float32():
+                factor.upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            if torch.isfinite(factor.upper).all():
+                return factor
+    raise ValueError(f"its Hessian is not positive definite, even with damping 1 (tried {factor.steps})")
+
+
+def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
+    """The levels of a grid as a rule for one column at a time; None where only the lattice itself knows its codes."""
+    own = type(lattice).encode_groups
+    if isinstance(grid, AffineGrid) and own is WeightMethod.encode_groups:
+        zero = grid.zero.float().t().contiguous()
+        return Steps(grid.scale.float().t().contiguous(), zero, 2**grid.bits - 1, grid.zero.dtype != torch.uint8)
+    if (
+        isinstance(lattice, R2Q)
+        and lattice.options.refine == "none"
+        and isinstance(grid, BinaryGrid)
+        and grid.bits == 2
+    ):
+        first = grid.alpha.float()[..., 0]  # signs of the residual, which need not be the nearest level
+        thresholds = torch.stack([-first, torch.zeros_like(first), first], -1)
+        codes = torch.tensor([0, 2, 1, 3], device=first.device).expand(*first.shape, 4)
+        return _ladder(thresholds, grid.levels().gather(-1, codes), codes)
+    if isinstance(grid, BinaryGrid | CodebookGrid) and (isinstance(lattice, R2Q) or own is WeightMethod.encode_groups):
+        levels, codes = grid.levels().sort(-1)
+        return _ladder((levels[..., 1:] + levels[..., :-1]) / 2, levels, codes)
+    return None
+
+
+def _ladder(thresholds: torch.Tensor, levels: torch.Tensor, codes: torch.Tensor) -> Ladder:
+    """From ``[rows, groups, k]`` to columns first."""
+    first, second, third = (x.float().permute(1, 2, 0).contiguous() for x in (thresholds, levels, codes))
+    return Ladder(first, second, third)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A rule that asks the lattice itself; slower, for any lattice."""
+
+    lattice: WeightMethod
+    grid: Grid
+
+    def column(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and levels of one column ``[rows]``."""
+        grid = part_of(self.grid, group)
+        codes = self.lattice.encode_groups(values[:, None, None], grid)
+        return codes[:, 0, 0], grid.decode(codes)[:, 0, 0]
+
+
+def part_of(grid: Grid, group: int) -> Grid:
+    """One group of every row."""
+    tensors = {f.name: getattr(grid, f.name) for f in fields(grid)}
+    return replace(grid, **{name: x[:, group : group + 1] for name, x in tensors.items() if torch.is_tensor(x)})
+
+
+def split_rows(grid: Grid, rows: Sequence[int]) -> list[Grid]:
+    """The inverse of ``Grid.cat``."""
+    names = [f.name for f in fields(grid) if torch.is_tensor(getattr(grid, f.name))]
+    parts = zip(*(getattr(grid, name).split(list(rows)) for name in names), strict=True)
+    return [replace(grid, **dict(zip(names, tensors, strict=True))) for tensors in parts]
+
+
+def join_groups(grids: Sequence[Grid]) -> Grid:
+    """Grids of neighbouring groups side by side."""
+    tensors = [f.name for f in fields(grids[0]) if torch.is_tensor(getattr(grids[0], f.name))]
+    return replace(grids[0], **{name: torch.cat([getattr(grid, name) for grid in grids], 1) for name in tensors})
+
+
+def blocks_of(width: int, size: int | None) -> list[tuple[int, int]]:
+    """Blocks of at most 128 columns; with a ``size``, none of them cuts a group unless the group is larger."""
+    if size is None or size <= BLOCK:
+        size, step = width, BLOCK - (BLOCK % size if size else 0)
+    else:
+        step = BLOCK
+    groups = [(start, min(start + size, width)) for start in range(0, width, size)]
+    return [(first, min(first + step, end)) for start, end in groups for first in range(start, end, step)]
+
+
+def runs_of(begin: int, end: int, size: int | None) -> list[tuple[int, int]]:
+    """A block, cut where groups start."""
+    starts = [begin, *(range(begin - begin % size + size, end, size) if size else ())]
+    return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+@torch.no_grad()
+def quantize_rows(
+    weight: torch.Tensor,
+    factor: Factor,
+    lattice: WeightMethod,
+    size: int | None,
+    static: bool = False,
+    stale: bool = False,
+) -> tuple[torch.Tensor, Grid]:
+    """GPTQ of one weight, or of several that read the same input, rows below each other.
+
+    Args:
+        weight: float32 ``[out, in]``.
+        factor: of the inverse Hessian of their input.
+        lattice: fits levels and chooses codes.
+        size: columns of a group; None for one set of levels for the whole weight.
+        static: fit all groups first.
+        stale: fit groups from weights as they were at the start of the block of 128 columns.
+
+    Returns:
+        Codes uint8 ``[out, in]`` and the grid, both in the natural order of the columns.
+    """
+    width = weight.shape[1]
+    weight = weight.masked_fill(factor.dead, 0)
+    whole = size is None or size == width
+    grid = None
+    if whole or static or factor.order is not None:
+        groups = weight.reshape(1, 1, -1) if size is None else weight.reshape(len(weight), -1, size)
+        grid = lattice.fit_groups(groups)
+    group_of = torch.arange(width, device=weight.device) // (size or width)
+    if factor.order is not None:
+        weight, group_of = weight[:, factor.order], group_of[factor.order]
+    if size is None and grid is not None:  # the same levels for every row
+        shared = {f.name: getattr(grid, f.name) for f in fields(grid)}
+        expanded = {k: x.expand(len(weight), *x.shape[1:]) for k, x in shared.items() if torch.is_tensor(x)}
+        rule = _rule(lattice, replace(grid, **expanded))
+    elif grid is not None:
+        rule = _rule(lattice, grid)
+    rest = weight.t().contiguous()  # [in, out]
+    codes = torch.empty_like(rest, dtype=torch.uint8)
+    fitted: list[Grid] = []
+    dynamic = size if grid is None else None
+    with exact_float32():
+        for begin, end in blocks_of(width, None if stale else dynamic):
+            block = rest[begin:end].clone()
+            errors = torch.empty_like(block)
+            for start, stop in runs_of(begin, end, dynamic):
+                at = slice(start - begin, stop - begin)
+                local = group_of[start:stop]
+                if dynamic:
+                    if start % dynamic == 0:
+                        source = rest[start : start + dynamic] if stale or start == begin else block[at]
+                        fitted.append(lattice.fit_groups(source.t().unsqueeze(1).contiguous()))
+                        rule = _rule(lattice, fitted[-1])
+                    local = torch.zeros_like(local)
+                codes[start:stop], errors[at] = _feed(block[at], factor.upper[start:stop, start:stop], rule, local)
+                if stop < end:
+                    block[at.stop :].addmm_(factor.upper[start:stop, stop:end].t(), errors[at], alpha=-1)
+            if end < width:
+                rest[end:].addmm_(factor.upper[begin:end, end:].t(), errors, alpha=-1)
+    result = codes.t()
+    if factor.order is not None:
+        result = torch.empty_like(result).index_copy_(1, factor.order, result)
+    return result.contiguous(), join_groups(fitted) if grid is None else grid
+
+
+def _rule(lattice: WeightMethod, grid: Grid) -> Any:
+    return columns_of(lattice, grid) or Asked(lattice, grid)
+
+
+def _feed(values: torch.Tensor, factor: torch.Tensor, rule: Any, groups: torch.Tensor) -> Any:
+    return (feedback_plain if isinstance(rule, Asked) else feedback)(values, factor, rule, groups)

@@ -1,0 +1,185 @@
+r"""GPTQ: each column is rounded after the errors of those before it (Frantar et al. 2022, arXiv 2210.17323).
+
+With H = 2/n sum x x^T over the calibration tokens that a layer reads, and U upper triangular with U^T U = H^-1:
+
+    e_i = (w_i - Q(w_i)) / U_ii,     w_j <- w_j - e_i U_ij   for all later columns j
+
+which is optimal brain quantization with a fixed order. Blocks are quantized in order, with inputs from the already
+quantized ones. The lattice Q is pluggable: RTN's (plain or with a range search) and R2Q's (greedy or alternating).
+
+From the repository (IST-DASLab/gptq): damping 0.01 of the mean diagonal, lazy blocks of 128 columns, columns that no
+token reaches are set to zero with H_ii = 1, 128 windows of 2048 tokens; act-order, static groups and true-sequential
+off. Different from it on purpose:
+
+- A group's levels are fitted when its first column is reached, from the weights as they then are. The repository
+  reads them from a matrix that is only brought up to date at the end of a block of 128 columns, so for smaller groups
+  they are stale by up to a block; ``compat: reference`` does the same. For groups of 128 and channels the two agree.
+- ``act_order`` implies static groups, so that a group is a run of neighbouring inputs and nothing has to be stored for
+  the order. (In the repository, without static groups, a group is a run of the permuted inputs.)
+- Channel and tensor levels are fitted once from the whole row or weight, after unreached columns are set to zero.
+- A Hessian that is not positive definite is damped more, step by step up to 1; every step tried is in the layer's
+  notes. If none is enough the layer raises: it never becomes round to nearest.
+- H is accumulated in float32 (exact products of 16-bit inputs); U comes from one Cholesky factorization of H with rows
+  and columns in reverse order and a triangular inverse instead of three factorizations; layers with the same input
+  share H and U and are quantized together.
+- Levels are those that are stored, with 16-bit scales; the repository keeps scales in float32 while it quantizes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from baselines._error_feedback import Factor, factorize, quantize_rows, split_rows
+from baselines.rtn import RTN
+from r2q.config import MethodOptions
+from r2q.models.blocks import Block, Seen, walk
+from r2q.models.calibration import Calibration
+from r2q.models.moments import output_error, second_moments
+from r2q.models.targets import Target
+from r2q.quantization.grid import Grid
+from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
+from r2q.quantization.residual import R2Q
+
+LATTICES: dict[str, tuple[type[WeightMethod], dict[str, Any]]] = {
+    "rtn": (RTN, {}),
+    "rtn-clip": (RTN, {"clip": "mse"}),
+    "r2q": (R2Q, {}),
+    "r2q-alternating": (R2Q, {"refine": "alternating"}),
+}
+
+
+class Options(MethodOptions):
+    """Options of GPTQ.
+
+    Attributes:
+        lattice: whose levels are used.
+        damping: first share of the mean diagonal that is added to the diagonal.
+        act_order: columns with large activations first; implies static groups.
+        static_groups: levels of all groups are fitted before the first column is rounded.
+        true_sequential: inside a block, layers see inputs from the layers before them already quantized.
+        compat: ``reference`` fits groups of fewer than 128 columns from stale weights, as the repository does.
+    """
+
+    lattice: Literal["rtn", "rtn-clip", "r2q", "r2q-alternating"] = "rtn"
+    damping: float = Field(default=0.01, gt=0, le=1)
+    act_order: bool = False
+    static_groups: bool = False
+    true_sequential: bool = False
+    compat: Literal["none", "reference"] = "none"
+
+
+class GPTQ(Method):
+    """Error feedback on any lattice, block by block."""
+
+    needs = "calibration"
+    Options = Options
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        method, options = LATTICES[self.options.lattice]
+        self.lattice = method(replace(recipe, options=options))
+
+    @torch.no_grad()
+    def quantize(self, model: torch.nn.Module, targets: Sequence[Target], data: Calibration) -> Quantized:  # type: ignore[override]
+        """Quantize block by block.
+
+        Raises:
+            ValueError: a group size does not divide a layer, a weight is not finite, or a Hessian is not positive
+                definite even when damped; names the layer.
+        """
+        for target in targets:
+            self.recipe.group_size(target.weight.shape[-1], target.name)
+            if not torch.isfinite(target.weight).all():
+                raise ValueError(f"recipe {self.recipe.name}, layer {target.name}: weights are not finite")
+        layers: dict[str, QuantizedWeight] = {}
+        notes: dict[str, dict[str, Any]] = {}
+        dtype = None
+        for block in walk(model, targets, data):
+            start = time.perf_counter()
+            dtype = block.inputs[0].dtype
+            for groups in [[group] for group in block.groups] if self.options.true_sequential else [block.groups]:
+                moments, seen = second_moments(block, groups)
+                for group in groups:
+                    self._quantize_group(block, group, moments.pop(group[0].name), seen, layers, notes)
+            seconds, total = time.perf_counter() - start, sum(t.weight.numel() for t in block.targets)
+            for target in block.targets:  # a block's time, forward passes included, by the layers' shares of weights
+                notes[target.name]["seconds"] = round(seconds * target.weight.numel() / total, 4)
+        return Quantized(layers, notes={"layers": notes, "compute_dtype": str(dtype).removeprefix("torch.")})
+
+    def _quantize_group(
+        self,
+        block: Block,
+        group: Sequence[Target],
+        moment: torch.Tensor,
+        seen: dict[str, Seen],
+        layers: dict[str, QuantizedWeight],
+        notes: dict[str, dict[str, Any]],
+    ) -> None:
+        """Quantize targets with the same input, and give the block's copy the result."""
+        names = ", ".join(target.name for target in group)
+        try:
+            if group[0].is_stack:
+                codes, grid, factors = self._stack(group[0], moment)
+                results = [QuantizedWeight.from_codes(codes, grid)]
+            else:
+                factors = [factorize(moment, self.options.damping, self.options.act_order)]
+                results = self._together(group, factors[0])
+        except ValueError as error:
+            raise ValueError(f"recipe {self.recipe.name}, layer {names}: {error}") from None
+        for target, quantized in zip(group, results, strict=True):
+            shown = seen[target.name]
+            decoded = quantized.dequantize()
+            notes[target.name] = {
+                "calibration_error": output_error(moment, target.weight.to(moment.device), decoded),
+                "damping": max(factor.steps[-1] for factor in factors),
+                "damping_steps": max((factor.steps for factor in factors), key=len),
+                "dead_columns": sum(int(factor.dead.sum()) for factor in factors),
+                "calibration_tokens": shown.tokens,
+            }
+            if shown.shown_all:
+                experts = ", ".join(map(str, shown.shown_all))
+                notes[target.name]["status"] = f"ok; too few tokens, so all were shown to experts {experts}"
+            block.set_weight(target.name, decoded)
+            layers[target.name] = quantized
+
+    def _rows(self, weight: torch.Tensor, factor: Factor, size: int | None) -> tuple[torch.Tensor, Grid]:
+        options = self.options
+        return quantize_rows(
+            weight, factor, self.lattice, size, options.static_groups, stale=options.compat == "reference"
+        )
+
+    def _together(self, group: Sequence[Target], factor: Factor) -> list[QuantizedWeight]:
+        """Rows of all targets of a group below each other; a whole tensor with levels of its own stays alone."""
+        device = factor.upper.device
+        self.lattice.begin(group[0].name)
+        size = self.recipe.group_size(group[0].weight.shape[1], group[0].name)
+        weights = [target.weight.to(device).float() for target in group]
+        if size is None:
+            return [QuantizedWeight.from_codes(*self._rows(weight, factor, None)) for weight in weights]
+        codes, grid = self._rows(torch.cat(weights), factor, size)
+        rows = [len(weight) for weight in weights]
+        grids = split_rows(grid, rows)
+        return [QuantizedWeight.from_codes(c, g) for c, g in zip(codes.split(rows), grids, strict=True)]
+
+    def _stack(self, target: Target, moments: torch.Tensor) -> tuple[torch.Tensor, Grid, list[Factor]]:
+        """Every expert with the Hessian of the tokens that it saw."""
+        self.lattice.begin(target.name)
+        size = self.recipe.group_size(target.weight.shape[-1], target.name)
+        codes, grids, factors = [], [], []
+        for expert, (weight, moment) in enumerate(zip(target.weight, moments, strict=True)):
+            try:
+                factor = factorize(moment, self.options.damping, self.options.act_order)
+                found, grid = self._rows(weight.to(moment.device).float(), factor, size)
+            except ValueError as error:
+                raise ValueError(f"expert {expert}: {error}") from None
+            factor.upper = torch.empty(0)  # large, and done with
+            codes.append(found)
+            grids.append(grid)
+            factors.append(factor)
+        return torch.stack(codes), type(grids[0]).cat(grids), factors
