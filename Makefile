@@ -1,0 +1,46 @@
+# Two commands for users, the rest for those who change something. `make help` lists them.
+PYTHON ?= python3
+CORES ?= all
+CONFIG ?=
+VENV := .venv
+READY := $(VENV)/.ready
+SNAKEMAKE := $(VENV)/bin/snakemake
+
+.DEFAULT_GOAL := help
+.PHONY: run test check paper clean help lock schema
+
+run: $(READY)    ## everything: install, quantize, evaluate, tables, figures (CONFIG=config/smoke.yaml for another run)
+	@$(SNAKEMAKE) --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+
+test: $(READY)   ## install, then all tests, the smoke run of the whole workflow included
+	@$(VENV)/bin/python -m pytest
+
+check: $(READY)  ## formatting, lints, types, and that generated files are what their sources say
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/snakefmt --check Snakefile workflow
+	$(VENV)/bin/python -m r2q schema --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python .ci/lint_workflow.py
+
+paper: $(READY)  ## the full-size models of config/paper.yaml (GPUs and the Hugging Face hub are needed)
+	@$(SNAKEMAKE) --cores $(CORES) --configfile config/paper.yaml
+
+clean:           ## remove what runs made (results/reference and results/published stay), not the environment
+	find results figures -mindepth 1 -maxdepth 1 -not -name reference -not -name published -exec rm -rf {} + 2>/dev/null || true
+	rm -rf .snakemake
+
+lock:            ## requirements.lock from pyproject.toml; keeps the versions that it has where they still fit (needs uv)
+	printf 'sympy\nnetworkx\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-emit-package torch \
+		--override .ci/without_torch.txt --output-file requirements.lock
+
+schema: $(READY) ## the JSON schema of configs, from r2q/config.py
+	$(VENV)/bin/python -m r2q schema > workflow/schemas/config.schema.json
+
+help:            ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml bootstrap.py
+	@$(PYTHON) bootstrap.py
+	@touch $@
