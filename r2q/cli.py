@@ -30,10 +30,16 @@ def calibrate(args: argparse.Namespace) -> None:
     calibrate(args.config, args.model, args.out)
 
 
+def teacher_data(args: argparse.Namespace) -> None:
+    from r2q.training.teacher_data import teacher_data
+
+    teacher_data(args.config, args.model, args.out)
+
+
 def quantize(args: argparse.Namespace) -> None:
     from r2q.models.quantize import quantize
 
-    quantize(args.config, args.prepared, args.model, args.recipes, args.out, args.calibration)
+    quantize(args.config, args.prepared, args.model, args.recipes, args.out, args.calibration, args.training)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -155,6 +161,17 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the tokens go (.safetensors)")
+    one = configured(
+        verb(
+            "teacher-data",
+            teacher_data,
+            "make the rows that some recipes train on: the full-precision model's own text, or yours",
+            f"teacher-data --config {run}/config.yaml --model mini-llama \\\n"
+            f"    --out {run}/mini-llama/training_data.safetensors",
+        )
+    )
+    one.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the rows go (.safetensors)")
     unit = f"--config {run}/config.yaml --prepared {run}/prepared.json --model mini-llama"
     one = unit_verb(
         "quantize",
@@ -163,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
         f"quantize {unit} \\\n    --recipes rtn-g64,r2q-g64 --out {run}/mini-llama",
     )
     one.add_argument("--calibration", type=Path, metavar="FILE", help="what `calibrate` wrote")
+    one.add_argument("--training", type=Path, metavar="FILE", help="what `teacher-data` wrote")
     unit_verb(
         "evaluate",
         evaluate,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from r2q.options import ConfigError, MethodInfo, MethodOptions, built_in_methods, method_info, nearest, resolve_method
 from r2q.problems import DEVICE, GRANULARITY, NAME, describe
 from r2q.strict_yaml import read_yaml
+from r2q.training.section import Training
 
 __all__ = [
     "Config",
@@ -199,6 +200,7 @@ class Config(_Closed):
         run: name of the folders results/<run> and figures/<run>.
         models, recipes, tasks, perplexity: by the names that the tables show.
         calibration: text for the methods that look at some; null where no recipe does.
+        training: rows for the methods that train; null where no recipe does.
         task_include: folders with lm-eval task files of your own.
         task_data: a folder DIR whose DIR/<task>/<split>.jsonl[.xz|.gz] stand in for the hub's data.
         seeds: one unit per seed for methods with randomness, the first one for all others.
@@ -211,6 +213,7 @@ class Config(_Closed):
     tasks: dict[str, Annotated[Task, _null_is_empty(Task | None)]] = {}
     perplexity: dict[Name, Perplexity] = {}
     calibration: Calibration | None = None
+    training: Training | None = None
     task_include: list[str] = []
     task_data: str | None = None
     seeds: Seeds = [0]
@@ -234,13 +237,21 @@ class Config(_Closed):
         return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe)]
 
     def batches(self, model: str) -> list[list[str]]:
-        """The model's recipes, cut into the jobs that handle them: at most `limits.recipes_per_job` each."""
-        names, size = self.recipes_of(model), self.limits.recipes_per_job
-        return [names[i : i + size] for i in range(0, len(names), size)]
+        """The model's recipes, cut into the jobs that handle them.
+
+        At most `limits.recipes_per_job` each; one that trains is a job of its own.
+        """
+        names, size = [name for name in self.recipes_of(model) if not self.trains(name)], self.limits.recipes_per_job
+        alone = [[name] for name in self.recipes_of(model) if self.trains(name)]
+        return [*(names[i : i + size] for i in range(0, len(names), size)), *alone]
 
     def calibrates(self, model: str) -> bool:
         """Whether some recipe of a model looks at calibration text."""
         return any(method_info(self.recipes[name].method).needs == "calibration" for name in self.recipes_of(model))
+
+    def trains(self, recipe: str) -> bool:
+        """Whether a recipe trains the model."""
+        return method_info(self.recipes[recipe].method).needs == "training"
 
     def items_of(self, task: str) -> int | None:
         """How many items of a task are asked; None = all."""
@@ -298,6 +309,7 @@ def _problems(config: Config) -> list[str]:
         if name in config.tasks:
             found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
     found += _calibration_problems(config)
+    found += _training_problems(config)
     found += _twice("seeds", config.seeds)
     shown = config.figures.lattice.model
     if shown is not None and shown not in config.models:
@@ -310,7 +322,7 @@ def _calibration_problems(config: Config) -> list[str]:
     wanted = config.calibration
     if wanted is None:
         used = dict.fromkeys(name for model in config.models for name in config.recipes_of(model))
-        needy = [name for name in used if _needs_calibration(config.recipes[name].method)]
+        needy = [name for name in used if _needs(config.recipes[name].method, "calibration")]
         names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
         return [f"calibration: required by recipes {names}; name at least its source"] if needy else []
     found = []
@@ -324,9 +336,27 @@ def _calibration_problems(config: Config) -> list[str]:
     return found
 
 
-def _needs_calibration(method: str) -> bool:
+def _training_problems(config: Config) -> list[str]:
+    """Rows that are missing, cannot be read, or are also evaluated."""
+    if config.training is None:
+        needy = [name for name, entry in config.recipes.items() if _needs(entry.method, "training")]
+        names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
+        return [f"training: required by recipes {names}; name at least its texts"] if needy else []
+    found = []
+    evaluated = {text.path: f"perplexity.{name}" for name, text in config.perplexity.items()}
+    for number, texts in enumerate(config.training.texts):
+        key = f"training.texts[{number}].path: {texts.path}"
+        if not TEXT_FILE.search(texts.path) and not HUB_TEXT.match(texts.path):
+            allowed = "a .txt, .jsonl or .parquet file (also .xz, .gz) nor owner/name:config:split"
+            found.append(f"{key} is neither {allowed}")
+        if texts.path in evaluated:
+            found.append(f"{key} is evaluated as {evaluated[texts.path]}; choose other text")
+    return found
+
+
+def _needs(method: str, what: str) -> bool:
     try:
-        return method_info(method).needs == "calibration"
+        return method_info(method).needs == what
     except ConfigError:  # reported with the recipe
         return False
 
@@ -343,8 +373,8 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
         return [*found, f".method: {error}"]
     if entry.granularity is None and (info.weight_method or entry.method == "r2q"):
         found.append(f".granularity: method {entry.method} needs one: g<size>, channel or tensor")
-    if entry.granularity is not None and entry.method == "full_precision":
-        found.append(f".granularity: method full_precision has none, not {entry.granularity}")
+    if entry.granularity is not None and (entry.method == "full_precision" or info.needs == "checkpoint"):
+        found.append(f".granularity: method {entry.method} has none, not {entry.granularity}")
     try:
         info.options.model_validate(entry.options)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError
+from r2q.config import TEXT_FILE, Config, ConfigError
 from r2q.kept import write_json
 from r2q.measure import versions
 
@@ -51,6 +51,9 @@ def missing_paths(config: Config) -> list[str]:
     wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
     if config.calibration is not None and config.calibration.is_file:
         wanted.append(("calibration.source", config.calibration.source, "file"))
+    for number, texts in enumerate(config.training.texts if config.training is not None else []):
+        if TEXT_FILE.search(texts.path):
+            wanted.append((f"training.texts[{number}].path", texts.path, "file"))
     wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
     if config.task_data is not None:
         wanted.append(("task_data", config.task_data, "folder"))

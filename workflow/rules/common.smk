@@ -116,7 +116,7 @@ def below(path, folder):
 
 def task_files():
     """Tasks, their data and all texts, as far as they are local files; the world's come by its rule."""
-    texts = [text.path for text in CONFIG.perplexity.values() if text.is_file] + calibration_text()
+    texts = [text.path for text in CONFIG.perplexity.values() if text.is_file] + calibration_text() + training_text()
     folders = [*CONFIG.task_include, *([] if CONFIG.task_data is None else [CONFIG.task_data])]
     found = {path for path in texts if not below(path, WORLD)}
     for folder in folders:
@@ -136,6 +136,22 @@ def calibration_text():
     return [CONFIG.calibration.source] if CONFIG.calibration is not None and CONFIG.calibration.is_file else []
 
 
+def training_file(model):
+    """Rows that a model's recipes train on."""
+    return f"{RESULTS}/{model}/training_data.safetensors"
+
+
+def training_text():
+    """The files that training rows come from; the world's comes by its rule."""
+    texts = CONFIG.training.texts if CONFIG.training is not None else []
+    return [text.path for text in texts if r2q_config.TEXT_FILE.search(text.path)]
+
+
+def trained(recipes):
+    """Those of the recipes that train."""
+    return [name for name in recipes if CONFIG.trains(name)]
+
+
 def recipe_entries(recipes):
     """Recipes with all their options, seeds included."""
     resolved = CONFIG.resolved()["recipes"]
@@ -148,8 +164,11 @@ def asked(**parts):
 
 
 def method_sources(recipes):
-    """Source files of the recipes' methods."""
-    return sorted({str(r2q_config.method_info(CONFIG.recipes[name].method).path) for name in recipes})
+    """Source files of the recipes' methods, and the trainer for those that train."""
+    methods = {CONFIG.recipes[name].method for name in recipes}
+    methods |= {entry["options"]["quantizer"] for entry in recipe_entries(trained(recipes)).values()}
+    trainer = ["r2q/training"] if trained(recipes) else []
+    return sorted({str(r2q_config.method_info(method).path) for method in methods}) + trainer
 
 
 def print_results():

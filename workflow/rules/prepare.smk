@@ -76,6 +76,7 @@ rule prepare:
             tasks={name: entry.model_dump() for name, entry in CONFIG.tasks.items()},
             perplexity={name: entry.model_dump() for name, entry in CONFIG.perplexity.items()},
             calibration=None if CONFIG.calibration is None else CONFIG.calibration.source,
+            training=training_text(),
             task_include=CONFIG.task_include,
             task_data=CONFIG.task_data,
         ),

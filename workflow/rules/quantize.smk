@@ -47,6 +47,7 @@ for MODEL, NUMBER, RECIPES in jobs():
             prepared=ancient(PREPARED),
             model=model_files(MODEL),
             calibration=[calibration_file(MODEL)] if CONFIG.calibrates(MODEL) else [],
+            training=[training_file(MODEL)] if trained(RECIPES) else [],
         output:
             unit_files(MODEL, RECIPES, "report.json"),
         log:
@@ -66,6 +67,7 @@ for MODEL, NUMBER, RECIPES in jobs():
             ),
             source=source_hash(["r2q/models", "r2q/quantization", "r2q/kernels", *method_sources(RECIPES)]),
             calibration=f"--calibration {shlex.quote(calibration_file(MODEL))}" if CONFIG.calibrates(MODEL) else "",
+            training=f"--training {shlex.quote(training_file(MODEL))}" if trained(RECIPES) else "",
             config=RUN_CONFIG,
             model=MODEL,
             recipes=",".join(RECIPES),
@@ -79,7 +81,7 @@ for MODEL, NUMBER, RECIPES in jobs():
                 --prepared {input.prepared:q} \
                 --model {params.model:q} \
                 --recipes {params.recipes:q} \
-                --out {params.out:q} {params.calibration} \
+                --out {params.out:q} {params.calibration} {params.training} \
                 --log {log:q}
             """
 
