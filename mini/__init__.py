@@ -1,0 +1,1 @@
+"""The embedded default: a small written world, seven tasks on it, and models pretrained on its text."""
