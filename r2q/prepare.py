@@ -55,6 +55,10 @@ def missing_paths(config: Config) -> list[str]:
         if TEXT_FILE.search(texts.path):
             wanted.append((f"training.texts[{number}].path", texts.path, "file"))
     wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
+    for name, recipe in config.recipes.items():
+        if configuration.method_info(recipe.method).needs == "checkpoint":
+            checkpoint = configuration.Model(path=recipe.options["path"])
+            wanted += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []
     if config.task_data is not None:
         wanted.append(("task_data", config.task_data, "folder"))
     found = {"folder": Path.is_dir, "file": Path.is_file}

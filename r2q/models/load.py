@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.models.packed import make_dense
-from r2q.models.plugin import R2QConfig
+from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
+from r2q.options import nearest
 
 
 def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> Any:
@@ -30,7 +32,7 @@ def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> An
 def load_packed(
     folder: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu", dense: bool = False
 ) -> Any:
-    """A model from a folder that ``quantize`` wrote: packed, or plain for the full-precision recipe.
+    """A model from a folder that ``quantize`` wrote: packed, plain for the full-precision recipe, or of another format.
 
     Args:
         folder: the packed folder.
@@ -40,18 +42,53 @@ def load_packed(
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no config.json.
-        ValueError: a file is damaged, a key is missing or unexpected, or the format is newer than this version.
+        ValueError: a file is damaged, a key is missing or unexpected, the format is newer than this version, or it is
+            another's and cannot be loaded here.
     """
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} is not a packed checkpoint: it has no config.json")
     quantization = json.loads((path / "config.json").read_text()).get("quantization_config")
     if quantization is not None:
+        if quantization.get("quant_method") != QUANT_METHOD:
+            return _load_foreign(str(path), quantization.get("quant_method"), dtype, device)
         R2QConfig(**quantization)
     model = _load(str(path), dtype=dtype)
     if dense and quantization is not None:
         make_dense(model)
     return model.to(device)
+
+
+def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, device: str | torch.device) -> Any:
+    """A checkpoint that another library quantized, on the device from the start: some formats cannot be moved.
+
+    Raises:
+        ValueError: the library is missing, the format is unknown or not for this device, or weights are missing.
+    """
+    known = AUTO_QUANTIZATION_CONFIG_MAPPING.keys() | {"bitsandbytes"}
+    if method not in known:  # transformers would ignore it, and read the weights as if they were plain
+        raise ValueError(f"{path} has the format {method}, which transformers does not know{nearest(method, known)}")
+    where = {"": str(device)}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, device_map=where, output_loading_info=True
+        )
+    except ImportError as error:
+        raise ValueError(
+            f"{path} has the format {method}, whose library is not installed here: {_sentence(error)}"
+        ) from None
+    except (SafetensorError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        raise ValueError(f"{path} has the format {method} and cannot be loaded here: {_sentence(error)}") from None
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info.get(kind):
+            names = sorted(map(str, info[kind]))
+            raise ValueError(f"{path} has the format {method}; {kind.replace('_', ' ')}: {', '.join(names[:3])}")
+    return model.eval()
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
 
 
 def _load(path: str, **options: Any) -> Any:

@@ -18,12 +18,13 @@ from r2q.kept import Kept, key, source_hash, write_json
 from r2q.measure import Measured, versions
 from r2q.models.calibration import Calibration, load_calibration
 from r2q.models.calibration import describe as describe_calibration
+from r2q.models.external import adopt
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.moments import output_errors
 from r2q.models.packed import PackedWeight, replace
 from r2q.models.save import folder_digest, save, weights_digest
 from r2q.models.targets import Target, list_targets
-from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
+from r2q.quantization.method import CheckpointMethod, Method, Quantized, QuantizedWeight, Recipe, WeightMethod
 from r2q.training.data import TrainingData
 from r2q.training.unit import drop_checkpoints, has_records, read_training, training_identity
 
@@ -182,8 +183,11 @@ def _unit(
         for target in targets:
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
+    method = make_method(recipe)
     try:
-        layers, notes = apply(make_method(recipe), model, targets, device, data, training)
+        if isinstance(method, CheckpointMethod):
+            return record | adopt(method, model, targets, tokenizer, folder, device)
+        layers, notes = apply(method, model, targets, device, data, training)
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
     except FAILURES as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report

@@ -81,5 +81,5 @@ def weights_digest(digests: dict[str, str]) -> str:
 
 def folder_digest(folder: Path) -> str | None:
     """:func:`weights_digest` of the weight files in ``folder``; None when there are none."""
-    digests = {file.name: file_sha256(file) for file in folder.glob("*.safetensors")}
+    digests = {file.name: file_sha256(file) for file in folder.glob("*.safetensors") if file.exists()}
     return weights_digest(digests) if digests else None

@@ -151,7 +151,7 @@ class Method(ABC):
         version: raised whenever the numbers it produces can change.
     """
 
-    needs: ClassVar[Literal["weights", "calibration", "training"]] = "weights"
+    needs: ClassVar[Literal["weights", "calibration", "training", "checkpoint"]] = "weights"
     stochastic: ClassVar[bool] = False
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     version: ClassVar[int] = 1
@@ -208,6 +208,17 @@ class WeightMethod(Method):
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         return Quantized({target.name: self.quantize_weight(target.weight, target.name) for target in targets})
+
+
+class CheckpointMethod(Method):
+    """A method that quantizes nothing: it names a checkpoint, quantized by somebody else, to be taken as it is."""
+
+    @abstractmethod
+    def checkpoint(self) -> tuple[str, str | None]:
+        """Folder or hub id of the checkpoint, and its revision."""
+
+    def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
+        raise ValueError(f"recipe {self.recipe.name}: method {self.recipe.method} quantizes nothing by itself")
 
 
 def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,0 +1,215 @@
+"""Checkpoints quantized elsewhere: linked into a unit's folder, loaded once, sized and compared with the original."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from r2q.config import Model
+from r2q.models.load import load_packed
+from r2q.models.packed import PackedWeight
+from r2q.models.plugin import file_sha256
+from r2q.models.save import weights_digest
+from r2q.models.targets import Target
+from r2q.quantization.method import CheckpointMethod
+
+LINKED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # what a model and its tokenizer are read from
+RECORDS = ("report.json", "evaluation.json", "lm_eval.json")  # never linked: a unit's own
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+ROWS = 1024  # unit vectors that a layer is run on at once
+
+
+def adopt(
+    method: CheckpointMethod, model: Any, targets: Sequence[Target], tokenizer: Any, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """Make ``folder`` the unit of a checkpoint that exists already.
+
+    Args:
+        method: says where the checkpoint is.
+        model: the full-precision model that it was made of.
+        targets: its target layers.
+        tokenizer: the model's; written where the checkpoint has none.
+        folder: the unit's.
+        device: where the checkpoint is loaded.
+
+    Returns:
+        What the report says of sizes, layers, notes and hashes.
+
+    Raises:
+        ValueError: there is no checkpoint, it cannot be loaded here, or it is not one of this model.
+    """
+    source = locate(*method.checkpoint())
+    link(source, folder, tokenizer)
+    loaded = load_packed(folder, device=device)
+    try_out(loaded, source)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(target.weight.numel() for target in targets)
+    layer_bytes, all_bytes = stored_bytes(folder, model, targets)
+    bits = 8 * layer_bytes / weights
+    digests = {file.name: file_sha256(file) for file in folder.glob("*.safetensors")}
+    config = json.loads((folder / "config.json").read_text())
+    notes: dict[str, Any] = {"quantization_config": config.get("quantization_config"), "source": str(source)}
+    layers: list[dict[str, Any]] = []
+    for target in targets:
+        try:
+            weight = computed_weight(loaded, target)
+        except (RuntimeError, TypeError, AttributeError) as error:  # a layer that cannot be run by itself
+            notes["weight_error"] = f"not measured, {target.name}: {' '.join(str(error).split())}"
+            layers = []
+            break
+        layers.append(compare(target, weight, bits))
+    return {
+        "bits": None,
+        "bits_per_weight": bits,
+        "quantized_weights": weights,
+        "total_parameters": total,
+        "file_bytes": sum((folder / file).stat().st_size for file in digests),
+        "formula_bytes": all_bytes,
+        "layers": layers,
+        "notes": notes,
+        "hashes": {"weights": weights_digest(digests)},
+    }
+
+
+@torch.no_grad()
+def try_out(model: Any, source: Path) -> None:
+    """Run a model once: some formats unpack themselves only then, and some fail only then.
+
+    Raises:
+        ValueError: it cannot run on its device.
+    """
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    except (RuntimeError, ImportError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} loads, but cannot run on {model.device}: {' '.join(str(error).split())}") from None
+
+
+def locate(path: str, revision: str | None) -> Path:
+    """The folder of a checkpoint; a hub id is fetched into the local cache.
+
+    Raises:
+        ValueError: there is no such folder or hub id, or it has no config.json or no safetensors.
+    """
+    if Model(path=path).is_folder:
+        source = Path(path).resolve()
+        if not source.is_dir():
+            raise ValueError(f"options.path: there is no folder {path}")
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            source = Path(snapshot_download(path, revision=revision, allow_patterns=list(LINKED)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(f"options.path: {path} cannot be fetched ({' '.join(str(error).split())})") from None
+    for wanted in ("config.json", "*.safetensors"):
+        if not any(source.glob(wanted)):
+            raise ValueError(f"options.path: {path} has no {wanted} (other weight formats are not read)")
+    return source
+
+
+def link(source: Path, folder: Path, tokenizer: Any) -> None:
+    """Put links to the checkpoint's files into ``folder``, in place of an earlier unit; ``source`` stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in LINKED:
+        for old in folder.glob(pattern):
+            if old.name not in RECORDS:
+                old.unlink()
+    for pattern in LINKED:
+        for file in source.glob(pattern):
+            if file.name not in RECORDS:
+                (folder / file.name).symlink_to(file.resolve())
+    if tokenizer is not None and not any((folder / name).exists() for name in TOKENIZER):
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            tokenizer.save_pretrained(scratch)
+            for file in Path(scratch).iterdir():
+                if not (folder / file.name).exists():
+                    file.rename(folder / file.name)
+
+
+def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[int, int]:
+    """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files."""
+    stacks = {target.name for target in targets if target.is_stack}
+    linears = {f"{target.name}.{target.parameter}" for target in targets if not target.is_stack}
+    others = model.state_dict().keys() - stacks - linears
+    layers = everything = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            size = entry["data_offsets"][1] - entry["data_offsets"][0]
+            everything += size
+            layers += 0 if name in others or name.endswith(".bias") else size
+    return layers, everything
+
+
+@torch.no_grad()
+def computed_weight(model: Any, target: Target) -> torch.Tensor:
+    """The weight that a loaded checkpoint computes with in place of a target, in the target's shape.
+
+    Raises:
+        ValueError: the checkpoint has no such layer, or one of another shape.
+        RuntimeError: the layer cannot be run by itself.
+    """
+    try:
+        part = model.get_submodule(target.name) if not target.is_stack else stack_of(model, target)
+    except AttributeError:
+        raise ValueError(f"the checkpoint has no layer {target.name}: it is not one of this model") from None
+    if isinstance(part, PackedWeight):
+        weight = part.quantized().dequantize()
+    elif torch.is_tensor(part):
+        weight = part
+    elif is_plain(part):
+        weight = part.weight
+    elif target.is_stack:
+        raise NotImplementedError("a stack of experts in another format")
+    else:
+        weight = probe(part, target.weight.shape[-1], model)
+    if weight.shape != target.weight.shape:
+        wanted = "x".join(map(str, target.weight.shape))
+        raise ValueError(f"layer {target.name} of the checkpoint has the shape {list(weight.shape)}, not {wanted}")
+    return weight.to(target.weight.device).float()
+
+
+def is_plain(part: nn.Module) -> bool:
+    """Whether a layer is an ordinary Linear; some formats leave the class and change what it holds and does."""
+    return type(part) is nn.Linear and "weight" in part._parameters and "forward" not in vars(part)
+
+
+def stack_of(model: Any, target: Target) -> Any:
+    """The parameter, or the packed weight, that a stack of experts is."""
+    owner, _, parameter = target.name.rpartition(".")
+    return getattr(model.get_submodule(owner), parameter)
+
+
+def probe(layer: nn.Module, width: int, model: Any) -> torch.Tensor:
+    """``[out, in]``: what a linear layer answers to the unit vectors, less what it answers to zero."""
+    options = {"dtype": model.dtype, "device": model.device}
+    bias = layer(torch.zeros(1, width, **options)).float()
+    parts = [layer(rows).float() - bias for rows in torch.eye(width, **options).split(ROWS)]
+    return torch.cat(parts).T
+
+
+def compare(target: Target, weight: torch.Tensor, bits: float) -> dict[str, Any]:
+    """One layer of the report; see ``r2q.models.quantize.describe``."""
+    original = target.weight.detach().float()
+    error = float((weight - original).double().square().sum())
+    power = float(original.double().square().sum())
+    return {
+        "name": target.name,
+        "shape": list(original.shape),
+        "mse": error / math.prod(original.shape),
+        "relative_error": error / power if power else 0.0,
+        "bits_per_weight": bits,
+        "seconds": None,
+        "status": "ok",
+    }
