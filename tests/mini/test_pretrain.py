@@ -23,7 +23,7 @@ def test_a_few_steps_lower_the_loss_and_give_the_same_bits_twice(
     provenances = []
     try:
         for out in ("a", "b"):
-            arguments = ["--models", "mini-llama-fp-small", "--device", "cpu", "--steps", "12", "--batch-rows", "4"]
+            arguments = ["--models", "mini-llama-fp-small", "--device", "cpu", "--steps", "12", "--batch-rows", "2"]
             pretrain.main(["--out", str(tmp_path / out), *arguments])
             folder = tmp_path / out / "mini-llama-fp-small"
             provenances.append(json.loads((folder / "provenance.json").read_text()))
