@@ -78,7 +78,8 @@ def train(plan: Plan) -> None:
     """Trains one model and writes its folder."""
     started = time.perf_counter()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
+    # Nothing here reads memory that it did not write, and filling it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device, steps = torch.device(plan.device), plan.steps
     model = architectures.new_model(plan.name, corpus.VOCABULARY, plan.seed).to(device).train()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]

@@ -127,7 +127,7 @@ class Writer:
         self.world = world
         self.statements: list[list[list[str]]] = []  # [people][attributes] -> sentences
         self.questions: list[list[list[str]]] = []  # [people][attributes] -> allowed questions with their answers
-        self.yes_no: list[dict[str, list[str]]] = []  # [people][attribute] -> allowed patterns
+        self.yes_no: list[dict[str, list[int]]] = []  # [people][attribute] -> allowed wordings
         self.joins: list[list[tuple[str, tuple[str, str]]]] = []  # [people] -> allowed sentences, with their attributes
         self.routines: list[list[list[str]]] = []  # [people][steps] -> allowed sentences
         for person in world.people:
@@ -140,7 +140,10 @@ class Writer:
         self.kinds = {name: getattr(self, f"_{name}") for name in DOCUMENT_SHARES}
 
     def _add(self, person: Person) -> None:
-        world, statements, questions, yes_no = self.world, [], [], {}
+        world = self.world
+        statements: list[list[str]] = []
+        questions: list[list[str]] = []
+        yes_no: dict[str, list[int]] = {}
         for attribute, forms in phrases.PHRASES.items():
             statements.append([statement(world, person, attribute, form) for form in range(len(forms.statements))])
             held = phrases.held_out(person, f"{attribute} question", len(forms.questions))
