@@ -52,7 +52,7 @@ def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) ->
         order = diagonal.argsort(descending=True, stable=True)
         hessian = hessian[order][:, order]
     mean = float(hessian.diagonal().mean())
-    identity = torch.eye(len(hessian), device=hessian.device)
+    identity = torch.eye(len(hessian), device=hessian.device, dtype=hessian.dtype)
     factor = Factor(hessian, order, dead)
     for share in [damping, *(step for step in LADDER if step > damping)]:
         factor.steps.append(share)
@@ -84,7 +84,7 @@ def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
         codes = torch.tensor([0, 2, 1, 3], device=first.device).expand(*first.shape, 4)
         return _ladder(thresholds, grid.levels().gather(-1, codes), codes)
     if isinstance(grid, BinaryGrid | CodebookGrid) and (isinstance(lattice, R2Q) or own is WeightMethod.encode_groups):
-        levels, codes = grid.levels().sort(-1)
+        levels, codes = grid.levels().sort(dim=-1, stable=True)
         return _ladder((levels[..., 1:] + levels[..., :-1]) / 2, levels, codes)
     return None
 
@@ -172,7 +172,7 @@ def quantize_rows(
     grid = None
     if whole or static or factor.order is not None:
         groups = weight.reshape(1, 1, -1) if size is None else weight.reshape(len(weight), -1, size)
-        grid = lattice.fit_groups(groups)
+        grid = lattice.fit_groups(groups.float())
     group_of = torch.arange(width, device=weight.device) // (size or width)
     if factor.order is not None:
         weight, group_of = weight[:, factor.order], group_of[factor.order]
@@ -196,7 +196,7 @@ def quantize_rows(
                 if dynamic:
                     if start % dynamic == 0:
                         source = rest[start : start + dynamic] if stale or start == begin else block[at]
-                        fitted.append(lattice.fit_groups(source.t().unsqueeze(1).contiguous()))
+                        fitted.append(lattice.fit_groups(source.t().unsqueeze(1).float().contiguous()))
                         rule = _rule(lattice, fitted[-1])
                     local = torch.zeros_like(local)
                 codes[start:stop], errors[at] = _feed(block[at], factor.upper[start:stop, start:stop], rule, local)

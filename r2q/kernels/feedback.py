@@ -88,7 +88,7 @@ def feedback_plain(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`feedback`, in plain PyTorch on any device."""
     codes, errors = torch.empty_like(values, dtype=torch.uint8), torch.empty_like(values)
-    diagonal = factor.diagonal().tolist()
+    diagonal = factor.diagonal().unbind()  # tensors: a GPU divides by a plain number inexactly
     for i, group in enumerate(groups.tolist()):
         chosen, level = rule.column(values[i], group)
         codes[i] = chosen

@@ -30,7 +30,8 @@ def add_moment(total: torch.Tensor, x: torch.Tensor) -> None:
     """Add ``x^T x`` of ``x [tokens, in]`` to the float32 ``total [in, in]``, accumulated in float32.
 
     Products of two 16-bit floats are exact in float32, so on a GPU half-precision inputs go through the tensor cores
-    as they are: the same precision as float32 arithmetic, an order of magnitude faster.
+    as they are, an order of magnitude faster than float32 arithmetic. Their float32 sums are truncated, not rounded:
+    1e-5 of the whole on an H200 (4096 tokens), where float32 arithmetic has 1e-7 and TF32 inputs would cost 3e-4.
     """
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         total += torch.mm(x.t(), x, out_dtype=torch.float32)
