@@ -108,7 +108,8 @@ class AWQ(Method):
                             x = inputs[group[0].name, expert]
                             values = self.clip(values, x if scale is None else x / scale.float())
                         parts.append(values)
-                    layers[target.name] = encode(weight, torch.cat(parts), lattice, self.recipe.bits, scale)
+                    own = None if scale is None else scale.clone()  # tensors that share memory are saved as one
+                    layers[target.name] = encode(weight, torch.cat(parts), lattice, self.recipe.bits, own)
                     seconds = searching + time.perf_counter() - start
                     notes[target.name] = {"seconds": round(seconds, 4), "exponent": exponent}
         return Quantized({t.name: layers[t.name] for t in targets}, notes={"layers": notes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from r2q.models.quantize import apply, make_method
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, WeightMethod
+from tests.baselines.calibrated import text
 from tests.models.tiny import tiny_folder, tokens
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
@@ -48,7 +50,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def quantized(source: Path, recipe: Recipe) -> tuple[Any, list[dict[str, Any]]]:
     model = load_full(str(source))
-    layers, _ = apply(make_method(recipe), model, list_targets(model), torch.device("cpu"))
+    method = make_method(recipe)
+    data = text() if method.needs == "calibration" else None
+    layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), data)
     return model, layers
 
 
@@ -59,7 +63,7 @@ def test_a_quantized_model(recipe: Recipe, source: Path, tmp_path: Path) -> None
     assert {layer["name"] for layer in layers} == {t.name for t in list_targets(load_full(str(source)))}
     for layer in layers:
         weight = model.get_submodule(layer["name"]).quantized()
-        values = weight.dequantize() * (1 if weight.in_scale is None else weight.in_scale.float())
+        values = replace(weight, in_scale=None).dequantize()
         for group in values.reshape(-1, values.numel() // math.prod(weight.grid.shape)):
             assert len(group.unique()) <= 2**recipe.bits
         rows, groups = weight.grid.shape
@@ -124,7 +128,9 @@ def test_weights_that_are_not_finite_are_refused_with_the_layer(recipe: Recipe, 
     model = load_full(str(source))
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj.*not finite"):
-        apply(make_method(recipe), model, list_targets(model), torch.device("cpu"))
+        method = make_method(recipe)
+        data = text() if method.needs == "calibration" else None
+        apply(method, model, list_targets(model), torch.device("cpu"), data)
 
 
 @pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2 and r.method != "random_codes"], ids=label)
