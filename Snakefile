@@ -23,6 +23,8 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
+        all_unit_files("report.json"),
+        all_unit_files("evaluation.json"),  # a unit's folder that was deleted comes back
         TABLES,
         FIGURES,
     message:
@@ -30,6 +32,7 @@ rule all:
 
 
 onstart:
+    hold_lock()
     write_config()
 
 

@@ -21,7 +21,7 @@ Command = Callable[[argparse.Namespace], int | None]
 def prepare(args: argparse.Namespace) -> None:
     from r2q.prepare import prepare
 
-    prepare(args.config, args.out)
+    prepare(args.config, args.out, args.model)
 
 
 def calibrate(args: argparse.Namespace) -> None:
@@ -146,10 +146,11 @@ def parser() -> argparse.ArgumentParser:
             "prepare",
             prepare,
             "check every model, recipe and task before any work",
-            f"prepare --config config/embedded.yaml --out {run}/prepared.json",
+            f"prepare --config config/embedded.yaml --out prepared.json",
         )
     )
     one.add_argument("--out", type=Path, required=True, metavar="JSON", help="where the findings go")
+    one.add_argument("--model", metavar="NAME", help="only this model of the config, and no tasks")
     one = configured(
         verb(
             "calibrate",
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the rows go (.safetensors)")
-    unit = f"--config {run}/config.yaml --prepared {run}/prepared.json --model mini-llama"
+    unit = f"--config {run}/config.yaml --prepared {run}/mini-llama/prepared.json --model mini-llama"
     one = unit_verb(
         "quantize",
         quantize,
@@ -293,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = args.run(args) or 0
         if args.log:
-            what = " ".join([args.name, *([args.model] if "model" in args else [])])
+            what = " ".join(filter(None, [args.name, getattr(args, "model", None)]))
             print(f"{what}: done in {time.perf_counter() - start:.1f} s, imports included")
         return status
     except (ValueError, FileNotFoundError) as error:

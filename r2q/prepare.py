@@ -8,41 +8,72 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, ConfigError
+from r2q.config import TEXT_FILE, Config, ConfigError, Model
 from r2q.kept import write_json
 from r2q.measure import versions
+from r2q.options import nearest
 
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "lm_eval", "datasets", "numpy")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
 
 
-def prepare(config_path: str | Path, out: str | Path) -> None:
-    """Check all models, recipes and tasks of a config; write what is known of each model to `out` (JSON).
+def prepare(config_path: str | Path, out: str | Path, model: str | None = None) -> None:
+    """Check models, recipes and tasks of a config; write what is known of each model to `out` (JSON).
+
+    Args:
+        config_path: the run's config.
+        out: the JSON to write: results/<run>/prepared.json, or for one model results/<run>/<model>/prepared.json.
+        model: only this model with its recipes, and no tasks; None = all models and all tasks.
 
     Raises ConfigError with one sentence per problem, and then writes nothing.
     """
     config, out = configuration.load(config_path), Path(out)
+    if model is not None and model not in config.models:
+        raise ConfigError(f"{config_path}: models: unknown model {model}{nearest(model, config.models)}")
     problems = missing_paths(config)
     if not problems:
-        problems = _task_problems(config)
-        cache = FileHashes(out.parent / ".kept" / "files.json")
+        if model is None:
+            problems = task_problems(config)
+        names = [*config.models] if model is None else [model]
+        run = out.parent if model is None else out.parent.parent
         models: dict[str, Any] = {}
-        for number, (name, entry) in enumerate(config.models.items(), 1):
+        for name in names:
+            cache = FileHashes(run / ".kept" / f"files-{name}.json")
             try:
-                models[name], found = _describe(config, name, cache)
-                problems += found
+                models[name] = _describe(config.models[name], cache)
             except (ValueError, OSError) as error:
-                problems.append(f"models.{name}.path: {entry.path}: {' '.join(str(error).split())}")
+                problems.append(f"models.{name}.path: {config.models[name].path}: {' '.join(str(error).split())}")
                 continue
-            print(f"prepare {number}/{len(config.models)} {name}: {_summary(models[name])}", flush=True)
+            problems += recipe_problems(config, name, models[name])
+            print(f"prepare {name}: {_summary(models[name])}", flush=True)
     if problems:
         raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
     write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
+
+
+def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:
+    """What the recipes of model `name` cannot do with it, by the facts that `prepare` wrote of it."""
+    problems = []
+    for recipe in config.recipes_of(name):
+        wants = config.recipes[recipe]
+        if wants.lm_head and facts["head"] is None:
+            problems.append(f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding")
+        size = int(wants.granularity[1:]) if (wants.granularity or "").startswith("g") else 1
+        layers = facts["targets"] + ([facts["head"]] if wants.lm_head and facts["head"] else [])
+        bad = [layer for layer in layers if layer["shape"][-1] % size]
+        if bad:
+            more = f" and {len(bad) - 1} more layers" if len(bad) > 1 else ""
+            problems.append(
+                f"recipes.{recipe}.granularity: group size {size} does not divide the {bad[0]['shape'][-1]} "
+                f"input features of {bad[0]['name']}{more} of model {name}"
+            )
+    return problems
 
 
 def missing_paths(config: Config) -> list[str]:
@@ -65,7 +96,8 @@ def missing_paths(config: Config) -> list[str]:
     return [f"{key}: there is no {kind} {path}" for key, path, kind in wanted if not found[kind](Path(path))]
 
 
-def _task_problems(config: Config) -> list[str]:
+def task_problems(config: Config) -> list[str]:
+    """One sentence for every task that lm-eval does not know, or whose data are not there."""
     from r2q.evaluation.tasks import check_tasks
 
     try:
@@ -75,51 +107,31 @@ def _task_problems(config: Config) -> list[str]:
     return []
 
 
-def _describe(config: Config, name: str, cache: FileHashes) -> tuple[dict[str, Any], list[str]]:
-    """What later steps need to know of a model, and what its recipes cannot do with it."""
+def _describe(entry: Model, cache: FileHashes) -> dict[str, Any]:
+    """What later steps need to know of a model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
 
-    entry = config.models[name]
     folder = Path(entry.path) if entry.is_folder else _download(entry.path, entry.revision)
     model_config = AutoConfig.from_pretrained(folder)
     refuse_quantized(model_config, entry.path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
     tied = has_tied_head(model)
-    targets = list_targets(model)
-    head = [] if tied else list_targets(model, lm_head=True)[len(targets) :]
-    problems = []
-    for recipe in config.recipes_of(name):
-        wants = config.recipes[recipe]
-        if wants.lm_head and tied:
-            problems.append(f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding")
-        size = _group_size(wants.granularity)
-        bad = [t for t in targets + (head if wants.lm_head else []) if size and t.weight.shape[-1] % size]
-        if bad:
-            more = f" and {len(bad) - 1} more layers" if len(bad) > 1 else ""
-            problems.append(
-                f"recipes.{recipe}.granularity: group size {size} does not divide the {bad[0].weight.shape[-1]} "
-                f"input features of {bad[0].name}{more} of model {name}"
-            )
-    facts = {
+    layers = [{"name": t.name, "shape": list(t.weight.shape)} for t in list_targets(model, lm_head=not tied)]
+    return {
         "path": entry.path,
         "revision": entry.revision,
         "commit": None if entry.is_folder else folder.name,
         "family": model_config.model_type,
         "architecture": type(model).__name__,
         "total_parameters": sum(p.numel() for p in model.parameters()),
-        "tied_head": tied,
         "fingerprint": _fingerprint(folder, cache),
-        "targets": [{"name": t.name, "shape": list(t.weight.shape)} for t in targets],
+        "head": None if tied else layers.pop(),  # comes last
+        "targets": layers,
     }
-    return facts, problems
-
-
-def _group_size(granularity: str | None) -> int | None:
-    return int(granularity[1:]) if granularity is not None and granularity.startswith("g") else None
 
 
 def _download(path: str, revision: str | None) -> Path:

@@ -1,5 +1,6 @@
 # Checks the config, then builds every path of a run; the verbs of r2q only ever receive paths.
 
+import fcntl
 import json
 import os
 import shlex
@@ -15,34 +16,46 @@ min_version("9.27")
 
 sys.path.insert(0, str(workflow.basedir))
 
+from mini.tasks import TASKS as MINI_TASKS
+from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q import config as r2q_config
 from r2q.kept import source_hash, write_atomic
+from r2q.prepare import missing_paths, recipe_problems, task_problems
 from r2q.strict_yaml import read_yaml
 
 # Jobs run in the environment that Snakemake runs in, also when that was not activated.
 os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
 
 
+def config_source():
+    """What the config was read from, for messages."""
+    files = [os.path.relpath(path) for path in workflow.configfiles]
+    return " + ".join(files + (["--config"] if workflow.config_settings.config else [])) or "config"
+
+
 def checked_config():
     """The config with all its problems found at once; what was given with --config counts, too."""
-    files = [os.path.relpath(path) for path in workflow.configfiles]
-    given = ["--config"] if workflow.config_settings.config else []
     try:
-        for path in files:
-            read_yaml(path)  # a key that stands twice is silent in Snakemake's own reading
-        return r2q_config.parse(config, source=" + ".join(files + given) or "config")
+        for path in workflow.configfiles:
+            read_yaml(os.path.relpath(path))  # a key that stands twice is silent in Snakemake's own reading
+        return r2q_config.parse(config, source=CONFIG_SOURCE)
     except r2q_config.ConfigError as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
 
+CONFIG_SOURCE = config_source()
 CONFIG = checked_config()
 validate(config, "../schemas/config.schema.json", set_default=False)
 
 RESULTS = f"results/{CONFIG.run}"
 FIGURE_FOLDER = f"figures/{CONFIG.run}"
 RUN_CONFIG = f"{RESULTS}/config.yaml"
-PREPARED = f"{RESULTS}/prepared.json"
 WORLD = "results/prepared/mini"
+WORLD_FILES = [
+    f"{WORLD}/world.json",
+    f"{WORLD}/train.txt",
+    *[f"{WORLD}/tasks/{task.name}.{ending}" for task in MINI_TASKS for ending in ("yaml", "jsonl")],
+]
 
 
 def gpus_per_job():
@@ -51,6 +64,21 @@ def gpus_per_job():
 
 
 GPU = gpus_per_job()
+
+
+def hold_lock():
+    """Be the only Snakemake at work on this run, for as long as this process lives.
+
+    The profiles switch Snakemake's own lock off: it outlives a kill -9, and then asks for --unlock. The kernel lets go
+    of this one whatever happens.
+    """
+    global LOCK
+    Path(RESULTS).mkdir(parents=True, exist_ok=True)
+    LOCK = open(f"{RESULTS}/.lock", "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"another snakemake is at work on {RESULTS}; wait for it, or stop it first") from None
 
 
 def write_config():
@@ -102,6 +130,11 @@ def rule_name(verb, *parts):
     return "_".join([verb, *parts])
 
 
+def prepared_file(model):
+    """What is known of a model before any work: family, layers, hash of its weights."""
+    return f"{RESULTS}/{model}/prepared.json"
+
+
 def model_files(model):
     """Files of a local model folder: a change of one of them re-runs what was made from it."""
     entry = CONFIG.models[model]
@@ -114,10 +147,21 @@ def below(path, folder):
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
+def task_data_folders():
+    """The folders of `task_data` that the tasks read; all of it where a task's folder is not named like the task."""
+    if CONFIG.task_data is None:
+        return []
+    names = [folder.name for folder in Path(CONFIG.task_data).iterdir() if folder.is_dir()]
+    read = {task: [name for name in names if task == name or task.startswith(f"{name}_")] for task in CONFIG.tasks}
+    if not all(read.values()):
+        return [CONFIG.task_data]
+    return sorted({str(Path(CONFIG.task_data) / name) for found in read.values() for name in found})
+
+
 def task_files():
     """Tasks, their data and all texts, as far as they are local files; the world's come by its rule."""
     texts = [text.path for text in CONFIG.perplexity.values() if text.is_file] + calibration_text() + training_text()
-    folders = [*CONFIG.task_include, *([] if CONFIG.task_data is None else [CONFIG.task_data])]
+    folders = [*CONFIG.task_include, *task_data_folders()]
     found = {path for path in texts if not below(path, WORLD)}
     for folder in folders:
         if not below(folder, WORLD):
@@ -189,3 +233,34 @@ def print_results():
 def print_logs():
     print(f"\nThe run stopped. Each job's log, with warnings and tracebacks, is in {RESULTS}/logs/;")
     print("whatever was finished is kept, and the same command goes on from here.")
+
+
+def check_before_work():
+    """Everything that can be known before the first job: paths, tasks, recipes that cannot be had of a model."""
+    if not workflow.is_main_process:
+        return
+    there = CONFIG
+    if not Path(WORLD, "world.json").is_file():  # the first job writes it; what it will hold is known
+        names = {task.name for task in MINI_TASKS}
+        there = CONFIG.model_copy(
+            update={
+                "tasks": {name: task for name, task in CONFIG.tasks.items() if name not in names},
+                "task_include": [path for path in CONFIG.task_include if not below(path, WORLD)],
+                "perplexity": {name: text for name, text in CONFIG.perplexity.items() if not below(text.path, WORLD)},
+                "calibration": None,
+                "training": None,
+            }
+        )
+    problems = missing_paths(there) or task_problems(there)
+    for model in CONFIG.models:
+        path = Path(prepared_file(model))
+        times = [os.path.getmtime(file) for file in model_files(model)]
+        if path.is_file() and path.stat().st_mtime >= max(times, default=0):
+            facts = json.loads(path.read_text())["models"][model]
+            if [facts["path"], facts["revision"]] == [CONFIG.models[model].path, CONFIG.models[model].revision]:
+                problems += recipe_problems(CONFIG, model, facts)
+    if problems:
+        raise WorkflowError("\n".join([f"{CONFIG_SOURCE}: {problem}" for problem in problems]))
+
+
+check_before_work()

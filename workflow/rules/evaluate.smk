@@ -6,7 +6,7 @@ for MODEL, NUMBER, RECIPES in jobs():
             rule_name("evaluate", MODEL, NUMBER)
         input:
             reports=unit_files(MODEL, RECIPES, "report.json"),
-            prepared=ancient(PREPARED),
+            prepared=prepared_file(MODEL),
             tasks=task_files(),
         output:
             unit_files(MODEL, RECIPES, "evaluation.json"),

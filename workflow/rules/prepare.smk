@@ -1,13 +1,3 @@
-from mini.tasks import TASKS as MINI_TASKS
-from mini.world import MODEL_NAMES as MINI_MODELS
-
-WORLD_FILES = [
-    f"{WORLD}/world.json",
-    f"{WORLD}/train.txt",
-    *[f"{WORLD}/tasks/{task.name}.{ending}" for task in MINI_TASKS for ending in ("yaml", "jsonl")],
-]
-
-
 # The embedded models' text and tasks; refuses checkpoints that were not trained on it.
 rule world:
     input:
@@ -59,35 +49,41 @@ rule pretrain:
         """
 
 
+# A job per model, so that a new model leaves the others alone. Its recipes are no part of `asked`: those that come later
+# are held against what this job found, when Snakemake reads the config (`check_before_work` above).
+for MODEL in CONFIG.models:
+
+    rule:
+        name:
+            rule_name("prepare", MODEL)
+        input:
+            model_files(MODEL),
+        output:
+            prepared_file(MODEL),
+        log:
+            log_of("prepare", MODEL),
+        benchmark:
+            benchmark_of("prepare", MODEL)
+        priority: 10
+        params:
+            asked=asked(path=CONFIG.models[MODEL].path, revision=CONFIG.models[MODEL].revision),
+            source=source_hash(["r2q/prepare.py", "r2q/models/targets.py"]),
+            config=RUN_CONFIG,
+            model=MODEL,
+        message:
+            f"prepare {MODEL}"
+        shell:
+            r"""
+            python -m r2q prepare \
+                --config {params.config:q} \
+                --model {params.model:q} \
+                --out {output:q} \
+                --log {log:q}
+            """
+
+
 rule prepare:
     input:
-        models=[path for model in CONFIG.models for path in model_files(model)],
-        tasks=task_files(),
-    output:
-        PREPARED,
-    log:
-        log_of("prepare"),
-    benchmark:
-        benchmark_of("prepare")
-    params:
-        asked=asked(
-            models={name: entry.model_dump() for name, entry in CONFIG.models.items()},
-            recipes=recipe_entries(CONFIG.recipes),
-            tasks={name: entry.model_dump() for name, entry in CONFIG.tasks.items()},
-            perplexity={name: entry.model_dump() for name, entry in CONFIG.perplexity.items()},
-            calibration=None if CONFIG.calibration is None else CONFIG.calibration.source,
-            training=training_text(),
-            task_include=CONFIG.task_include,
-            task_data=CONFIG.task_data,
-        ),
-        source=source_hash(["r2q/prepare.py", "r2q/models/targets.py", "r2q/evaluation/tasks.py"]),
-        config=RUN_CONFIG,
+        [prepared_file(model) for model in CONFIG.models],
     message:
-        "prepare: check models, recipes and tasks"
-    shell:
-        r"""
-        python -m r2q prepare \
-            --config {params.config:q} \
-            --out {output:q} \
-            --log {log:q}
-        """
+        "prepare: done"

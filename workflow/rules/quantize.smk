@@ -5,7 +5,7 @@ for MODEL in [name for name in CONFIG.models if CONFIG.calibrates(name)]:
         name:
             rule_name("calibrate", MODEL)
         input:
-            prepared=ancient(PREPARED),
+            prepared=prepared_file(MODEL),
             tokenizer=[file for file in model_files(MODEL) if file.endswith((".json", ".model", ".txt"))],
             text=calibration_text(),
         output:
@@ -44,7 +44,7 @@ for MODEL, NUMBER, RECIPES in jobs():
         name:
             rule_name("quantize", MODEL, NUMBER)
         input:
-            prepared=ancient(PREPARED),
+            prepared=prepared_file(MODEL),
             model=model_files(MODEL),
             calibration=[calibration_file(MODEL)] if CONFIG.calibrates(MODEL) else [],
             training=[training_file(MODEL)] if trained(RECIPES) else [],

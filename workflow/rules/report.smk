@@ -68,6 +68,7 @@ rule figure_lattice:
         log_of("figure_lattice"),
     benchmark:
         benchmark_of("figure_lattice")
+    priority: -1
     params:
         asked=asked(figure=CONFIG.figures.lattice.model_dump(), recipes=recipe_entries(CONFIG.recipes)),
         source=source_hash(["r2q/report", "r2q/models", "r2q/quantization"]),

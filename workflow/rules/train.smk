@@ -6,7 +6,7 @@ for MODEL in [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))
         name:
             rule_name("teacher_data", MODEL)
         input:
-            prepared=ancient(PREPARED),
+            prepared=prepared_file(MODEL),
             model=model_files(MODEL),
             texts=task_files(),
         output:
