@@ -60,6 +60,7 @@ class Model(_Closed):
         add_bos: whether evaluation puts the begin-of-text token first; null leaves it to the tokenizer.
         dtype: number type of evaluation; auto = the checkpoint's own.
         recipes: names of the recipes it gets; null = all.
+        seeds: in place of the run's seeds, for recipes that name none.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -67,6 +68,7 @@ class Model(_Closed):
     add_bos: bool | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     recipes: Annotated[list[Name], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -83,7 +85,7 @@ class Recipe(_Closed):
         bits: bits of a code.
         options: the method's own options.
         lm_head: also quantize the output head, where it is not tied to the embedding.
-        seeds: in place of the run's seeds.
+        seeds: in place of the model's and the run's seeds.
     """
 
     method: Annotated[str, Field(min_length=1)]
@@ -226,15 +228,15 @@ class Config(_Closed):
         chosen = self.models[model].recipes
         return [name for name in self.recipes if chosen is None or name in chosen]
 
-    def seeds_of(self, recipe: str) -> list[int]:
-        """Seeds of a recipe: all for a method with randomness, only the first where the seed moves nothing."""
+    def seeds_of(self, recipe: str, model: str) -> list[int]:
+        """Seeds of a model's recipe: all for a method with randomness, only the first where the seed moves nothing."""
         entry = self.recipes[recipe]
-        seeds = entry.seeds or self.seeds
+        seeds = entry.seeds or self.models[model].seeds or self.seeds
         return seeds if method_info(entry.method).stochastic else seeds[:1]
 
     def units(self, model: str) -> list[tuple[str, int]]:
         """(recipe, seed) of every unit of a model."""
-        return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe)]
+        return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe, model)]
 
     def batches(self, model: str) -> list[list[str]]:
         """The model's recipes, cut into the jobs that handle them.
@@ -311,6 +313,8 @@ def _problems(config: Config) -> list[str]:
     found += _calibration_problems(config)
     found += _training_problems(config)
     found += _twice("seeds", config.seeds)
+    for name, model in config.models.items():
+        found += _twice(f"models.{name}.seeds", model.seeds or [])
     shown = config.figures.lattice.model
     if shown is not None and shown not in config.models:
         found.append(f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}")

@@ -34,7 +34,7 @@ def evaluate(config_path: str | Path, prepared: str | Path, model: str, recipes:
         raise ConfigError(f"recipes: {config_path} has no recipe {unknown[0]}; it has {', '.join(config.recipes)}")
     check_tasks(config)
     out = Path(out)
-    folders = [out / recipe / f"seed{seed}" for recipe in recipes for seed in config.seeds_of(recipe)]
+    folders = [out / recipe / f"seed{seed}" for recipe in recipes for seed in config.seeds_of(recipe, model)]
     reports = [_report(folder) for folder in folders]
     session: Session | None = None  # imports and tasks cost seconds: only when something is to be evaluated
     for number, (folder, report) in enumerate(zip(folders, reports, strict=True), 1):

@@ -48,7 +48,7 @@ def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) 
         raise ValueError(f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, names)}")
     rows: list[dict[str, Any]] = []
     for recipe in recipes:
-        folder = Path(results) / model / recipe / f"seed{config.seeds_of(recipe)[0]}"
+        folder = Path(results) / model / recipe / f"seed{config.seeds_of(recipe, model)[0]}"
         rows += _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

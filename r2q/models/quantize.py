@@ -80,7 +80,7 @@ def quantize(
     device = pick_device(config.device)
     torch.set_num_threads(config.limits.threads)
     quiet()
-    units = [recipe for name in recipes for recipe in units_of(config, name)]
+    units = [recipe for name in recipes for recipe in units_of(config, name, model)]
     data = None
     if calibration is not None:
         how = config.calibration or configuration.Calibration(source="unknown")
@@ -131,11 +131,11 @@ def quantize(
         print(f"{progress} {_summary(record)}", flush=True)
 
 
-def units_of(config: configuration.Config, name: str) -> Iterator[Recipe]:
-    """A recipe of the config, once for each of its seeds, with every option filled in."""
+def units_of(config: configuration.Config, name: str, model: str) -> Iterator[Recipe]:
+    """A model's recipe, once for each of its seeds, with every option filled in."""
     entry = config.recipes[name]
     options = configuration.method_info(entry.method).options.model_validate(entry.options).model_dump(mode="json")
-    for seed in config.seeds_of(name):
+    for seed in config.seeds_of(name, model):
         yield Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 

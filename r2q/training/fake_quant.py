@@ -29,7 +29,7 @@ from torch import nn
 from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import CHUNK, QuantizedWeight, WeightMethod
-from r2q.training.fused import fused_map
+from r2q.training.fused import compiled, fused_map
 
 Gradient = Literal["identity", "clipped", "through-scales"]
 
@@ -105,6 +105,9 @@ class FakeQuantizer:
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The quantized weight, in the shape and dtype of the latent one, with the surrogate gradient."""
+        if self.fused is not None and weight.is_cuda:
+            fused = self.fused if torch.compiler.is_compiling() else compiled(self.fused)
+            return _Identity.apply(weight, fused(self.blocks(weight.detach())).reshape(weight.shape))
         return _StraightThrough.apply(weight, self)
 
     def backward(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -133,14 +136,24 @@ class FakeQuantizer:
             return torch.autograd.grad(step, leaf, pull)[0]
 
 
+class _Identity(torch.autograd.Function):
+    """The second tensor's values with the first one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, quantizer: FakeQuantizer) -> torch.Tensor:
         ctx.quantizer = quantizer
         if quantizer.gradient != "identity":
             ctx.save_for_backward(weight)
-        if quantizer.fused is not None and weight.is_cuda:
-            return quantizer.fused(quantizer.blocks(weight)).reshape(weight.shape)
         return quantizer.run(weight).values
 
     @staticmethod

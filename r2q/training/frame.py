@@ -84,14 +84,14 @@ class _Drift:
         """Fill the columns ``latent_<when>`` and ``quantized_<when>``."""
         full = dict(self.model.named_parameters())
         for name, layer in self.student.layers.items():
-            weight = full[name if name in full else f"{name}.{layer.target.parameter}"].float().cpu()
+            weight = full[name if name in full else f"{name}.{layer.target.parameter}"]
             row = self._row(name, weight)
             row[f"latent_{when}"] = _distance(layer.latent(), weight)
             row[f"quantized_{when}"] = _distance(layer.quantized().dequantize(), weight)
         head, own = self.model.get_output_embeddings(), self.student.model.get_output_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is head)
         if name not in self.student.layers:
-            self._row(name, head.weight)[f"latent_{when}"] = _distance(own.weight, head.weight.float().cpu())
+            self._row(name, head.weight)[f"latent_{when}"] = _distance(own.weight, head.weight)
 
     def _row(self, name: str, weight: torch.Tensor) -> dict[str, Any]:
         power = {"layer": name, "weights": weight.numel(), "power": float(weight.float().square().mean())}
@@ -99,7 +99,7 @@ class _Drift:
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float().cpu() - b).square().mean())
+    return float((a.float() - b.to(a.device).float()).square().mean())
 
 
 def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:

@@ -42,18 +42,18 @@ def nearest_map(values: torch.Tensor, bits: int = 2) -> torch.Tensor:
 
 
 def fused_map(method: WeightMethod) -> Map | None:
-    """The compiled one-pass version of a method; None when it has none and its own code runs."""
+    """The one-pass version of a method; None when it has none and its own code runs."""
     recipe, options = method.recipe, method.options
     if recipe.bits != 2 or recipe.granularity == "tensor":
         return None
     if recipe.method == "r2q" and options.refine == "none":
-        return _compiled(residual_map)
+        return residual_map
     if recipe.method == "rtn" and options.clip == "none":
-        return _compiled(nearest_map)
+        return nearest_map
     return None
 
 
 @cache
-def _compiled(function: Map) -> Map:
-    """Compiled when it is first called."""
+def compiled(function: Map) -> Map:
+    """The same, compiled when it is first called."""
     return torch.compile(function)

@@ -262,7 +262,10 @@ class Trainer:
             parameter.copy_(values[name])
 
     def _save(self, step: int) -> None:
-        state = {"step": step, "parameters": self._copies(), "optimizer": self.optimizer.state_dict()}
+        if self.store.folder is None:
+            return
+        parameters = {name: p.detach() for name, p in self.parameters.items()}
+        state = {"step": step, "parameters": parameters, "optimizer": self.optimizer.state_dict()}
         records = {"rows": self.rows, "gradients": self.gradients, "tokens": self.tokens}
         self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least})
         self.saved_step = step

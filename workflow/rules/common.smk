@@ -197,9 +197,9 @@ def trained(recipes):
 
 
 def recipe_entries(recipes):
-    """Recipes with all their options, seeds included."""
+    """Recipes with all their options."""
     resolved = CONFIG.resolved()["recipes"]
-    return {name: {**resolved[name], "seeds": CONFIG.seeds_of(name)} for name in recipes}
+    return {name: {**resolved[name], "seeds": None} for name in recipes}  # seeds are in the outputs' names
 
 
 def asked(**parts):

@@ -1,0 +1,155 @@
+"""Rows that recipes train on: where they come from, and that they are the same again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from r2q import config as configuration
+from r2q.config import ConfigError
+from r2q.training.data import read
+from r2q.training.section import Training
+from r2q.training.teacher_data import draw, teacher_data
+from tests.models.tiny import byte_tokenizer, tiny_folder
+
+RECIPE = {"method": "bitdistiller", "granularity": "g32", "options": {"quantizer": "r2q"}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer of bytes, prompts and supervised pairs."""
+    folder = tiny_folder("llama", tmp_path_factory.mktemp("model"))
+    byte_tokenizer().save_pretrained(folder)
+    lines = [f"{chr(65 + i)} line number {i}" + "!" * (i % 3) for i in range(20)]
+    (folder / "lines.txt").write_text("\n".join(lines))
+    pairs = [{"ask": f"add {i}", "how": "" if i % 2 else "now", "say": f"is {i + 1}"} for i in range(10)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def make(folder: Path, out: Path, **training: Any) -> Any:
+    """Run the verb; the config's file is written beside `out`."""
+    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
+    section = {"texts": [texts], "length": 24, "prompt_tokens": 4, "held_out": 4, "batch_size": 5} | training
+    config = {
+        "run": "test",
+        "models": {"tiny": {"path": str(folder)}},
+        "recipes": {"bitdistiller-g32": RECIPE},
+        "perplexity": {"text": {"path": "other.txt"}},
+        "training": section,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.parent / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    teacher_data(path, "tiny", out)
+    return read(out)
+
+
+def test_the_model_continues_prompts_the_same_way_again(folder: Path, tmp_path: Path) -> None:
+    train, held_out, settings, digest = make(folder, tmp_path / "a" / "rows.safetensors")
+    assert (len(train), len(held_out)) == (8, 4)
+    assert set(train.start.tolist()) == {4}
+    assert all(int(end) > 4 for end in train.end)
+    assert settings["kind"] == "generated"
+    again = make(folder, tmp_path / "b" / "rows.safetensors")
+    assert again[3] == digest
+    assert torch.equal(again[0].tokens, train.tokens)
+    other = make(folder, tmp_path / "c" / "rows.safetensors", seed=1)
+    assert other[3] != digest
+    described = json.loads((tmp_path / "a" / "rows.json").read_text())
+    assert described["sha256"] == digest
+    assert described["tokens"] == int(train.end.sum())
+    assert len(described["first_rows"]) == 5
+
+
+def test_greedy_text_is_what_the_model_says(folder: Path, tmp_path: Path) -> None:
+    """Without temperature each next token is the likeliest one, batched or not."""
+    from r2q.models.load import load_full
+
+    train, _, _, _ = make(folder, tmp_path / "rows.safetensors", temperature=0.0)
+    model = load_full(str(folder))
+    for tokens, end in zip(train.tokens, train.end.tolist(), strict=True):
+        with torch.no_grad():
+            said = model(tokens[None, :end]).logits[0].argmax(-1)
+        assert torch.equal(said[3 : end - 1], tokens[4:end])
+
+
+def test_supervised_pairs(folder: Path, tmp_path: Path) -> None:
+    texts = {"path": str(folder / "pairs.jsonl"), "field": "ask+how", "response": "say", "rows": 10}
+    train, held_out, settings, _ = make(folder, tmp_path / "rows.safetensors", kind="supervised", texts=[texts])
+    assert settings["kind"] == "supervised"
+    assert len(train) + len(held_out) == 10
+    for rows in (train, held_out):
+        for tokens, start, end in zip(rows.tokens, rows.start, rows.end, strict=True):
+            text = bytes_of(folder, tokens[:end].tolist())
+            question, answer = bytes_of(folder, tokens[:start].tolist()), bytes_of(folder, tokens[start:end].tolist())
+            number = int(question.split()[1])
+            assert question == (f"add {number}" if number % 2 else f"add {number}\nnow")
+            assert answer == f"is {number + 1}</s>"
+            assert text == question + answer
+
+
+def bytes_of(folder: Path, tokens: list[int]) -> str:
+    from r2q.models.load import load_tokenizer
+
+    return load_tokenizer(str(folder)).decode(tokens)
+
+
+def test_windows_of_text(folder: Path, tmp_path: Path) -> None:
+    train, held_out, _, _ = make(folder, tmp_path / "rows.safetensors", kind="text", length=16, held_out=2)
+    assert train.end.tolist() == [16] * len(train)
+    text = bytes_of(folder, torch.cat([train.tokens, held_out.tokens]).flatten().tolist())
+    assert "\n\n" in text
+    assert text.startswith(draw(section(folder, kind="text", length=16, held_out=2))[0][0][:10])
+
+
+def section(folder: Path, **changes: Any) -> Training:
+    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
+    return Training.model_validate({"texts": [texts]} | changes)
+
+
+def test_documents_are_cut_chosen_and_counted(folder: Path) -> None:
+    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 6, "characters": 6, "minimum_characters": 17}
+    drawn = draw(Training.model_validate({"texts": [texts]}))
+    assert len(drawn) == len(set(drawn)) == 6
+    assert all(len(text) == 6 for text, _ in drawn)
+    with pytest.raises(ValueError, match="20 documents, 21 are asked for"):
+        draw(Training.model_validate({"texts": [texts | {"rows": 21, "minimum_characters": 1}]}))
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"length": 10_000}, "training.length: 10000, but tiny has"),
+        ({"held_out": 12}, "training.held_out: 12 of only 12 rows"),
+        ({"prompt_tokens": 24}, "no more than the longest prompt"),
+        ({"texts": [{"path": "lines.pdf", "rows": 1}]}, "lines.pdf is neither a .txt"),
+        ({"texts": [{"path": "other.txt", "rows": 1}]}, "is evaluated as perplexity.text"),
+    ],
+)
+def test_what_cannot_be_is_said(folder: Path, tmp_path: Path, training: dict[str, Any], message: str) -> None:
+    if training.get("prompt_tokens"):
+        lines = "\n".join("a" * 30 for _ in range(12))
+        (tmp_path / "long.txt").write_text(lines)
+        training = training | {"texts": [{"path": str(tmp_path / "long.txt"), "lines": True, "rows": 12}]}
+    with pytest.raises((ConfigError, ValueError), match=message):
+        make(folder, tmp_path / "rows.safetensors", **training)
+
+
+def test_a_recipe_that_trains_needs_the_section_and_is_a_job_of_its_own() -> None:
+    data = {
+        "run": "test",
+        "models": {"tiny": {"path": "a/b"}},
+        "recipes": {"a-g32": RECIPE, "rtn": {"method": "rtn", "granularity": "g32"}, "b-g32": RECIPE},
+        "tasks": {"mini_text": {}},
+    }
+    with pytest.raises(ConfigError, match="training: required by recipes a-g32, b-g32"):
+        configuration.parse(data, "x.yaml")
+    config = configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+    assert config.batches("tiny") == [["rtn"], ["a-g32"], ["b-g32"]]
+    assert config.resolved()["recipes"]["a-g32"]["options"]["quantizer_options"]["refine"] == "none"
