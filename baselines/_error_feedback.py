@@ -41,11 +41,13 @@ def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) ->
     With J reversing the order, J H J = L L^T gives H = R R^T for the upper triangular R = J L J, so U = R^-1.
 
     Raises:
-        ValueError: not positive definite even at damping 1.
+        ValueError: not positive definite even at damping 1, or no token gave any input but zero.
     """
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
+    if dead.all():
+        raise ValueError("its inputs on calibration text are all zero, or no token reaches it")
     diagonal[dead] = 1
     order = None
     if act_order:

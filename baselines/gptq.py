@@ -136,7 +136,7 @@ class GPTQ(Method):
             shown = seen[target.name]
             decoded = quantized.dequantize()
             notes[target.name] = {
-                "calibration_error": output_error(moment, target.weight.to(moment.device), decoded),
+                "calibration_error": output_error(moment, target.weight.to(moment.device), decoded, shown.tokens),
                 "damping": max(factor.steps[-1] for factor in factors),
                 "damping_steps": max((factor.steps for factor in factors), key=len),
                 "dead_columns": sum(int(factor.dead.sum()) for factor in factors),

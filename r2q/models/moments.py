@@ -58,9 +58,9 @@ def second_moments(
     counts: dict[str, torch.Tensor] = {}
     for group in chosen:
         weight = block.weight(group[0].name)
-        experts = weight.shape[:-2]
-        totals[group[0].name] = torch.zeros(*experts, weight.shape[-1], weight.shape[-1], device=weight.device)
-        counts[group[0].name] = torch.zeros(experts)
+        shape = *weight.shape[:-2], weight.shape[-1], weight.shape[-1]
+        totals[group[0].name] = torch.zeros(shape, device=weight.device)
+        counts[group[0].name] = torch.zeros(shape[:-2])
 
     def visit(name: str, expert: int | None, x: torch.Tensor) -> None:
         total, count = totals[name], counts[name]
@@ -77,17 +77,21 @@ def second_moments(
 
 
 @torch.no_grad()
-def output_error(moment: torch.Tensor, weight: torch.Tensor, decoded: torch.Tensor) -> float:
+def output_error(
+    moment: torch.Tensor, weight: torch.Tensor, decoded: torch.Tensor, tokens: int | Sequence[int] = 1
+) -> float:
     """Squared error of a layer's output over its squared output: ``tr(D H D^T) / tr(W H W^T)``, with D the difference.
 
     Args:
-        moment: second moment of the inputs, ``[in, in]`` or ``[experts, in, in]``, up to a factor.
+        moment: mean second moment of the inputs, ``[in, in]`` or ``[experts, in, in]``, up to a factor.
         weight, decoded: ``[out, in]`` or ``[experts, out, in]``.
+        tokens: how many each expert sees, which is what it weighs; any number where there are none.
     """
     weight = weight.float()
     change = decoded.to(weight.device).float() - weight
+    share = torch.as_tensor(tokens, dtype=torch.float64, device=weight.device)
     with exact_float32():
-        error, power = (float((m @ moment).mul_(m).double().sum()) for m in (change, weight))
+        error, power = (float(((m @ moment).mul_(m).double().sum((-1, -2)) * share).sum()) for m in (change, weight))
     return error / power if power else 0.0
 
 
@@ -100,9 +104,10 @@ def output_errors(
     """
     errors = {}
     for block in walk(model, targets, replace(data, minimum_tokens=0), data.held_out):
-        moments, _ = second_moments(block)
+        moments, seen = second_moments(block)
         for group in block.groups:
             for target in group:
                 decoded = layers[target.name].dequantize()
-                errors[target.name] = output_error(moments[group[0].name], block.weight(target.name), decoded)
+                moment, tokens = moments[group[0].name], seen[target.name].tokens
+                errors[target.name] = output_error(moment, block.weight(target.name), decoded, tokens)
     return errors

@@ -159,6 +159,11 @@ def test_a_singular_hessian_is_damped_until_it_is_not() -> None:
     assert factorize(indefinite, 0.01).steps == [0.01, 0.03, 0.1, 0.3]
 
 
+def test_a_layer_that_no_token_reaches_is_refused() -> None:
+    with pytest.raises(ValueError, match="no token reaches it"):
+        factorize(torch.zeros(4, 4), 0.01)
+
+
 def text(seed: int = 0, windows: int = 16) -> Calibration:
     tokens = torch.randint(3, 96, (windows + 2, 48), generator=torch.Generator().manual_seed(seed))
     return Calibration(tokens[:windows], tokens[windows:], {"sha256": str(seed)}, minimum_tokens=64)
@@ -179,13 +184,14 @@ def test_output_errors_on_calibration_text_are_below_those_of_the_lattice(case: 
     targets = list_targets(model)
     assert set(result.layers) == {target.name for target in targets}
     for block in walk(model, targets, data):
-        moments, _ = second_moments(block)
+        moments, seen = second_moments(block)
         for group in block.groups:
             for target in group:
+                tokens = seen[target.name].tokens
                 plain = own.quantize_weight(target.weight.detach(), target.name).dequantize()
                 moment = moments[group[0].name]
-                error = output_error(moment, target.weight, result.layers[target.name].dequantize())
-                assert error < output_error(moment, target.weight, plain)
+                error = output_error(moment, target.weight, result.layers[target.name].dequantize(), tokens)
+                assert error < output_error(moment, target.weight, plain, tokens)
                 assert error == pytest.approx(result.notes["layers"][target.name]["calibration_error"], rel=1e-4)
         for target in block.targets:
             block.set_weight(target.name, result.layers[target.name].dequantize())

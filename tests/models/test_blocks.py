@@ -1,0 +1,221 @@
+"""The walk through blocks against ordinary forward passes of the whole model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from r2q.models import blocks
+from r2q.models.blocks import compute_dtype, walk
+from r2q.models.calibration import Calibration
+from r2q.models.moments import output_errors, second_moments
+from r2q.models.quantize import apply, make_method
+from r2q.models.targets import has_tied_head, list_targets
+from r2q.quantization.method import Recipe
+from tests.models.tiny import CASES, tiny_model
+
+FACTS = {"source": "random", "seed": "0", "first_token": "3", "sha256": "0"}
+
+
+def text(minimum_tokens: int = 0, **options: Any) -> Calibration:
+    tokens = torch.randint(3, 96, (9, 16), generator=torch.Generator().manual_seed(1))
+    return Calibration(tokens[:7], tokens[7:], FACTS, minimum_tokens=minimum_tokens, **options)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(blocks.TOKENS_AT_ONCE, "cpu", 48)  # three windows at once, the last batch smaller
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_see_what_they_see_in_the_model(case: str, attention: str) -> None:
+    model, data = tiny_model(case), text()
+    model.set_attn_implementation(attention)
+    model.config._experts_implementation = "eager"
+    with_head = not has_tied_head(model)
+    targets = list_targets(model, with_head)
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = [
+        target.owner.register_forward_pre_hook(
+            lambda _, args, name=target.name: seen.setdefault(name, []).append(args[0].flatten(0, -2))
+        )
+        for target in targets
+        if not target.is_stack
+    ]
+    with torch.no_grad():
+        whole = model(data.tokens, output_hidden_states=True, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    visited = []
+    for block in walk(model, targets, data):
+        visited.append(block.index)
+        found: dict[str, list[torch.Tensor]] = {}
+        counts = block.observe(lambda name, expert, x: found.setdefault(name, []).append(x))  # noqa: B023
+        for group in block.groups:
+            for target in group:
+                if not target.is_stack:
+                    shown = torch.cat(found[group[0].name])
+                    assert torch.allclose(shown, seen[target.name][0], atol=1e-6)
+                    assert counts[target.name].tokens == data.tokens.numel()
+        if block.index >= 0:
+            assert torch.allclose(torch.cat(block.inputs), whole.hidden_states[block.index], atol=1e-6)
+        else:
+            assert torch.allclose(torch.cat([block.run(x) for x in block.inputs]), whole.logits, atol=1e-5)
+    assert visited == [0, 1, *([-1] if with_head else [])]
+
+
+def test_groups_are_layers_that_read_the_same() -> None:
+    wanted = {
+        "llama": ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"],
+        "opt-projected": ["q_proj k_proj v_proj", "out_proj", "fc1", "fc2"],
+        "mixtral": ["q_proj k_proj v_proj", "o_proj", "gate_up_proj", "down_proj"],
+        "qwen2-moe": [
+            "q_proj k_proj v_proj",
+            "o_proj",
+            "gate_proj up_proj",
+            "down_proj",
+            "gate_up_proj",
+            "down_proj",
+        ],
+    }
+    for case, names in wanted.items():
+        model = tiny_model(case)
+        for block in walk(model, list_targets(model), text()):
+            assert [" ".join(t.name.rsplit(".", 1)[-1] for t in group) for group in block.groups] == names
+
+
+def test_a_changed_weight_moves_what_comes_after_and_nothing_else() -> None:
+    model, data = tiny_model("llama"), text()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    targets = list_targets(model)
+    name = "model.layers.0.mlp.down_proj"
+    changed = None
+    for block in walk(model, targets, data):
+        if block.index == 0:
+            block.set_weight(name, torch.zeros(64, 128))
+        else:
+            changed = torch.cat(block.inputs)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    model.model.layers[0].mlp.down_proj.weight.data.zero_()
+    with torch.no_grad():
+        wanted = model(data.tokens, output_hidden_states=True).hidden_states[1]
+    assert torch.allclose(changed, wanted, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_experts_see_the_tokens_routed_to_them() -> None:
+    model = tiny_model("mixtral")
+    targets = list_targets(model)
+    block = next(walk(model, targets, text()))
+    routed: list[torch.Tensor] = []
+    experts = block.module.mlp.experts
+    handle = experts.register_forward_pre_hook(lambda _, args: routed.append((args[0].clone(), args[1].clone())))
+    for hidden in block.inputs:
+        block.run(hidden)
+    handle.remove()
+    stack = next(t for t in targets if t.name == "model.layers.0.mlp.experts.gate_up_proj")
+    found: dict[int, list[torch.Tensor]] = {}
+    counts = block.observe(lambda name, expert, x: found.setdefault(expert, []).append(x), [[stack]])
+    for expert in range(4):
+        wanted = torch.cat([hidden[(chosen == expert).any(-1)] for hidden, chosen in routed])
+        rows = [sorted(x.tolist()) for x in (torch.cat(found[expert]), wanted)]  # experts take them in another order
+        assert rows[0] == rows[1]
+        assert counts[stack.name].tokens[expert] == len(wanted)
+
+
+def test_an_expert_with_few_tokens_is_shown_all() -> None:
+    model = tiny_model("mixtral")
+    targets = list_targets(model)
+    free = next(walk(model, targets, text()))
+    stacks = [group for group in free.groups if group[0].is_stack]
+    tokens = free.observe(lambda *_: None, stacks)["model.layers.0.mlp.experts.down_proj"].tokens
+    few = [e for e in range(4) if tokens[e] < 56]
+    assert 0 < len(few) < 4
+    ruled = next(walk(model, targets, text(minimum_tokens=56)))
+    moments, seen = second_moments(ruled, [g for g in ruled.groups if g[0].is_stack])
+    routed, _ = second_moments(free, stacks)
+    gate, down = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
+    assert seen[down].shown_all == few
+    assert seen[down].tokens == tokens
+    inputs: list[torch.Tensor] = []
+    handle = free.module.mlp.experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    for hidden in free.inputs:
+        free.run(hidden)
+    handle.remove()
+    x = torch.cat(inputs)  # every token of the block
+    weight = model.model.layers[0].mlp.experts.gate_up_proj.detach()
+    for expert in range(4):
+        if expert not in few:
+            assert torch.equal(moments[gate][expert], routed[gate][expert])
+            continue
+        first, second = (x @ weight[expert].t()).chunk(2, -1)
+        middle = torch.nn.functional.silu(first) * second
+        assert len(x) == 112
+        assert torch.allclose(moments[gate][expert], 2 / len(x) * x.t() @ x, atol=1e-6)
+        assert torch.allclose(moments[down][expert], 2 / len(x) * middle.t() @ middle, atol=1e-6)
+
+
+def test_half_precision_is_computed_in_a_type_that_does_not_overflow() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compute_dtype(torch.float16, cpu) == torch.float32
+    assert compute_dtype(torch.float16, gpu) == torch.bfloat16
+    assert compute_dtype(torch.bfloat16, gpu) == torch.bfloat16
+    assert compute_dtype(torch.float32, gpu) == torch.float32
+    model = tiny_model("opt", torch.float16)
+    with torch.no_grad():
+        model.model.decoder.layers[0].fc1.weight *= 3e4
+        model.model.decoder.layers[0].fc2.weight *= 3e4
+    last = list(walk(model, list_targets(model), text()))[-1]
+    assert last.inputs[0].abs().max() > 65504  # more than float16 holds
+    assert torch.isfinite(last.inputs[0]).all()
+
+
+def test_an_output_that_is_not_finite_names_the_block() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"model\.layers\.0: its output on calibration text is not finite"):
+        list(walk(model, list_targets(model), text()))
+
+
+@pytest.mark.parametrize("case", ["llama", "opt-projected", "mixtral"])
+def test_output_errors_are_those_of_the_layers_outputs(case: str) -> None:
+    """Against outputs computed one by one in the full-precision model, on the held-out windows."""
+    model, data = tiny_model(case), text()
+    targets = list_targets(model)
+    method = make_method(Recipe("r2q-g32", "r2q", "g32"))
+    layers = {t.name: method.quantize_weight(t.weight, t.name) for t in targets}  # type: ignore[attr-defined]
+    found = output_errors(model, targets, layers, data)
+    for block in walk(model, targets, data, data.held_out):
+        outputs: dict[str, list[float]] = {}
+
+        def visit(name: str, expert: int | None, x: torch.Tensor, sums: dict[str, list[float]] = outputs) -> None:
+            target = next(t for t in targets if t.name == name)
+            decoded = layers[name].dequantize()
+            pair = (target.weight, decoded) if expert is None else (target.weight[expert], decoded[expert])
+            right, wrong = (x.double() @ weight.double().t() for weight in pair)
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += float((wrong - right).square().sum())
+            total[1] += float(right.square().sum())
+
+        with torch.no_grad():
+            block.observe(visit, [[target] for target in block.targets])
+        for name, (error, power) in outputs.items():
+            assert found[name] == pytest.approx(error / power, rel=1e-4)
+    assert set(found) == {target.name for target in targets}
+
+
+def test_every_method_gets_output_errors_when_there_is_text() -> None:
+    found = {}
+    for data in (None, text()):
+        model = tiny_model("llama")
+        method = make_method(Recipe("rtn-g32", "rtn", "g32"))
+        layers, notes = apply(method, model, list_targets(model), torch.device("cpu"), data)
+        found[data is None] = layers
+        assert ("calibration" in notes) == (data is not None)
+    assert all("output_error" not in layer for layer in found[True])
+    assert all(0 < layer["output_error"] < 1 for layer in found[False])
+    assert [layer["mse"] for layer in found[True]] == [layer["mse"] for layer in found[False]]
+    with pytest.raises(ValueError, match="gptq needs calibration tokens"):
+        apply(make_method(Recipe("x", "gptq", "g32")), tiny_model("llama"), [], torch.device("cpu"))

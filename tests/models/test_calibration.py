@@ -1,0 +1,206 @@
+"""Calibration tokens: the reference's slicing, held-out windows apart, files that cannot be mistaken."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from r2q.config import ConfigError, parse
+from r2q.models import calibration
+from r2q.models.calibration import calibrate, cut_documents, cut_joined, load_calibration
+from tests.models.tiny import tiny_folder
+
+WORDS = [f"w{i}" for i in range(90)]
+
+
+class Ids:
+    """An encoder for texts that are numbers."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
+def numbers(count: int, start: int = 0) -> str:
+    return " ".join(map(str, range(start, start + count)))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_joined_windows_are_those_of_the_gptq_repository(seed: int) -> None:
+    documents = [numbers(300), numbers(700, 300)]
+    windows, tokens = cut_joined(Ids(), documents, 16, 18, 32, seed)  # type: ignore[arg-type]
+    random.seed(seed)  # get_wikitext2 of datautils.py
+    starts = [random.randint(0, 1000 - 32 - 1) for _ in range(16)]
+    assert tokens == 1000
+    assert windows[:16, 0].tolist() == starts
+    assert torch.equal(windows, windows[:, :1] + torch.arange(32))
+
+
+def test_document_windows_are_those_of_the_gptq_repository() -> None:
+    documents = [numbers(10 + 9 * i, 1000 * i) for i in range(12)]
+    windows, _ = cut_documents(Ids(), documents, 16, 18, 32, 0)  # type: ignore[arg-type]
+    random.seed(0)  # get_c4 of datautils.py
+    wanted = []
+    for _ in range(16):
+        while True:
+            i = random.randint(0, len(documents) - 1)
+            ids = Ids().encode(documents[i])
+            if len(ids) >= 32:
+                break
+        j = random.randint(0, len(ids) - 32 - 1)
+        wanted.append(ids[j : j + 32])
+    assert windows[:16].tolist() == wanted
+
+
+@pytest.mark.parametrize("cut", [cut_joined, cut_documents])
+def test_held_out_windows_share_no_token_with_others(cut: Any) -> None:
+    for seed in range(20):
+        windows, _ = cut(Ids(), [numbers(400)], 4, 6, 32, seed)
+        used, held_out = set(windows[:4].flatten().tolist()), windows[4:]
+        assert len(held_out) == 2
+        assert not used & set(held_out.flatten().tolist())
+        assert not set(held_out[0].tolist()) & set(held_out[1].tolist())
+
+
+def test_too_short() -> None:
+    with pytest.raises(ValueError, match="has 32 tokens, a window needs more than 32"):
+        cut_joined(Ids(), [numbers(32)], 1, 2, 32, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="too short for 1 held-out windows of 32 tokens"):
+        cut_joined(Ids(), [numbers(40)], 1, 2, 32, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="more than 32 tokens; use slicing: joined"):
+        cut_documents(Ids(), [numbers(32)] * 3, 1, 2, 32, 0)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer that adds nothing, and text."""
+    path = tmp_path_factory.mktemp("calibration")
+    tiny_folder("llama", path / "tiny")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "<s>", *WORDS])}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(
+        path / "tiny"
+    )
+    chosen = random.Random(0).choices(WORDS, k=3000)
+    (path / "text.txt").write_text(" ".join(chosen))
+    return path
+
+
+def config(folder: Path, **wanted: Any) -> Path:
+    content = {
+        "run": "test",
+        "models": {"tiny": {"path": str(folder / "tiny"), "add_bos": True}},
+        "recipes": {"rtn-g32": {"method": "rtn", "granularity": "g32"}},
+        "tasks": {"piqa": {}},
+    }
+    if wanted:
+        content["calibration"] = {"source": str(folder / "text.txt"), "windows": 9, "window": 16} | wanted
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_file_says_what_it_is(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "calibration.safetensors"
+    calibrate(config(folder, seed=3), "tiny", out)
+    data = load_calibration(out)
+    assert data.tokens.shape == (9, 16)
+    assert data.held_out.shape == (2, 16)  # an eighth, rounded up
+    assert data.tokens.dtype == torch.int64
+    assert data.facts["seed"] == "3"
+    assert data.facts["source"].endswith("text.txt")
+    assert data.facts["text_tokens"] == "3001"  # with the token that the model's add_bos asks for
+    assert data.facts["first_token"] == str(int(data.tokens[0, 0]))
+    text = [1, *(WORDS.index(word) + 2 for word in (folder / "text.txt").read_text().split())]
+    starts = [random.Random(3).randint(0, 3001 - 16 - 1)]
+    assert data.tokens[0].tolist() == text[starts[0] : starts[0] + 16]
+    again = tmp_path / "again.safetensors"
+    calibrate(config(folder, seed=3), "tiny", again)
+    assert load_calibration(again).facts == data.facts
+    calibrate(config(folder, seed=4), "tiny", again)
+    assert load_calibration(again).facts["sha256"] != data.facts["sha256"]
+
+
+def test_tokens_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "calibration.safetensors"
+    calibrate(config(folder, seed=0), "tiny", out)
+    facts = load_calibration(out).facts
+    tensors = load_file(out)
+    tensors["tokens"][2, 3] += 1
+    save_file(tensors, out, facts)
+    with pytest.raises(ValueError, match="not those that its sha256 was made of"):
+        load_calibration(out)
+    out.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="not a file of calibration tokens"):
+        load_calibration(out)
+    with pytest.raises(FileNotFoundError, match="r2q calibrate"):
+        load_calibration(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        ({}, "calibration: this key is required to calibrate"),
+        ({"window": 65}, r"calibration\.window: 65 tokens, but tiny has only 64 positions"),
+        ({"windows": 400}, "too short for 50 held-out windows"),
+        ({"sauce": 1}, r"calibration\.sauce: unknown key; nearest valid: source"),
+        ({"source": "wikitext"}, r"calibration\.source: wikitext is none of .*; nearest valid: wikitext2"),
+    ],
+)
+def test_bad_settings_are_refused(folder: Path, tmp_path: Path, wanted: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        calibrate(config(folder, **wanted), "tiny", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_text_or_column_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
+        calibrate(config(folder, source=str(folder / "nothing.txt")), "tiny", tmp_path / "out")
+    (folder / "rows.jsonl").write_text('{"body": "w1 w2"}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl has no column text; it has body"):
+        calibrate(config(folder, source=str(folder / "rows.jsonl")), "tiny", tmp_path / "out")
+
+
+def test_a_recipe_that_needs_text_needs_the_section() -> None:
+    content: dict[str, Any] = {
+        "run": "test",
+        "models": {"a": {"path": "./a"}, "b": {"path": "./b", "recipes": ["rtn-g64"]}},
+        "recipes": {
+            "rtn-g64": {"method": "rtn", "granularity": "g64"},
+            "gptq-g64": {"method": "gptq", "granularity": "g64"},
+        },
+        "perplexity": {"text": {"path": "text.txt"}},
+    }
+    with pytest.raises(ConfigError, match="calibration: required by recipes gptq-g64"):
+        parse(content, "test")
+    found = parse(content | {"calibration": {"source": "other.txt"}}, "test")
+    assert [found.calibrates(model) for model in "ab"] == [True, False]
+    with pytest.raises(ConfigError, match=r"calibration\.source: text\.txt is evaluated as perplexity\.text"):
+        parse(content | {"calibration": {"source": "text.txt"}}, "test")
+
+
+def test_presets_read_what_they_are_named_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(repository: str, file: str, repo_type: str) -> str:
+        asked.append((repository, file, repo_type))
+        return "/cache/c4-train.00000-of-01024.json.gz"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(calibration, "read_documents", lambda source, field: asked.append((source, field)) or ["x"])
+    for source in ("wikitext2", "pile", "c4", "own.txt"):
+        assert calibration.read_source(source, "text") == ["x"]
+    assert asked == [
+        ("Salesforce/wikitext:wikitext-2-raw-v1:train", "text"),
+        ("mit-han-lab/pile-val-backup::validation", "text"),
+        ("allenai/c4", "en/c4-train.00000-of-01024.json.gz", "dataset"),
+        ("/cache/c4-train.00000-of-01024.json.gz", "text"),
+        ("own.txt", "text"),
+    ]
