@@ -27,6 +27,7 @@ rule all:
         all_unit_files("evaluation.json"),  # a unit's folder that was deleted comes back
         TABLES,
         FIGURES,
+        TRAINING,
     message:
         "all: done"
 

@@ -72,6 +72,30 @@ def weight_error(args: argparse.Namespace) -> None:
     weight_error(args.layers, args.out)
 
 
+def collect_training(args: argparse.Namespace) -> None:
+    from r2q.report.training import gather_training
+
+    gather_training(args.config, args.results)
+
+
+def training(args: argparse.Namespace) -> None:
+    from r2q.report.figure import training
+
+    training(args.steps, args.out)
+
+
+def drift(args: argparse.Namespace) -> None:
+    from r2q.report.figure import drift
+
+    drift(args.layers, args.out)
+
+
+def claims(args: argparse.Namespace) -> None:
+    from r2q.report.claims import claims
+
+    claims(args.steps, args.drift, args.scores, args.out)
+
+
 def compare(args: argparse.Namespace) -> None:
     from r2q.report.compare import compare
 
@@ -146,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
             "prepare",
             prepare,
             "check every model, recipe and task before any work",
-            f"prepare --config config/embedded.yaml --out prepared.json",
+            "prepare --config config/embedded.yaml --out prepared.json",
         )
     )
     one.add_argument("--out", type=Path, required=True, metavar="JSON", help="where the findings go")
@@ -229,6 +253,45 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--layers", type=Path, required=True, metavar="CSV", help="what `collect` wrote")
     one.add_argument("--out", type=Path, required=True, metavar="STEM", help="path without .png, .svg, .csv")
+    one = verb(
+        "training",
+        training,
+        "gradient norm and loss by training step",
+        f"figure training --steps {run}/training.csv --out figures/embedded/training",
+        figures,
+    )
+    one.add_argument("--steps", type=Path, required=True, metavar="CSV", help="what `collect-training` wrote")
+    one.add_argument("--out", type=Path, required=True, metavar="STEM", help="path without .png, .svg, .csv")
+    one = verb(
+        "drift",
+        drift,
+        "distance to full precision before and after training",
+        f"figure drift --layers {run}/drift.csv --out figures/embedded/drift",
+        figures,
+    )
+    one.add_argument("--layers", type=Path, required=True, metavar="CSV", help="what `collect-training` wrote")
+    one.add_argument("--out", type=Path, required=True, metavar="STEM", help="path without .png, .svg, .csv")
+
+    one = configured(
+        verb(
+            "collect-training",
+            collect_training,
+            "gather the records of all training into training.csv and drift.csv",
+            f"collect-training --config {run}/config.yaml --results {run}",
+        )
+    )
+    one.add_argument("--results", type=Path, required=True, metavar="DIR", help="results/<run>")
+    one = verb(
+        "claims",
+        claims,
+        "hold the paper's claims about training against a run's numbers",
+        f"claims --steps {run}/training.csv --drift {run}/drift.csv \\\n"
+        f"    --scores {run}/scores.csv --out {run}/tables/claims",
+    )
+    one.add_argument("--steps", type=Path, required=True, metavar="CSV", help="training.csv of the run")
+    one.add_argument("--drift", type=Path, required=True, metavar="CSV", help="drift.csv of the run")
+    one.add_argument("--scores", type=Path, required=True, metavar="CSV", help="scores.csv of the run")
+    one.add_argument("--out", type=Path, required=True, metavar="STEM", help="path without .csv, .md")
 
     one = verb(
         "compare",

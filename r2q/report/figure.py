@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from r2q.report import drift as _drift
 from r2q.report import lattice as _lattice
+from r2q.report import training_curves as _training_curves
 from r2q.report import weight_error as _weight_error
 
 
@@ -22,3 +24,13 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
 def weight_error(layers: str | Path, out: str | Path) -> None:
     """Relative weight error of every layer and recipe in a run's layers.csv."""
     _weight_error.plot(layers, out)
+
+
+def training(steps: str | Path, out: str | Path) -> None:
+    """Gradient norm and loss by step in a run's training.csv."""
+    _training_curves.plot(steps, out)
+
+
+def drift(layers: str | Path, out: str | Path) -> None:
+    """Distance to the full-precision weights before and after training in a run's drift.csv."""
+    _drift.plot(layers, out)

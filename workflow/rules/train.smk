@@ -41,3 +41,117 @@ for MODEL in [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))
                 --out {output:q} \
                 --log {log:q}
             """
+
+
+# What training has to show: nothing of it is asked for where no recipe trains.
+TRAINS = bool(trained(name for model in CONFIG.models for name in CONFIG.recipes_of(model)))
+TRAINING_FIGURES = [
+    f"{FIGURE_FOLDER}/{name}.{ending}" for name in ("training", "drift") for ending in ("png", "svg", "csv")
+]
+CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"]
+TRAINING = [*TRAINING_FIGURES, *CLAIMS] if TRAINS else []
+
+
+rule collect_training:
+    input:
+        [
+            path
+            for model in CONFIG.models
+            for path in unit_files(model, trained(CONFIG.recipes_of(model)), "report.json")
+        ],
+    output:
+        steps=f"{RESULTS}/training.csv",
+        drift=f"{RESULTS}/drift.csv",
+    log:
+        log_of("collect_training"),
+    benchmark:
+        benchmark_of("collect_training")
+    params:
+        asked=asked(recipes=recipe_entries(trained(CONFIG.recipes))),
+        source=source_hash(["r2q/report"]),
+        config=RUN_CONFIG,
+        results=folder_of_output,
+    message:
+        "collect-training: gather the records of training"
+    shell:
+        r"""
+        python -m r2q collect-training \
+            --config {params.config:q} \
+            --results {params.results:q} \
+            --log {log:q}
+        """
+
+
+rule figure_training:
+    input:
+        rules.collect_training.output.steps,
+    output:
+        report(TRAINING_FIGURES[0], caption="../report/training.rst", category="Figures"),
+        TRAINING_FIGURES[1:3],
+    log:
+        log_of("figure_training"),
+    benchmark:
+        benchmark_of("figure_training")
+    params:
+        source=source_hash(["r2q/report"]),
+        out=f"{FIGURE_FOLDER}/training",
+    message:
+        "figure training: gradient norm and loss by step"
+    shell:
+        r"""
+        python -m r2q figure training \
+            --steps {input:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule figure_drift:
+    input:
+        rules.collect_training.output.drift,
+    output:
+        report(TRAINING_FIGURES[3], caption="../report/drift.rst", category="Figures"),
+        TRAINING_FIGURES[4:],
+    log:
+        log_of("figure_drift"),
+    benchmark:
+        benchmark_of("figure_drift")
+    params:
+        source=source_hash(["r2q/report"]),
+        out=f"{FIGURE_FOLDER}/drift",
+    message:
+        "figure drift: distance to full precision before and after training"
+    shell:
+        r"""
+        python -m r2q figure drift \
+            --layers {input:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule claims:
+    input:
+        steps=rules.collect_training.output.steps,
+        drift=rules.collect_training.output.drift,
+        scores=f"{RESULTS}/scores.csv",
+    output:
+        CLAIMS,
+    log:
+        log_of("claims"),
+    benchmark:
+        benchmark_of("claims")
+    params:
+        source=source_hash(["r2q/report"]),
+        out=f"{RESULTS}/tables/claims",
+    message:
+        "claims: hold the claims about training against the numbers"
+    shell:
+        r"""
+        python -m r2q claims \
+            --steps {input.steps:q} \
+            --drift {input.drift:q} \
+            --scores {input.scores:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
