@@ -19,6 +19,7 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, WeightMethod
 from tests.baselines.calibrated import text
 from tests.models.tiny import tiny_folder, tokens
+from tests.training.rows import random_data
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 
@@ -31,7 +32,10 @@ def shipped_recipes() -> list[Recipe]:
             granularity = "g32" if (entry.granularity or "").startswith("g") else entry.granularity
             for bits in {entry.bits, 3, 4} if configuration.method_info(entry.method).weight_method else {entry.bits}:
                 label = f"{name.removesuffix(f'-{entry.granularity}')}-{granularity}-{bits}bit"
-                found[label] = Recipe(name, entry.method, granularity, bits, 0, dict(entry.options))
+                options = dict(entry.options)
+                if configuration.method_info(entry.method).needs == "training":
+                    options |= {"steps": 2, "batch_rows": 4, "warmup_steps": 0}
+                found[label] = Recipe(name, entry.method, granularity, bits, 0, options)
     return [found[label] for label in sorted(found)]
 
 
@@ -52,7 +56,8 @@ def quantized(source: Path, recipe: Recipe) -> tuple[Any, list[dict[str, Any]]]:
     model = load_full(str(source))
     method = make_method(recipe)
     data = text() if method.needs == "calibration" else None
-    layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), data)
+    rows = random_data() if method.needs == "training" else None
+    layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), data, rows)
     return model, layers
 
 
@@ -127,10 +132,11 @@ def test_a_group_that_does_not_divide_is_refused_with_the_layer(recipe: Recipe, 
 def test_weights_that_are_not_finite_are_refused_with_the_layer(recipe: Recipe, source: Path) -> None:
     model = load_full(str(source))
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
+    rows = random_data() if method.needs == "training" else None
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj.*not finite"):
         method = make_method(recipe)
         data = text() if method.needs == "calibration" else None
-        apply(method, model, list_targets(model), torch.device("cpu"), data)
+        apply(method, model, list_targets(model), torch.device("cpu"), data, rows)
 
 
 @pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2 and r.method != "random_codes"], ids=label)
