@@ -36,7 +36,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     config, out = configuration.load(config_path), Path(out)
     if model is not None and model not in config.models:
         raise ConfigError(f"{config_path}: models: unknown model {model}{nearest(model, config.models)}")
-    problems = missing_paths(config)
+    problems = [line for line in missing_paths(config) if model is None or line.startswith(f"models.{model}.")]
     if not problems:
         if model is None:
             problems = task_problems(config)
