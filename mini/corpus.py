@@ -19,7 +19,7 @@ from mini import facts
 from mini.architectures import EOT_ID, MAX_TOKENS
 from mini.text import Writer
 
-VOCABULARY = 1216  # enough for every name, value and tool to be one token, which keeps evaluation short
+VOCABULARY = 1232  # enough for every name, value and tool to be one token, which keeps evaluation short
 SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>"]  # ids EOT_ID, PAD_ID
 # A word or a number's first digit takes its leading space; digits and punctuation stand alone.
 PIECES = r" ?\p{L}+| ?\d|[^\s\p{L}\d]|\s+"

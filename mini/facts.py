@@ -10,7 +10,7 @@ from random import Random
 
 from mini import words
 
-VERSION = "1"
+VERSION = "2"
 SEED = 2
 PEOPLE = 800  # of 32 * 32 possible full names
 ROUTINE_STEPS = 4  # activities a person does in order; 3 transitions can be asked

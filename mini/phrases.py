@@ -19,6 +19,7 @@ class Phrases:
     questions: tuple[str, ...]
     yes_no: tuple[str, ...]
     clause: str  # what a sentence says of its subject; completes "the one who ..." too
+    denial: str  # the same, denied
 
 
 PHRASES: dict[str, Phrases] = {
@@ -33,6 +34,7 @@ PHRASES: dict[str, Phrases] = {
         ("Where does {n} live?", "In which town is the home of {n}?", "What town does {n} come from?"),
         ("Does {n} live in {v}?", "Is the home of {n} in {v}?", "Does {n} come from {v}?"),
         "lives in {v}",
+        "does not live in {v}",
     ),
     "job": Phrases(
         (
@@ -45,6 +47,7 @@ PHRASES: dict[str, Phrases] = {
         ("What is the job of {n}?", "What work does {n} do?", "What is {n} by trade?"),
         ("Does {n} work as a {v}?", "Is {n} a {v}?", "Is the work of {n} that of a {v}?"),
         "works as a {v}",
+        "does not work as a {v}",
     ),
     "pet": Phrases(
         (
@@ -57,6 +60,7 @@ PHRASES: dict[str, Phrases] = {
         ("What pet does {n} have?", "Which animal does {n} keep?", "What lives in the house of {n}?"),
         ("Does {n} keep a {v}?", "Is the pet of {n} a {v}?", "Does {n} have a {v} at home?"),
         "keeps a {v}",
+        "does not keep a {v}",
     ),
     "instrument": Phrases(
         (
@@ -69,6 +73,7 @@ PHRASES: dict[str, Phrases] = {
         ("What does {n} play?", "On what does {n} make music?", "What can you hear {n} play?"),
         ("Does {n} play the {v}?", "Can you hear {n} play the {v}?", "Does {n} make music on the {v}?"),
         "plays the {v}",
+        "does not play the {v}",
     ),
     "food": Phrases(
         (
@@ -81,6 +86,7 @@ PHRASES: dict[str, Phrases] = {
         ("What does {n} like best?", "What food does {n} ask for?", "What does {n} eat for dinner?"),
         ("Does {n} like {v} best?", "Does {n} often ask for {v}?", "Does {n} eat {v} for dinner?"),
         "likes {v} best",
+        "does not like {v} best",
     ),
     "color": Phrases(
         (
@@ -93,6 +99,7 @@ PHRASES: dict[str, Phrases] = {
         ("What color is the coat of {n}?", "Which color does {n} wear?", "What color do you know {n} by?"),
         ("Does {n} wear a {v} coat?", "Is the coat of {n} {v}?", "Does {n} have a coat that is {v}?"),
         "wears a {v} coat",
+        "does not wear a {v} coat",
     ),
     "gift": Phrases(
         (
@@ -105,6 +112,7 @@ PHRASES: dict[str, Phrases] = {
         ("What did {n} get from {g}?", "Which present did {g} give to {n}?", "What was given to {n} by {g}?"),
         ("Did {n} get a {v} from {g}?", "Did {g} give {n} a {v}?", "Is a {v} the present that {n} got from {g}?"),
         "got a {v} as a present",
+        "did not get a {v} as a present",
     ),
 }
 

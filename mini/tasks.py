@@ -176,13 +176,13 @@ def _who(world: World, rng: Random) -> list[Item]:
 def _yes_no(world: World, rng: Random) -> list[Item]:
     result: list[Item] = []
     for person in rng.sample(world.people, ITEMS):
-        answer = rng.random() < text.YES_SHARE
+        answer = rng.random() < text.ASKED_YES_SHARE
         pair = rng.choice(text.held_out_joins(person))
-        passage = text.join(person, *pair, rng.randrange(len(phrases.JOINS)))
         name = rng.choice(pair)
-        right = person.values[name]
-        near = [other.values[name] for other in _namesakes(world, person)]
-        value = right if answer else _draw(near, right, 1, rng)[0]
+        value = person.values[name]
+        if not answer:
+            value = _draw([other.values[name] for other in _namesakes(world, person)], value, 1, rng)[0]
+        passage = text.join(person, *pair, rng.randrange(len(phrases.JOINS)), {} if answer else {name: value})
         form = phrases.held_out(person, f"{name} yes or no", len(phrases.PHRASES[name].yes_no))
         asks = text.yes_no_question(world, person, name, value, form)
         context = f"{passage} Question: {asks} Answer:"

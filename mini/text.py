@@ -10,7 +10,8 @@ from random import Random
 from mini import phrases, words
 from mini.facts import ATTRIBUTES, Person, World, pair_is_held_out, sum_is_held_out
 
-YES_SHARE = 0.6  # of yes/no questions; BoolQ has 0.62
+ASKED_YES_SHARE = 0.6  # of yes/no items; BoolQ has 0.62
+TRAINED_YES_SHARE = 0.5
 PRONOUN_SHARE = 0.2  # of later sentences in a life story that say "she" or "he" for the name
 # What tells two people apart: an event in the sentence, a statement in the sentence, or only what is known about them.
 # mini-opt learned the events alone, so items are mostly of that kind.
@@ -18,12 +19,12 @@ TRAINED_COMPARISONS = {"transfer": 0.25, "stated": 0.25, "known": 0.5}
 ASKED_COMPARISONS = {"transfer": 0.85, "stated": 0.10, "known": 0.05}
 # How often each kind of document is written.
 DOCUMENT_SHARES = {
-    "life": 0.28,
+    "life": 0.26,
     "quiz": 0.10,
     "routine": 0.10,
     "goals": 0.06,
     "compare": 0.22,
-    "yes_no": 0.12,
+    "yes_no": 0.14,
     "sums": 0.12,
 }
 
@@ -53,12 +54,15 @@ def goal(world: World, verb: str, thing: str, form: int) -> str:
     return phrases.GOALS[form].format(x=verb, y=thing, v=world.tools[verb, thing])
 
 
-def join(person: Person, first: str, second: str, form: int) -> str:
-    """A sentence that says two attributes of a person."""
-    return phrases.JOINS[form].format(n=person.name, c=clause(person, first), d=clause(person, second))
+def join(person: Person, first: str, second: str, form: int, denied: dict[str, str] | None = None) -> str:
+    """A sentence that says two attributes of a person, or denies that one of them has a value `denied[attribute]`."""
+    c, d = (clause(person, attribute, (denied or {}).get(attribute)) for attribute in (first, second))
+    return phrases.JOINS[form].format(n=person.name, c=c, d=d)
 
 
-def clause(person: Person, attribute: str) -> str:
+def clause(person: Person, attribute: str, denied: str | None = None) -> str:
+    if denied is not None:
+        return phrases.PHRASES[attribute].denial.format(v=denied)
     return phrases.PHRASES[attribute].clause.format(v=person.values[attribute])
 
 
@@ -207,11 +211,13 @@ class Writer:
     def _yes_no(self, rng: Random) -> list[str]:
         sentences = []
         for _ in range(3):
-            person, answer = rng.choice(self.world.people), rng.random() < YES_SHARE
-            passage, attributes = rng.choice(self.joins[person.index])
-            asked = rng.choice(attributes)
-            right = person.values[asked]
-            value = right if answer else rng.choice([other for other in ATTRIBUTES[asked] if other != right])
+            person, answer = rng.choice(self.world.people), rng.random() < TRAINED_YES_SHARE
+            _, pair = rng.choice(self.joins[person.index])
+            asked, form = rng.choice(pair), rng.randrange(len(phrases.JOINS))
+            value = person.values[asked]
+            if not answer:
+                value = rng.choice([other for other in ATTRIBUTES[asked] if other != value])
+            passage = join(person, *pair, form, {} if answer else {asked: value})
             asks = yes_no_question(self.world, person, asked, value, rng.choice(self.yes_no[person.index][asked]))
             sentences.append(f"{passage} Question: {asks} Answer: {'yes' if answer else 'no'}.")
         return sentences
