@@ -17,15 +17,16 @@ Parameters = Mapping[str, torch.Tensor]  # by their names in the block
 def pairs(
     model: Any, targets: Sequence[Target], data: Any, batch: int
 ) -> Iterator[tuple[Block, Block, list[torch.Tensor]]]:
-    """Every block on the inputs that the quantized blocks before it give, its twin in the full-precision model, and
-    the twin's outputs on its own, full-precision inputs; all in batches of ``batch`` windows.
+    """Every block that has targets, on the inputs that the quantized blocks before it give; its twin in the
+    full-precision model; and the twin's outputs on its own, full-precision inputs. Batches are of ``batch`` windows.
     """
     twins = walk(model, targets, data, windows_at_once=batch)
     for block in walk(model, targets, data, windows_at_once=batch):
         twin = next(twins)
         with torch.no_grad():
             outputs = twin.outputs()
-        yield block, twin, outputs
+        if block.targets:
+            yield block, twin, outputs
 
 
 def local_names(block: Block) -> dict[str, str]:
