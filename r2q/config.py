@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from r2q.options import ConfigError, MethodInfo, MethodOptions, built_in_methods, method_info, nearest, resolve_method
+from r2q.options import ConfigError, MethodInfo, MethodOptions, built_in_methods, method_info, resolve_method
 from r2q.problems import DEVICE, GRANULARITY, NAME, describe
 from r2q.strict_yaml import read_yaml
 from r2q.training.section import Training
@@ -35,6 +35,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 CALIBRATION_PRESETS = ("wikitext2", "c4", "pile")
+LATTICE_METHODS = ("rtn", "r2q")  # shown side by side in the lattice figure
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
 RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
 HUB_TEXT = re.compile(r"^[\w.-]+/[\w.-]+:[\w.-]*:[\w.-]+$")  # owner/name:config:split
@@ -255,6 +256,30 @@ class Config(_Closed):
         """Whether a recipe trains the model."""
         return method_info(self.recipes[recipe].method).needs == "training"
 
+    def lattice_units(self) -> tuple[str, list[str]] | None:
+        """What the lattice figure shows: a model and its recipes rtn and r2q; None when there is no such pair.
+
+        The first model that has both methods with default options, the same bits and the same groups or channels; the
+        model that `figures.lattice` names, if it names one.
+        """
+        for model in [self.figures.lattice.model] if self.figures.lattice.model else self.models:
+            plain: dict[tuple[str | None, int], dict[str, str]] = {}
+            for name in self.recipes_of(model):
+                entry = self.recipes[name]
+                if entry.method not in LATTICE_METHODS or entry.granularity == "tensor":
+                    continue
+                options = method_info(entry.method).options
+                if options.model_validate(entry.options) == options():
+                    plain.setdefault((entry.granularity, entry.bits), {}).setdefault(entry.method, name)
+            for found in plain.values():
+                if len(found) == len(LATTICE_METHODS):
+                    return model, [found[method] for method in LATTICE_METHODS]
+        return None
+
+    def quantizes(self) -> bool:
+        """Whether any recipe changes a weight."""
+        return any(self.recipes[recipe].granularity for model in self.models for recipe in self.recipes_of(model))
+
     def items_of(self, task: str) -> int | None:
         """How many items of a task are asked; None = all."""
         own = self.tasks[task].items
@@ -276,115 +301,13 @@ def load(path: str | Path) -> Config:
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
     """Check a config that is already plain data; `source` names it in messages. Raises ConfigError."""
+    from r2q.consistency import find_problems  # which is about the classes above
+
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {line}" for line in describe(error, Config))) from None
-    problems = [*_problems(config)]
+    problems = find_problems(config)
     if problems:
         raise ConfigError("\n".join(f"{source}: {line}" for line in problems))
     return config
-
-
-def _problems(config: Config) -> list[str]:
-    """What single keys cannot say: names that must exist elsewhere, the options of the methods."""
-    found: list[str] = []
-    if config.run in RESERVED_RUNS:
-        found.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
-    if not config.tasks and not config.perplexity:
-        found.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity")
-    for name, model in config.models.items():
-        if name in RESERVED_MODELS:
-            found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
-        if model.revision is not None and model.is_folder:
-            found.append(f"models.{name}.revision: only a hub model has one, {model.path} is a folder")
-        for recipe in model.recipes or []:
-            if recipe not in config.recipes:
-                found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
-        found += _twice(f"models.{name}.recipes", model.recipes or [])
-    for name, entry in config.recipes.items():
-        found += [f"recipes.{name}{line}" for line in _recipe_problems(name, entry)]
-    for name, text in config.perplexity.items():
-        if not text.is_file and not HUB_TEXT.match(text.path):
-            allowed = "a .txt, .jsonl or .parquet file (also .xz, .gz) or owner/name:config:split"
-            found.append(f"perplexity.{name}.path: {text.path} is neither {allowed}")
-        if name in config.tasks:
-            found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
-    found += _calibration_problems(config)
-    found += _training_problems(config)
-    found += _twice("seeds", config.seeds)
-    for name, model in config.models.items():
-        found += _twice(f"models.{name}.seeds", model.seeds or [])
-    shown = config.figures.lattice.model
-    if shown is not None and shown not in config.models:
-        found.append(f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}")
-    return found
-
-
-def _calibration_problems(config: Config) -> list[str]:
-    """Text that is missing, cannot be read, or is also evaluated."""
-    wanted = config.calibration
-    if wanted is None:
-        used = dict.fromkeys(name for model in config.models for name in config.recipes_of(model))
-        needy = [name for name in used if _needs(config.recipes[name].method, "calibration")]
-        names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
-        return [f"calibration: required by recipes {names}; name at least its source"] if needy else []
-    found = []
-    if wanted.source not in CALIBRATION_PRESETS and not wanted.is_file and not HUB_TEXT.match(wanted.source):
-        allowed = f"{', '.join(CALIBRATION_PRESETS)}, a .txt, .jsonl or .parquet file (also .xz, .gz)"
-        close = nearest(wanted.source, CALIBRATION_PRESETS) if "/" not in wanted.source else ""
-        found.append(f"calibration.source: {wanted.source} is none of {allowed}, owner/name:config:split{close}")
-    for name, text in config.perplexity.items():
-        if text.path == wanted.source:
-            found.append(f"calibration.source: {wanted.source} is evaluated as perplexity.{name}; choose other text")
-    return found
-
-
-def _training_problems(config: Config) -> list[str]:
-    """Rows that are missing, cannot be read, or are also evaluated."""
-    if config.training is None:
-        needy = [name for name, entry in config.recipes.items() if _needs(entry.method, "training")]
-        names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
-        return [f"training: required by recipes {names}; name at least its texts"] if needy else []
-    found = []
-    evaluated = {text.path: f"perplexity.{name}" for name, text in config.perplexity.items()}
-    for number, texts in enumerate(config.training.texts):
-        key = f"training.texts[{number}].path: {texts.path}"
-        if not TEXT_FILE.search(texts.path) and not HUB_TEXT.match(texts.path):
-            allowed = "a .txt, .jsonl or .parquet file (also .xz, .gz) nor owner/name:config:split"
-            found.append(f"{key} is neither {allowed}")
-        if texts.path in evaluated:
-            found.append(f"{key} is evaluated as {evaluated[texts.path]}; choose other text")
-    return found
-
-
-def _needs(method: str, what: str) -> bool:
-    try:
-        return method_info(method).needs == what
-    except ConfigError:  # reported with the recipe
-        return False
-
-
-def _recipe_problems(name: str, entry: Recipe) -> list[str]:
-    """Problems of one recipe; each starts with the rest of its key."""
-    found = [f".{line}" for line in _twice("seeds", entry.seeds or [])]
-    suffix = SUFFIX.search(name)
-    if suffix and suffix[1] != entry.granularity:
-        found.append(f".granularity: the name ends in -{suffix[1]} but the value is {entry.granularity or 'null'}")
-    try:
-        info = method_info(entry.method)
-    except ConfigError as error:
-        return [*found, f".method: {error}"]
-    if entry.granularity is None and (info.weight_method or entry.method == "r2q"):
-        found.append(f".granularity: method {entry.method} needs one: g<size>, channel or tensor")
-    if entry.granularity is not None and (entry.method == "full_precision" or info.needs == "checkpoint"):
-        found.append(f".granularity: method {entry.method} has none, not {entry.granularity}")
-    try:
-        info.options.model_validate(entry.options)
-    except ValidationError as error:
-        found += [f".options.{line}" for line in describe(error, info.options)]
-    return found
-
-
-def _twice(key: str, values: list[Any]) -> list[str]:
-    return [f"{key}: {value} stands twice" for value in dict.fromkeys(values) if values.count(value) > 1]

@@ -64,7 +64,8 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
         wants = config.recipes[recipe]
         if wants.lm_head and facts["head"] is None:
             problems.append(f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding")
-        size = int(wants.granularity[1:]) if (wants.granularity or "").startswith("g") else 1
+        granularity = wants.granularity or ""
+        size = int(granularity[1:]) if granularity.startswith("g") else 1
         layers = facts["targets"] + ([facts["head"]] if wants.lm_head and facts["head"] else [])
         bad = [layer for layer in layers if layer["shape"][-1] % size]
         if bad:

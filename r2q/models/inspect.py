@@ -17,8 +17,6 @@ from r2q.models.packed import PackedWeight
 from r2q.models.targets import list_targets
 from r2q.options import nearest
 
-LATTICE_METHODS = ("rtn", "r2q")  # shown side by side, both with their default options
-
 
 def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) -> None:
     """Write where RTN and R2Q put every weight of one group: the data of the lattice figure.
@@ -37,8 +35,13 @@ def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) 
     """
     config = configuration.load(config_path)
     wanted = config.figures.lattice
-    model = wanted.model or next(iter(config.models))
-    recipes = _pair(config, model)
+    units = config.lattice_units()
+    if units is None:
+        raise ValueError(
+            f"the lattice figure needs for {wanted.model or ' or '.join(config.models)} a recipe rtn and a recipe r2q with "
+            "default options, both with the same group size or channel and the same bits"
+        )
+    model, recipes = units
     quiet()
     entry = config.models[model]
     targets = {target.name: target.weight for target in list_targets(load_full(entry.path, entry.revision))}
@@ -55,24 +58,6 @@ def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) 
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(out, text.getvalue())
-
-
-def _pair(config: configuration.Config, model: str) -> list[str]:
-    """The first plain recipe of each method, both with the same granularity (not a whole tensor) and bits."""
-    plain: dict[tuple[str | None, int], dict[str, str]] = {}
-    for name in config.recipes_of(model):
-        recipe = config.recipes[name]
-        options = configuration.method_info(recipe.method).options
-        by_default = options.model_validate(recipe.options) == options()
-        if recipe.method in LATTICE_METHODS and by_default and recipe.granularity != "tensor":
-            plain.setdefault((recipe.granularity, recipe.bits), {}).setdefault(recipe.method, name)
-    for names in plain.values():
-        if len(names) == len(LATTICE_METHODS):
-            return [names[method] for method in LATTICE_METHODS]
-    raise ValueError(
-        f"the lattice figure needs for {model} a recipe rtn and a recipe r2q with default options, both with the same "
-        f"group size or channel and the same bits; the config has {', '.join(config.recipes_of(model))}"
-    )
 
 
 def _group_rows(

@@ -1,8 +1,7 @@
 # Scores, tables and figures: from here on nothing imports torch, but for the one figure that looks into the weights.
 TABLES = expand("{folder}/tables/main.{ending}", folder=RESULTS, ending=["csv", "md", "tex"])
-FIGURES = [
-    f"{FIGURE_FOLDER}/{figure}.{ending}" for figure in ("lattice", "weight_error") for ending in ("png", "svg", "csv")
-]
+DRAWN = ["lattice"] * (CONFIG.lattice_units() is not None) + ["weight_error"] * CONFIG.quantizes()
+FIGURES = expand("{folder}/{figure}.{ending}", folder=FIGURE_FOLDER, figure=DRAWN, ending=["png", "svg", "csv"])
 
 
 rule collect:
