@@ -74,6 +74,13 @@ class Options(MethodOptions):
     compat: Literal["none", "reference"] = "none"
 
 
+def original(block: Block, target: Target) -> torch.Tensor:
+    """A weight in float32 on the device, before the block's copy is changed; from the copy where that is exact."""
+    copied = block.weight(target.name)
+    exact = copied.dtype in (target.weight.dtype, torch.float32)
+    return (copied if exact else target.weight.to(copied.device)).float()
+
+
 class GPTQ(Method):
     """Error feedback on any lattice, block by block."""
 
@@ -125,11 +132,11 @@ class GPTQ(Method):
         names = ", ".join(target.name for target in group)
         try:
             if group[0].is_stack:
-                codes, grid, factors = self._stack(group[0], moment)
+                codes, grid, factors = self._stack(original(block, group[0]), group[0].name, moment)
                 results = [QuantizedWeight.from_codes(codes, grid)]
             else:
                 factors = [factorize(moment, self.options.damping, self.options.act_order)]
-                results = self._together(group, factors[0])
+                results = self._together(block, group, factors[0])
         except ValueError as error:
             raise ValueError(f"recipe {self.recipe.name}, layer {names}: {error}") from None
         for target, quantized in zip(group, results, strict=True):
@@ -154,12 +161,11 @@ class GPTQ(Method):
             weight, factor, self.lattice, size, options.static_groups, stale=options.compat == "reference"
         )
 
-    def _together(self, group: Sequence[Target], factor: Factor) -> list[QuantizedWeight]:
+    def _together(self, block: Block, group: Sequence[Target], factor: Factor) -> list[QuantizedWeight]:
         """Rows of all targets of a group below each other; a whole tensor with levels of its own stays alone."""
-        device = factor.upper.device
         self.lattice.begin(group[0].name)
         size = self.recipe.group_size(group[0].weight.shape[1], group[0].name)
-        weights = [target.weight.to(device).float() for target in group]
+        weights = [original(block, target) for target in group]
         if size is None:
             return [QuantizedWeight.from_codes(*self._rows(weight, factor, None)) for weight in weights]
         codes, grid = self._rows(torch.cat(weights), factor, size)
@@ -167,15 +173,17 @@ class GPTQ(Method):
         grids = split_rows(grid, rows)
         return [QuantizedWeight.from_codes(c, g) for c, g in zip(codes.split(rows), grids, strict=True)]
 
-    def _stack(self, target: Target, moments: torch.Tensor) -> tuple[torch.Tensor, Grid, list[Factor]]:
+    def _stack(
+        self, weights: torch.Tensor, name: str, moments: torch.Tensor
+    ) -> tuple[torch.Tensor, Grid, list[Factor]]:
         """Every expert with the Hessian of the tokens that it saw."""
-        self.lattice.begin(target.name)
-        size = self.recipe.group_size(target.weight.shape[-1], target.name)
+        self.lattice.begin(name)
+        size = self.recipe.group_size(weights.shape[-1], name)
         codes, grids, factors = [], [], []
-        for expert, (weight, moment) in enumerate(zip(target.weight, moments, strict=True)):
+        for expert, (weight, moment) in enumerate(zip(weights, moments, strict=True)):
             try:
                 factor = factorize(moment, self.options.damping, self.options.act_order)
-                found, grid = self._rows(weight.to(moment.device).float(), factor, size)
+                found, grid = self._rows(weight, factor, size)
             except ValueError as error:
                 raise ValueError(f"expert {expert}: {error}") from None
             factor.upper = torch.empty(0)  # large, and done with

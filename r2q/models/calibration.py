@@ -94,7 +94,8 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         raise ConfigError(
             f"{config_path}: calibration.window: {wanted.window} tokens, but {model} has only {positions} positions"
         )
-    encoder = Encoder(load_tokenizer(entry.path, entry.revision), entry.add_bos)
+    tokenizer = load_tokenizer(entry.path, entry.revision)
+    encoder = Encoder(tokenizer, entry.add_bos)
     documents = read_source(wanted.source, wanted.field)
     slicing = wanted.slicing
     if slicing == "auto":
@@ -114,6 +115,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         "field": wanted.field,
         "slicing": slicing,
         "seed": wanted.seed,
+        "tokenizer": vocabulary_sha256(tokenizer),
         "sha256": (digest := tokens_sha256(tokens, held_out)),
         "documents": len(documents),
         "text_tokens": text_tokens,
@@ -160,6 +162,22 @@ def tokens_sha256(*windows: torch.Tensor) -> str:
     for tensor in windows:
         digest.update(repr(tuple(tensor.shape)).encode() + tensor.long().contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """Hash of a tokenizer's vocabulary: whose ids the tokens are."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+def check_tokenizer(calibration: Calibration, tokenizer: Any, model: str) -> None:
+    """Refuse tokens that were cut with another tokenizer.
+
+    Raises:
+        ValueError: names the model.
+    """
+    if calibration.facts.get("tokenizer") != vocabulary_sha256(tokenizer):
+        raise ValueError(f"the calibration tokens are not of the tokenizer of {model}: run `r2q calibrate` again")
 
 
 def read_source(source: str, field: str) -> list[str]:

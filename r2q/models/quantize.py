@@ -16,7 +16,7 @@ import torch
 from r2q import config as configuration
 from r2q.kept import Kept, key, source_hash, write_json
 from r2q.measure import Measured, versions
-from r2q.models.calibration import Calibration, load_calibration
+from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.calibration import describe as describe_calibration
 from r2q.models.external import adopt
 from r2q.models.load import load_full, load_tokenizer, quiet
@@ -26,7 +26,7 @@ from r2q.models.save import folder_digest, save, weights_digest
 from r2q.models.targets import Target, list_targets
 from r2q.quantization.method import CheckpointMethod, Method, Quantized, QuantizedWeight, Recipe, WeightMethod
 from r2q.training.data import TrainingData
-from r2q.training.unit import drop_checkpoints, has_records, read_training, training_identity
+from r2q.training.unit import drop_checkpoints, has_records, read_training, start_folder, training_identity
 
 FORMAT_VERSION = 1
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
@@ -92,6 +92,8 @@ def quantize(
             raise ValueError(f"recipe {recipe.name} needs training data: `r2q teacher-data` writes it")
     rows = None if training is None else read_training(Path(training), device)
     tokenizer = load_tokenizer(entry.path, entry.revision)
+    if data is not None:
+        check_tokenizer(data, tokenizer, model)
     out = Path(out)
     kept = Kept(out.parent / ".kept")
     for number, recipe in enumerate(units, 1):
@@ -99,8 +101,9 @@ def quantize(
         identity = _identity(recipe, facts["fingerprint"], device, data)
         lessons = None
         if rows is not None and configuration.method_info(recipe.method).needs == "training":
-            identity |= training_identity(recipe, rows)
-            lessons = replace_fields(rows, folder=folder / "training", identity=key(identity))
+            start = start_folder(config, recipe, model, out)
+            identity |= training_identity(recipe, rows, start)
+            lessons = replace_fields(rows, folder=folder / "training", start=start, identity=key(identity))
         progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
         record = kept.get("quantize", key(identity), folder / "report.json")
         whole = lessons is None or has_records(folder / "training")
