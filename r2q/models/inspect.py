@@ -38,8 +38,8 @@ def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) 
     units = config.lattice_units()
     if units is None:
         raise ValueError(
-            f"the lattice figure needs for {wanted.model or ' or '.join(config.models)} a recipe rtn and a recipe r2q with "
-            "default options, both with the same group size or channel and the same bits"
+            f"the lattice figure needs for {wanted.model or ' or '.join(config.models)} a recipe rtn and a recipe r2q "
+            "with default options, both with the same group size or channel and the same bits"
         )
     model, recipes = units
     quiet()
