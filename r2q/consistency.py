@@ -81,11 +81,11 @@ def _calibration_problems(config: Config) -> list[str]:
 
 def _training_problems(config: Config) -> list[str]:
     """Rows that are missing, cannot be read, or are also evaluated."""
+    needy = [name for name, entry in config.recipes.items() if _needs(entry.method, "training")]
     if config.training is None:
-        needy = [name for name, entry in config.recipes.items() if _needs(entry.method, "training")]
         names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
         return [f"training: required by recipes {names}; name at least its texts"] if needy else []
-    found = []
+    found = [line for name in needy for line in _start_problems(config, name)]
     evaluated = {text.path: f"perplexity.{name}" for name, text in config.perplexity.items()}
     for number, texts in enumerate(config.training.texts):
         key = f"training.texts[{number}].path: {texts.path}"
@@ -95,6 +95,20 @@ def _training_problems(config: Config) -> list[str]:
         if texts.path in evaluated:
             found.append(f"{key} is evaluated as {evaluated[texts.path]}; choose other text")
     return found
+
+
+def _start_problems(config: Config, name: str) -> list[str]:
+    """A recipe to start from that is not there, trains itself, or has other groups."""
+    entry, start = config.recipes[name], config.recipes[name].options.get("start")
+    key = f"recipes.{name}.options.start: {start}"
+    if start is None:
+        return []
+    if start not in config.recipes:
+        return [f"{key} is no recipe{nearest(start, config.recipes)}"]
+    if _needs(config.recipes[start].method, "training") or config.recipes[start].granularity != entry.granularity:
+        return [f"{key} must be a recipe with granularity {entry.granularity} that does not train"]
+    without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
+    return [f"{key} is not among the recipes of model {model}" for model in without]
 
 
 def _needs(method: str, what: str) -> bool:

@@ -53,6 +53,7 @@ class TrainingData:
         digest: SHA-256 of the rows and of how they were made.
         folder: where checkpoints and records go; None: nowhere, and nothing can be resumed.
         device: where to train.
+        start: the packed folder whose levels bound the latent weights at the start; None: nothing does.
         identity: hash of everything that can move the result; a checkpoint of another identity is not used.
     """
 
@@ -62,6 +63,7 @@ class TrainingData:
     digest: str
     folder: Path | None = None
     device: torch.device = CPU
+    start: Path | None = None
     identity: str = ""
 
     def loss_on(self, wanted: str) -> str:

@@ -14,6 +14,7 @@ from r2q.quantization.method import Method, Quantized, Recipe, WeightMethod
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.schedule import compute_dtype
+from r2q.training.start import clamp_to_levels
 from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
@@ -54,6 +55,10 @@ class TrainingMethod(Method):
         options: TrainingOptions = self.options
         latent = getattr(torch, options.latent)
         student = self.student(model, targets, latent, data.device)
+        if options.start is not None:
+            if data.start is None:
+                raise ValueError(f"recipe {self.recipe.name}: start: {options.start} is asked for and not given")
+            clamp_to_levels(student, data.start)
         teacher = teacher_of(model, compute_dtype(options, data.device.type), data.device)
         trainer = Trainer(student, teacher, options, data, self.recipe.seed)
         drift = _Drift(model, student)

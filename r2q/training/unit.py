@@ -9,6 +9,7 @@ import torch
 
 from r2q import config as configuration
 from r2q.kept import source_hash
+from r2q.models.save import folder_digest
 from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read
 
@@ -22,11 +23,27 @@ def read_training(path: Path, device: torch.device) -> TrainingData:
     return TrainingData(train, held_out, settings["kind"], digest, device=device)
 
 
-def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
-    """What else can move the result of a recipe that trains: rows, trainer, quantizer."""
+def start_folder(config: configuration.Config, recipe: Recipe, model: str, out: Path) -> Path | None:
+    """The packed folder that a recipe starts from; None when it starts from the model's own weights."""
+    name = recipe.options["start"]
+    return None if name is None else out / name / f"seed{config.seeds_of(name, model)[0]}"
+
+
+def training_identity(recipe: Recipe, data: TrainingData, start: Path | None) -> dict[str, Any]:
+    """What else can move the result of a recipe that trains: rows, trainer, quantizer, the weights it starts from.
+
+    Raises:
+        FileNotFoundError: the folder to start from has no weights.
+    """
+    digest = None if start is None else folder_digest(start)
+    if start is not None and digest is None:
+        raise FileNotFoundError(
+            f"recipe {recipe.name}: start: {start} has no packed weights; quantize that recipe first"
+        )
     quantizer = configuration.method_info(recipe.options["quantizer"])
     return {
         "training": data.digest,
+        "start": digest,
         "trainer": source_hash(["r2q/training", quantizer.path]),
         "quantizer_version": quantizer.version,
     }

@@ -218,3 +218,45 @@ def test_without_data_there_is_a_reason() -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="needs training data"):
         make_method(recipe("bitdistiller")).quantize(model, list_targets(model), None)
+
+
+def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
+    """Clamped to the levels of a packed model with shrunken ranges, min-max quantization gives that model's weights."""
+    model = load_full(str(tiny_folder("llama", tmp_path / "full")))
+    targets = list_targets(model)
+    clip = make_method(Recipe("clip", "rtn", "g32", options={"clip": "mse"}))
+    expected = clip.quantize(model, targets, None).layers
+    packed = load_full(str(tmp_path / "full"))
+    apply(clip, packed, list_targets(packed), torch.device("cpu"))
+    save(packed, None, tmp_path / "clip", {})
+    data = replace(random_data(), start=tmp_path / "clip")
+    still = recipe("bitdistiller", quantizer="rtn", start="clip-g32", learning_rate=1e-12)
+    result = make_method(still).quantize(model, targets, data)
+    same = [
+        torch.isclose(result.layers[name].dequantize(), weight.dequantize(), rtol=2e-3, atol=1e-6).float().mean()
+        for name, weight in expected.items()
+    ]
+    assert min(same) > 0.97
+    away = make_method(replace(still, options=still.options | {"start": None})).quantize(model, targets, data)
+    name = next(iter(expected))
+    moved = torch.isclose(away.layers[name].dequantize(), expected[name].dequantize(), rtol=2e-3, atol=1e-6)
+    assert moved.float().mean() < 0.9
+    with pytest.raises(ValueError, match="has other groups"):
+        make_method(replace(still, granularity="channel")).quantize(model, targets, data)
+    with pytest.raises(ValueError, match="asked for and not given"):
+        make_method(still).quantize(model, targets, random_data())
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [("rtn-g46", "nearest valid: rtn-g64"), ("rtn-channel", "granularity g64 that does not train")],
+)
+def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
+    recipes = {
+        "a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"start": start}},
+        "rtn-g64": {"method": "rtn", "granularity": "g64"},
+        "rtn-channel": {"method": "rtn", "granularity": "channel"},
+    }
+    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
+    with pytest.raises(configuration.ConfigError, match=message):
+        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")

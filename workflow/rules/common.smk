@@ -196,6 +196,12 @@ def trained(recipes):
     return [name for name in recipes if CONFIG.trains(name)]
 
 
+def starts(recipes):
+    """Recipes whose packed weights these recipes start training from."""
+    entries = recipe_entries(trained(recipes)).values()
+    return [entry["options"]["start"] for entry in entries if entry["options"]["start"] is not None]
+
+
 def recipe_entries(recipes):
     """Recipes with all their options."""
     resolved = CONFIG.resolved()["recipes"]

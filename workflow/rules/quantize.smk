@@ -48,6 +48,7 @@ for MODEL, NUMBER, RECIPES in jobs():
             model=model_files(MODEL),
             calibration=[calibration_file(MODEL)] if CONFIG.calibrates(MODEL) else [],
             training=[training_file(MODEL)] if trained(RECIPES) else [],
+            start=unit_files(MODEL, starts(RECIPES), "report.json"),
         output:
             unit_files(MODEL, RECIPES, "report.json"),
         log:

@@ -1,0 +1,44 @@
+"""Starting from the ranges of another recipe: BitDistiller's first stage, whatever method found them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from r2q.models.load import load_packed
+from r2q.models.packed import PackedWeight
+from r2q.training.fake_quant import Latent
+from r2q.training.student import Student
+
+
+@torch.no_grad()
+def clamp_to_levels(student: Student, folder: Path) -> None:
+    """Clamp each latent weight to a range as wide as its group's levels in a packed folder.
+
+    Rounding the zero point has moved those levels by up to half a step against the range that was searched. So the
+    clamped range is the one next to them whose both ends the weights reach: min-max quantization of the clamped
+    weights then gives the folder's own lattice, and training starts from that recipe's packed weights.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a layer is not packed there, its groups are others, or there are no latent weights to clamp.
+    """
+    packed = {name: module for name, module in load_packed(folder).named_modules() if isinstance(module, PackedWeight)}
+    for name, layer in student.layers.items():
+        if not isinstance(layer, Latent):
+            raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
+        if name not in packed:
+            raise ValueError(f"start: {folder} has no packed layer {name}")
+        levels = packed[name].quantized().grid.levels()
+        blocks = layer.quantizer.blocks(layer.target.weight.data)
+        if tuple(blocks.shape[:2]) != tuple(levels.shape[:2]):
+            raise ValueError(f"start: {folder} has other groups than this recipe in layer {name}")
+        levels = levels.to(blocks.device)
+        lowest, width = levels.amin(-1, keepdim=True), levels.amax(-1, keepdim=True) - levels.amin(-1, keepdim=True)
+        half = width / (levels.shape[-1] - 1) / 2
+        least = torch.maximum(blocks.amin(-1, keepdim=True).float(), lowest - half)
+        most = torch.minimum(blocks.amax(-1, keepdim=True).float() - width, lowest + half)
+        low = torch.minimum(torch.maximum(lowest, least), most)
+        clamped = torch.minimum(torch.maximum(blocks.float(), low), low + width)
+        layer.target.weight.data.copy_(clamped.reshape(layer.target.weight.shape))
