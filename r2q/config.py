@@ -139,8 +139,10 @@ class Calibration(_Closed):
         source: a .txt, .jsonl or .parquet file (also .xz, .gz), a hub data set `owner/name:config:split`, or a preset:
             wikitext2 (its train split), c4 (first file of its train split), pile (the held-out backup split).
         field: column that holds the text.
-        slicing: `joined` cuts windows out of all documents joined by blank lines, `document` takes one window out of a
-            random document that is long enough; auto = document for c4 and pile, joined for everything else.
+        lines: every line of a text is a document; otherwise a .txt file is one document.
+        separator: what stands between joined documents; blank lines, as in the GPTQ repository, or a model's own token.
+        slicing: `joined` cuts windows out of all documents joined, `document` takes one window out of a random document
+            that is long enough; auto = document for c4 and pile, joined for everything else.
         windows: how many; an eighth as many more (rounded up) are held out to measure output errors on.
         window: tokens a window.
         seed: of the random places.
@@ -150,6 +152,8 @@ class Calibration(_Closed):
 
     source: Annotated[str, Field(min_length=1)]
     field: str = "text"
+    lines: bool = False
+    separator: str = "\n\n"
     slicing: Literal["auto", "joined", "document"] = "auto"
     windows: Positive = 128
     window: Annotated[int, Field(ge=2)] = 2048

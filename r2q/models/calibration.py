@@ -3,8 +3,8 @@
 Windows are cut as in the GPTQ repository (IST-DASLab/gptq, ``datautils.py``), with Python's generator seeded the same
 way, so that the same text and tokenizer give the same windows:
 
-    joined      all documents joined by blank lines and tokenized once (with whatever the tokenizer puts in front);
-                window i starts at randint(0, N - window - 1). Its ``get_wikitext2``.
+    joined      all documents joined (there by blank lines) and tokenized once, with whatever the tokenizer puts in
+                front; window i starts at randint(0, N - window - 1). Its ``get_wikitext2``.
     document    a random document, again until one has more than ``window`` tokens; then a random place in it. Its
                 ``get_c4`` (which also draws documents of exactly ``window`` tokens, and then fails).
 
@@ -97,13 +97,16 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     tokenizer = load_tokenizer(entry.path, entry.revision)
     encoder = Encoder(tokenizer, entry.add_bos)
     documents = read_source(wanted.source, wanted.field)
+    if wanted.lines:
+        documents = [line for text in documents for line in text.splitlines() if line.strip()]
     slicing = wanted.slicing
     if slicing == "auto":
         slicing = "document" if wanted.source in DOCUMENT_PRESETS else "joined"
     count = wanted.windows + -(-wanted.windows // 8)
     try:
         if slicing == "joined":
-            windows, text_tokens = cut_joined(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
+            ids = encoder.encode(wanted.separator.join(documents))
+            windows, text_tokens = cut_joined(ids, wanted.windows, count, wanted.window, wanted.seed), len(ids)
         else:
             windows, text_tokens = cut_documents(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
     except ValueError as error:
@@ -114,6 +117,8 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         "source": wanted.source,
         "field": wanted.field,
         "slicing": slicing,
+        "lines": wanted.lines,
+        "separator": wanted.separator,
         "seed": wanted.seed,
         "tokenizer": vocabulary_sha256(tokenizer),
         "sha256": (digest := tokens_sha256(tokens, held_out)),
@@ -189,28 +194,26 @@ def read_source(source: str, field: str) -> list[str]:
     return read_documents(PRESETS.get(source, source), field)
 
 
-def cut_joined(
-    encoder: Encoder, documents: Sequence[str], windows: int, count: int, window: int, seed: int
-) -> tuple[torch.Tensor, int]:
-    """``count`` windows of the joined text, ``[count, window]``, and the text's length in tokens.
+def cut_joined(ids: Sequence[int], windows: int, count: int, window: int, seed: int) -> torch.Tensor:
+    """``count`` windows of the tokens of a joined text, ``[count, window]``.
 
     The first ``windows`` may overlap each other, as in GPTQ; each later one overlaps none.
 
     Raises:
         ValueError: the text has no ``window`` + 1 tokens, or no room for held-out windows.
     """
-    ids = torch.tensor(encoder.encode("\n\n".join(documents)))
     if len(ids) <= window:
         raise ValueError(f"has {len(ids)} tokens, a window needs more than {window}")
     generator = random.Random(seed)
     places = _places(lambda: (0, generator.randint(0, len(ids) - window - 1)), windows, count, window)
-    return torch.stack([ids[start : start + window] for _, start in places]), len(ids)
+    tokens = torch.tensor(ids)
+    return torch.stack([tokens[start : start + window] for _, start in places])
 
 
 def cut_documents(
     encoder: Encoder, documents: Sequence[str], windows: int, count: int, window: int, seed: int
 ) -> tuple[torch.Tensor, int]:
-    """Like :func:`cut_joined`, each window out of one random document. The length is that of the documents drawn.
+    """Like :func:`cut_joined`, each window out of one random document; also the tokens of all documents drawn.
 
     Raises:
         ValueError: no document is found that has more than ``window`` tokens, or no room for held-out windows.

@@ -35,11 +35,9 @@ def numbers(count: int, start: int = 0) -> str:
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_joined_windows_are_those_of_the_gptq_repository(seed: int) -> None:
-    documents = [numbers(300), numbers(700, 300)]
-    windows, tokens = cut_joined(Ids(), documents, 16, 18, 32, seed)  # type: ignore[arg-type]
+    windows = cut_joined(range(1000), 16, 18, 32, seed)
     random.seed(seed)  # get_wikitext2 of datautils.py
     starts = [random.randint(0, 1000 - 32 - 1) for _ in range(16)]
-    assert tokens == 1000
     assert windows[:16, 0].tolist() == starts
     assert torch.equal(windows, windows[:, :1] + torch.arange(32))
 
@@ -60,10 +58,14 @@ def test_document_windows_are_those_of_the_gptq_repository() -> None:
     assert windows[:16].tolist() == wanted
 
 
-@pytest.mark.parametrize("cut", [cut_joined, cut_documents])
-def test_held_out_windows_share_no_token_with_others(cut: Any) -> None:
+@pytest.mark.parametrize("joined", [True, False])
+def test_held_out_windows_share_no_token_with_others(joined: bool) -> None:
     for seed in range(20):
-        windows, _ = cut(Ids(), [numbers(400)], 4, 6, 32, seed)
+        windows = (
+            cut_joined(range(400), 4, 6, 32, seed)
+            if joined
+            else cut_documents(Ids(), [numbers(400)], 4, 6, 32, seed)[0]
+        )  # type: ignore[arg-type]
         used, held_out = set(windows[:4].flatten().tolist()), windows[4:]
         assert len(held_out) == 2
         assert not used & set(held_out.flatten().tolist())
@@ -72,9 +74,9 @@ def test_held_out_windows_share_no_token_with_others(cut: Any) -> None:
 
 def test_too_short() -> None:
     with pytest.raises(ValueError, match="has 32 tokens, a window needs more than 32"):
-        cut_joined(Ids(), [numbers(32)], 1, 2, 32, 0)  # type: ignore[arg-type]
+        cut_joined(range(32), 1, 2, 32, 0)
     with pytest.raises(ValueError, match="too short for 1 held-out windows of 32 tokens"):
-        cut_joined(Ids(), [numbers(40)], 1, 2, 32, 0)  # type: ignore[arg-type]
+        cut_joined(range(40), 1, 2, 32, 0)
     with pytest.raises(ValueError, match="more than 32 tokens; use slicing: joined"):
         cut_documents(Ids(), [numbers(32)] * 3, 1, 2, 32, 0)  # type: ignore[arg-type]
 
@@ -127,6 +129,19 @@ def test_the_file_says_what_it_is(folder: Path, tmp_path: Path) -> None:
     assert load_calibration(again).facts == data.facts
     calibrate(config(folder, seed=4), "tiny", again)
     assert load_calibration(again).facts["sha256"] != data.facts["sha256"]
+
+
+def test_lines_and_what_stands_between_them(folder: Path, tmp_path: Path) -> None:
+    """Documents a line each, with the model's own token between them: here every second token."""
+    (folder / "lines.txt").write_text("\n".join(WORDS * 9))
+    out = tmp_path / "calibration.safetensors"
+    source = str(folder / "lines.txt")
+    calibrate(config(folder, source=source, lines=True, separator=" <s> "), "tiny", out)
+    for window in load_calibration(out).tokens.tolist():
+        assert min(window[::2].count(1), window[1::2].count(1)) == 0
+        assert window.count(1) == 8
+    calibrate(config(folder, source=source), "tiny", out)
+    assert not (load_calibration(out).tokens[:, 1:] == 1).any()
 
 
 def test_tokens_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> None:
