@@ -132,10 +132,10 @@ def test_a_group_that_does_not_divide_is_refused_with_the_layer(recipe: Recipe, 
 def test_weights_that_are_not_finite_are_refused_with_the_layer(recipe: Recipe, source: Path) -> None:
     model = load_full(str(source))
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
+    method = make_method(recipe)
+    data = text() if method.needs == "calibration" else None
     rows = random_data() if method.needs == "training" else None
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj.*not finite"):
-        method = make_method(recipe)
-        data = text() if method.needs == "calibration" else None
         apply(method, model, list_targets(model), torch.device("cpu"), data, rows)
 
 
