@@ -102,7 +102,7 @@ class Task(_Closed):
 
     Attributes:
         num_fewshot: worked examples in the prompt; null = the task's own number.
-        metric: the one shown in the main table; null = acc_norm, acc, exact_match, ... whichever the task has first.
+        metric: the one shown in the main table; null = acc, else exact_match, else word_perplexity.
         items: only the first so many items; null = all (or `limits.items`).
     """
 
