@@ -11,10 +11,12 @@ import hashlib
 import io
 import json
 import lzma
+import re
 from pathlib import Path
 from typing import Any
 
 COMPRESSION = ("", ".xz", ".gz")
+HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:[\w.-]+:[\w.-]+\.json(\.gz)?")
 
 
 def unpacked(path: str | Path) -> bytes:
@@ -84,13 +86,19 @@ def read_documents(path: str | Path, field: str = "text") -> list[str]:
     """Documents of a text source.
 
     A .txt file is one document. A .jsonl or .parquet file has one per row, in the column `field`. A hub data set
-    `owner/name:config:split` has one per row, too (config may be empty).
+    `owner/name:config:split` has one per row, too (config may be empty); so has one file of it,
+    `owner/name:folder:file.json.gz`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another kind, or lacks the column; the message names it.
     """
     text = str(path)
+    if HUB_FILE.fullmatch(text):  # a data set that is too large to be fetched as a whole, such as C4
+        from huggingface_hub import hf_hub_download
+
+        repository, folder, file = text.split(":")
+        return read_documents(hf_hub_download(repository, f"{folder}/{file}", repo_type="dataset"), field)
     name = text.removesuffix(".xz").removesuffix(".gz")
     if name.endswith(".txt"):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import statistics
 from pathlib import Path
@@ -123,3 +124,19 @@ def test_unreadable_texts_are_named(tmp_path: Path) -> None:
         read_documents(tmp_path / "n.jsonl")
     with pytest.raises(FileNotFoundError):
         read_documents(tmp_path / "absent.txt")
+
+
+def test_one_file_of_a_large_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, str, str]] = []
+
+    def download(repository: str, file: str, repo_type: str) -> str:
+        asked.append((repository, file, repo_type))
+        with gzip.open(tmp_path / "part.json.gz", "wt") as stream:
+            stream.write('{"text": "one"}\n{"text": "two"}\n')
+        return str(tmp_path / "part.json.gz")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert read_documents("allenai/c4:en:c4-validation.00000-of-00008.json.gz") == ["one", "two"]
+    assert asked == [("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", "dataset")]

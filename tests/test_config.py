@@ -1,0 +1,252 @@
+"""Configs: every slip is found, with the key, the file and the nearest valid key; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from r2q.config import Config, ConfigError, built_in_methods, load, method_info, parse, resolve_method
+from r2q.kept import ROOT
+from r2q.schema import schema_path, schema_text
+
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+
+GOOD: dict[str, Any] = {
+    "run": "test",
+    "models": {"small": {"path": "some/where/small"}, "hub": {"path": "owner/name", "recipes": ["fp", "rtn-g64"]}},
+    "recipes": {
+        "fp": {"method": "full_precision"},
+        "rtn-g64": {"method": "rtn", "granularity": "g64", "options": {"clip": "mse"}},
+        "r2q-channel": {"method": "r2q", "granularity": "channel", "options": None},
+        "noise": {"method": "random_codes", "granularity": "g64", "seeds": [1, 2, 3]},
+    },
+    "tasks": {"arc_easy": None, "gsm8k": {"num_fewshot": 5, "items": 10}},
+    "perplexity": {"wiki": {"path": "owner/name:config:test"}},
+    "limits": {"recipes_per_job": 3, "items": 100},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with the value at a dotted path set."""
+    data = copy.deepcopy(GOOD)
+    *parents, last = path.split("/")
+    place = data
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value
+    return data
+
+
+def problems(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(data, source="mine.yaml")
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("mine.yaml: ") for line in lines)
+    return [line.removeprefix("mine.yaml: ") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("modles", {}, "modles: unknown key; nearest valid: models"),
+        ("models/small/pth", "x", "models.small.pth: unknown key; nearest valid: path"),
+        ("recipes/rtn-g64/granulrity", "g64", "recipes.rtn-g64.granulrity: unknown key; nearest valid: granularity"),
+        ("recipes/rtn-g64/options/clp", "mse", "recipes.rtn-g64.options.clp: unknown key; nearest valid: clip"),
+        ("recipes/fp/options", {"clip": "mse"}, "recipes.fp.options.clip: unknown key; it takes none"),
+        ("tasks/gsm8k/fewshot", 5, "tasks.gsm8k.fewshot: unknown key; nearest valid: num_fewshot"),
+        ("perplexity/wiki/windw", 5, "perplexity.wiki.windw: unknown key; nearest valid: window"),
+        ("limits/batchsize", 5, "limits.batchsize: unknown key; nearest valid: batch_size"),
+        ("figures/lattice/rwo", 5, "figures.lattice.rwo: unknown key; nearest valid: row"),
+        ("recipes/rtn-g64/method", "rtm", "recipes.rtn-g64.method: unknown method rtm; nearest valid: rtn"),
+        (
+            "recipes/rtn-g64/options/clip",
+            "msee",
+            "recipes.rtn-g64.options.clip: 'msee' is not allowed; nearest valid: mse",
+        ),
+        (
+            "recipes/rtn-g64/options/steps",
+            1,
+            "recipes.rtn-g64.options.steps: input should be greater than or equal to 2",
+        ),
+        ("recipes/rtn-g64/bits", 5, "recipes.rtn-g64.bits: 5 is not allowed; valid: 2, 3, 4"),
+        ("recipes/rtn-g64/bits", True, "recipes.rtn-g64.bits: "),
+        ("recipes/rtn-g64/granularity", "64", "recipes.rtn-g64.granularity: '64' must be g<size>"),
+        (
+            "recipes/rtn-g64/granularity",
+            "g128",
+            "recipes.rtn-g64.granularity: the name ends in -g64 but the value is g128",
+        ),
+        ("recipes/noise/granularity", None, "recipes.noise.granularity: method random_codes needs one"),
+        ("recipes/fp/granularity", "g64", "recipes.fp.granularity: method full_precision has none"),
+        ("recipes/noise/seeds", [1, 1], "recipes.noise.seeds: 1 stands twice"),
+        ("models/hub/recipes", ["rtn-g46"], "models.hub.recipes: unknown recipe rtn-g46; nearest valid: rtn-g64"),
+        ("models/hub/recipes", ["fp", "fp"], "models.hub.recipes: fp stands twice"),
+        ("models/small/revision", "main", "models.small.revision: only a hub model has one"),
+        ("models/logs", {"path": "x"}, "models.logs: the name is reserved"),
+        ("run", "published", "run: published is reserved"),
+        ("run", "../up", "run: '../up' must be letters, digits and . _ -"),
+        ("device", "gpu", "device: 'gpu' must be auto, cpu, cuda or cuda:<number>"),
+        ("seeds", [], "seeds: list should have at least 1 item"),
+        ("limits/threads", 0, "limits.threads: input should be greater than or equal to 1, got 0"),
+        ("limits/items", "8", "limits.items: input should be a valid integer, got '8'"),
+        ("perplexity/wiki/path", "wikitext", "perplexity.wiki.path: wikitext is neither a .txt"),
+        ("perplexity/arc_easy", {"path": "a.txt"}, "perplexity.arc_easy: a task has the same name"),
+        ("figures/lattice/model", "smal", "figures.lattice.model: unknown model smal; nearest valid: small"),
+        ("figures/lattice/model", "hub", "figures.lattice.model: the figure needs a recipe rtn and a recipe r2q"),
+    ],
+)
+def test_a_slip_is_named_with_its_key_and_the_nearest_valid_one(path: str, value: Any, message: str) -> None:
+    found = problems(changed(path, value))
+    assert [line for line in found if line.startswith(message)], found
+
+
+@pytest.mark.parametrize("key", ["run", "models", "recipes"])
+def test_required_keys(key: str) -> None:
+    data = copy.deepcopy(GOOD)
+    del data[key]
+    assert problems(data) == [f"{key}: this key is required"]
+
+
+def test_something_must_be_evaluated() -> None:
+    assert problems(GOOD | {"tasks": {}, "perplexity": {}})[0].startswith("tasks: nothing to evaluate")
+
+
+def test_all_problems_come_at_once() -> None:
+    data = changed("limits/itms", 3) | {"modles": {}, "device": "gpu"}
+    assert len(problems(data)) == 3
+    data = changed("recipes/rtn-g64/options/clip", "no") | {"run": "reference"}
+    assert len(problems(data)) == 2
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("run: a\nmodels: {m: {path: x}}\nrecipes:\n  r: {method: rtn}\n  r: {method: r2q}\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: r stands twice, the second time in line 5"):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["run: [", "- a\n- b\n", ""])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load(file)
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_what_a_good_config_asks_for() -> None:
+    config = parse(GOOD, source="mine.yaml")
+    assert config.recipes_of("small") == ["fp", "rtn-g64", "r2q-channel", "noise"]
+    assert config.units("hub") == [("fp", 0), ("rtn-g64", 0)]
+    assert config.units("small")[-3:] == [("noise", 1), ("noise", 2), ("noise", 3)]  # only noise looks at the seed
+    assert config.batches("small") == [["fp", "rtn-g64", "r2q-channel"], ["noise"]]
+    assert (config.items_of("arc_easy"), config.items_of("gsm8k")) == (100, 10)
+    assert config.lattice_units() is None  # rtn and r2q differ in granularity
+    assert config.models["small"].is_folder
+    assert not config.models["hub"].is_folder
+    resolved = config.resolved()
+    assert resolved["recipes"]["rtn-g64"]["options"]["steps"] == method_info("rtn").options().model_dump()["steps"]
+    assert parse(resolved, source="again").resolved() == resolved
+
+
+def test_the_lattice_figure_finds_a_plain_pair() -> None:
+    data = changed("recipes/rtn-channel", {"method": "rtn", "granularity": "channel", "options": {"clip": "none"}})
+    assert parse(data, source="mine.yaml").lattice_units() == ("small", ["rtn-channel", "r2q-channel"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_good_and_pass_the_schema(path: Path) -> None:
+    config = load(path)
+    assert config.run == path.stem
+    jsonschema.Draft202012Validator(json.loads(schema_text())).validate(config.resolved())
+
+
+def test_the_schema_file_is_what_the_models_say() -> None:
+    assert schema_path().read_text() == schema_text(), "run: python -m r2q schema > workflow/schemas/config.schema.json"
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    validator.check_schema(validator.schema)
+    assert validator.is_valid(GOOD)
+    assert not validator.is_valid(GOOD | {"modles": {}})
+    assert not validator.is_valid(changed("models/small/pth", "x"))
+
+
+@pytest.mark.parametrize("name", built_in_methods())
+def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
+    info = method_info(name)
+    cls = getattr(importlib.import_module(info.module), info.name)
+    assert resolve_method(name) == (cls.__module__, cls.__name__)
+    assert info.options.model_json_schema() == cls.Options.model_json_schema()
+    assert info.options.model_config == cls.Options.model_config
+    assert (info.needs, info.stochastic, info.version) == (cls.needs, cls.stochastic, cls.version)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("x = 1\n", "has no class Options"),
+        ("class Options(MethodOptions):\n    x: torch.Tensor\n", "line 2 uses torch; it may only use names of typing"),
+        ("class Options(MethodOptions):\n    x: int = Field(default=1, ge='a')\n", "cannot be built"),
+        ("class Options:\n    x: int = 1\n", "must be a subclass of MethodOptions"),
+        (
+            "class Options(MethodOptions):\n    pass\n\nclass A(Method):\n    pass\n\nclass B(Method):\n    pass\n",
+            "has A, B",
+        ),
+        ("class Options(MethodOptions)\n", "line 1 is not valid Python"),
+    ],
+)
+def test_a_method_file_that_breaks_the_rules_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    (tmp_path / "mymethods").mkdir()
+    (tmp_path / "mymethods" / "mine.py").write_text(
+        body + "\nclass Mine(Method):\n    pass\n" * ("class B" not in body)
+    )
+    monkeypatch.chdir(tmp_path)
+    method_info.cache_clear()
+    name = "mymethods.mine.Mine"
+    if "class B" in body:  # only a bare name has to find out which class is meant
+        import r2q.options
+
+        monkeypatch.setattr(r2q.options, "_where", lambda _: ("mymethods.mine", None))
+    with pytest.raises(ConfigError, match=message):
+        method_info(name)
+
+
+def test_a_method_of_ones_own_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mymethods.py").write_text(
+        "import torch\nclass Options(MethodOptions):\n    power: float = Field(default=2, gt=0)\n\n"
+        "class Mine(WeightMethod):\n    stochastic = True\n    version: ClassVar[int] = 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    method_info.cache_clear()
+    info = method_info("mymethods.Mine")
+    assert (info.module, info.name, info.stochastic, info.version) == ("mymethods", "Mine", True, 7)
+    recipe = {"method": "mymethods.Mine", "granularity": "g64", "options": {"powr": 3}}
+    assert problems(changed("recipes/mine", recipe)) == ["recipes.mine.options.powr: unknown key; nearest valid: power"]
+
+
+def test_no_config_imports_torch() -> None:
+    code = (
+        "import sys; from r2q import config; "
+        f"[config.load(path) for path in {list(map(str, CONFIGS))!r}]; "
+        "print([name for name in ('torch', 'transformers', 'lm_eval', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_every_key_is_explained() -> None:
+    """config/README.md names every key of every model."""
+    text = (ROOT / "config" / "README.md").read_text()
+    keys = {name for definition in json.loads(schema_text())["$defs"].values() for name in definition["properties"]}
+    assert not sorted(key for key in keys | set(Config.model_fields) if not re.search(rf"[`.{{,]{key}[`.,}}\[]", text))

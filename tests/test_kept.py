@@ -1,0 +1,111 @@
+"""Keys, kept records, hashes of source, atomic writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from r2q import kept
+from r2q.kept import Kept, key, source_hash, write_atomic, write_json
+
+
+def test_a_key_moves_with_every_part_but_not_with_their_order() -> None:
+    parts = {"recipe": {"bits": 2, "name": "rtn"}, "weights": "a1"}
+    assert key(parts) == key({"weights": "a1", "recipe": {"name": "rtn", "bits": 2}})
+    others = [{**parts, "weights": "a2"}, {**parts, "recipe": {"bits": 3, "name": "rtn"}}, {**parts, "more": None}, {}]
+    assert len({key(parts), *map(key, others)}) == 5
+    with pytest.raises(ValueError, match="Out of range float"):
+        key({"nan": float("nan")})
+
+
+def test_a_record_comes_back_and_is_written_where_it_is_wanted(tmp_path: Path) -> None:
+    store = Kept(tmp_path / ".kept")
+    record = {"status": "ok", "mse": 0.1 + 0.2}
+    store.put("quantize", "k1", record, tmp_path / "a" / "report.json")
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == record
+    assert store.get("quantize", "k1", tmp_path / "b" / "report.json") == record
+    assert (tmp_path / "b" / "report.json").read_bytes() == (tmp_path / "a" / "report.json").read_bytes()
+    assert store.get("quantize", "k2", tmp_path / "c.json") is None
+    assert store.get("evaluate", "k1", tmp_path / "c.json") is None
+    assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]"])
+def test_a_damaged_record_counts_as_none(tmp_path: Path, damage: str) -> None:
+    store = Kept(tmp_path)
+    store.put("quantize", "k", {"a": 1}, tmp_path / "out.json")
+    store.path("quantize", "k").write_text(damage)
+    assert store.get("quantize", "k", tmp_path / "again.json") is None
+
+
+def test_what_cannot_be_json_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        Kept(tmp_path / ".kept").put("quantize", "k", {"mse": float("inf")}, tmp_path / "out.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"old": True})
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(file, "new")
+    assert json.loads(file.read_text()) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]  # no temporary file is left either
+
+
+def test_source_hash_moves_with_content_and_names_only(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "sub").mkdir(parents=True)
+    (package / "a.py").write_text("A = 1\n")
+    (package / "sub" / "b.py").write_text("B = 1\n")
+    first = source_hash([package])
+    os.utime(package / "a.py", (0, 0))
+    (package / "notes.txt").write_text("not source")
+    assert source_hash([package]) == first == source_hash([package, package / "a.py"])
+    (package / "sub" / "b.py").write_text("B = 2\n")
+    second = source_hash([package])
+    (package / "sub" / "b.py").rename(package / "sub" / "c.py")
+    assert len({first, second, source_hash([package])}) == 3
+    with pytest.raises(FileNotFoundError, match=r"no Python source at .*absent"):
+        source_hash([package / "absent"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from pack.base import X",
+        "from pack import base",
+        "import pack.base",
+        "from .base import X",
+        "from . import base",
+    ],
+)
+def test_a_file_brings_what_it_imports_from_its_own_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr(kept, "ROOT", tmp_path)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "method.py").write_text(f"import json\n{line}\n")
+    (tmp_path / "pack" / "base.py").write_text("from pack.deep import Y\nX = 1\n")
+    (tmp_path / "pack" / "deep.py").write_text("Y = 1\n")
+    (tmp_path / "pack" / "other.py").write_text("Z = 1\n")
+    first = source_hash(["pack/method.py"])
+    (tmp_path / "pack" / "other.py").write_text("Z = 2\n")
+    assert source_hash(["pack/method.py"]) == first
+    (tmp_path / "pack" / "deep.py").write_text("Y = 2\n")
+    assert source_hash(["pack/method.py"]) != first
+
+
+def test_random_codes_change_with_the_lattice_they_borrow() -> None:
+    """baselines/random_codes.py builds on baselines/rtn.py: both files are behind its numbers."""
+    files: set[Path] = set()
+    kept._add_with_siblings(kept.ROOT / "baselines" / "random_codes.py", files)
+    assert {"random_codes.py", "rtn.py"} <= {file.name for file in files}
