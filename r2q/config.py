@@ -117,12 +117,14 @@ class Perplexity(_Closed):
     Attributes:
         path: a .txt, .jsonl or .parquet file (also .xz, .gz), or a hub data set `owner/name:config:split`.
         field: column that holds the text.
+        separator: what stands between joined documents; blank lines, as in the GPTQ repository, or a model's own token.
         window: tokens a window; part of the metric's name.
         windows: only the first so many windows; null = all.
     """
 
     path: Annotated[str, Field(min_length=1)]
     field: str = "text"
+    separator: str = "\n\n"
     window: Annotated[int, Field(ge=2)] = 2048
     windows: Positive | None = None
 

@@ -71,7 +71,7 @@ class Session:
         self.device = pick_device(config.device)
         torch.set_num_threads(config.limits.threads)
         self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
-        self.texts = {name: _joined(text.path, text.field) for name, text in config.perplexity.items()}
+        self.texts = {name: text.separator.join(read_documents(text.path, text.field)) for name, text in config.perplexity.items()}
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
         self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())
         self.code = source_hash(CODE)
@@ -236,12 +236,6 @@ class Session:
             members = [task.task_name for task in group.get_all_tasks()]
             seconds[name] = round(sum(scorer.seconds[member] for member in members), 3)
         return seconds
-
-
-def _joined(path: str, field: str) -> str:
-    from r2q.evaluation.perplexity import join
-
-    return join(read_documents(path, field))
 
 
 def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:

@@ -12,14 +12,14 @@ import torch
 from lm_eval.api.instance import Instance
 
 from r2q.evaluation.adapter import NotFinite, Scorer
-from r2q.evaluation.perplexity import check_window, join, token_perplexity
+from r2q.evaluation.perplexity import check_window, token_perplexity
 from r2q.files import read_documents
 from r2q.options import ConfigError
 from r2q.tokens import Encoder
 from tests.evaluation import tiny
 from tests.models.tiny import byte_tokenizer
 
-TEXT = join(["The first document is here.", "A second one follows it, with a few more words.", "The third ends."])
+TEXT = "\n\n".join(["The first document is here.", "A second one follows it, with a few more words.", "The third ends."])
 
 
 def token_losses(model: torch.nn.Module, window: list[int]) -> list[float]:
