@@ -71,7 +71,9 @@ class Session:
         self.device = pick_device(config.device)
         torch.set_num_threads(config.limits.threads)
         self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
-        self.texts = {name: text.separator.join(read_documents(text.path, text.field)) for name, text in config.perplexity.items()}
+        self.texts = {
+            name: text.separator.join(read_documents(text.path, text.field)) for name, text in config.perplexity.items()
+        }
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
         self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())
         self.code = source_hash(CODE)

@@ -19,7 +19,7 @@ from r2q.tokens import Encoder
 from tests.evaluation import tiny
 from tests.models.tiny import byte_tokenizer
 
-TEXT = "\n\n".join(["The first document is here.", "A second one follows it, with a few more words.", "The third ends."])
+TEXT = "The first document is here.\n\nA second one follows it, with a few more words.\n\nThe third ends."
 
 
 def token_losses(model: torch.nn.Module, window: list[int]) -> list[float]:
