@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from r2q.models.quantize import make_method
+from r2q.models.apply import make_method
 from r2q.quantization.method import Recipe
 
 METHODS = {

@@ -25,7 +25,7 @@ import torch
 import transformers
 from torch import nn
 
-from r2q.models.quantize import make_method
+from r2q.models.apply import make_method
 from r2q.models.targets import Target
 from r2q.quantization.method import Recipe
 from r2q.training.data import Rows, TrainingData

@@ -37,7 +37,7 @@ def teacher_data(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    from r2q.models.quantize import quantize
+    from r2q.quantize import quantize
 
     quantize(args.config, args.prepared, args.model, args.recipes, args.out, args.calibration, args.training)
 

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from r2q import config as configuration
+from r2q.models.apply import apply, make_method
 from r2q.models.load import load_full, load_packed
-from r2q.models.quantize import apply, make_method
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, WeightMethod
@@ -34,13 +34,14 @@ def shipped_recipes() -> list[Recipe]:
                 label = f"{name.removesuffix(f'-{entry.granularity}')}-{granularity}-{bits}bit"
                 options = dict(entry.options)
                 if configuration.method_info(entry.method).needs == "training":
-                    options |= {"steps": 2, "batch_rows": 4, "warmup_steps": 0}
+                    options |= {"steps": 2, "batch_rows": 4, "warmup_steps": 0, "start": None}
                 found[label] = Recipe(name, entry.method, granularity, bits, 0, options)
     return [found[label] for label in sorted(found)]
 
 
 RECIPES = shipped_recipes()
 QUANTIZING = [recipe for recipe in RECIPES if recipe.method != "full_precision"]
+OF_ONE_WEIGHT = [r for r in QUANTIZING if r.bits == 2 and configuration.method_info(r.method).weight_method]
 
 
 def label(recipe: Recipe) -> str:
@@ -110,11 +111,10 @@ def test_an_unknown_option_is_refused(recipe: Recipe) -> None:
         make_method(Recipe(**dict(vars(recipe)) | {"options": {"no_such_option": 1}}))
 
 
-@pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2], ids=label)
+@pytest.mark.parametrize("recipe", OF_ONE_WEIGHT, ids=label)
 def test_weights_stay_untouched(recipe: Recipe, source: Path) -> None:
     method = make_method(recipe)
-    if not isinstance(method, WeightMethod):
-        pytest.skip("quantizes a whole model: covered by its own tests")
+    assert isinstance(method, WeightMethod)
     weight = load_full(str(source)).model.layers[0].mlp.up_proj.weight.detach()
     before = weight.clone()
     method.quantize_weight(weight, "up_proj")
@@ -139,10 +139,8 @@ def test_weights_that_are_not_finite_are_refused_with_the_layer(recipe: Recipe, 
         apply(method, model, list_targets(model), torch.device("cpu"), data, rows)
 
 
-@pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2 and r.method != "random_codes"], ids=label)
+@pytest.mark.parametrize("recipe", [r for r in OF_ONE_WEIGHT if r.method != "random_codes"], ids=label)
 def test_more_bits_mean_less_error(recipe: Recipe, source: Path) -> None:
-    if not configuration.method_info(recipe.method).weight_method:
-        pytest.skip("made for two bits")
     errors = []
     for bits in (2, 3, 4):
         _, layers = quantized(source, Recipe(**dict(vars(recipe)) | {"bits": bits}))

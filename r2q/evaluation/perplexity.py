@@ -2,8 +2,8 @@
 
 Documents are joined with two newlines (or what the config says) and tokenized once, with whatever the tokenizer puts in
 front; the ids are cut into floor(N / window) windows, the tail is dropped; each window stands alone and predicts its
-last window - 1 tokens; the value is exp of the mean negative log-likelihood. Llama-2-7B on WikiText-2: 5.47 at 2048, 5.12 at 4096. It is not
-comparable with lm-eval's word perplexity (8.79 for the same model), nor between tokenizers.
+last window - 1 tokens; the value is exp of the mean negative log-likelihood. Llama-2-7B on WikiText-2: 5.47 at 2048,
+5.12 at 4096. It is not comparable with lm-eval's word perplexity (8.79 for the same model), nor between tokenizers.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Session:
         import torch
 
         from r2q.evaluation.tasks import load_tasks
-        from r2q.models.quantize import pick_device
+        from r2q.models.apply import pick_device
 
         self.config, self.model, self.kept = config, model, kept
         self.entry = config.models[model]

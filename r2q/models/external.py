@@ -200,7 +200,7 @@ def probe(layer: nn.Module, width: int, model: Any) -> torch.Tensor:
 
 
 def compare(target: Target, weight: torch.Tensor, bits: float) -> dict[str, Any]:
-    """One layer of the report; see ``r2q.models.quantize.describe``."""
+    """One layer of the report; see ``r2q.models.apply.describe``."""
     original = target.weight.detach().float()
     error = float((weight - original).double().square().sum())
     power = float(original.double().square().sum())

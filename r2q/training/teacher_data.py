@@ -22,8 +22,8 @@ from r2q.config import ConfigError
 from r2q.files import read_documents
 from r2q.kept import write_json
 from r2q.measure import versions
+from r2q.models.apply import pick_device
 from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.quantize import pick_device
 from r2q.options import nearest
 from r2q.tokens import Encoder
 from r2q.training.data import Rows, write

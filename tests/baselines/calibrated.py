@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from r2q.models.apply import make_method
 from r2q.models.calibration import Calibration, tokens_sha256
-from r2q.models.quantize import make_method
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Quantized, Recipe
 

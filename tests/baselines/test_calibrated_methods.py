@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from baselines._calibrated import error_roots, matrices, sample_inputs
+from r2q.models.apply import apply, make_method
 from r2q.models.blocks import walk
-from r2q.models.quantize import apply, make_method
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe
 from tests.baselines.calibrated import SHORT, quantize, same, text

@@ -13,13 +13,14 @@ import torch
 
 from r2q import config as configuration
 from r2q.kept import Kept
+from r2q.models.apply import FAILURES, apply, make_method
 from r2q.models.external import computed_weight, probe
 from r2q.models.load import load_full, load_packed
-from r2q.models.quantize import FAILURES, apply, make_method, quantize
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.prepare import missing_paths
 from r2q.quantization.method import Recipe
+from r2q.quantize import quantize
 from tests.models.tiny import tiny_folder, tokens
 
 
@@ -35,7 +36,7 @@ def packed_folder(source: Path, folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The verb `quantize` with the recipe external: returns its report and the unit's folder."""
-    monkeypatch.setattr("r2q.models.quantize.load_tokenizer", lambda *_: None)
+    monkeypatch.setattr("r2q.quantize.load_tokenizer", lambda *_: None)
 
     def quantize_with(source: Path, checkpoint: Path) -> tuple[dict[str, Any], Path]:
         config, prepared = tmp_path / "config.yaml", tmp_path / "prepared.json"

@@ -11,10 +11,10 @@ import torch
 import baselines.gptq
 from baselines._error_feedback import BLOCK, blocks_of, factorize, quantize_rows, runs_of
 from baselines.gptq import LATTICES
+from r2q.models.apply import make_method
 from r2q.models.blocks import walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
-from r2q.models.quantize import make_method
 from r2q.models.targets import list_targets
 from r2q.quantization.grid import Grid
 from r2q.quantization.method import Quantized, Recipe, WeightMethod

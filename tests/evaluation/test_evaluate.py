@@ -21,8 +21,8 @@ from r2q.config import ConfigError
 from r2q.evaluation.evaluate import evaluate
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
-from r2q.models.quantize import quantize
 from r2q.models.save import folder_digest
+from r2q.quantize import quantize
 from tests.evaluation import tiny
 
 TEXTS = ["A page of words. It has two sentences.", "Another page, which is longer than the first one is.", "Three."]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from r2q.models import blocks
+from r2q.models.apply import apply, make_method
 from r2q.models.blocks import compute_dtype, walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_errors, second_moments
-from r2q.models.quantize import apply, make_method
 from r2q.models.targets import has_tied_head, list_targets
 from r2q.quantization.method import Recipe
 from tests.models.tiny import CASES, tiny_model

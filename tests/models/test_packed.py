@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import r2q
+from r2q.models.apply import apply, formula_bytes, make_method
 from r2q.models.load import load_full, load_packed
 from r2q.models.packed import PackedLinear, PackedWeight
 from r2q.models.plugin import FORMAT_VERSION, file_sha256
-from r2q.models.quantize import apply, formula_bytes, make_method
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe

@@ -11,8 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from r2q.models.quantize import pick_device, quantize
+from r2q.models.apply import pick_device
 from r2q.models.save import folder_digest
+from r2q.quantize import quantize
 from tests.models.tiny import tiny_folder
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from r2q.models.quantize import make_method
+from r2q.models.apply import make_method
 from r2q.models.targets import Target, list_targets
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, CodebookGrid
 from r2q.quantization.method import Recipe

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from r2q import config as configuration
+from r2q.models.apply import apply, make_method
 from r2q.models.load import load_full, load_packed
-from r2q.models.quantize import apply, make_method
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe

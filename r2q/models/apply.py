@@ -1,0 +1,147 @@
+"""A method applied to a model: its target layers replaced by packed ones, each described."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from typing import Any
+
+import torch
+
+from r2q import config as configuration
+from r2q.models.calibration import Calibration
+from r2q.models.calibration import describe as describe_calibration
+from r2q.models.moments import output_errors
+from r2q.models.packed import PackedWeight, replace
+from r2q.models.targets import Target
+from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
+
+FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
+
+
+def make_method(recipe: Recipe) -> Method:
+    """The method that a recipe names, with its options checked."""
+    module, name = configuration.resolve_method(recipe.method)
+    return getattr(importlib.import_module(module), name)(recipe)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """``auto`` is the GPU when there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: {wanted} is asked for, but torch finds no GPU; use auto or cpu")
+    return torch.device(wanted)
+
+
+@torch.no_grad()
+def apply(
+    method: Method,
+    model: Any,
+    targets: list[Target],
+    device: torch.device,
+    data: Calibration | None = None,
+    training: Any = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Quantize the targets of ``model`` in place.
+
+    Weights are visited one by one where the method allows it. Without calibration data each is let go as soon as it
+    is packed (the peak is the model plus one layer); with it, all stay until the output errors are measured.
+
+    Returns:
+        One description per layer (see :func:`describe`), and the method's notes.
+
+    Raises:
+        ValueError: the method needs calibration or training data and there is none.
+    """
+    if method.needs == "calibration" and data is None:
+        raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
+    if isinstance(method, WeightMethod):
+        result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
+    else:
+        result = method.quantize(model, targets, training if method.needs == "training" else data)
+        weights = {target.name: target.weight for target in targets}
+        layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
+    notes = dict(result.notes)
+    of_layers = notes.pop("layers", {})
+    errors = output_errors(model, targets, result.layers, data) if data is not None and result.layers else {}
+    for layer in layers:
+        name = layer["name"]
+        layer |= ({"output_error": errors[name]} if name in errors else {}) | of_layers.get(name, {})
+    if data is not None:
+        notes["calibration"] = describe_calibration(data)
+    parameters = dict(model.named_parameters())
+    for name, tensor in result.other.items():
+        parameters[name].data.copy_(tensor)
+    by_name = {target.name: target for target in targets}
+    for name, quantized in result.layers.items():
+        replace(model, by_name[name], to_device(quantized, "cpu"))
+    return layers, notes
+
+
+def _one_by_one(
+    method: WeightMethod, model: Any, targets: list[Target], device: torch.device, keep: bool
+) -> tuple[Quantized, list[dict[str, Any]]]:
+    """Quantize each weight on its own; each is replaced at once unless the weights are to be kept for later."""
+    layers = []
+    packed = {}
+    for target in targets:
+        start = time.perf_counter()
+        weight = target.weight.to(device)
+        quantized = method.quantize_weight(weight, target.name)
+        seconds = round(time.perf_counter() - start, 4)
+        layers.append(describe(target.name, quantized, weight) | {"seconds": seconds})
+        del weight
+        if keep:
+            packed[target.name] = quantized
+        else:
+            replace(model, target, to_device(quantized, "cpu"))
+    return Quantized(packed), layers
+
+
+def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
+    """The same quantized weight on another device."""
+    moved = {name: tensor.to(device) for name, tensor in weight.grid.tensors().items()}
+    grid = type(weight.grid).from_tensors(moved, weight.grid.bits, weight.grid.shape)
+    in_scale = None if weight.in_scale is None else weight.in_scale.to(device)
+    return QuantizedWeight(weight.packed.to(device), grid, weight.shape, in_scale)
+
+
+def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dict[str, Any]:
+    """Error and size of one layer: ``mse`` per weight, and ``relative_error`` = squared error / squared weights."""
+    error = power = 0.0
+    width = weight.shape[-1]
+    rows_at_once = max(1, (1 << 20) // width)
+    full = weight.reshape(-1, width).to(quantized.packed.device).split(rows_at_once)
+    back = quantized.dequantize().reshape(-1, width).split(rows_at_once)
+    for rows, decoded in zip(full, back, strict=True):
+        error += float((decoded - rows.float()).double().square().sum())
+        power += float(rows.double().square().sum())
+    return {
+        "name": name,
+        "shape": list(weight.shape),
+        "mse": error / weight.numel(),
+        "relative_error": error / power if power else 0.0,
+        "bits_per_weight": quantized.formula_bits() / weight.numel(),
+        "status": "ok",
+    }
+
+
+def formula_bytes(model: Any) -> int:
+    """Bytes that the tensors of a model take on disk: codes and scales by their formula, the rest as it is."""
+    total, seen = 0.0, set()
+    inside = set()
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight):
+            total += module.quantized().formula_bits() / 8
+            inside |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+    for name, tensor in model.state_dict().items():
+        if name not in inside and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            total += tensor.numel() * tensor.element_size()
+    return math.ceil(total)
