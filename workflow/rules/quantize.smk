@@ -66,7 +66,9 @@ for MODEL, NUMBER, RECIPES in jobs():
                 device=CONFIG.device,
                 calibration=CONFIG.calibration.model_dump() if CONFIG.calibrates(MODEL) else None,
             ),
-            source=source_hash(["r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels", *method_sources(RECIPES)]),
+            source=source_hash(
+                ["r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels", *method_sources(RECIPES)]
+            ),
             calibration=f"--calibration {shlex.quote(calibration_file(MODEL))}" if CONFIG.calibrates(MODEL) else "",
             training=f"--training {shlex.quote(training_file(MODEL))}" if trained(RECIPES) else "",
             config=RUN_CONFIG,
