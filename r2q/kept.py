@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ def source_hash(paths: Iterable[str | Path]) -> str:
     files: set[Path] = set()
     for path in paths:
         full = ROOT / path
-        found = [full] if full.is_file() else sorted(full.rglob("*.py"))
-        if not found:
+        if full.is_file():
+            _add_with_siblings(full, files)
+        elif found := list(full.rglob("*.py")):
+            files.update(found)
+        else:
             raise FileNotFoundError(f"no Python source at {full}")
-        for file in found:
-            _add_with_siblings(file, files)
     digest = hashlib.sha256()
     for file in sorted(files):
         name = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
@@ -48,12 +50,19 @@ def source_hash(paths: Iterable[str | Path]) -> str:
 
 
 def _add_with_siblings(file: Path, files: set[Path]) -> None:
-    """Add a file and, over and over, what it imports from `<its folder's name>.<module>`."""
-    if file in files:
-        return
-    files.add(file)
+    """Add a file and, over and over, what it imports from its own package."""
+    if file not in files:
+        files.add(file)
+        for sibling in _siblings(file, file.read_bytes()):
+            _add_with_siblings(sibling, files)
+
+
+@cache  # parsing is slow, and a workflow asks for the same files again and again
+def _siblings(file: Path, source: bytes) -> list[Path]:
+    """Files of the modules that a file imports as `<its own package>.<module>`."""
     package = ".".join(file.parent.relative_to(ROOT).parts) if file.is_relative_to(ROOT) else file.parent.name
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    found = []
+    for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -63,9 +72,9 @@ def _add_with_siblings(file: Path, files: set[Path]) -> None:
             names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         for name in names:
             head, _, tail = name.rpartition(".")
-            sibling = file.parent / f"{tail}.py"
-            if head == package and sibling.is_file():
-                _add_with_siblings(sibling, files)
+            if head == package and (file.parent / f"{tail}.py").is_file():
+                found.append(file.parent / f"{tail}.py")
+    return found
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
