@@ -81,7 +81,7 @@ def judge(steps: pd.DataFrame, drift: pd.DataFrame, scores: pd.DataFrame) -> Ite
          _of(steps, _first_held_out)),
         (Claim("ends closer to the teacher", "held-out loss after training", True, True, everyone),
          _of(steps, _last_held_out)),
-        (Claim("smaller drift", "latent weights: squared distance to full precision", True, True),
+        (Claim("smaller drift", "latent weights: squared distance (a clipped start included)", True, True),
          _of(drift, lambda rows: _distance(rows, "latent_after"))),
         (Claim("closer to full precision after training", "quantized weights: squared distance", True, True),
          _of(drift, lambda rows: _distance(rows, "quantized_after"))),

@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from r2q.report.scores import write_csv
 from r2q.report.style import GREY, PALE, WIDTH, recipe_mark, save, style
 from r2q.report.training import read_drift
+from r2q.report.training_curves import plain_ticks
 
 DEPTHS = ["0", "1", "-2", "-1", "head"]  # as in the paper: the first two blocks, the last two, the head
-NAMES = {"0": "first", "1": "2nd", "-2": "last\nbut 1", "-1": "last", "head": "head"}
-KINDS = {"quantized": "quantized weight", "latent": "latent weight"}
+NAMES = {"0": "0", "1": "1", "-2": "−2", "-1": "−1", "head": "head"}
+KINDS = {"quantized": "quantized", "latent": "latent"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "depth", "kind", "before", "after", "low", "high", "seeds"]
 ROW = 1.5  # inches
 
@@ -80,8 +81,13 @@ def draw(frame: pd.DataFrame) -> Figure:
             for ax in row:
                 ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
-    handles = [Line2D([], [], **_marker(name, True), label=f"{name}, after training") for name in quantizers]
-    handles += [Line2D([], [], **_marker(name, False), label=f"{name}, before") for name in quantizers]
+    for ax in axes[-1]:
+        ax.set_xlabel("block")
+    handles = [
+        Line2D([], [], **_marker(name, filled), label=f"{name}, {'after' if filled else 'before'} training")
+        for name in quantizers
+        for filled in (False, True)
+    ]
     title = "squared distance to full precision / squared weights; bars: range over seeds"
     figure.legend(handles=handles, loc="outside lower center", ncols=len(quantizers), title=title, title_fontsize=7)
     return figure
@@ -108,6 +114,7 @@ def _points(axes: Axes, part: pd.DataFrame, quantizers: list[str]) -> None:
                 axes.plot([x, x], [low, high], color=_marker(quantizer, True)["color"], linewidth=2.2)
                 axes.plot([x], [after], **_marker(quantizer, True))
     axes.set_yscale("log")
+    plain_ticks(axes)
     axes.grid(True, axis="y", color=PALE)
     axes.set_xticks(range(len(DEPTHS)), [NAMES[depth] for depth in DEPTHS])
     axes.set_xlim(-0.6, len(DEPTHS) - 0.4)

@@ -9,12 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from r2q.report.scores import write_csv
 from r2q.report.style import PALE, WIDTH, recipe_mark, save, style
 from r2q.report.training import read_steps
 
-MEASURES = {"gradient_norm": "gradient norm", "loss": "loss per token"}
+MEASURES = {"gradient_norm": "gradient norm", "loss": "loss"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "step", "measure", "mean", "low", "high", "seeds"]
 ROW = 1.45  # inches
 
@@ -67,7 +68,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     used = list(dict.fromkeys(frame["quantizer"]))
     handles = [Line2D([], [], **_line(name), label=name) for name in used]
     seeds = int(frame["seeds"].max())
-    title = f"line: mean over seeds; shade: their range ({seeds} seeds where shaded)" if seeds > 1 else None
+    title = "loss per token; gradient norm before clipping"
+    title += f"; shade: range over {seeds} seeds, where there are several" if seeds > 1 else ""
     figure.legend(handles=handles, loc="outside lower center", ncols=len(used), title=title, title_fontsize=7)
     return figure
 
@@ -85,9 +87,17 @@ def _lines(axes: Axes, part: pd.DataFrame) -> None:
         if (rows["seeds"] > 1).any():
             axes.fill_between(rows["step"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
     axes.set_yscale("log")
+    plain_ticks(axes)
     axes.grid(True, axis="y", color=PALE)
     if part.empty:
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=7)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Round numbers on a logarithmic axis, written out."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _share(row: list[Axes]) -> None:
