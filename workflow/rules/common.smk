@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version, update_config, validate
 
 min_version("9.27")
 
@@ -33,8 +33,18 @@ def config_source():
     return " + ".join(files + (["--config"] if workflow.config_settings.config else [])) or "config"
 
 
+def typed(value):
+    """Values of --config as YAML means them: Snakemake leaves numbers inside of braces as text."""
+    if isinstance(value, dict):
+        return {key: typed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [typed(part) for part in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
 def checked_config():
     """The config with all its problems found at once; what was given with --config counts, too."""
+    update_config(config, typed(dict(workflow.config_settings.config)))
     try:
         for path in workflow.configfiles:
             read_yaml(os.path.relpath(path))  # a key that stands twice is silent in Snakemake's own reading

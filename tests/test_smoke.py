@@ -1,0 +1,110 @@
+"""The smoke run from end to end: whole, repeated, broken off and resumed, damaged and repaired."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from r2q.config import load
+from tests.workflow import Copy
+
+FILES = "config.yaml scores.csv layers.csv provenance.json tables/main.csv tables/main.md tables/main.tex"
+DRAWN = [f"{name}.{ending}" for name in ("lattice", "weight_error") for ending in ("png", "svg", "csv")]
+
+
+def lines(output: str, verb: str) -> list[str]:
+    """What the jobs of a verb said of their units."""
+    return [line for line in output.splitlines() if line.startswith(f"{verb} ") and "seed" in line]
+
+
+def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> None:
+    written = [finished.path(name) for name in FILES.split()]
+    drawn = [finished.folder / "figures" / "smoke" / name for name in DRAWN]
+    assert not [file for file in written + drawn if file.stat().st_size == 0]
+    config = load(finished.folder / "config/smoke.yaml")
+    units = [(model, recipe) for model in config.models for recipe, _ in config.units(model)]
+    assert len(lines(finished.output, "quantize")) == len(lines(finished.output, "evaluate")) == len(units)
+    scores = finished.scores()
+    assert {(row["model"], row["recipe"]) for row in scores} == set(units)
+    assert {row["status"] for row in scores} == {"ok"}
+    assert {row["run"] for row in scores} == {"smoke"}
+    provenance = json.loads(finished.path("provenance.json").read_text())
+    assert {row["provenance"] for row in scores} <= provenance.keys()
+    assert "12 of 12 steps (100%) done" in finished.output
+    shown = finished.output.split("12 of 12 steps (100%) done")[1]
+    assert all(
+        text in shown for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main.md", "figures/smoke")
+    )
+    assert "quantize mini-llama: done in" in finished.output
+
+
+def test_a_unit_that_was_deleted_comes_back_as_it_was_and_alone(finished: Copy) -> None:
+    before = finished.scores()
+    shutil.rmtree(finished.path("mini-llama/rtn-g64"))
+    done = finished.run()
+    assert done.returncode == 0, done.stdout
+    quantized = lines(done.stdout, "quantize")
+    assert [line.endswith(": kept") for line in quantized] == ["rtn-g64" not in line for line in quantized]
+    assert len(quantized) == 4
+    evaluated = lines(done.stdout, "evaluate")
+    assert len(evaluated) == 4
+    assert all("kept" in line for line in evaluated)  # the same weights were scored before
+    assert finished.scores() == before
+    assert finished.planned() == {}
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_scores(finished: Copy, tmp_path: Path) -> None:
+    copy = Copy(tmp_path / "killed", of=finished.folder)
+    for done in [finished.folder / "results" / "prepared", *finished.folder.glob("results/smoke/*/prepared.json")]:
+        place = copy.folder / done.relative_to(finished.folder)  # these jobs are over before anything is at stake
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if done.is_dir() else shutil.copy2)(done, place)
+    with (tmp_path / "output").open("w") as output:
+        run = subprocess.Popen(
+            copy.command("--cores", "1"),
+            cwd=copy.folder,
+            env=copy.environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 240
+    while not list(copy.path(".kept").glob("evaluate-*.json")):
+        assert run.poll() is None, (tmp_path / "output").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not copy.path("scores.csv").exists()
+    finished_before = len(list(copy.path(".kept").glob("evaluate-*.json")))
+    resumed = copy.run()
+    assert resumed.returncode == 0, resumed.stdout
+    kept = [line for line in lines(resumed.stdout, "evaluate") if "kept" in line]
+    assert len(kept) == finished_before
+    assert copy.scores() == finished.scores()
+    for table in ("main.csv", "main.md", "main.tex"):
+        assert copy.path(f"tables/{table}").read_text() == finished.path(f"tables/{table}").read_text()
+    assert copy.planned() == {}
+
+
+@pytest.mark.parametrize("recipe", ["full_precision", "r2q-g64"])
+def test_what_is_scored_is_what_a_user_would_load(finished: Copy, recipe: str) -> None:
+    """A unit's folder loads with plain transformers after `import r2q`, to the weights that its report hashes."""
+    folder = finished.path(f"mini-opt/{recipe}/seed0")
+    code = (
+        "import r2q, sys\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "print(sum(map(len, (info['missing_keys'], info['unexpected_keys']))))"
+    )
+    done = subprocess.run(
+        [*finished.command()[:1], "-c", code, str(folder)], env=finished.environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "0", done.stderr
