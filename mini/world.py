@@ -111,7 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name, data in written.items():
         path = Path(out, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        partial = path.with_name(f"{path.name}.part")  # another run may be reading the file
+        partial.write_bytes(data)
+        partial.replace(path)
     print(f"world {world_hash[:12]}: {len(written)} files in {out}")
 
 

@@ -94,7 +94,7 @@ rule figure_training:
         benchmark_of("figure_training")
     params:
         source=source_hash(["r2q/report"]),
-        out=f"{FIGURE_FOLDER}/training",
+        out=stem_of_output,
     message:
         "figure training: gradient norm and loss by step"
     shell:
@@ -118,7 +118,7 @@ rule figure_drift:
         benchmark_of("figure_drift")
     params:
         source=source_hash(["r2q/report"]),
-        out=f"{FIGURE_FOLDER}/drift",
+        out=stem_of_output,
     message:
         "figure drift: distance to full precision before and after training"
     shell:
@@ -143,7 +143,7 @@ rule claims:
         benchmark_of("claims")
     params:
         source=source_hash(["r2q/report"]),
-        out=f"{RESULTS}/tables/claims",
+        out=stem_of_output,
     message:
         "claims: hold the claims about training against the numbers"
     shell:
