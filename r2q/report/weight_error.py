@@ -25,7 +25,7 @@ ROW, HEADER = 0.155, 0.62  # inches: a recipe's row, and what a model's panel ne
 CONTAINERS = ("self_attn", "mlp", "block_sparse_moe", "attention")  # parts of a layer's name that say nothing
 ZERO = 1.0  # the relative error of weights that are all zero: what is worse needs no shade of its own
 WORSE = "#BDBDBD"
-TICKS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
 def plot(layers: str | Path, out: str | Path) -> None:
