@@ -13,7 +13,7 @@ run: $(READY)    ## everything: install, quantize, evaluate, tables, figures (CO
 	@$(SNAKEMAKE) --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 test: $(READY)   ## install, then all tests, the smoke run of the whole workflow included
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
 check: $(READY)  ## formatting, lints, types, and that generated files are what their sources say
 	$(VENV)/bin/ruff check .

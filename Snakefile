@@ -20,6 +20,17 @@ include: "workflow/rules/report.smk"
 report: "workflow/report/workflow.rst"
 
 
+localrules:  # a second each: not worth a place in a cluster's queue
+    all,
+    collect,
+    table,
+    figure_weight_error,
+    collect_training,
+    figure_training,
+    figure_drift,
+    claims,
+
+
 rule all:
     default_target: True
     input:

@@ -6,6 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.workflow import Copy
@@ -19,3 +22,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     assert done.returncode == 0, done.stdout
     copy.output = done.stdout
     return copy
+
+
+WORKFLOW = ("test_dag", "test_smoke")  # share one finished run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first."""
+    items.sort(key=lambda item: item.path.stem not in WORKFLOW)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Several processes (make test) get whole files, and the files that share a run go to the same one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::")[0])
+            return "workflow" if file.stem in WORKFLOW else str(file)
+
+    return Together(config, log)
