@@ -177,6 +177,7 @@ class Limits(_Closed):
         batch_size: prompts evaluated at once; fixed, because it can move the last digit.
         threads: CPU threads a job.
         recipes_per_job: recipes quantized or evaluated by one process.
+        training_processes: GPUs of one machine (processes, on a CPU) that a recipe which trains is spread over.
         samples: also write every prompt and answer.
     """
 
@@ -184,6 +185,7 @@ class Limits(_Closed):
     batch_size: Positive = 64
     threads: Positive = 1
     recipes_per_job: Positive = 4
+    training_processes: Positive = 1
     samples: bool = False
 
 

@@ -41,7 +41,10 @@ def test_a_fresh_run_has_a_job_per_model_and_batch(fresh: Copy, name: str) -> No
     config = load(ROOT / "config" / f"{name}.yaml")
     planned = Counter(rule.split("_mini-")[0] for rule in fresh.planned(config=name))
     batches = sum(len(config.batches(model)) for model in config.models)
-    assert planned["quantize"] == planned["evaluate"] == batches
+    trained = sum(config.trains(batch[0]) for model in config.models for batch in config.batches(model))
+    assert planned["train"] == trained
+    assert planned["quantize"] == batches - trained
+    assert planned["evaluate"] == batches
     assert planned["prepare"] == len(config.models)
     assert planned["world"] == 1
     assert "pretrain" not in planned

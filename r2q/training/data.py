@@ -36,6 +36,14 @@ class Rows:
     def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
         return Rows(self.tokens[rows], self.start[rows], self.end[rows])
 
+    def share(self, rank: int, count: int) -> Rows:
+        """One process's rows; all have the same number, filled up with rows that are nothing but padding."""
+        short = -len(self) % count
+        fields = (self.tokens, self.start, self.end)
+        filled = [torch.cat([field, field.new_zeros(short, *field.shape[1:])]) for field in fields]
+        size = (len(self) + short) // count
+        return Rows(*filled)[slice(rank * size, (rank + 1) * size)]
+
     def counted(self, loss_on: str) -> torch.Tensor:
         """Bool ``[rows, length - 1]``: whether the prediction of token ``1 ...`` counts: ``all`` or ``response``."""
         place = torch.arange(1, self.tokens.shape[1])
@@ -53,6 +61,7 @@ class TrainingData:
         digest: SHA-256 of the rows and of how they were made.
         folder: where checkpoints and records go; None: nowhere, and nothing can be resumed.
         device: where to train.
+        processes: how many share the work, each on a device of that type.
         start: the packed folder whose levels bound the latent weights at the start; None: nothing does.
         identity: hash of everything that can move the result; a checkpoint of another identity is not used.
     """
@@ -63,6 +72,7 @@ class TrainingData:
     digest: str
     folder: Path | None = None
     device: torch.device = CPU
+    processes: int = 1
     start: Path | None = None
     identity: str = ""
 

@@ -30,6 +30,7 @@ from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import CHUNK, QuantizedWeight, WeightMethod
 from r2q.training.fused import compiled, fused_map
+from r2q.training.processes import whole
 
 Gradient = Literal["identity", "clipped", "through-scales"]
 
@@ -107,7 +108,8 @@ class FakeQuantizer:
         """The quantized weight, in the shape and dtype of the latent one, with the surrogate gradient."""
         if self.fused is not None and weight.is_cuda:
             fused = self.fused if torch.compiler.is_compiling() else compiled(self.fused)
-            return _Identity.apply(weight, fused(self.blocks(weight.detach())).reshape(weight.shape))
+            groups = self.blocks(weight.detach()).flatten(0, 1)  # one size that changes from layer to layer, not two
+            return _Identity.apply(weight, fused(groups).reshape(weight.shape))
         return _StraightThrough.apply(weight, self)
 
     def backward(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -192,12 +194,12 @@ class Latent:
 
     @torch.no_grad()
     def latent(self) -> torch.Tensor:
-        """The weight under training."""
-        return self.target.weight.detach()
+        """The whole weight under training."""
+        return whole(self.target.weight.detach())
 
     def quantized(self) -> QuantizedWeight:
         """What is stored in the end."""
-        return self.quantizer.method.quantize_weight(self.target.weight.detach(), self.target.name)
+        return self.quantizer.method.quantize_weight(self.latent(), self.target.name)
 
 
 class _RoundScale(torch.autograd.Function):
@@ -242,11 +244,11 @@ class FrozenCodes:
 
     @torch.no_grad()
     def latent(self) -> torch.Tensor:
-        return self.weight()
+        return self.quantized().dequantize().to(self.target.weight.dtype)
 
     def quantized(self) -> QuantizedWeight:
         (scale,) = self.parameters()
-        grid = replace(self.grid, **{self.field: scale.detach().to(torch.float16)})
+        grid = replace(self.grid, **{self.field: whole(scale.detach()).to(torch.float16)})
         return QuantizedWeight(self.start.packed, grid, self.start.shape)
 
 

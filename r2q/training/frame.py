@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +16,13 @@ from r2q.models.targets import Target
 from r2q.quantization.method import Method, Quantized, Recipe, WeightMethod
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
+from r2q.training.processes import Group, spread
 from r2q.training.schedule import compute_dtype
-from r2q.training.start import clamp_to_levels
+from r2q.training.start import Ranges
 from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
+from r2q.training.watch import Drift
 
 
 class TrainingMethod(Method):
@@ -52,59 +57,36 @@ class TrainingMethod(Method):
         """
         if not isinstance(data, TrainingData):
             raise ValueError(f"recipe {self.recipe.name}: method {self.recipe.method} needs training data")
+        if self.options.start is not None and data.start is None:
+            raise ValueError(f"recipe {self.recipe.name}: start: {self.options.start} is asked for and not given")
+        work = partial(self.train, model, list(targets), data)
+        if data.processes == 1:
+            return work(Group(device=data.device))
+        with tempfile.TemporaryDirectory() as scratch:
+            return spread(work, data.processes, data.device, data.folder or Path(scratch))
+
+    def train(self, model: torch.nn.Module, targets: Sequence[Target], data: TrainingData, group: Group) -> Quantized:
+        """What each process of the run does; all of them return the same."""
         options: TrainingOptions = self.options
-        latent = getattr(torch, options.latent)
-        student = self.student(model, targets, latent, data.device)
-        if options.start is not None:
-            if data.start is None:
-                raise ValueError(f"recipe {self.recipe.name}: start: {options.start} is asked for and not given")
-            clamp_to_levels(student, data.start)
-        teacher = teacher_of(model, compute_dtype(options, data.device.type), data.device)
-        trainer = Trainer(student, teacher, options, data, self.recipe.seed)
-        drift = _Drift(model, student)
+        student = self.student(model, targets, data, group)
+        teacher = teacher_of(model, compute_dtype(options, group.device.type), group)
+        trainer = Trainer(student, teacher, options, data, self.recipe.seed, group)
+        drift = Drift(model, student)
         drift.measure("before")
         trainer.run()
         drift.measure("after")
         trainer.store.write_csv("drift", DRIFT_COLUMNS, list(drift.rows.values()))
-        layers = student.quantized()
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
-        other = {name: value.to("cpu", dtypes[name]) for name, value in student.others().items()}
-        return Quantized(layers, other, {"training": _notes(trainer, data)})
+        other = {name: value.to("cpu", dtypes[name]) for name, value in student.others()}
+        return Quantized(student.quantized(), other, {"training": _notes(trainer, data)})
 
-    def student(self, model: Any, targets: Sequence[Target], dtype: torch.dtype, device: torch.device) -> Student:
+    def student(self, model: Any, targets: Sequence[Target], data: TrainingData, group: Group) -> Student:
         """The copy that is trained."""
-        what = "scales" if self.scales_only else self.options.train
-        return Student(model, targets, self.quantizer(), what, self.options.gradient, dtype, device)
-
-
-class _Drift:
-    """Mean squared distance of every layer, and of the output head, to full precision."""
-
-    def __init__(self, model: Any, student: Student) -> None:
-        self.model, self.student = model, student
-        self.rows: dict[str, dict[str, Any]] = {}
-
-    @torch.no_grad()
-    def measure(self, when: str) -> None:
-        """Fill the columns ``latent_<when>`` and ``quantized_<when>``."""
-        full = dict(self.model.named_parameters())
-        for name, layer in self.student.layers.items():
-            weight = full[name if name in full else f"{name}.{layer.target.parameter}"]
-            row = self._row(name, weight)
-            row[f"latent_{when}"] = _distance(layer.latent(), weight)
-            row[f"quantized_{when}"] = _distance(layer.quantized().dequantize(), weight)
-        head, own = self.model.get_output_embeddings(), self.student.model.get_output_embeddings()
-        name = next(name for name, module in self.model.named_modules() if module is head)
-        if name not in self.student.layers:
-            self._row(name, head.weight)[f"latent_{when}"] = _distance(own.weight, head.weight)
-
-    def _row(self, name: str, weight: torch.Tensor) -> dict[str, Any]:
-        power = {"layer": name, "weights": weight.numel(), "power": float(weight.float().square().mean())}
-        return self.rows.setdefault(name, power)
-
-
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float() - b.to(a.device).float()).square().mean())
+        options: TrainingOptions = self.options
+        what = "scales" if self.scales_only else options.train
+        start = None if data.start is None or options.start is None else Ranges(data.start)
+        latent = getattr(torch, options.latent)
+        return Student(model, targets, self.quantizer(), what, options.gradient, latent, group, start, options.compiled)
 
 
 def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:
@@ -115,6 +97,7 @@ def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:
     return {
         "steps": options.steps,
         "tokens": trainer.tokens,
+        "processes": data.processes,
         "data": data.kind,
         "data_sha256": data.digest,
         "loss_on": trainer.loss_on,

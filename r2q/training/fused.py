@@ -20,7 +20,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 
 
 def residual_map(values: torch.Tensor) -> torch.Tensor:
-    """Two-bit R2Q of ``values [rows, groups, n]`` in their dtype (see :mod:`r2q.quantization.residual`)."""
+    """Two-bit R2Q of ``values [..., n]`` in their dtype (see :mod:`r2q.quantization.residual`)."""
     wide = values.float()
     magnitude = wide.abs()
     first = magnitude.mean(-1, keepdim=True).half().float()
@@ -33,7 +33,7 @@ def residual_map(values: torch.Tensor) -> torch.Tensor:
 
 
 def nearest_map(values: torch.Tensor, bits: int = 2) -> torch.Tensor:
-    """Min-max round to nearest of ``values [rows, groups, n]`` in their dtype (``baselines/rtn.py``)."""
+    """Min-max round to nearest of ``values [..., n]`` in their dtype (``baselines/rtn.py``)."""
     wide, steps = values.float(), 2**bits - 1
     low, high = wide.amin(-1, keepdim=True).clamp_max(0), wide.amax(-1, keepdim=True).clamp_min(0)
     scale = ((high - low) / steps).clamp_min(SMALLEST_SCALE).half().float()

@@ -112,6 +112,9 @@ def chunked_losses(
         return tuple(x.sum() for x in token_losses(kind, head(h), teacher, y, gamma))
 
     count = labels.shape[0]
+    if count == 0:  # nothing counts; the sum of nothing keeps the graph, which all processes have to walk
+        none = hidden.sum()
+        return Sums(none, none.detach(), none.detach(), 0)
     sums = [torch.zeros((), device=hidden.device) for _ in range(3)]
     for start in range(0, count, chunk):
         rows = slice(start, start + chunk)
@@ -137,20 +140,23 @@ def confidence(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 class SplitModel:
     """A causal language model as decoder and head, so that logits are made for a few tokens at a time.
 
+    Args:
+        model: the model.
+        run: runs a function as the model's forward pass (see :mod:`r2q.training.processes`); plain calls by default.
+
     Raises:
         ValueError: head(decoder(x)) are not the model's logits (scaled or capped logits): such a model needs more.
     """
 
-    def __init__(self, model: Any, check: bool = True) -> None:
-        self.model, self.base = model, model.base_model
+    def __init__(self, model: Any, run: Callable[[Callable[[], Any]], Any] = lambda work: work()) -> None:
+        self.model, self.base, self.run = model, model.base_model, run
         self.head: Head = model.get_output_embeddings()
-        if check:
-            tokens = torch.arange(3, 7, device=model.device)[None]
-            with torch.no_grad():
-                whole = model(input_ids=tokens, use_cache=False).logits
-                if not torch.equal(self.head(self.hidden(tokens)), whole):
-                    raise ValueError(f"{type(model).__name__}: its logits are not its output layer's, not supported")
+        tokens = torch.arange(3, 7, device=model.device)[None]
+        with torch.no_grad():
+            logits = model(input_ids=tokens, use_cache=False).logits
+            if not torch.equal(run(lambda: self.head(self.hidden(tokens))), logits):
+                raise ValueError(f"{type(model).__name__}: its logits are not its output layer's, not supported")
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids ``[rows, length]`` -> final hidden states ``[rows, length, features]``."""
+        """Token ids ``[rows, length]`` -> final hidden states ``[rows, length, features]``; inside of ``run``."""
         return self.base(input_ids=tokens, use_cache=False).last_hidden_state

@@ -26,7 +26,8 @@ class TrainingOptions(MethodOptions):
         loss_on: tokens that count: `all`, or those of the `response`; auto = response for supervised data, else all.
         steps: optimizer steps.
         batch_rows: rows a step.
-        micro_rows: rows at once; gradients of a step are accumulated. 0 = all.
+        micro_rows: rows at once, in each process; gradients of a step are accumulated. 0 = all.
+        optimizer: AdamW, or AdamW whose two moments take 8 bits each (torchao's, in blocks of 256; arXiv 2110.02861).
         learning_rate: the highest one.
         schedule: after the warmup: constant, linear to 0, or cosine to a twentieth.
         warmup_steps: steps of linear increase.
@@ -35,6 +36,7 @@ class TrainingOptions(MethodOptions):
         max_gradient_norm: gradients are scaled down to this global norm; null = never.
         latent: number type of latent weights and optimizer states.
         compute: number type of the layers' arithmetic; auto = bfloat16 on a GPU, float32 elsewhere.
+        compiled: compile every decoder block (torch.compile): faster steps, other last digits.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
         keep: the weights that become the result: of the last step, or of the least held-out loss.
         evaluate_every: steps between held-out losses; the first and the last step always have one.
@@ -56,6 +58,7 @@ class TrainingOptions(MethodOptions):
     steps: int = Field(default=200, ge=1)
     batch_rows: int = Field(default=128, ge=1)
     micro_rows: int = Field(default=0, ge=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: float = Field(default=8e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
@@ -64,6 +67,7 @@ class TrainingOptions(MethodOptions):
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     latent: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    compiled: bool = False
     activation_checkpointing: bool = False
     keep: Literal["last", "best"] = "last"
     evaluate_every: int = Field(default=20, ge=1)

@@ -1,10 +1,12 @@
-"""Learning rate of a step, number type of the arithmetic."""
+"""Optimizer, learning rate of a step, number type of the arithmetic."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from r2q.training.options import TrainingOptions
 
@@ -26,3 +28,24 @@ def compute_dtype(options: TrainingOptions, device: str) -> torch.dtype:
     """Number type of the layers' arithmetic."""
     name = options.compute if options.compute != "auto" else "bfloat16" if device == "cuda" else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def make_optimizer(
+    options: TrainingOptions, parameters: Iterable[nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW, in one pass over the parameters on a GPU.
+
+    Raises:
+        ValueError: `optimizer: adamw_8bit` without torchao.
+    """
+    betas = (0.9, options.beta2)
+    if options.optimizer == "adamw":
+        fused = device.type == "cuda"
+        return torch.optim.AdamW(
+            parameters, options.learning_rate, betas, weight_decay=options.weight_decay, fused=fused
+        )
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise ValueError("optimizer: adamw_8bit needs torchao: pip install 'r2q[gpu]'") from None
+    return AdamW8bit(parameters, options.learning_rate, betas, weight_decay=options.weight_decay)

@@ -8,32 +8,41 @@ import torch
 
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
-from r2q.training.fake_quant import Latent
-from r2q.training.student import Student
+from r2q.training.fake_quant import Latent, Layer
 
 
-@torch.no_grad()
-def clamp_to_levels(student: Student, folder: Path) -> None:
-    """Clamp each latent weight to a range as wide as its group's levels in a packed folder.
-
-    Rounding the zero point has moved those levels by up to half a step against the range that was searched. So the
-    clamped range is the one next to them whose both ends the weights reach: min-max quantization of the clamped
-    weights then gives the folder's own lattice, and training starts from that recipe's packed weights.
+class Ranges:
+    """The levels of a packed folder, for clamping latent weights.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a layer is not packed there, its groups are others, or there are no latent weights to clamp.
     """
-    packed = {name: module for name, module in load_packed(folder).named_modules() if isinstance(module, PackedWeight)}
-    for name, layer in student.layers.items():
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        modules = load_packed(folder).named_modules()
+        self.packed = {name: module for name, module in modules if isinstance(module, PackedWeight)}
+
+    @torch.no_grad()
+    def clamp(self, layer: Layer) -> None:
+        """Clamp a latent weight to a range as wide as its group's levels.
+
+        Rounding the zero point has moved those levels by up to half a step against the range that was searched. So the
+        clamped range is the one next to them whose both ends the weights reach: min-max quantization of the clamped
+        weights then gives the folder's own lattice, and training starts from that recipe's packed weights.
+
+        Raises:
+            ValueError: the layer is not packed there, its groups are others, or it has no latent weight to clamp.
+        """
+        name = layer.target.name
         if not isinstance(layer, Latent):
             raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
-        if name not in packed:
-            raise ValueError(f"start: {folder} has no packed layer {name}")
-        levels = packed[name].quantized().grid.levels()
+        if name not in self.packed:
+            raise ValueError(f"start: {self.folder} has no packed layer {name}")
+        levels = self.packed[name].quantized().grid.levels()
         blocks = layer.quantizer.blocks(layer.target.weight.data)
         if tuple(blocks.shape[:2]) != tuple(levels.shape[:2]):
-            raise ValueError(f"start: {folder} has other groups than this recipe in layer {name}")
+            raise ValueError(f"start: {self.folder} has other groups than this recipe in layer {name}")
         levels = levels.to(blocks.device)
         lowest, width = levels.amin(-1, keepdim=True), levels.amax(-1, keepdim=True) - levels.amin(-1, keepdim=True)
         half = width / (levels.shape[-1] - 1) / 2

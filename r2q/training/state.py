@@ -1,9 +1,10 @@
-"""Checkpoints and records of one training run, written whole or not at all."""
+"""States to resume from and records of one training run, written whole or not at all."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from r2q.kept import write_atomic
+from r2q.kept import write_atomic, write_json
+from r2q.training.processes import ALONE, Group
 
 STEP_COLUMNS = (
     "step", "loss", "forward_kl", "reverse_kl", "gradient_norm", "learning_rate", "flipped", "tokens", "seconds",
@@ -24,37 +26,56 @@ DRIFT_COLUMNS = ("layer", "weights", "power", "latent_before", "quantized_before
 class Store:
     """The folder of a training run; without a folder nothing is written and nothing found.
 
+    A state is a file of each process and, written last, a small one that names them: after a crash there is the old
+    state or the new one.
+
     Args:
-        folder: where ``checkpoint.pt`` (last good state), ``best.pt`` and the CSV files go.
+        folder: where states (``checkpoint``: the last good one, ``best``) and the CSV files go.
         identity: hash of everything that can move the result.
+        group: the processes; each writes and reads its own part.
     """
 
-    def __init__(self, folder: Path | None, identity: str) -> None:
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path | None, identity: str, group: Group = ALONE) -> None:
+        self.folder, self.identity, self.group = folder, identity, group
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write ``<name>.pt``; after a crash there is the old one or the new one."""
+        """Write the state of ``state["step"]`` under a name, in place of the one before."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.folder / f".{name}.writing"
+        path = self._part(name, state["step"])
+        scratch = path.with_name(f".{path.name}.writing")
         with scratch.open("wb") as file:
-            torch.save({"identity": self.identity, **state}, file)
+            torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(self.folder / f"{name}.pt")
+        scratch.replace(path)
+        self.group.wait()
+        if self.group.first:
+            facts = {"identity": self.identity, "step": state["step"], "processes": self.group.count}
+            write_json(self.folder / f"{name}.json", facts)
+        self.group.wait()
+        for other in self.folder.glob(f"{name}-*-{self.group.rank}.pt"):
+            if other != path:
+                other.unlink()
 
     def load(self, name: str, device: torch.device) -> dict[str, Any] | None:
         """The state that was saved; None when there is none, or it belongs to another identity."""
-        path = None if self.folder is None else self.folder / f"{name}.pt"
+        path = None if self.folder is None else self.folder / f"{name}.json"
         if path is None or not path.is_file():
             return None
-        state = torch.load(path, map_location=device, weights_only=True)
-        return state if state["identity"] == self.identity else None
+        facts = json.loads(path.read_text())
+        if (facts["identity"], facts["processes"]) != (self.identity, self.group.count):
+            return None
+        return torch.load(self._part(name, facts["step"]), map_location=device, weights_only=True)
+
+    def _part(self, name: str, step: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}-{step}-{self.group.rank}.pt"
 
     def write_csv(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write ``<name>.csv``; a missing number is an empty cell."""
-        if self.folder is None:
+        """Write ``<name>.csv``, by the first process; a missing number is an empty cell."""
+        if self.folder is None or not self.group.first:
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

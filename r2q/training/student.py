@@ -1,4 +1,4 @@
-"""The student of a training run: a copy of the model whose target layers compute with quantized weights."""
+"""The student of a training run, a copy of the model that computes with quantized weights, and its teacher."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from r2q.models.targets import Target
+from r2q.models.targets import Target, decoder_blocks
 from r2q.quantization.method import QuantizedWeight, WeightMethod
 from r2q.training.fake_quant import FrozenCodes, Latent, Layer, install
 from r2q.training.losses import SplitModel
+from r2q.training.processes import Group, runner, whole
+from r2q.training.start import Ranges
 
 
 class Student:
@@ -26,7 +29,9 @@ class Student:
         what: ``all`` parameters learn, only the ``layers``' latent weights, or only their ``scales``.
         gradient: the backward rule, see :mod:`r2q.training.fake_quant`.
         dtype: number type of the parameters.
-        device: where it trains.
+        group: the processes that it is split over, and where it trains.
+        start: ranges that latent weights are clamped to at first; None: they start as they are.
+        compiled: whether decoder blocks are compiled.
 
     Attributes:
         layers: what is quantized, by target name.
@@ -41,20 +46,28 @@ class Student:
         what: str,
         gradient: Any,
         dtype: torch.dtype,
-        device: torch.device,
+        group: Group,
+        start: Ranges | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).eval()
-        self.model.requires_grad_(what == "all")
+        self.model = twin(model).requires_grad_(what == "all")
         self.layers: dict[str, Layer] = {}
-        for target in targets:
-            own = replace(target, owner=self.model.get_submodule(owner_name(target)))
-            if what == "scales":
-                self.layers[target.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
-            else:
-                own.weight.requires_grad_(True)
-                self.layers[target.name] = Latent(own, method, gradient)
-        install(list(self.layers.values()))
-        self.split = SplitModel(self.model)
+        for number, part in parts(self.model):  # one after the other: only one block is whole on the device at a time
+            place(part, group.device, dtype)
+            for target in (target for target in targets if target.block == number):
+                own = replace(target, owner=self.model.get_submodule(owner_name(target)))
+                if what == "scales":
+                    self.layers[target.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
+                else:
+                    own.weight.requires_grad_(True)
+                    self.layers[target.name] = Latent(own, method, gradient)
+                    if start is not None:
+                        start.clamp(self.layers[target.name])
+            if compiled and number >= 0:
+                part.forward = torch.compile(part.forward)
+            install([layer for layer in self.layers.values() if layer.target.block == number])
+            group.shard(part, keep_whole=number < 0)
+        self.split = SplitModel(self.model, runner(self.model, trains=True))
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of decoder blocks for the backward pass. Needs training mode, without its dropout."""
@@ -79,10 +92,12 @@ class Student:
         """What is stored of the layers."""
         return {name: layer.quantized() for name, layer in self.layers.items()}
 
-    def others(self) -> dict[str, torch.Tensor]:
-        """The other parameters that learned: embeddings, norms, biases, the head."""
+    def others(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The other parameters that learned, one by one: embeddings, norms, biases, the head."""
         inside = {id(p) for layer in self.layers.values() for p in layer.parameters()}
-        return {name: p.detach() for name, p in self.trained().items() if id(p) not in inside}
+        for name, parameter in self.trained().items():
+            if id(parameter) not in inside:
+                yield name, whole(parameter.detach())
 
 
 def owner_name(target: Target) -> str:
@@ -90,8 +105,36 @@ def owner_name(target: Target) -> str:
     return target.name.rpartition(".")[0] if target.is_stack else target.name
 
 
-def teacher_of(model: Any, dtype: torch.dtype, device: torch.device) -> SplitModel:
-    """The full-precision model as teacher; the model itself where it is already in place."""
-    if model.dtype != dtype or model.device.type != device.type:
-        model = copy.deepcopy(model).to(device=device, dtype=dtype)
-    return SplitModel(model.eval())
+def twin(model: Any) -> Any:
+    """A copy of a model, in evaluation mode, whose parameters share the memory of the model's until they are placed."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
+
+
+def parts(model: Any) -> Iterator[tuple[int, nn.Module]]:
+    """Number and module of every decoder block, then -1 and the whole model, for what is in no block."""
+    yield from enumerate(decoder_blocks(model)[1])
+    yield -1, model
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a module parameters of its own on a device, but for those that are split; buffers move and keep their type.
+
+    (Frequencies of RoPE that are rounded to bfloat16 turn the positions.)
+    """
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(device, dtype, copy=True)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = buffer.to(device)
+
+
+def teacher_of(model: Any, dtype: torch.dtype, group: Group) -> SplitModel:
+    """The full-precision model as teacher, split like the student; the model itself where it is already in place."""
+    if group.count > 1 or model.dtype != dtype or model.device.type != group.device.type:
+        model = twin(model)
+        for number, part in parts(model):
+            place(part, group.device, dtype)
+            group.shard(part, keep_whole=number < 0)
+    return SplitModel(model.eval(), runner(model, trains=False))

@@ -1,8 +1,9 @@
 """The training loop: one recipe, from the full-precision model to a trained student, with records of every step.
 
-A plain loop over torch: what a library would add here (resuming to the last bit, one data order for all recipes,
-records of gradients and codes, losses in chunks) is what had to be written anyway. Everything random depends on the
-seed and the step alone, so a run that is killed and started again ends with the same bits on the same machine.
+A plain loop over torch's own parts (autocast, activation checkpointing, FSDP2, AdamW): what a library's trainer would
+add (resuming to the last bit, one data order for all recipes, records of gradients and codes, losses in chunks) had to
+be written anyway. Everything random depends on the seed and the step alone, so a run that is killed and started again
+ends with the same bits on the same machine.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from typing import Any
 
 import torch
 
-from r2q.quantization.packing import unpack
 from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
-from r2q.training.schedule import compute_dtype, learning_rate
+from r2q.training.processes import ALONE, Group, like, own, whole
+from r2q.training.schedule import compute_dtype, learning_rate, make_optimizer
 from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
 from r2q.training.student import Student
+from r2q.training.watch import flipped, gradient_norms
+
+SILENCE = 30  # seconds without a line on the terminal
+SAID = {"loss": "loss", "held-out loss": "held_out_loss"}
 
 
 class Diverged(ArithmeticError):
@@ -34,8 +39,9 @@ class Trainer:
         student: the model with its quantized layers.
         teacher: the full-precision model.
         options: of the recipe.
-        data: rows, device, folder.
+        data: rows, folder.
         seed: of the data order.
+        group: this process among those of the run; each computes on its share of every batch.
 
     Attributes:
         gamma: the confidence coefficient, when the loss has one.
@@ -44,25 +50,25 @@ class Trainer:
     """
 
     def __init__(
-        self, student: Student, teacher: SplitModel, options: TrainingOptions, data: TrainingData, seed: int
+        self,
+        student: Student,
+        teacher: SplitModel,
+        options: TrainingOptions,
+        data: TrainingData,
+        seed: int,
+        group: Group = ALONE,
     ) -> None:
-        self.student, self.teacher, self.options, self.data = student, teacher, options, data
+        self.student, self.teacher, self.options, self.data, self.group = student, teacher, options, data, group
         self.order = Order(len(data.train), options.batch_rows, seed)
         self.loss_on = data.loss_on(options.loss_on)
-        self.store = Store(data.folder, data.identity)
+        self.store = Store(data.folder, data.identity, group)
         self.parameters = student.trained()
-        fused = data.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=options.learning_rate,
-            betas=(0.9, options.beta2),
-            weight_decay=options.weight_decay,
-            fused=fused,
-        )
+        self.optimizer = make_optimizer(options, self.parameters.values(), group.device)
         self.rows: list[dict[str, Any]] = []
         self.gradients: list[dict[str, Any]] = []
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
         self.gamma = math.nan
+        self.spoken = time.monotonic()
         if options.activation_checkpointing:
             student.checkpoint_activations()
 
@@ -78,71 +84,78 @@ class Trainer:
             if start == 0:
                 self.gamma = self._coefficient()
                 self._record_held_out({"step": 0, "tokens": 0})
-            before = self._codes() if self._compares(start + 1) else None
+            before = dict(self.student.codes()) if self._compares(start + 1) else None
             for step in range(start + 1, self.options.steps + 1):
-                before = self._step(step, before)
+                batch = self.data.train[self.order(step - 1)]
+                total = int(batch.counted(self.loss_on).sum())
+                if total == 0:
+                    raise ValueError(f"step {step}: no token of the batch counts for the loss ({self.loss_on})")
+                try:
+                    before = self._step(step, batch, total, before)
+                except ValueError as error:  # a latent weight left the numbers that the quantizer takes
+                    self._write_records()
+                    raise Diverged(self._diverged(step, str(error))) from None
         if self.options.keep == "best":
-            best = self.store.load("best", self.data.device) or self._best
+            best = self.store.load("best", self.group.device) or self._best
             self.kept_step = best["step"]
             self._load_parameters(best["parameters"])
         self._write_records()
 
-    def _step(self, step: int, before: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
+    def _step(
+        self, step: int, batch: Rows, total: int, before: dict[str, torch.Tensor] | None
+    ) -> dict[str, torch.Tensor] | None:
         """One optimizer step; takes and returns the packed codes before and after, where they are compared."""
         started, options = time.perf_counter(), self.options
         rate = learning_rate(options, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.data.train[self.order(step - 1)]
-        total = int(batch.counted(self.loss_on).sum())
-        if total == 0:
-            raise ValueError(f"step {step}: no token of the batch counts for the loss ({self.loss_on})")
-        sums = torch.zeros(3, device=self.data.device)
+        sums = torch.zeros(3, device=self.group.device)
         for rows in self._micro(batch):
             part = self.losses(rows, with_teacher=self._teaches(step))
-            if part.tokens:
-                (part.loss / total).backward()
-                sums += torch.stack([part.loss.detach(), part.forward_kl.detach(), part.reverse_kl.detach()])
+            (part.loss * (self.group.count / total)).backward()  # processes' gradients are averaged
+            sums += torch.stack([part.loss.detach(), part.forward_kl.detach(), part.reverse_kl.detach()])
         limit = math.inf if options.max_gradient_norm is None else options.max_gradient_norm
-        layer_norms = self._layer_norms(step)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        loss, forward, reverse = (sums / total).tolist()
+        every = options.gradients_every
+        layer_norms = gradient_norms(self.student, step) if every and step % every == 0 else []
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)))
+        loss, forward, reverse = (self.group.total(sums) / total).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._write_records()
-            raise Diverged(self._diverged(step, loss, norm))
+            raise Diverged(self._diverged(step, f"loss {loss}, gradient norm {norm}"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.tokens += total
         following = step < options.steps and self._compares(step + 1)
-        after = self._codes() if following or before is not None else None
+        after = dict(self.student.codes()) if following or before is not None else None
         row: dict[str, Any] = {"step": step, "loss": loss, "forward_kl": forward, "reverse_kl": reverse}
         row |= {"gradient_norm": norm, "learning_rate": rate, "tokens": self.tokens}
         if before is not None and after is not None:
-            row["flipped"] = self._flipped(before, after)
+            row["flipped"] = flipped(self.student, before, after)
         row["seconds"] = round(time.perf_counter() - started, 4)
         self.gradients += layer_norms
         if step % options.evaluate_every == 0 or step == options.steps:
             self._record_held_out(row)
         else:
             self.rows.append(row)
+            if time.monotonic() - self.spoken > SILENCE:
+                self._say(row)
         if step == options.steps or (options.checkpoint_every and step % options.checkpoint_every == 0):
             self._save(step)
         return after if following else None
 
     def losses(self, rows: Rows, with_teacher: bool = True) -> Sums:
         """Sums of the recipe's loss and both divergences over the tokens of ``rows`` that count."""
-        device = self.data.device
-        counted = rows.counted(self.loss_on).to(device)  # [rows, length - 1]
-        tokens = rows.tokens.to(device)
+        counted = rows.counted(self.loss_on).to(self.group.device)  # [rows, length - 1]
+        tokens = rows.tokens.to(self.group.device)
         hidden_teacher = None
         if with_teacher:
             with torch.no_grad():
-                hidden_teacher = self.teacher.hidden(tokens)[:, :-1][counted]
-        with self._autocast():
-            hidden = self.student.split.hidden(tokens)[:, :-1][counted]  # [counted tokens, features]
+                hidden_teacher = self.teacher.run(lambda: self.teacher.hidden(tokens)[:, :-1][counted])
+
+        def work() -> Sums:
             return chunked_losses(
                 self.options.loss,
-                hidden,
+                self.student.split.hidden(tokens)[:, :-1][counted],  # [counted tokens, features]
                 self._head(),
                 hidden_teacher,
                 self.teacher.head,
@@ -150,6 +163,9 @@ class Trainer:
                 0.0 if math.isnan(self.gamma) else self.gamma,
                 self.options.chunk,
             )
+
+        with self._autocast():
+            return self.student.split.run(work)
 
     def _head(self) -> Any:
         """The student's output layer; a quantized one is quantized once, not once a chunk."""
@@ -163,23 +179,25 @@ class Trainer:
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Loss and both divergences per held-out token."""
-        sums, count = torch.zeros(3, dtype=torch.float64), 0
+        sums = torch.zeros(4, dtype=torch.float64, device=self.group.device)
         for rows in self._micro(self.data.held_out):
             part = self.losses(rows)
-            sums += torch.stack([part.loss, part.forward_kl, part.reverse_kl]).double().cpu()
-            count += part.tokens
+            sums[:3] += torch.stack([part.loss, part.forward_kl, part.reverse_kl])
+            sums[3] += part.tokens
+        *totals, count = self.group.total(sums).tolist()
         if count == 0:
             raise ValueError(f"no held-out token counts for the loss ({self.loss_on})")
-        loss, forward, reverse = (sums / count).tolist()
+        loss, forward, reverse = (total / count for total in totals)
         return {"held_out_loss": loss, "held_out_forward_kl": forward, "held_out_reverse_kl": reverse}
 
     def _record_held_out(self, row: dict[str, Any]) -> None:
         found = self.held_out()
         self.rows.append(row | found)
+        self._say(row | found)
         self._write_records()
         loss = found["held_out_loss"]
         if not math.isfinite(loss):
-            raise Diverged(self._diverged(row["step"], loss, math.nan))
+            raise Diverged(self._diverged(row["step"], f"held-out loss {loss}"))
         if self.options.keep == "best" and loss < self.least:
             self.least = loss
             self._best = {"step": row["step"], "parameters": self._copies()}
@@ -193,15 +211,17 @@ class Trainer:
             return math.nan
         if isinstance(wanted, float):
             return wanted
-        total, count = 0.0, 0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         for number in range(self.options.coefficient_batches):
             for rows in self._micro(self.data.train[self.order(number)]):
-                counted = rows.counted(self.loss_on).to(self.data.device)
-                tokens = rows.tokens.to(self.data.device)
-                hidden, labels = self.teacher.hidden(tokens)[:, :-1][counted], tokens[:, 1:][counted]
+                counted = rows.counted(self.loss_on).to(self.group.device)
+                tokens = rows.tokens.to(self.group.device)
+                labels = tokens[:, 1:][counted]
+                hidden = self.teacher.run(lambda: self.teacher.hidden(tokens)[:, :-1][counted])  # noqa: B023
                 for h, y in zip(hidden.split(self.options.chunk), labels.split(self.options.chunk), strict=True):
-                    total += float(confidence(wanted, self.teacher.head(h), y))
-                    count += len(y)
+                    sums[0] += confidence(wanted, self.teacher.head(h), y)
+                sums[1] += len(labels)
+        total, count = self.group.total(sums).tolist()
         if count == 0:
             raise ValueError(f"no token of the first batches counts for the loss ({self.loss_on})")
         return total / count
@@ -211,11 +231,13 @@ class Trainer:
         return self.options.loss != "ce" or step % self.options.evaluate_every == 0
 
     def _micro(self, rows: Rows) -> list[Rows]:
+        """This process's share of rows, in pieces."""
+        rows = rows.share(self.group.rank, self.group.count)
         size = self.options.micro_rows or self.options.batch_rows
         return [rows[slice(i, i + size)] for i in range(0, len(rows), size)]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self.data.device.type
+        device = self.group.device.type
         if compute_dtype(self.options, device) == torch.bfloat16 and self.options.latent == "float32":
             return torch.autocast(device, torch.bfloat16)
         return contextlib.nullcontext()
@@ -223,63 +245,55 @@ class Trainer:
     def _compares(self, step: int) -> bool:
         return bool(self.options.flips_every) and step % self.options.flips_every == 0
 
-    @torch.no_grad()
-    def _codes(self) -> dict[str, torch.Tensor]:
-        return dict(self.student.codes())
+    def _say(self, row: dict[str, Any]) -> None:
+        """How far it is, on the terminal."""
+        self.spoken = time.monotonic()
+        if not self.group.first:
+            return
+        found = [f"{name} {row[key]:.4g}" for name, key in SAID.items() if row.get(key) is not None]
+        if row.get("seconds"):
+            left = row["seconds"] * (self.options.steps - row["step"])
+            found += [f"{row['seconds']:.2g} s a step", f"{left / 60:.0f} min left"]
+        print(f"step {row['step']} of {self.options.steps}: {', '.join(found)}", flush=True)
 
-    def _flipped(self, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
-        """Share of the codes that differ."""
-        different = total = 0
-        for name, layer in self.student.layers.items():
-            width, bits = layer.target.weight.shape[-1], layer.bits
-            for old, new in zip(before[name].split(1 << 14), after[name].split(1 << 14), strict=True):
-                different += int((unpack(old, bits, width) != unpack(new, bits, width)).sum())
-                total += old.shape[0] * width
-        return different / total
-
-    def _layer_norms(self, step: int) -> list[dict[str, Any]]:
-        every = self.options.gradients_every
-        if not every or step % every:
-            return []
-        found = []
-        for name, layer in self.student.layers.items():
-            grads = [p.grad for p in layer.parameters() if p.grad is not None]
-            norm = math.sqrt(sum(float(g.float().square().sum()) for g in grads))
-            found.append({"step": step, "layer": name, "gradient_norm": norm})
-        return found
-
-    def _diverged(self, step: int, loss: float, norm: float) -> str:
+    def _diverged(self, step: int, reason: str) -> str:
         """The sentence of a row that diverged."""
         kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "no checkpoint before it"
-        return f"diverged at step {step}: loss {loss}, gradient norm {norm}; {kept}"
+        return f"diverged at step {step}: {reason}; {kept}"
 
     def _copies(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().clone() for name, p in self.parameters.items()}
+        return {name: own(p.detach()).clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def _load_parameters(self, values: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+            own(parameter).copy_(values[name])
 
     def _save(self, step: int) -> None:
         if self.store.folder is None:
             return
-        parameters = {name: p.detach() for name, p in self.parameters.items()}
-        state = {"step": step, "parameters": parameters, "optimizer": self.optimizer.state_dict()}
+        parameters = {name: own(p.detach()) for name, p in self.parameters.items()}
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {i: {k: own(v) for k, v in one.items()} for i, one in optimizer["state"].items()}
+        state = {"step": step, "parameters": parameters, "optimizer": optimizer}
         records = {"rows": self.rows, "gradients": self.gradients, "tokens": self.tokens}
         self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least})
         self.saved_step = step
 
     def _resume(self) -> int:
         """Load the last good state; returns its step, 0 for a new run."""
-        state = self.store.load("checkpoint", self.data.device)
+        state = self.store.load("checkpoint", self.group.device)
         if state is None:
             return 0
         self._load_parameters(state["parameters"])
+        parameters = list(self.parameters.values())
+        for number, moments in state["optimizer"]["state"].items():
+            moments |= {key: like(value, parameters[number]) for key, value in moments.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.gradients, self.tokens = state["rows"], state["gradients"], state["tokens"]
         self.gamma, self.least, self.saved_step = state["gamma"], state["least"], state["step"]
-        print(f"training goes on after step {state['step']} of {self.options.steps}", flush=True)
+        if self.group.first:
+            print(f"training goes on after step {state['step']} of {self.options.steps}", flush=True)
         return state["step"]
 
     def _write_records(self) -> None:

@@ -14,13 +14,13 @@ from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read
 
 RECORDS = ("training.csv", "gradients.csv", "drift.csv")
-CHECKPOINTS = ("checkpoint.pt", "best.pt")
+CHECKPOINTS = ("checkpoint.json", "checkpoint-*.pt", "best.json", "best-*.pt")
 
 
-def read_training(path: Path, device: torch.device) -> TrainingData:
-    """The rows in a file of the verb ``teacher-data``, for training on ``device``; see :func:`read` for errors."""
+def read_training(path: Path, device: torch.device, processes: int = 1) -> TrainingData:
+    """The rows in a file of the verb ``teacher-data``, for training on such devices; see :func:`read` for errors."""
     train, held_out, settings, digest = read(path)
-    return TrainingData(train, held_out, settings["kind"], digest, device=device)
+    return TrainingData(train, held_out, settings["kind"], digest, device=device, processes=processes)
 
 
 def start_folder(config: configuration.Config, recipe: Recipe, model: str, out: Path) -> Path | None:
@@ -29,12 +29,13 @@ def start_folder(config: configuration.Config, recipe: Recipe, model: str, out: 
     return None if name is None else out / name / f"seed{config.seeds_of(name, model)[0]}"
 
 
-def training_identity(recipe: Recipe, data: TrainingData, start: Path | None) -> dict[str, Any]:
+def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     """What else can move the result of a recipe that trains: rows, trainer, quantizer, the weights it starts from.
 
     Raises:
         FileNotFoundError: the folder to start from has no weights.
     """
+    start = data.start
     digest = None if start is None else folder_digest(start)
     if start is not None and digest is None:
         raise FileNotFoundError(
@@ -43,6 +44,7 @@ def training_identity(recipe: Recipe, data: TrainingData, start: Path | None) ->
     quantizer = configuration.method_info(recipe.options["quantizer"])
     return {
         "training": data.digest,
+        "processes": data.processes,
         "start": digest,
         "trainer": source_hash(["r2q/training", quantizer.path]),
         "quantizer_version": quantizer.version,
@@ -56,5 +58,6 @@ def has_records(folder: Path) -> bool:
 
 def drop_checkpoints(folder: Path) -> None:
     """Delete checkpoints once the packed model is written."""
-    for name in CHECKPOINTS:
-        (folder / name).unlink(missing_ok=True)
+    for pattern in CHECKPOINTS:
+        for path in folder.glob(pattern):
+            path.unlink()

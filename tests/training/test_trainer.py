@@ -118,6 +118,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     assert len(list(csv.DictReader((tmp_path / "training.csv").open()))) == 4  # steps 0 to 3
 
 
+def test_weights_that_leave_the_quantizers_numbers_are_a_divergence(tmp_path: Path) -> None:
+    recipe = Recipe("recipe", "bitdistiller", "g32", options=OPTIONS | {"quantizer": "r2q", "learning_rate": 1e20})
+    with pytest.raises(Diverged, match=r"diverged at step 1: .*layer .*largest 16-bit scale; no checkpoint"):
+        make_method(recipe).quantize(
+            model := tiny_model("llama"), list_targets(model), random_data(tmp_path, identity="x")
+        )
+
+
 def test_every_row_once_an_epoch_and_the_same_for_all() -> None:
     order = Order(rows=10, batch=4, seed=0)
     seen = torch.cat([order(step) for step in range(5)])

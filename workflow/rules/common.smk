@@ -206,6 +206,16 @@ def trained(recipes):
     return [name for name in recipes if CONFIG.trains(name)]
 
 
+def verb_of(recipes):
+    """What a job does with its recipes, in the names of rules and logs."""
+    return "train" if trained(recipes) else "quantize"
+
+
+def processes_of(recipes):
+    """Processes, each with a GPU where there are any, that a job is spread over."""
+    return CONFIG.limits.training_processes if trained(recipes) else 1
+
+
 def starts(recipes):
     """Recipes whose packed weights these recipes start training from."""
     entries = recipe_entries(trained(recipes)).values()

@@ -37,12 +37,13 @@ for MODEL in [name for name in CONFIG.models if CONFIG.calibrates(name)]:
 
 
 # One rule, and one job, per model and batch of recipes: importing torch and transformers costs seconds a process.
-# The verb takes over what has not changed, so a job that runs again for one recipe computes only that one.
+# The verb takes over what has not changed, so a job that runs again for one recipe computes only that one. A recipe that
+# trains is a rule `train` of its own, the same verb with rows; it may be spread over several GPUs.
 for MODEL, NUMBER, RECIPES in jobs():
 
     rule:
         name:
-            rule_name("quantize", MODEL, NUMBER)
+            rule_name(verb_of(RECIPES), MODEL, NUMBER)
         input:
             prepared=prepared_file(MODEL),
             model=model_files(MODEL),
@@ -52,12 +53,12 @@ for MODEL, NUMBER, RECIPES in jobs():
         output:
             unit_files(MODEL, RECIPES, "report.json"),
         log:
-            log_of("quantize", MODEL, NUMBER),
+            log_of(verb_of(RECIPES), MODEL, NUMBER),
         benchmark:
-            benchmark_of("quantize", MODEL, NUMBER)
-        threads: CONFIG.limits.threads
+            benchmark_of(verb_of(RECIPES), MODEL, NUMBER)
+        threads: CONFIG.limits.threads * processes_of(RECIPES)
         resources:
-            gpu=GPU,
+            gpu=GPU * processes_of(RECIPES),
         params:
             asked=asked(
                 path=CONFIG.models[MODEL].path,
@@ -70,13 +71,14 @@ for MODEL, NUMBER, RECIPES in jobs():
                 ["r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels", *method_sources(RECIPES)]
             ),
             calibration=f"--calibration {shlex.quote(calibration_file(MODEL))}" if CONFIG.calibrates(MODEL) else "",
+            processes=processes_of(RECIPES),
             training=f"--training {shlex.quote(training_file(MODEL))}" if trained(RECIPES) else "",
             config=RUN_CONFIG,
             model=MODEL,
             recipes=",".join(RECIPES),
             out=model_folder,
         message:
-            f"quantize {MODEL}: {', '.join(RECIPES)}"
+            f"{verb_of(RECIPES)} {MODEL}: {', '.join(RECIPES)}"
         shell:
             r"""
             python -m r2q quantize \
