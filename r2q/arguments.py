@@ -72,10 +72,11 @@ def parser() -> argparse.ArgumentParser:
         verb(
             "teacher-data",
             "make the rows that some recipes train on: the full-precision model's own text, or yours",
-            f"teacher-data --config {run}/config.yaml --model mini-llama \\\n"
-            f"    --out {run}/mini-llama/training_data.safetensors",
+            f"teacher-data --config {run}/config.yaml --prepared {run}/mini-llama/prepared.json \\\n"
+            f"    --model mini-llama --out {run}/mini-llama/training_data.safetensors",
         )
     )
+    one.add_argument("--prepared", type=Path, required=True, metavar="JSON", help="what `prepare` wrote")
     one.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the rows go (.safetensors)")
     unit = f"--config {run}/config.yaml --prepared {run}/mini-llama/prepared.json --model mini-llama"
@@ -148,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     one = configured(
         verb(
             "collect-training",
-            "gather the records of all training into training.csv and drift.csv",
+            "gather the records of all training into training.csv, gradients.csv and drift.csv",
             f"collect-training --config {run}/config.yaml --results {run}",
         )
     )

@@ -33,7 +33,7 @@ def calibrate(args: argparse.Namespace) -> None:
 def teacher_data(args: argparse.Namespace) -> None:
     from r2q.training.teacher_data import teacher_data
 
-    teacher_data(args.config, args.model, args.out)
+    teacher_data(args.config, args.prepared, args.model, args.out)
 
 
 def quantize(args: argparse.Namespace) -> None:

@@ -94,6 +94,17 @@ def _training_problems(config: Config) -> list[str]:
             found.append(f"{key} is neither {allowed}")
         if texts.path in evaluated:
             found.append(f"{key} is evaluated as {evaluated[texts.path]}; choose other text")
+    return found + (_vllm_problems(config) if config.training.uses_vllm else [])
+
+
+def _vllm_problems(config: Config) -> list[str]:
+    """What vLLM would change in silence."""
+    assert config.training is not None
+    found, temperature = [], config.training.temperature
+    if ":" in config.device:
+        found.append(f"device: vllm takes the first GPU that it sees, not {config.device}; set CUDA_VISIBLE_DEVICES")
+    if temperature != 0 and not 0.01 <= temperature <= 2:
+        found.append(f"training.temperature: vllm takes 0 or 0.01 to 2, not {temperature}")
     return found
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,28 @@ def missing_paths(config: Config) -> list[str]:
         wanted.append(("task_data", config.task_data, "folder"))
     found = {"folder": Path.is_dir, "file": Path.is_file}
     return [f"{key}: there is no {kind} {path}" for key, path, kind in wanted if not found[kind](Path(path))]
+
+
+def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) -> list[str]:
+    """A sentence when vLLM is to write training rows and is not installed here; nothing is imported to find out.
+
+    `rows` are the files that they go to; those that are there as the config asks, whoever wrote them, need no engine.
+    """
+    wanted = config.training
+    if wanted is None or not wanted.uses_vllm or find_spec("vllm") is not None:
+        return []
+    if rows is not None and all(_as_asked(Path(path), wanted.model_dump(mode="json")) for path in rows):
+        return []
+    return ["training.engine: vllm is not installed in this environment; install it there, or use transformers"]
+
+
+def _as_asked(rows: Path, section: dict[str, Any]) -> bool:
+    """Whether training rows are there whose description has all of the section `training`."""
+    described = rows.with_suffix(".json")
+    if not rows.is_file() or not described.is_file():
+        return False
+    made = json.loads(described.read_text())
+    return all(made.get(name) == value for name, value in section.items())
 
 
 def task_problems(config: Config) -> list[str]:

@@ -21,7 +21,9 @@ from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.save import folder_digest, save, weights_digest
 from r2q.models.targets import list_targets
 from r2q.quantization.method import CheckpointMethod, Recipe
+from r2q.status import DIVERGED, FAILED, OK, in_words, parts
 from r2q.training.data import TrainingData
+from r2q.training.trainer import Diverged
 from r2q.training.unit import drop_checkpoints, has_records, read_training, start_folder, training_identity
 
 FORMAT_VERSION = 1
@@ -43,7 +45,7 @@ def quantize(
     its records, and its checkpoints until it is done, in ``out/<recipe>/seed<k>/training/``.
 
     A unit whose key (recipe, model weights, code, libraries) and files have not changed is kept. A recipe that fails
-    is a report with status ``failed`` and the reason; the others go on.
+    is a report with status ``failed``, or ``diverged`` where its training did, and the reason; the others go on.
 
     Raises:
         ConfigError: the config is wrong, or does not have this model or recipe.
@@ -66,7 +68,7 @@ def quantize(
             raise ValueError(f"recipe {recipe.name} needs calibration tokens: `r2q calibrate` writes them")
         if training is None and configuration.method_info(recipe.method).needs == "training":
             raise ValueError(f"recipe {recipe.name} needs training data: `r2q teacher-data` writes it")
-    rows = None if training is None else read_training(Path(training), device)
+    rows = None if training is None else read_training(Path(training), device, config.limits.training_processes)
     tokenizer = load_tokenizer(entry.path, entry.revision)
     if data is not None:
         check_tokenizer(data, tokenizer, model)
@@ -78,8 +80,9 @@ def quantize(
         lessons = None
         if rows is not None and configuration.method_info(recipe.method).needs == "training":
             start = start_folder(config, recipe, model, out)
-            identity |= training_identity(recipe, rows, start)
-            lessons = replace_fields(rows, folder=folder / "training", start=start, identity=key(identity))
+            lessons = replace_fields(rows, folder=folder / "training", start=start)
+            identity |= training_identity(recipe, lessons)
+            lessons = replace_fields(lessons, identity=key(identity))
         progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
         record = kept.get("quantize", key(identity), folder / "report.json")
         whole = lessons is None or has_records(folder / "training")
@@ -102,7 +105,7 @@ def quantize(
             record["hashes"]["calibration"] = data.facts["sha256"]
         if lessons is not None:
             record["hashes"]["training"] = lessons.digest
-        if record["status"] == "ok":
+        if record["status"] == OK:
             kept.put("quantize", key(identity), record, folder / "report.json")
             drop_checkpoints(folder / "training")
         else:  # not kept: the reason may be gone the next time (memory, a library)
@@ -145,7 +148,7 @@ def _unit(
 ) -> dict[str, Any]:
     """Quantize, write and describe one unit."""
     record: dict[str, Any] = {
-        "status": "ok",
+        "status": OK,
         "error": None,
         "recipe": recipe.name,
         "method": recipe.method,
@@ -172,7 +175,7 @@ def _unit(
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
             stale.unlink()
         return record | {
-            "status": "failed",
+            "status": DIVERGED if isinstance(error, Diverged) else FAILED,
             "error": " ".join(str(error).split()) or type(error).__name__,
             "bits_per_weight": None,
             "quantized_weights": 0,
@@ -199,8 +202,9 @@ def _unit(
 
 
 def _summary(record: dict[str, Any]) -> str:
-    if record["status"] != "ok":
-        return f"FAILED: {record['error']}"
+    if record["status"] != OK:
+        status, reason = parts(in_words(record))
+        return f"{status.upper()}: {reason}"
     weights = sum(math.prod(layer["shape"]) for layer in record["layers"])
     error = sum(layer["mse"] * math.prod(layer["shape"]) for layer in record["layers"]) / weights if weights else 0.0
     size = f"{record['bits_per_weight']:.2f} bits/weight, {record['file_bytes'] / 2**20:.2f} MiB"

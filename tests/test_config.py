@@ -109,6 +109,15 @@ def test_a_slip_is_named_with_its_key_and_the_nearest_valid_one(path: str, value
     assert [line for line in found if line.startswith(message)], found
 
 
+def test_what_vllm_would_change_in_silence_is_refused() -> None:
+    rows = {"texts": [{"path": "a.txt", "rows": 1}], "engine": "vllm", "temperature": 0.001}
+    assert problems(GOOD | {"device": "cuda:1", "training": rows}) == [
+        "device: vllm takes the first GPU that it sees, not cuda:1; set CUDA_VISIBLE_DEVICES",
+        "training.temperature: vllm takes 0 or 0.01 to 2, not 0.001",
+    ]
+    parse(GOOD | {"device": "cuda:1", "training": rows | {"engine": "transformers"}}, "mine.yaml")
+
+
 @pytest.mark.parametrize("key", ["run", "models", "recipes"])
 def test_required_keys(key: str) -> None:
     data = copy.deepcopy(GOOD)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,27 @@ def test_a_recipe_that_cannot_be_had_of_a_prepared_model_is_refused_at_once(fini
     assert done.returncode == 1
     assert "recipes.rtn-g48.granularity: group size 48 does not divide" in done.stdout
     assert "Job stats" not in done.stdout
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
+def test_an_engine_that_is_not_installed_stops_the_run_where_rows_are_missing(fresh: Copy) -> None:
+    wish = ("--dry-run", "--config", "run=made", "training={engine: vllm}")
+    done = fresh.run(*wish, config="embedded")
+    assert done.returncode == 1
+    assert "config/embedded.yaml + --config: training.engine: vllm is not installed in this environment" in done.stdout
+    assert "Job stats" not in done.stdout
+    assert "Traceback" not in done.stdout
+    config = load(ROOT / "config" / "embedded.yaml")
+    assert config.training is not None
+    made = config.training.model_dump(mode="json") | {"engine": "vllm"}
+    for model in config.models:  # written in another environment
+        folder = fresh.folder / "results" / "made" / model
+        folder.mkdir(parents=True)
+        (folder / "training_data.safetensors").touch()
+        (folder / "training_data.json").write_text(json.dumps(made))
+    assert fresh.run(*wish, config="embedded").returncode == 0
+    other = fresh.run(*wish[:-1], "training={engine: vllm, seed: 1}", config="embedded")
+    assert other.returncode == 1
 
 
 def test_a_second_run_beside_the_first_is_refused(finished: Copy) -> None:

@@ -11,13 +11,15 @@ from r2q.config import ConfigError
 from r2q.evaluation.session import Session, blank, text_of
 from r2q.evaluation.tasks import check_tasks
 from r2q.kept import Kept, write_atomic
+from r2q.status import OK, in_words
 
 
 def evaluate(config_path: str | Path, prepared: str | Path, model: str, recipes: list[str], out: str | Path) -> None:
     """Score every unit `out/<recipe>/seed<k>/` of the named recipes into its evaluation.json.
 
     A unit whose key (weights, tokenizer, tasks, settings, code, libraries) has not changed keeps its result. A model
-    that gives NaN, or does not fit into memory, becomes a record with status `failed` and the reason.
+    that gives NaN, or does not fit into memory, becomes a record with status `failed` and the reason; one that was not
+    quantized has the status of its report.
 
     Raises:
         ConfigError: the config is wrong, a task or its data cannot be found, or a window exceeds the model.
@@ -39,11 +41,11 @@ def evaluate(config_path: str | Path, prepared: str | Path, model: str, recipes:
     session: Session | None = None  # imports and tasks cost seconds: only when something is to be evaluated
     for number, (folder, report) in enumerate(zip(folders, reports, strict=True), 1):
         progress = f"evaluate {model} {number}/{len(folders)} {report['recipe']} seed {report['seed']}:"
-        if report["status"] != "ok":
-            record = blank(config, model) | {"status": "failed", "error": f"quantize: {report['error']}"}
+        if report["status"] != OK:
+            record = blank(config, model) | {"status": report["status"], "error": f"quantize: {report['error']}"}
             record["hashes"]["weights"] = report["hashes"]["weights"]
             write_atomic(folder / "evaluation.json", text_of(record))
-            print(f"{progress} not evaluated, quantizing failed: {report['error']}", flush=True)
+            print(f"{progress} not evaluated, quantizing {in_words(report)}", flush=True)
             continue
         session = session or Session(config, model, Kept(out.parent / ".kept"))
         print(f"{progress} {session.unit(folder, report)}", flush=True)

@@ -1,55 +1,48 @@
-"""The claims of the R2Q paper against a run's own numbers: difference, 95 % interval, verdict.
+"""The claims of the R2Q paper about training against a run's own numbers: difference, 95 % interval, verdict.
 
 A claim compares R2Q with another quantizer in the same training frame, model, seed, data and granularity. Two kinds of
 rows say the same claim: one per model, with the interval over its seeds (where it has several; for scores of a single
-seed over items, tasks taken as independent), and one over all models, each model being the mean over its seeds. Few
-seeds and few models give wide intervals by Student's t: that is what they are worth.
+seed over items), and one over all models, each model being the mean over its seeds. Few seeds and few models give wide
+intervals by Student's t: that is what they are worth.
 
     supported        the whole interval is on the claimed side
     not supported    the whole interval is on the other side
-    undecided        the interval holds both, or a single number has no interval
+    undecided        the interval holds both, there is none, or the measure does not answer the question (see `note`)
 
-Ratios are means of logarithms: 0.8 says a fifth less than the other quantizer.
+Ratios are means of logarithms: 0.8 says a fifth less than the other quantizer. A pair of units of which one has no
+number, because it diverged or failed, is left out of the difference and named under `missing`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from r2q.kept import write_atomic
+from r2q.report import measures
+from r2q.report.claims_page import ENDS, GAINS, RIVAL, SCORE, STARTS, page
+from r2q.report.measures import Unit
 from r2q.report.scores import read_scores, write_csv
 from r2q.report.training import read_drift, read_steps
 
 COLUMNS = [
     "claim", "measure", "frame", "granularity", "quantizer", "other", "model", "unit", "claimed", "difference", "low",
-    "high", "n", "over", "verdict",
+    "high", "n", "over", "verdict", "missing", "note",
 ]  # fmt: skip
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 97.5 % quantile, 1 to 10 degrees
-OURS, RIVAL = "r2q", "rtn"
-LAST = 0.25  # the last quarter of the steps stands for the loss at equal steps: single steps are noisy
-
-
-class Unit(NamedTuple):
-    """One trained unit: its keys and a measured number, with the standard error over items where there is one."""
-
-    frame: str
-    granularity: str
-    quantizer: str
-    model: str
-    seed: str
-    value: float
-    error: float = math.nan
+NORMAL = 1.959964  # the same of the normal distribution
+OURS = "r2q"
+NOISE = 1e-9  # of sums of floats: this close to equality is equal
+OTHERS = (RIVAL, "rtn-clip", "r2q-alternating")
 
 
 class Claim(NamedTuple):
-    """What the paper says, how it is measured, and on which side of `limit` the difference should lie."""
+    """What is claimed, how it is measured, and on which side of `limit` the difference should lie."""
 
     text: str
     measure: str
@@ -57,183 +50,133 @@ class Claim(NamedTuple):
     below: bool
     others: tuple[str, ...] = (RIVAL,)
 
+    @property
+    def limit(self) -> int:
+        """Where both quantizers are equal."""
+        return 1 if self.ratio else 0
+
+
+class Pair(NamedTuple):
+    """Units of both quantizers with the same seed: the logarithm of their ratio, or their difference."""
+
+    seed: int
+    change: float
+    error: float
+    note: str
+
 
 def claims(steps: str | Path, drift: str | Path, scores: str | Path, out: str | Path) -> None:
     """Write `<out>.csv` and `<out>.md` from a run's training.csv, drift.csv and scores.csv (see there for errors)."""
-    rows = list(judge(read_steps(steps), read_drift(drift), read_scores(scores)))
+    taken, numbers = read_steps(steps), read_scores(scores)
+    rows = list(judge(taken, read_drift(drift), numbers))
+    units, twice = measures.trained_units(taken, numbers)
     write_csv(f"{out}.csv", COLUMNS, rows)
-    write_atomic(f"{out}.md", markdown(rows))
+    run = str(numbers["run"].iloc[0]) if len(numbers) else ""
+    unfinished = measures.unfinished(units, taken, numbers)
+    write_atomic(f"{out}.md", page(run, rows, len(units.keys() | unfinished.keys()), unfinished, twice))
 
 
 def judge(steps: pd.DataFrame, drift: pd.DataFrame, scores: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Every claim for which the run has both quantizers, as rows of `COLUMNS`."""
-    training = steps[steps["step"] > 0]
-    everyone = (RIVAL, "rtn-clip", "r2q-alternating")
-    points = _scores(scores, steps)
+    units, _ = measures.trained_units(steps, scores)
+    whole, equal = measures.finished(steps, drift), measures.equal_steps(steps, drift)
+    start = measures.measure(units, whole, measures.first_held_out)
+    end = measures.measure(units, whole, measures.last_held_out)
+    points = measures.average_scores(units, scores)
     measured: list[tuple[Claim, list[Unit]]] = [
-        (Claim("lower mean gradient norm", "mean gradient norm", True, True), _of(training, _mean_norm)),
-        (
-            Claim("less fluctuation", "standard deviation of step-to-step changes of ln(gradient norm)", True, True),
-            _of(training, _fluctuation),
-        ),
-        (Claim("lower loss at equal steps", "training loss, last quarter", True, True), _of(training, _last_loss)),
-        (Claim("starts closer to the teacher", "held-out loss before training", True, True, everyone),
-         _of(steps, _first_held_out)),
-        (Claim("ends closer to the teacher", "held-out loss after training", True, True, everyone),
-         _of(steps, _last_held_out)),
-        (Claim("smaller drift", "latent weights: squared distance (a clipped start included)", True, True),
-         _of(drift, lambda rows: _distance(rows, "latent_after"))),
-        (Claim("closer to full precision after training", "quantized weights: squared distance", True, True),
-         _of(drift, lambda rows: _distance(rows, "quantized_after"))),
-        (Claim("higher average score", "mean accuracy over tasks", False, False, everyone), points),
-        (Claim("less degradation from fine to coarse", "loss of mean accuracy", False, True), _degradation(points)),
+        (Claim("lower mean gradient norm", "gradient norm before clipping, mean over the steps", True, True),
+         measures.measure(units, equal, measures.mean_norm)),
+        (Claim("less fluctuation", "standard deviation of step-to-step changes of ln(gradient norm)", True, True),
+         measures.measure(units, equal, measures.fluctuation)),
+        (Claim("lower loss at equal steps", "training loss, mean over the last quarter of the steps", True, True),
+         measures.measure(units, equal, measures.last_loss)),
+        (Claim("smaller drift", "squared distance of the latent (trained) weights to full precision", True, True),
+         measures.distances(units, drift, "latent")),
+        (Claim("closer to full precision after training",
+               "squared distance of the stored (quantized) weights to full precision", True, True),
+         measures.distances(units, drift, "quantized")),
+        (Claim(SCORE, "mean accuracy over the tasks of the main table", False, False, OTHERS), points),
+        (Claim("less degradation from fine to coarse", "loss of mean accuracy", False, True),
+         measures.degradation(points, OURS)),
+        (Claim(STARTS, "held-out loss before training", True, True, OTHERS), start),
+        (Claim(ENDS, "held-out loss after the last step", True, True, OTHERS), end),
+        (Claim(GAINS, "held-out loss after over before training", True, True, OTHERS),
+         measures.ratios(end, start)),
     ]  # fmt: skip
-    for claim, units in measured:
+    for claim, found in measured:
         for other in claim.others:
-            yield from _rows(claim, units, other)
-
-
-def _of(frame: pd.DataFrame, measure: Callable[[pd.DataFrame], float]) -> list[Unit]:
-    keys = ["frame", "granularity", "quantizer", "model", "seed"]
-    found = []
-    for key, rows in frame.groupby(keys, sort=False):
-        value = measure(rows)
-        if math.isfinite(value):
-            found.append(_unit(key, value))
-    return found
-
-
-def _unit(key: Any, value: float, error: float = math.nan) -> Unit:
-    frame, granularity, quantizer, model, seed = map(str, key)
-    return Unit(frame, granularity, quantizer, model, seed, value, error)
-
-
-def _mean_norm(rows: pd.DataFrame) -> float:
-    return float(rows["gradient_norm"].mean())
-
-
-def _fluctuation(rows: pd.DataFrame) -> float:
-    changes = np.log(rows.sort_values("step")["gradient_norm"].to_numpy()[1:]) - np.log(
-        rows.sort_values("step")["gradient_norm"].to_numpy()[:-1]
-    )
-    return float(changes.std(ddof=1)) if len(changes) > 1 else math.nan
-
-
-def _last_loss(rows: pd.DataFrame) -> float:
-    return float(rows[rows["step"] > (1 - LAST) * rows["step"].max()]["loss"].mean())
-
-
-def _first_held_out(rows: pd.DataFrame) -> float:
-    return float(rows.dropna(subset="held_out_loss").sort_values("step")["held_out_loss"].iloc[0])
-
-
-def _last_held_out(rows: pd.DataFrame) -> float:
-    return float(rows.dropna(subset="held_out_loss").sort_values("step")["held_out_loss"].iloc[-1])
-
-
-def _distance(rows: pd.DataFrame, column: str) -> float:
-    """Squared distance over all quantized layers, a weight."""
-    layers = rows[rows["depth"] != "head"]
-    return float((layers[column] * layers["weights"]).sum() / layers["weights"].sum())
-
-
-def _scores(scores: pd.DataFrame, steps: pd.DataFrame) -> list[Unit]:
-    """Mean accuracy (percent) of the trained units over the tasks of the main table where higher is better."""
-    units = steps[["model", "recipe", "seed", "frame", "quantizer", "granularity"]].drop_duplicates()
-    shown = scores[(scores["status"] == "ok") & scores["in_table"].fillna(False) & scores["higher_is_better"]]
-    joined = units.merge(shown.drop(columns="granularity"), on=["model", "recipe", "seed"])
-    found = []
-    for key, rows in joined.groupby(["frame", "granularity", "quantizer", "model", "seed"], sort=False):
-        error = math.sqrt(float((rows["stderr"] ** 2).sum())) / len(rows)
-        found.append(_unit(key, 100 * float(rows["value"].mean()), 100 * error))
-    return found
-
-
-def _degradation(units: list[Unit]) -> list[Unit]:
-    """Points lost from the finest granularity of the run (groups) to the coarsest."""
-    order = sorted({unit.granularity for unit in units}, key=_width)
-    if len(order) < 2:
-        return []
-    by_key = {unit[:5]: unit for unit in units}
-    found = []
-    for unit in units:
-        coarse = by_key.get((unit.frame, order[-1], *unit[2:5]))
-        if unit.granularity == order[0] and coarse is not None:
-            error = math.hypot(unit.error, coarse.error)
-            found.append(unit._replace(granularity=f"{order[0]} to {order[-1]}", value=unit.value - coarse.value,
-                                       error=error))  # fmt: skip
-    return found
-
-
-def _width(granularity: str) -> float:
-    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
+            yield from _rows(claim, found, other)
 
 
 def _rows(claim: Claim, units: list[Unit], other: str) -> Iterator[dict[str, Any]]:
-    pairs: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    theirs = {unit[:5]: unit for unit in units if unit.quantizer == other}
-    for unit in units:
-        rival = theirs.get((unit.frame, unit.granularity, other, unit.model, unit.seed))
-        if unit.quantizer != OURS or rival is None:
-            continue
-        if claim.ratio:
-            change = math.log(unit.value / rival.value), math.nan
-        else:
-            change = unit.value - rival.value, math.hypot(unit.error, rival.error)
-        pairs.setdefault((unit.frame, unit.granularity), {}).setdefault(unit.model, []).append(change)
-    for (frame, granularity), models in pairs.items():
+    """A row per model, and one over all where there are several."""
+    for (frame, granularity), models in _pairs(claim, units, other).items():
         base = {"claim": claim.text, "measure": claim.measure, "frame": frame, "granularity": granularity}
         base |= {"quantizer": OURS, "other": other, "unit": "ratio" if claim.ratio else "points"}
-        base["claimed"] = f"{'below' if claim.below else 'above'} {1 if claim.ratio else 0}"
-        for model, changes in models.items():
-            values = [value for value, _ in changes]
-            if len(values) == 1 and math.isfinite(changes[0][1]):
-                middle, half = values[0], 1.96 * changes[0][1]
-                yield base | {"model": model, **_verdict(claim, middle, half, 1, "items")}
+        base["claimed"] = f"{'below' if claim.below else 'above'} {claim.limit}"
+        means, missing = [], []
+        for model, pairs in models.items():
+            found = [pair for pair in pairs if math.isfinite(pair.change)]
+            changes = [pair.change for pair in found]
+            lost = [pair.seed for pair in pairs if not math.isfinite(pair.change)]
+            here = [f"{model} seed {seed}" if len(pairs) > 1 else model for seed in lost]
+            missing += here
+            means += [fmean(changes)] if found else []
+            note = _notes(pairs)
+            if len(found) == 1 and math.isfinite(found[0].error):
+                interval, over = (found[0].change, NORMAL * found[0].error), "items"
             else:
-                yield base | {"model": model, **_verdict(claim, *student(values), len(values), "seeds")}
-        means = [fmean(value for value, _ in changes) for changes in models.values()]
-        if len(means) > 1:
-            yield base | {"model": "all", **_verdict(claim, *student(means), len(means), "models")}
+                interval, over = student(changes), "seeds"
+            ends = _verdict(claim, *interval, note)
+            yield base | {"model": model, **ends, "n": len(found), "over": over, "missing": "; ".join(here)}
+        if len(models) > 1:
+            ends = _verdict(claim, *student(means), _notes([pair for pairs in models.values() for pair in pairs]))
+            yield base | {"model": "all", **ends, "n": len(means), "over": "models", "missing": "; ".join(missing)}
+
+
+def _pairs(claim: Claim, units: list[Unit], other: str) -> dict[tuple[str, str], dict[str, list[Pair]]]:
+    """Pairs by frame and granularity, and then by model."""
+    found: dict[tuple[str, str], dict[str, list[Pair]]] = {}
+    by_key = {unit.key: unit for unit in units}
+    for key, unit in by_key.items():
+        rival = by_key.get(key._replace(quantizer=other))
+        if key.quantizer != OURS or rival is None:
+            continue
+        a, b = unit.value, rival.value
+        change = a - b if not claim.ratio else math.log(a / b) if a > 0 and b > 0 else math.nan  # 0 has no multiples
+        notes = [f"{one.key.quantizer} {one.note}" for one in (unit, rival) if one.note]
+        pair = Pair(key.seed, change, math.hypot(unit.error, rival.error), "; ".join(notes))
+        found.setdefault((key.frame, key.granularity), {}).setdefault(key.model, []).append(pair)
+    return found
+
+
+def _notes(pairs: list[Pair]) -> str:
+    return "; ".join(dict.fromkeys(pair.note for pair in pairs if pair.note))
 
 
 def student(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval (NaN for a single value)."""
+    """Mean, and half the width of its 95 % interval; NaN for what there is not."""
     n = len(values)
     if n < 2:
-        return fmean(values), math.nan
-    quantile = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.4 / (n - 1)
-    return fmean(values), quantile * stdev(values) / math.sqrt(n)
+        return values[0] if values else math.nan, math.nan
+    return fmean(values), quantile(n - 1) * stdev(values) / math.sqrt(n)
 
 
-def _verdict(claim: Claim, middle: float, half: float, n: int, over: str) -> dict[str, Any]:
+def quantile(degrees: int) -> float:
+    """97.5 % quantile of Student's t; from 11 degrees on by Abramowitz and Stegun 26.7.5, good to four digits."""
+    if degrees <= len(STUDENT):
+        return STUDENT[degrees - 1]
+    z = NORMAL
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
+
+
+def _verdict(claim: Claim, middle: float, half: float, note: str) -> dict[str, Any]:
     low, high = middle - half, middle + half
-    if math.isnan(half) or low <= 0 <= high:
+    if note or math.isnan(half) or (low <= NOISE and high >= -NOISE):
         verdict = "undecided"
     else:
         verdict = "supported" if (high < 0) == claim.below else "not supported"
-    show = math.exp if claim.ratio else float
-    ends = {"low": None, "high": None} if math.isnan(half) else {"low": show(low), "high": show(high)}
-    return {"difference": show(middle), **ends, "n": n, "over": over, "verdict": verdict}
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A page section: verdicts over all models, then those of single models."""
-    head = "| claim | measure | frame | granularity | against | model | difference | 95 % interval | over | verdict |"
-    lines = ["# Claims", "", " ".join((__doc__ or "").split("\n\n")[1].split()), ""]
-    for title, chosen in (("All models", True), ("Single models", False)):
-        part = [row for row in rows if (row["model"] == "all") == chosen]
-        if part:
-            lines += [f"## {title}", "", head, "|" + " --- |" * 10, *map(_line, part), ""]
-    if not rows:
-        lines += ["The run trained no model with both R2Q and another quantizer.", ""]
-    return "\n".join(lines)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    unit = "×" if row["unit"] == "ratio" else " points"
-    sign = "" if row["unit"] == "ratio" else "+"
-    ends = "none" if row["low"] is None else f"{row['low']:{sign}.3f} … {row['high']:{sign}.3f}"
-    cells = [row["claim"], row["measure"], row["frame"], row["granularity"], row["other"], row["model"]]
-    cells += [f"{row['difference']:{sign}.3f}{unit}", ends, f"{row['n']} {row['over']}", row["verdict"]]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    shown = [None if math.isnan(x) else math.exp(x) if claim.ratio else x for x in (middle, low, high)]
+    return {**dict(zip(("difference", "low", "high"), shown, strict=True)), "verdict": verdict, "note": note}

@@ -12,17 +12,18 @@ from r2q import config as configuration
 from r2q.config import Config
 from r2q.kept import write_json
 from r2q.report.scores import COLUMNS, LAYER_COLUMNS, write_csv
+from r2q.status import FAILED, OK, in_words
 
-OK = "ok"
 SHOWN_MISSING = 10  # files named in the error about missing ones
 
 
 def collect(config_path: str | Path, results: str | Path) -> None:
     """Write `scores.csv`, `layers.csv` and `provenance.json` into the folder `results` of one run.
 
-    Rows stand in the order of the config: models, recipes, seeds, perplexities, tasks. A failed unit is one row with an
-    empty task and the status "failed: <reason>". The seconds of a score are those of its task in the evaluation, its
-    peak_mib that of the evaluation of the unit; in layers.csv seconds are those of quantizing the layer.
+    Rows stand in the order of the config: models, recipes, seeds, perplexities, tasks. A unit that failed or diverged
+    is one row with an empty task and the status "failed: <reason>" or "diverged: <reason>". The seconds of a score are
+    those of its task in the evaluation, its peak_mib that of the evaluation of the unit; in layers.csv seconds are
+    those of quantizing the layer.
 
     Raises:
         FileNotFoundError: names the units' files that are not there.
@@ -99,11 +100,11 @@ def _score_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one unit; `unit` holds the columns that they share."""
     if evaluation is None:
-        yield unit | {"status": _failed(report)}
+        yield unit | {"status": in_words(report)}
         return
     unit = unit | {"peak_mib": evaluation.get("peak_mib")}
     if evaluation["status"] != OK:
-        yield unit | {"status": _failed(evaluation), "seconds": evaluation.get("seconds")}
+        yield unit | {"status": in_words(evaluation), "seconds": evaluation.get("seconds")}
         return
     order = {task: place for place, task in enumerate([*config.perplexity, *config.tasks])}
     for score in sorted(evaluation["scores"], key=lambda score: order.get(score["task"], len(order))):
@@ -111,12 +112,8 @@ def _score_rows(
         row["metric"] = metric_name(score["metric"], score.get("filter"))
         row["seconds"] = evaluation["task_seconds"].get(score["task"])
         if score["value"] is None:
-            row["status"] = "failed: no finite value"
+            row["status"] = f"{FAILED}: no finite value"
         yield row
-
-
-def _failed(record: Mapping[str, Any]) -> str:
-    return f"failed: {' '.join(str(record['error']).split())}"  # one line, whatever the exception said
 
 
 def metric_name(metric: str, filter: str | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from r2q.report.render import AVERAGE, CHANCE_MARK, label, legend, show_bits, show_spread, size_unit
 from r2q.report.summary import Block, Cell, Column, Row, Table, show
 
-REASON = 90  # characters of a failure's reason
+REASON = 98  # characters of a failure
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "°": r"$^\circ$", "±": r"$\pm$", "–": "--", "…": r"\dots{}",
@@ -38,9 +38,9 @@ def _table(table: Table, block: Block, unit: str, size: Callable[[Row], str]) ->
     for row in block.rows:
         start = [escape(label(row)), escape(show_bits(row)), escape(size(row))]
         if row.failed:
-            reason = " ".join("; ".join(row.failures).split())
+            reason = " ".join(row.reasons.split())
             reason = reason if len(reason) <= REASON else reason[: REASON - 1] + "…"
-            cells = [rf"\multicolumn{{{count}}}{{l}}{{failed: {escape(reason)}}}"]
+            cells = [rf"\multicolumn{{{count}}}{{l}}{{{escape(reason)}}}"]
         else:
             cells = [_cell(cell, column) for column, cell in zip(table.columns, row.cells, strict=True)]
         lines.append(" & ".join([*start, *cells]) + r" \\")

@@ -10,7 +10,7 @@ from r2q.report.summary import AVERAGE, Cell, Column, Row, Table, by_size, show
 
 CHANCE_MARK = "°"
 MIB = 2**20
-TERMINAL_REASON = 70  # characters of a failure's reason in the terminal
+TERMINAL_REASON = 78  # characters of a failure in the terminal
 PERPLEXITIES = (  # pattern of a metric's name, what it is
     (r"word_perplexity", "word_perplexity is per whitespace-separated word of whole documents"),
     (r"byte_perplexity", "byte_perplexity is per byte of whole documents"),
@@ -29,7 +29,7 @@ def csv_rows(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
             record |= {"recipe": row.recipe, "method": row.method, "bits_per_weight": row.bits}
             record |= {"file_bytes": None if row.file_bytes is None else int(row.file_bytes)}
             record |= {"seeds": row.seeds or None}
-            record["status"] = f"failed: {'; '.join(row.failures)}" if row.failures else "ok"
+            record["status"] = row.reasons or row.status
             marks: dict[str, list[str]] = {"best": [], "at_chance": []}
             for column, cell in zip(table.columns, row.cells, strict=True):
                 record |= {column.name: cell.value, f"{column.name} stderr": cell.stderr, f"{column.name} sd": cell.sd}
@@ -49,10 +49,10 @@ def markdown(table: Table) -> str:
         for row in block.rows:
             cells = [_markdown_cell(cell, column) for column, cell in zip(table.columns, row.cells, strict=True)]
             if row.failed:
-                cells[0] = "failed"
+                cells[0] = row.status
             body.append([label(row), show_bits(row), size(row), *cells])
-            notes += [f"- {row.recipe} failed: {_one_line(reason)}" for reason in row.failures]
-        lines += [f"## {block.model} ({block.family})", "", *_grid(head, body), ""]
+            notes += [f"- {row.recipe} {word}: {_one_line(reason)}" for word, reason in row.failures]
+        lines += [f"## {block.model} ({block.family})", "", *grid(head, body), ""]
         lines += [*notes, ""] if notes else []
     lines += ["## By file size", "", *_size_table(table, unit, size), ""]
     return "\n".join([*lines, *(f"- {line}" for line in legend(table, "**bold**", "±"))]) + "\n"
@@ -73,7 +73,7 @@ def _size_table(table: Table, unit: str, size: Callable[[Row], str]) -> list[str
         "bits/weight",
         *(heading(column) for _, column in [*errors, *last]),
     ]
-    text = _grid(head, body, left=(2, 3))
+    text = grid(head, body, left=(2, 3))
     return (
         [*text, "", "▲ = no other file that is as small or smaller has an average as high."]
         if last and last[0][1].task == AVERAGE
@@ -104,9 +104,9 @@ def terminal(table: Table) -> str:
         lines += [rule, f"{block.model} ({block.family})"]
         for row in block.rows:
             if row.failed:
-                reason = _one_line("; ".join(row.failures))
+                reason = _one_line(row.reasons)
                 cut = reason if len(reason) <= TERMINAL_REASON else reason[: TERMINAL_REASON - 1] + "…"
-                lines.append(line([label(row), show_bits(row), size(row)], blank) + f"  failed: {cut}")
+                lines.append(line([label(row), show_bits(row), size(row)], blank) + f"  {cut}")
                 continue
             marks = ["*" if cell.best else CHANCE_MARK if cell.at_chance else " " for cell in row.cells]
             shown = [show(cell.value, column) for column, cell in zip(table.columns, row.cells, strict=True)]
@@ -187,7 +187,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def _grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+def grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """A Markdown table whose source is aligned too; columns of `left` are left-aligned."""
     rows = [list(head), *map(list, body)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]

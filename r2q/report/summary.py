@@ -9,8 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import pandas as pd
+
+from r2q.status import FAILED, OK, parts
 
 FULL_PRECISION, CONTROLS = "full_precision", ("random_codes",)  # methods that do not compete for the best value
 AVERAGE = "average"
@@ -46,21 +49,42 @@ class Cell:
         return self.stderr if self.sd is None else self.sd
 
 
+class Failure(NamedTuple):
+    """A seed or a number that is not there: `failed` or `diverged`, and which one and why."""
+
+    status: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Row:
-    """`recipe` is "chance", "majority" or a recipe's name; `failures` say which seeds or numbers failed, and why."""
+    """`recipe` is "chance", "majority" or a recipe's name; `failures` say what is not there."""
 
     recipe: str
     method: str = ""
     bits: float | None = None
     file_bytes: float | None = None
     seeds: int = 0  # that have values
-    failures: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
     cells: tuple[Cell, ...] = ()
 
     @property
     def failed(self) -> bool:
+        """Whether no seed has a value."""
         return self.seeds == 0 and bool(self.failures)
+
+    @property
+    def status(self) -> str:
+        """`diverged` where all that is not there is so, `failed` where something failed, `ok` where all is there."""
+        words = {failure.status for failure in self.failures}
+        return FAILED if len(words) > 1 else next(iter(words), OK)
+
+    @property
+    def reasons(self) -> str:
+        """Each status with its reasons: `diverged: seed 1: step 4, loss nan`; "" where all is there."""
+        words = dict.fromkeys(failure.status for failure in self.failures)
+        grouped = {word: [failure.reason for failure in self.failures if failure.status == word] for word in words}
+        return "; ".join(f"{word}: {'; '.join(reasons)}" for word, reasons in grouped.items())
 
 
 @dataclass(frozen=True)
@@ -84,7 +108,7 @@ def summarize(scores: pd.DataFrame) -> Table:
     bits. Raises ValueError when nothing stands in the table, or when one task has two chance levels for one model.
     """
     shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
-    columns = _columns(shown)
+    columns = table_columns(shown)
     if not columns:
         reasons = "; ".join(dict.fromkeys(scores["status"])) or "there are no rows"
         raise ValueError(f"no score has in_table = True, so there is no table to write ({reasons})")
@@ -112,7 +136,7 @@ def by_size(table: Table) -> list[tuple[Block, Row, bool]]:
     return ordered
 
 
-def _columns(shown: pd.DataFrame) -> list[Column]:
+def table_columns(shown: pd.DataFrame) -> list[Column]:
     """Perplexities and other errors first, then accuracies, then their average; else in the order of the scores."""
     columns = []
     for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
@@ -172,11 +196,11 @@ def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floo
     units = [unit for unit in units if any(cell.value is not None for cell in unit)]
     several = rows["seed"].nunique() > 1
     failures = []
-    for row in rows[rows["status"] != "ok"].to_dict("records"):
+    for row in rows[rows["status"] != OK].to_dict("records"):
         where = [f"seed {row['seed']}"] if several else []
         where += [f"{row['task']} {row['metric']}"] if row["task"] else []
-        reason = row["status"].removeprefix("failed: ")
-        failures.append(f"{', '.join(where)}: {reason}" if where else reason)
+        status, reason = parts(row["status"])
+        failures.append(Failure(status, f"{', '.join(where)}: {reason}" if where else reason))
     cells = tuple(
         _over_seeds([unit[i] for unit in units], None if not column.higher_is_better else floor[i])
         for i, column in enumerate(columns)

@@ -1,10 +1,10 @@
-"""Records of all training runs of a run, gathered into training.csv (steps) and drift.csv (layers)."""
+"""Records of all training runs of a run, gathered: training.csv (steps), gradients.csv and drift.csv (layers)."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from r2q import config as configuration
 from r2q.report.scores import read_csv, write_csv
+from r2q.status import OK
 
 UNIT_COLUMNS = ["run", "model", "recipe", "frame", "quantizer", "granularity", "seed"]
 STEP_NUMBERS = [
@@ -20,33 +21,37 @@ STEP_NUMBERS = [
 ]  # fmt: skip
 DRIFT_NUMBERS = ["weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after"]
 STEP_COLUMNS = [*UNIT_COLUMNS, *STEP_NUMBERS]
+GRADIENT_COLUMNS = [*UNIT_COLUMNS, "step", "layer", "depth", "gradient_norm"]
 DRIFT_COLUMNS = [*UNIT_COLUMNS, "layer", "depth", *DRIFT_NUMBERS]
 
 
 def gather_training(config_path: str | Path, results: str | Path) -> None:
-    """Write `training.csv` and `drift.csv` into the folder `results` of one run, in the order of its config.
+    """Write `training.csv`, `gradients.csv` and `drift.csv` into the folder of one run, in the order of its config.
 
-    A unit that diverged has the steps it made and no drift; a unit that failed before its first step has nothing.
+    A unit that diverged has the steps it made, with their gradients, and no drift; a unit that failed before its first
+    step has nothing.
 
     Raises:
-        FileNotFoundError: a unit's report is missing, or the records of a unit that is not marked as failed.
+        FileNotFoundError: a unit's report is missing, or the records of a unit whose status is `ok`.
     """
     config, results = configuration.load(config_path), Path(results)
     steps: list[dict[str, Any]] = []
+    gradients: list[dict[str, Any]] = []
     drift: list[dict[str, Any]] = []
     for model in config.models:
         for recipe, seed in config.units(model):
             if not config.trains(recipe):
                 continue
             folder = results / model / recipe / f"seed{seed}"
-            report = json.loads((folder / "report.json").read_text())
+            report, records = json.loads((folder / "report.json").read_text()), folder / "training"
             unit = {"run": config.run, "model": model, "recipe": recipe, "frame": report["method"], "seed": seed}
             unit |= {"quantizer": quantizer_label(recipe, report), "granularity": report["granularity"]}
-            whole = report["status"] == "ok"
-            steps += [unit | row for row in _rows(folder / "training" / "training.csv", whole)]
-            rows = list(_rows(folder / "training" / "drift.csv", whole)) if whole else []
-            drift += [unit | row | {"depth": depth} for row, depth in zip(rows, _depths(rows), strict=True)]
+            whole = report["status"] == OK
+            steps += [unit | row for row in _rows(records / "training.csv", whole)]
+            gradients += [unit | row for row in _with_depths(_rows(records / "gradients.csv", whole))]
+            drift += [unit | row for row in _with_depths(_rows(records / "drift.csv", whole) if whole else [])]
     write_csv(results / "training.csv", STEP_COLUMNS, steps)
+    write_csv(results / "gradients.csv", GRADIENT_COLUMNS, gradients)
     write_csv(results / "drift.csv", DRIFT_COLUMNS, drift)
 
 
@@ -67,11 +72,13 @@ def _rows(path: Path, needed: bool) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def _depths(rows: list[dict[str, str]]) -> list[str]:
-    """Decoder block of each layer, counted from the end for the later half; `head` for what is in none."""
+def _with_depths(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of layers with `depth`: the decoder block, counted from the end for the later half; `head` if in none."""
+    rows = list(rows)
     numbers = [next((int(part) for part in row["layer"].split(".") if part.isdigit()), None) for row in rows]
     count = 1 + max((n for n in numbers if n is not None), default=0)
-    return ["head" if n is None else str(n) if n < count / 2 else str(n - count) for n in numbers]
+    depths = ["head" if n is None else str(n) if n < count / 2 else str(n - count) for n in numbers]
+    return [row | {"depth": depth} for row, depth in zip(rows, depths, strict=True)]
 
 
 def read_steps(path: str | Path) -> pd.DataFrame:

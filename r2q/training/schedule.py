@@ -49,3 +49,12 @@ def make_optimizer(
     except ImportError:
         raise ValueError("optimizer: adamw_8bit needs torchao: pip install 'r2q[gpu]'") from None
     return AdamW8bit(parameters, options.learning_rate, betas, weight_decay=options.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give an optimizer the learning rate of a step; compiled ones hold it in a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -41,6 +41,7 @@ class Training(_Closed):
     Attributes:
         kind: `generated`: the full-precision model continues prompts (BitDistiller, LLM-QAT); `text`: windows of joined
             text; `supervised`: prompt and response as they are.
+        engine: generated only: what runs the model: `transformers`, or `vllm` if it is installed.
         texts: where from; rows of several sources are mixed.
         length: tokens a row, at most.
         prompt_tokens: generated only: prompts are cut to so many tokens; null = as long as they are.
@@ -48,10 +49,11 @@ class Training(_Closed):
         temperature: generated only: of sampling; 0 = the likeliest token.
         top_p: generated only: sampling from the likeliest tokens that hold so much probability.
         seed: of the choice of documents, their order, and sampling.
-        batch_size: generated only: prompts at once; moves what is sampled.
+        batch_size: generated only: prompts at once; moves what is sampled (with vllm, as far as the engine lets it).
     """
 
     kind: Literal["generated", "text", "supervised"] = "generated"
+    engine: Literal["transformers", "vllm"] = "transformers"
     texts: Annotated[list[Texts], Field(min_length=1)]
     length: Annotated[int, Field(ge=4)] = 1024
     prompt_tokens: Positive | None = None
@@ -60,3 +62,8 @@ class Training(_Closed):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_size: Positive = 64
+
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether rows are to be written through vLLM."""
+        return self.kind == "generated" and self.engine == "vllm"

@@ -2,44 +2,64 @@
 
 ``generated`` is BitDistiller's recipe (``data/generation``): the full-precision model continues the first characters of
 documents, temperature 0.7, top_p 1. The published code draws prompts with a generator that is never seeded and takes
-temperatures as integers; here a row depends on the seed, the model, the library and the batch size only.
+temperatures as integers; here a row depends on what the description beside the data says, and on nothing else.
 
-Prompts of one batch have the same number of tokens, so there is no padding inside, and nothing is masked while text is
-sampled. A row ends with the end-of-text token or at its full length.
+Prompts are a part of the data: ``tokens[:start]`` of a row is what the model was given, in the order in which
+:func:`draw` gives the texts, held-out rows last.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import platform
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, Model
 from r2q.files import read_documents
-from r2q.kept import write_json
+from r2q.kept import key, source_hash, write_json
 from r2q.measure import versions
 from r2q.models.apply import pick_device
+from r2q.models.calibration import vocabulary_sha256
 from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.targets import refuse_quantized
 from r2q.options import nearest
+from r2q.prepare import engine_problems
 from r2q.tokens import Encoder
 from r2q.training.data import Rows, write
+from r2q.training.generation import (
+    Continue,
+    encode_prompts,
+    generated_rows,
+    padded,
+    sampling,
+    vllm_facts,
+    with_transformers,
+    with_vllm,
+)
 from r2q.training.section import Texts, Training
+from r2q.training.unfinished import Unfinished
 
 SHOWN = 5  # rows that the description shows as text
+SOURCES = ("r2q/training/teacher_data.py", "r2q/files.py", "r2q/tokens.py")
 
 
-def teacher_data(config_path: str | Path, model: str, out: str | Path) -> None:
+def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
     """Make the training rows of ``model``: ``out`` (safetensors) and, beside it, a description (JSON).
+
+    Generated rows are also kept in a file ``.<out>.unfinished`` while they come. It goes when all are there; a run that
+    was killed goes on from it, to the same bits.
 
     Raises:
         ConfigError: the config is wrong, has no section ``training`` or no such model; rows are longer than the model
-            has positions.
+            has positions; too few for ``held_out``; the engine is not installed.
         ValueError: a text is too short, damaged, or lacks a column.
-        FileNotFoundError: there is no such text.
+        FileNotFoundError: there is no such text, or ``prepared`` is not there.
     """
     config = configuration.load(config_path)
     wanted = config.training
@@ -47,43 +67,67 @@ def teacher_data(config_path: str | Path, model: str, out: str | Path) -> None:
         raise ConfigError(f"{config_path}: training: this key is required to make training data")
     if model not in config.models:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    for problem in engine_problems(config):
+        raise ConfigError(f"{config_path}: {problem}")
+    facts = json.loads(Path(prepared).read_text())["models"][model]
     entry, device, out = config.models[model], pick_device(config.device), Path(out)
     torch.set_num_threads(config.limits.threads)
     quiet()
-    tokenizer = load_tokenizer(entry.path, entry.revision)
-    encoder = Encoder(tokenizer, entry.add_bos)
-    teacher = load_full(entry.path, entry.revision, "auto" if device.type == "cuda" else "float32").to(device)
-    positions = getattr(teacher.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    model_config = AutoConfig.from_pretrained(entry.path, revision=entry.revision)
+    refuse_quantized(model_config, entry.path)
+    positions = getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and wanted.length > positions:
         raise ConfigError(f"{config_path}: training.length: {wanted.length}, but {model} has {positions} positions")
+    tokenizer = load_tokenizer(entry.path, entry.revision)
+    encoder = Encoder(tokenizer, entry.add_bos)
     drawn = draw(wanted)
-    if wanted.kind == "text":
-        rows = text_rows(encoder, [prompt for prompt, _ in drawn], wanted)
-    elif wanted.kind == "supervised":
-        rows = supervised_rows(encoder, tokenizer.eos_token_id, drawn, wanted)
-    else:
-        rows = generated_rows(teacher, encoder, tokenizer.eos_token_id, [prompt for prompt, _ in drawn], wanted)
-    if len(rows) <= wanted.held_out:
-        raise ConfigError(f"{config_path}: training.held_out: {wanted.held_out} of only {len(rows)} rows")
-    first = len(rows) - wanted.held_out
+    if wanted.kind != "text":  # before hours of work; windows of text are not counted yet
+        _check_held_out(config_path, len(drawn), wanted)
     settings = {
         **wanted.model_dump(mode="json"),
         "model": model,
         "path": entry.path,
         "revision": entry.revision,
-        "first_token": int(rows.tokens[0, 0]),
+        "commit": facts["commit"],
+        "fingerprint": facts["fingerprint"],
+        "tokenizer": vocabulary_sha256(tokenizer),
+        "adds_bos": encoder.adds_bos,
+        "end_token": tokenizer.eos_token_id,
         "versions": versions("torch", "transformers", "tokenizers"),
-        "device": device.type,
     }
+    unfinished = None
+    if wanted.kind == "text":
+        rows = text_rows(encoder, [prompt for prompt, _ in drawn], wanted)
+        _check_held_out(config_path, len(rows), wanted)
+    elif wanted.kind == "supervised":
+        rows = supervised_rows(encoder, tokenizer.eos_token_id, drawn, wanted)
+    else:
+        own = "auto" if model_config.dtype is None else str(model_config.dtype).removeprefix("torch.")
+        dtype = "float32" if device.type == "cpu" else own
+        settings |= _generation_facts(wanted, dtype, device)
+        heads = encode_prompts(encoder, [prompt for prompt, _ in drawn], wanted)
+        rest = {"heads": heads, "threads": config.limits.threads, "code": source_hash(SOURCES)}
+        unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), key(settings | rest))
+        say = _engine(entry, dtype, device, tokenizer.eos_token_id, wanted)
+        rows = generated_rows(heads, wanted, say, unfinished)
+    first = len(rows) - wanted.held_out
+    settings["first_token"] = int(rows.tokens[0, 0])
     digest = write(out, rows[slice(0, first)], rows[slice(first, None)], settings)
     shown = [tokenizer.decode(rows.tokens[i, : rows.end[i]].tolist()) for i in range(min(SHOWN, len(rows)))]
     counts = {"rows": first, "held_out_rows": wanted.held_out, "tokens": int(rows.end[:first].sum())}
     write_json(out.with_suffix(".json"), settings | counts | {"sha256": digest, "first_rows": shown})
+    if unfinished is not None:
+        unfinished.remove()
     print(
         f"teacher-data {model}: {first} + {wanted.held_out} {wanted.kind} rows, {counts['tokens']} tokens, "
         f"sha256 {digest[:12]}",
         flush=True,
     )
+
+
+def _check_held_out(config_path: str | Path, count: int, wanted: Training) -> None:
+    if count <= wanted.held_out:
+        raise ConfigError(f"{config_path}: training.held_out: {wanted.held_out} of only {count} rows")
 
 
 def draw(wanted: Training) -> list[tuple[str, str]]:
@@ -132,49 +176,21 @@ def supervised_rows(encoder: Encoder, end: int | None, pairs: list[tuple[str, st
         if len(row) <= len(front):
             raise ValueError(f"training.length: {wanted.length} tokens leave no response to {prompt[:40]!r}")
         made.append((row, len(front)))
-    return _padded(made, wanted.length)
+    return padded(made, wanted.length)
 
 
-@torch.no_grad()
-def generated_rows(teacher: Any, encoder: Encoder, end: int | None, prompts: list[str], wanted: Training) -> Rows:
-    """Prompts and what the model says next."""
-    heads = [encoder.encode(prompt)[: wanted.prompt_tokens] for prompt in prompts]
-    if any(len(head) >= wanted.length for head in heads):
-        raise ValueError(f"training.length: {wanted.length} tokens are no more than the longest prompt; cut prompts")
-    by_length: dict[int, list[int]] = {}
-    for number, head in enumerate(heads):
-        by_length.setdefault(len(head), []).append(number)
-    made: list[tuple[list[int], int]] = [([], 0)] * len(heads)
-    sampling = {"do_sample": True, "temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": 0}
-    done = 0
-    for size, numbers in sorted(by_length.items()):
-        for start in range(0, len(numbers), wanted.batch_size):
-            batch = numbers[start : start + wanted.batch_size]
-            torch.manual_seed(_seed(wanted.seed, size, start))
-            tokens = torch.tensor([heads[number] for number in batch], device=teacher.device)
-            output = teacher.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=wanted.length - size,
-                min_new_tokens=1,
-                eos_token_id=end,
-                pad_token_id=0 if end is None else end,
-                **(sampling if wanted.temperature > 0 else {"do_sample": False}),
-            )
-            for number, row in zip(batch, output.tolist(), strict=True):
-                stop = row.index(end, size) + 1 if end is not None and end in row[size:] else len(row)
-                made[number] = (row[:stop], size)
-            done += len(batch)
-            print(f"teacher-data: {done}/{len(heads)} rows", flush=True)
-    return _padded(made, wanted.length)
+def _engine(entry: Model, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
+    if wanted.uses_vllm:
+        return with_vllm(entry.path, entry.revision, dtype, device.type, end, wanted)
+    return with_transformers(load_full(entry.path, entry.revision, dtype).to(device), end, wanted)
 
 
-def _padded(made: list[tuple[list[int], int]], length: int) -> Rows:
-    tokens = torch.zeros(len(made), length, dtype=torch.int64)
-    for i, (row, _) in enumerate(made):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return Rows(tokens, torch.tensor([start for _, start in made]), torch.tensor([len(row) for row, _ in made]))
-
-
-def _seed(*parts: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+def _generation_facts(wanted: Training, dtype: str, device: torch.device) -> dict[str, Any]:
+    """What moves generated rows, beside the config, the model and the libraries."""
+    return {
+        "sampling": {**sampling(wanted), "top_k": 0, "repetition_penalty": 1.0, "min_tokens": 1},
+        "dtype": dtype,
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        **(vllm_facts() if wanted.uses_vllm else {}),
+    }

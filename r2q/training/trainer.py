@@ -19,7 +19,7 @@ from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import ALONE, Group, like, own, whole
-from r2q.training.schedule import compute_dtype, learning_rate, make_optimizer
+from r2q.training.schedule import compute_dtype, learning_rate, make_optimizer, set_rate
 from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
 from r2q.training.student import Student
 from r2q.training.watch import flipped, gradient_norms
@@ -107,8 +107,7 @@ class Trainer:
         """One optimizer step; takes and returns the packed codes before and after, where they are compared."""
         started, options = time.perf_counter(), self.options
         rate = learning_rate(options, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         sums = torch.zeros(3, device=self.group.device)
         for rows in self._micro(batch):
             part = self.losses(rows, with_teacher=self._teaches(step))

@@ -286,11 +286,21 @@ def test_a_fault_of_ours_is_not_a_failed_record(run: Run, monkeypatch: pytest.Mo
         run.evaluate("rtn-g64")
 
 
-def test_a_unit_that_could_not_be_quantized(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        ("failed", "the reason", "quantizing failed: the reason"),
+        ("diverged", "diverged at step 4: loss nan", "quantizing diverged: step 4, loss nan"),
+    ],
+)
+def test_a_unit_that_could_not_be_quantized(
+    status: str, error: str, said: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = run.unit("rtn-g64") / "report.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "the reason"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "error": error}))
     record = run.evaluate("rtn-g64")["rtn-g64"]
-    assert (record["status"], record["error"], record["scores"]) == ("failed", "quantize: the reason", [])
+    assert (record["status"], record["error"], record["scores"]) == (status, f"quantize: {error}", [])
+    assert f"seed 0: not evaluated, {said}\n" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence(run: Run) -> None:

@@ -11,9 +11,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import r2q.quantize as module
 from r2q.models.apply import pick_device
 from r2q.models.save import folder_digest
 from r2q.quantize import quantize
+from r2q.training.trainer import Diverged
 from tests.models.tiny import tiny_folder
 
 
@@ -123,6 +125,33 @@ def test_a_recipe_that_fails_is_a_report_and_the_others_go_on(run: Run) -> None:
     assert "not finite" in report["error"]
     assert report["bits_per_weight"] is None
     assert run.report("full_precision")["status"] == "ok"
+
+
+def test_training_that_diverges_is_a_report_of_its_own_kind_and_tried_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(module, "drop_checkpoints", lambda folder: dropped.append(folder.parent.parent.name))
+    real = module.apply
+
+    def apply(method: Any, *rest: Any) -> Any:
+        if method.recipe.name == "r2q-g32":
+            raise Diverged("diverged at step 4: loss nan, gradient norm 2.0; the checkpoint of step 2 is kept")
+        return real(method, *rest)
+
+    monkeypatch.setattr(module, "apply", apply)
+    for _ in range(2):  # nothing of it is kept, neither the report nor what an evaluation could find
+        run.quantize("r2q-g32", "full_precision")
+        report = run.report("r2q-g32")
+        assert (report["status"], report["bits_per_weight"], report["hashes"]["weights"]) == ("diverged", None, None)
+        assert report["error"].startswith("diverged at step 4: loss nan")
+        printed = capsys.readouterr().out
+        assert "seed 0: DIVERGED: step 4, loss nan, gradient norm 2.0; the checkpoint of step 2 is kept\n" in printed
+        assert run.report("full_precision")["status"] == "ok"
+    assert dropped == ["full_precision"]  # the checkpoint stays
+    monkeypatch.setattr(module, "apply", real)
+    run.quantize("r2q-g32")
+    assert run.report("r2q-g32")["status"] == "ok"
 
 
 def test_a_failure_leaves_no_older_weights_behind(run: Run) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.report.trained import trained_run
+
 LAYERS = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
 GOOD = {  # recipe: (bits per weight, file bytes, accuracy, perplexity, relative error)
     "full-precision": (16.0, 4_000_000, 0.95, 10.0, None),
@@ -106,10 +108,10 @@ class Run:
         path = self.folder(model, recipe, seed) / file
         write(path, json.loads(path.read_text()) | fields)
 
-    def fail(self, model: str, recipe: str, reason: str, seed: int = 0) -> None:
-        """A unit whose quantization failed: a report without numbers and nothing else."""
+    def fail(self, model: str, recipe: str, reason: str, seed: int = 0, status: str = "failed") -> None:
+        """A unit whose quantization failed, or whose training diverged: a report without numbers and nothing else."""
         numbers = ("bits_per_weight", "quantized_weights", "total_parameters", "file_bytes", "formula_bytes")
-        self.change(model, recipe, "report.json", seed, status="failed", error=reason, layers=[], hashes={},
+        self.change(model, recipe, "report.json", seed, status=status, error=reason, layers=[], hashes={},
                     **dict.fromkeys(numbers))  # fmt: skip
         (self.folder(model, recipe, seed) / "evaluation.json").unlink()
 
@@ -123,3 +125,9 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def run(make_run: Callable[..., Run]) -> Run:
     return make_run()
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """The folder of a run that trained, before its records are gathered."""
+    return trained_run(tmp_path)

@@ -72,6 +72,16 @@ def test_failed_units_are_rows(run):
     assert len(rows) == 2 * 4 * 4 - 2 * 3
 
 
+def test_a_unit_that_diverged_is_a_row_of_its_own_kind(run):
+    reason = "diverged at step 4: loss nan,\n gradient norm 2.0; the checkpoint: of step 2"
+    run.fail("mini-opt", "rtn-g64", reason, status="diverged")
+    rows = collected(run)
+    row = rows[(rows["model"] == "mini-opt") & (rows["recipe"] == "rtn-g64")]
+    assert list(row["status"]) == ["diverged: step 4, loss nan, gradient norm 2.0; the checkpoint: of step 2"]
+    assert row[["value", "bits_per_weight", "file_bytes", "n"]].isna().all().all()
+    assert len(rows) == 2 * 4 * 4 - 3
+
+
 def test_a_score_without_value_says_so(run):
     path = run.folder("mini-llama", "rtn-g64") / "evaluation.json"
     scores = json.loads(path.read_text())["scores"]

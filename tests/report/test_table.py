@@ -138,8 +138,25 @@ def test_one_failed_seed_leaves_the_others():
     failed = {"status": "failed: NaN", "value": None, "in_table": None, "metric": "", "chance": None, "majority": None}
     scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
     row = rows_of(summarize(scores))["rtn"]
-    assert (row.seeds, row.failures, row.failed) == (1, ("seed 1: NaN",), False)
+    assert (row.seeds, row.failures, row.failed) == (1, (("failed", "seed 1: NaN"),), False)
     assert row.cells[0].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status", "reasons"),
+    [
+        ("diverged: step 4", "diverged: step 9", "diverged", "diverged: seed 0: step 4; seed 1: step 9"),
+        ("diverged: step 4", "failed: 1: NaN", "failed", "diverged: seed 0: step 4; failed: seed 1: 1: NaN"),
+    ],
+)
+def test_a_recipe_without_values_says_what_each_seed_did(first, second, status, reasons):
+    lost = {"in_table": None, "metric": "", "chance": None, "majority": None}
+    rows = [("rtn", 2.0, seed, "", None, lost | {"status": text}) for seed, text in enumerate((first, second))]
+    summary = summarize(frame([("r2q", 2.5, 0, "a", 0.9, {}), ("r2q", 2.5, 1, "a", 0.9, {}), *rows]))
+    row = rows_of(summary)["rtn"]
+    assert (row.failed, row.status, row.reasons) == (True, status, reasons)
+    assert f"  {reasons}\n" in terminal(summary)
+    assert rows_of(summary)["r2q"].status == "ok"
 
 
 def test_average_needs_every_part():
@@ -166,6 +183,21 @@ def test_failed_recipe_is_a_row(tables):
     assert re.search(r"\| r2q-g64 +\| +– \| +– \| +failed \|", tables["md"])
     assert f"- r2q-g64 failed: {reason.replace('|', '/')}" in tables["md"]
     assert r"\multicolumn{4}{l}{failed: layer model.layers.0.fc\_1: 50 \% \& more" in tables["tex"]
+
+
+def test_a_recipe_that_diverged_is_a_row(run, tmp_path, capsys):
+    run.fail("mini-opt", "r2q-g64", "diverged at step 4: loss nan, gradient norm 2.0", status="diverged")
+    collect(run.config_path, run.results)
+    table(run.results / "scores.csv", tmp_path, show=True)
+    texts = {kind: (tmp_path / f"main.{kind}").read_text() for kind in ("csv", "md", "tex")}
+    reason = "step 4, loss nan, gradient norm 2.0"
+    row = [row for row in csv.DictReader(texts["csv"].splitlines()) if row["status"] != "ok"]
+    assert [(r["model"], r["recipe"], r["status"]) for r in row] == [("mini-opt", "r2q-g64", f"diverged: {reason}")]
+    assert re.search(r"\| r2q-g64 +\| +– \| +– \| +diverged \|", texts["md"])
+    assert f"- r2q-g64 diverged: {reason}\n" in texts["md"]
+    assert rf"\multicolumn{{4}}{{l}}{{diverged: {reason}}}" in texts["tex"]
+    assert re.search(rf"r2q-g64 +– +– +diverged: {reason}\n", capsys.readouterr().out)
+    assert "failed" not in "".join(texts.values())
 
 
 def test_markdown_grid_is_whole(tables):

@@ -77,7 +77,8 @@ def test_killed_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
     """Signal 9 to the one that started them; they end with it, and what is started again takes over their states."""
     folder, script = tmp_path / "killed", tmp_path / "script.py"
     script.write_text(SCRIPT.replace("FOLDER", str(folder)))
-    running = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+    path = os.pathsep.join([str(Path.cwd()), *sys.path])
+    running = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": path})
     deadline = time.monotonic() + 240
     while not (folder / "checkpoint.json").is_file():
         assert time.monotonic() < deadline

@@ -8,46 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from r2q import config as configuration
 from r2q.config import ConfigError
-from r2q.training.data import read
 from r2q.training.section import Training
-from r2q.training.teacher_data import draw, teacher_data
-from tests.models.tiny import byte_tokenizer, tiny_folder
-
-RECIPE = {"method": "bitdistiller", "granularity": "g32", "options": {"quantizer": "r2q"}}
+from r2q.training.teacher_data import draw
+from tests.training.teacher import RECIPE, make, teacher_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a tokenizer of bytes, prompts and supervised pairs."""
-    folder = tiny_folder("llama", tmp_path_factory.mktemp("model"))
-    byte_tokenizer().save_pretrained(folder)
-    lines = [f"{chr(65 + i)} line number {i}" + "!" * (i % 3) for i in range(20)]
-    (folder / "lines.txt").write_text("\n".join(lines))
-    pairs = [{"ask": f"add {i}", "how": "" if i % 2 else "now", "say": f"is {i + 1}"} for i in range(10)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return folder
-
-
-def make(folder: Path, out: Path, **training: Any) -> Any:
-    """Run the verb; the config's file is written beside `out`."""
-    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
-    section = {"texts": [texts], "length": 24, "prompt_tokens": 4, "held_out": 4, "batch_size": 5} | training
-    config = {
-        "run": "test",
-        "models": {"tiny": {"path": str(folder)}},
-        "recipes": {"bitdistiller-g32": RECIPE},
-        "perplexity": {"text": {"path": "other.txt"}},
-        "training": section,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    teacher_data(path, "tiny", out)
-    return read(out)
+    return teacher_folder(tmp_path_factory.mktemp("model"))
 
 
 def test_the_model_continues_prompts_the_same_way_again(folder: Path, tmp_path: Path) -> None:
@@ -65,18 +36,9 @@ def test_the_model_continues_prompts_the_same_way_again(folder: Path, tmp_path: 
     assert described["sha256"] == digest
     assert described["tokens"] == int(train.end.sum())
     assert len(described["first_rows"]) == 5
-
-
-def test_greedy_text_is_what_the_model_says(folder: Path, tmp_path: Path) -> None:
-    """Without temperature each next token is the likeliest one, batched or not."""
-    from r2q.models.load import load_full
-
-    train, _, _, _ = make(folder, tmp_path / "rows.safetensors", temperature=0.0)
-    model = load_full(str(folder))
-    for tokens, end in zip(train.tokens, train.end.tolist(), strict=True):
-        with torch.no_grad():
-            said = model(tokens[None, :end]).logits[0].argmax(-1)
-        assert torch.equal(said[3 : end - 1], tokens[4:end])
+    assert described | settings | {"format_version": 1} == described | {"format_version": 1}  # the data say the same
+    assert (described["fingerprint"], described["commit"], described["end_token"]) == ("f1", None, 2)
+    assert described["sampling"]["temperature"] == 0.7
 
 
 def test_supervised_pairs(folder: Path, tmp_path: Path) -> None:

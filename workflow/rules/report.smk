@@ -18,7 +18,7 @@ rule collect:
         benchmark_of("collect")
     params:
         asked=asked(config={k: v for k, v in CONFIG.resolved().items() if k != "figures"}),
-        source=source_hash(["r2q/report"]),
+        source=source_hash(["r2q/report", "r2q/status.py"]),
         config=RUN_CONFIG,
         results=folder_of_output,
     message:
@@ -43,7 +43,7 @@ rule table:
     benchmark:
         benchmark_of("table")
     params:
-        source=source_hash(["r2q/report"]),
+        source=source_hash(["r2q/report", "r2q/status.py"]),
         out=folder_of_output,
     message:
         "table: write {output[1]}"

@@ -1,6 +1,16 @@
+from r2q.prepare import engine_problems
+
+TEACHERS = [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))]
+
+# Heavy jobs run in Snakemake's own environment, on a cluster, too: an engine that is missing here is missing there.
+ENGINE_PROBLEMS = engine_problems(CONFIG, map(training_file, TEACHERS)) if workflow.is_main_process else []
+if ENGINE_PROBLEMS:
+    raise WorkflowError("\n".join(f"{CONFIG_SOURCE}: {problem}" for problem in ENGINE_PROBLEMS))
+
+
 # Rows for the recipes that train: once per model, the same for all of them; only for models with such a recipe.
 # Training itself is a part of the rule `quantize`, where a recipe that trains is a job of its own.
-for MODEL in [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))]:
+for MODEL in TEACHERS:
 
     rule:
         name:
@@ -37,6 +47,7 @@ for MODEL in [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))
             r"""
             python -m r2q teacher-data \
                 --config {params.config:q} \
+                --prepared {input.prepared:q} \
                 --model {params.model:q} \
                 --out {output:q} \
                 --log {log:q}
@@ -61,6 +72,7 @@ rule collect_training:
         ],
     output:
         steps=f"{RESULTS}/training.csv",
+        gradients=f"{RESULTS}/gradients.csv",
         drift=f"{RESULTS}/drift.csv",
     log:
         log_of("collect_training"),
@@ -68,7 +80,7 @@ rule collect_training:
         benchmark_of("collect_training")
     params:
         asked=asked(recipes=recipe_entries(trained(CONFIG.recipes))),
-        source=source_hash(["r2q/report"]),
+        source=source_hash(["r2q/report", "r2q/status.py"]),
         config=RUN_CONFIG,
         results=folder_of_output,
     message:
@@ -142,7 +154,7 @@ rule claims:
     benchmark:
         benchmark_of("claims")
     params:
-        source=source_hash(["r2q/report"]),
+        source=source_hash(["r2q/report", "r2q/status.py"]),
         out=stem_of_output,
     message:
         "claims: hold the claims about training against the numbers"

@@ -1,0 +1,238 @@
+"""claims.md: verdicts over all models first, then what became of the start, single models, units without numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from r2q.report.measures import Name
+from r2q.report.render import grid
+
+Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
+RIVAL = "rtn"  # whom the paper's claims are about
+STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"
+SCORE = "higher average score"
+VERDICTS = ("supported", "not supported", "undecided")
+NONE = "–"
+
+READING = """\
+Every comparison is R2Q against another quantizer, trained in the same frame on the same rows from the same model with
+the same seed and granularity. Equal granularity is not equal size: the main table has the bits.
+
+- `0.82 ×` is a ratio, R2Q / other: R2Q's number is 0.82 times the other's. `-1.2 points` is a difference, R2Q - other,
+  of percentages.
+- 95 % intervals are Student's, over the models, each of which is the mean over its seeds. Two or three models give wide
+  ones. One interval in twenty misses the truth, so of many verdicts some are luck.
+- **supported**: the whole interval is on the claimed side. **not supported**: the whole interval is on the other side.
+  **undecided**: the interval holds both sides, or there is none."""
+
+SURVIVAL = """\
+The ratio R2Q / other of the held-out loss (to the teacher, where the frame distils) before and after training; below 1
+R2Q is ahead. `after / before` is the second ratio over the first: above 1 R2Q has lost ground.
+
+- **kept**: the intervals before and after exclude 1 on the same side; **reversed**: on opposite sides.
+- **lost**: before excludes 1, after does not, and `after / before` excludes 1 on the other side than before: whoever
+  was ahead has clearly lost ground.
+- **undecided**: the rest. Either no one was clearly ahead before training, or the end fits both kept and lost."""
+
+
+MODELS = """\
+Intervals are over the seeds of a model where it has several; before training these are alike, so there it is a point.
+Average scores of a single seed have an interval over the items, as if both quantizers had answered different ones:
+rather too wide. The rest has neither interval nor verdict."""
+
+
+def page(run: str, rows: Sequence[Row], trained: int, unfinished: Mapping[Name, str], twice: Sequence[str]) -> str:
+    """The whole page.
+
+    Args:
+        run: its name.
+        rows: what `judge` found.
+        trained: number of units that trained or should have.
+        unfinished: units without numbers, and why.
+        twice: recipes that are not compared, because an earlier one has the same frame, quantizer and granularity.
+    """
+    every = _overall(rows)
+    paper = [row for row in every if row["other"] == RIVAL and row["claim"] not in (STARTS, ENDS, GAINS)]
+    frames = list(dict.fromkeys(row["frame"] for row in rows))
+    lines = [f"# Claims of the R2Q paper about training, held against the run {run}".rstrip(), ""]
+    if not rows:
+        lines += ["The run trained no model with both R2Q and another quantizer.", ""]
+    else:
+        lines += [*_summary(paper), *_starts_in_short(every), *_unfinished_in_short(unfinished, trained), ""]
+        lines += [f"Trained with {', '.join(frames)}.", "", "## How to read this", "", READING, ""]
+    if paper:
+        lines += [f"## The paper's claims, against {RIVAL}", "", *_claims(paper), ""]
+    table = _start_table(every)
+    if table:
+        lines += ["## Does the start survive?", "", SURVIVAL, "", *table, ""]
+    models = list(dict.fromkeys(row["model"] for row in rows if row["model"] != "all"))
+    if len(models) > 1:
+        lines += ["## Single models", "", *_models(rows, models), ""]
+    if unfinished:
+        lines += ["## Units that diverged, failed or lack a number", "", *_unfinished(unfinished), ""]
+    if twice:
+        named = ", ".join(twice)
+        lines += [f"Not compared, as an earlier recipe has the same frame, quantizer and granularity: {named}.", ""]
+    return "\n".join(lines)
+
+
+def survival(start: Row, end: Row, gain: Row) -> str:
+    """What became of the start, from the intervals before training, after it, and of the one over the other."""
+    before, after, change = _side(start), _side(end), _side(gain)
+    if before and after == before:
+        return f"kept: R2Q {_place(after)}"
+    if before and after == -before:
+        return f"reversed: R2Q {_place(after)}"
+    return "lost" if before and change == -before else "undecided"
+
+
+def _side(row: Row) -> int:
+    """-1 where the whole interval of a ratio is below 1, 1 where it is above, else 0."""
+    if row["low"] is None:
+        return 0
+    return -1 if row["high"] < 1 else 1 if row["low"] > 1 else 0
+
+
+def _place(side: int) -> str:
+    return "ahead" if side < 0 else "behind"
+
+
+def _overall(rows: Sequence[Row]) -> list[Row]:
+    """The rows over all models; with a single model, its own."""
+    several = {_kind(row) for row in rows if row["model"] == "all"}
+    return [row for row in rows if row["model"] == "all" or _kind(row) not in several]
+
+
+def _kind(row: Row) -> tuple[str, ...]:
+    return row["claim"], row["frame"], row["granularity"], row["other"]
+
+
+def _where(row: Row, rows: Sequence[Row]) -> str:
+    at = "from" if " to " in row["granularity"] else "at"
+    frame = f" in {row['frame']}" if len({other["frame"] for other in rows}) > 1 else ""
+    return f"against {row['other']} {at} {row['granularity']}{frame}"
+
+
+def _summary(paper: Sequence[Row]) -> Iterator[str]:
+    """Verdicts counted."""
+    places = [_where(row, paper) for row in paper]
+    for where in dict.fromkeys(places):
+        counts = Counter(row["verdict"] for row, place in zip(paper, places, strict=True) if place == where)
+        said = ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS)
+        yield f"- {said} of {counts.total()} claims {where}"
+
+
+def _starts(every: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
+    """Rows before training, after it, and of the change, for each frame, other quantizer and granularity."""
+    by_kind = {_kind(row): row for row in every}
+    for (claim, *rest), row in by_kind.items():
+        if claim == STARTS:
+            yield row, by_kind[ENDS, *rest], by_kind[GAINS, *rest]
+
+
+def _starts_in_short(every: Sequence[Row]) -> Iterator[str]:
+    for start, end, gain in _starts(every):
+        ratios = f"{_number(start)} before and {_number(end)} after training"
+        yield f"- start {_where(start, every)}: {survival(start, end, gain)} ({ratios})"
+
+
+def _unfinished_in_short(unfinished: Mapping[Name, str], trained: int) -> Iterator[str]:
+    if unfinished:
+        yield f"- {len(unfinished)} of {trained} trained units diverged, failed or lack a number; they stand at the end"
+
+
+def _claims(paper: Sequence[Row]) -> Iterator[str]:
+    """Verdicts, what was measured, and what no interval can answer."""
+    head = ["claim", "frame", "granularity", "verdict", f"R2Q against {RIVAL}", "95 % interval", "from"]
+    body = [
+        [row["claim"], row["frame"], row["granularity"], row["verdict"], _number(row), _interval(row), _source(row)]
+        for row in paper
+    ]
+    yield from _table(head, body, {"frame"})
+    yield from ["", "Measured, and on which side of equality the paper's claim is:", ""]
+    for claim, measure, side in dict.fromkeys((row["claim"], row["measure"], row["claimed"]) for row in paper):
+        yield f"- {claim}: {measure}; {side}"
+    notes = dict.fromkeys((row["claim"], row["note"]) for row in paper if row["note"])
+    if notes:
+        yield from ["", "Undecided whatever the interval says:", ""]
+        yield from (f"- {claim}: {note}" for claim, note in notes)
+
+
+def _start_table(every: Sequence[Row]) -> list[str]:
+    scores = {_kind(row)[1:]: row for row in every if row["claim"] == SCORE}
+    head = ["against", "frame", "granularity", "verdict", "before training", "after training", "after / before",
+            "average score after training", "from"]  # fmt: skip
+    body = []
+    for start, end, gain in _starts(every):
+        score = scores.get(_kind(start)[1:])
+        shown = [_with_interval(row) for row in (start, end, gain)] + [NONE if score is None else _with_interval(score)]
+        verdict = survival(start, end, gain)
+        body.append([start["other"], start["frame"], start["granularity"], verdict, *shown, _source(end)])
+    return _table(head, body, {"frame"}) if body else []
+
+
+def _models(rows: Sequence[Row], models: Sequence[str]) -> Iterator[str]:
+    """A row per claim, a column per model."""
+    yield MODELS
+    yield ""
+    found = {(*_kind(row), row["model"]): row for row in rows}
+    body = []
+    for kind in dict.fromkeys(map(_kind, rows)):
+        claim, frame, granularity, other = kind
+        cells = [_of_model(found.get((*kind, model))) for model in models]
+        body.append([claim, frame, granularity, other, *cells])
+    yield from _table(["claim", "frame", "granularity", "against", *models], body, {"frame", "against"})
+
+
+def _of_model(row: Row | None) -> str:
+    if row is None or row["difference"] is None:
+        return NONE
+    verdict = "" if row["low"] is None else f", {row['verdict']}"
+    without = f", without {row['missing']}" if row["missing"] else ""
+    return f"{_with_interval(row)}{verdict}{without}"
+
+
+def _unfinished(unfinished: Mapping[Name, str]) -> Iterator[str]:
+    yield "No comparison above contains a number that these do not have; `without` names the pairs that it left out."
+    yield ""
+    body = [
+        [model, recipe, str(seed), reason.replace("|", "/")] for (model, recipe, seed), reason in unfinished.items()
+    ]
+    yield from grid(["model", "recipe", "seed", "what happened"], body, left=range(4))
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]], optional: set[str]) -> list[str]:
+    """A table without those of the optional columns that say the same in every row."""
+    body = list(body)
+    shown = [i for i, name in enumerate(head) if name not in optional or len({row[i] for row in body}) > 1]
+    return grid([head[i] for i in shown], [[row[i] for i in shown] for row in body], left=range(len(shown)))
+
+
+def _number(row: Row) -> str:
+    if row["difference"] is None:
+        return NONE
+    return f"{_digits(row['difference'], row)} {'×' if row['unit'] == 'ratio' else 'points'}"
+
+
+def _interval(row: Row) -> str:
+    return NONE if row["low"] is None else f"{_digits(row['low'], row)} to {_digits(row['high'], row)}"
+
+
+def _with_interval(row: Row) -> str:
+    return _number(row) if row["low"] is None else f"{_number(row)} ({_interval(row)})"
+
+
+def _digits(value: float, row: Row) -> str:
+    """Three digits of a ratio, a tenth of a point."""
+    if row["unit"] == "ratio":
+        return f"{value:#.3g}".rstrip(".")
+    return f"{round(value, 1) or 0.0:+.1f}"  # no -0.0
+
+
+def _source(row: Row) -> str:
+    """How many models, or seeds of the only one, and what is missing."""
+    over = "seeds" if row["over"] == "items" else row["over"]
+    counted = f"{row['n']} {over if row['n'] != 1 else over[:-1]}"
+    return f"{counted}, without {row['missing']}" if row["missing"] else counted

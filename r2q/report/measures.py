@@ -1,0 +1,198 @@
+"""What claims about training are about: one number a trained unit and measure, NaN where a unit has none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from r2q.report.summary import AVERAGE, table_columns
+from r2q.status import OK
+
+Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
+NAME = ["model", "recipe", "seed"]
+LAST = 0.25  # the last quarter of the steps stands for the loss at equal steps: single steps are noisy
+MOVED = 0.01  # share of the distance at the end; rounding latent weights to bfloat16 stays far below it
+NOTE = "starts away from full precision (a clipped start), and that distance is part of its number"
+
+
+class Key(NamedTuple):
+    """What two units are compared by: everything but the quantizer is the same."""
+
+    frame: str
+    granularity: str
+    quantizer: str
+    model: str
+    seed: int
+
+
+class Unit(NamedTuple):
+    """A measured number; its standard error over items where it has one; why it does not answer the question."""
+
+    key: Key
+    value: float
+    error: float = math.nan
+    note: str = ""
+
+
+Units = dict[Name, Key]
+
+
+def trained_units(steps: pd.DataFrame, scores: pd.DataFrame) -> tuple[Units, list[str]]:
+    """The units that trained or should have, in the order of the run.
+
+    A unit that failed before its first step is known by its recipe's other units. Where two recipes have the same
+    frame, quantizer and granularity, the first one is compared; the others are named in the second result.
+    """
+    recipes = steps[["recipe", "frame", "granularity", "quantizer"]].drop_duplicates("recipe").set_index("recipe")
+    twice = recipes.duplicated()
+    first = dict(zip(recipes.index[~twice], recipes[~twice].itertuples(index=False, name=None), strict=True))
+    known = dict.fromkeys(name for frame in (scores, steps) for name in names(frame) if name[1] in first)
+    units = {(model, recipe, seed): Key._make((*first[recipe], model, seed)) for model, recipe, seed in known}
+    return units, [*map(str, recipes.index[twice])]
+
+
+def names(frame: pd.DataFrame) -> list[Name]:
+    """The unit of every row."""
+    return [(str(m), str(r), int(s)) for m, r, s in zip(*(frame[column] for column in NAME), strict=True)]
+
+
+def unfinished(units: Units, steps: pd.DataFrame, scores: pd.DataFrame) -> dict[Name, str]:
+    """The units of the training frames that are not `ok` in the scores, or lack a number there, and why."""
+    frames = set(steps["frame"])
+    known = names(scores)
+    mine = scores["method"].isin(frames) | np.array([name in units for name in known], dtype=bool)
+    found: dict[Name, list[str]] = {name: [] for name in units if name not in known}
+    bad = scores[mine & (scores["status"] != OK)]
+    for name, task, metric, status in zip(names(bad), bad["task"], bad["metric"], bad["status"], strict=True):
+        found.setdefault(name, []).append(f"{task} {metric}: {status}" if task else status)
+    return {name: "; ".join(reasons) or "no row in scores.csv" for name, reasons in found.items()}
+
+
+def equal_steps(steps: pd.DataFrame, drift: pd.DataFrame) -> pd.DataFrame:
+    """Steps of the units that trained to their end, up to the last one that all of a model, frame and granularity have.
+
+    A unit that diverged has only early steps, and comparing those with another's late ones would say nothing.
+    """
+    whole = finished(steps, drift)
+    whole = whole[whole["step"] > 0]
+    last = whole.groupby(NAME)["step"].transform("max")
+    shortest = last.groupby([whole[column] for column in ("model", "frame", "granularity")]).transform("min")
+    return whole[whole["step"] <= shortest]
+
+
+def finished(steps: pd.DataFrame, drift: pd.DataFrame) -> pd.DataFrame:
+    """Steps of the units that trained to their end: those have a drift."""
+    done = set(names(drift))
+    return steps[np.array([name in done for name in names(steps)], dtype=bool)]
+
+
+def measure(units: Units, frame: pd.DataFrame, number: Callable[[pd.DataFrame], float]) -> list[Unit]:
+    """`number` of each unit's rows."""
+    rows = _by_unit(frame)
+    return [Unit(key, _finite(number(rows[name])) if name in rows else math.nan) for name, key in units.items()]
+
+
+def mean_norm(rows: pd.DataFrame) -> float:
+    return float(rows["gradient_norm"].mean())
+
+
+def fluctuation(rows: pd.DataFrame) -> float:
+    """Standard deviation of the changes of ln(gradient norm) from step to step: no unit, and no trend in it."""
+    norms = rows.sort_values("step")["gradient_norm"].to_numpy()
+    changes = np.diff(np.log(norms)) if (norms > 0).all() else np.array([])
+    return float(changes.std(ddof=1)) if len(changes) > 1 else math.nan
+
+
+def last_loss(rows: pd.DataFrame) -> float:
+    return float(rows[rows["step"] > (1 - LAST) * rows["step"].max()]["loss"].mean())
+
+
+def first_held_out(rows: pd.DataFrame) -> float:
+    return _held_out(rows, 0)
+
+
+def last_held_out(rows: pd.DataFrame) -> float:
+    return _held_out(rows, rows["step"].max())
+
+
+def _held_out(rows: pd.DataFrame, step: float) -> float:
+    found = rows.loc[rows["step"] == step, "held_out_loss"]
+    return float(found.iloc[0]) if len(found) else math.nan
+
+
+def distances(units: Units, drift: pd.DataFrame, kind: str) -> list[Unit]:
+    """Squared distance to full precision after training over all quantized layers, a weight.
+
+    `kind`: of the `quantized` weights, or of the `latent` ones. That of latent weights is how far training moved them,
+    but only if they were at full precision before; otherwise the number has a note.
+    """
+    rows = _by_unit(drift[drift["quantized_after"].notna()])
+    found = []
+    for name, key in units.items():
+        if name not in rows:
+            found.append(Unit(key, math.nan))
+            continue
+        weights = rows[name]["weights"]
+        before, after = (
+            float((rows[name][f"{kind}_{when}"] * weights).sum() / weights.sum()) for when in ("before", "after")
+        )
+        note = NOTE if kind == "latent" and before > MOVED * after else ""
+        found.append(Unit(key, _finite(after), note=note))
+    return found
+
+
+def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
+    """Average of the main table, in percent: a unit that lacks one of its tasks has none, as there.
+
+    Standard errors of the tasks add up as of independent items.
+    """
+    shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    wanted = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.task != AVERAGE}
+    of_table = np.array([pair in wanted for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
+    rows = _by_unit(shown[of_table & (shown["status"] == OK) & shown["value"].notna()])
+    found = []
+    for name, key in units.items():
+        if not wanted or len(rows.get(name, ())) < len(wanted):
+            found.append(Unit(key, math.nan))
+            continue
+        values, errors = rows[name]["value"], rows[name]["stderr"]
+        error = math.sqrt(float((errors**2).sum(skipna=False))) / len(wanted)
+        found.append(Unit(key, 100 * float(values.mean()), 100 * error))
+    return found
+
+
+def degradation(scores: list[Unit], quantizer: str) -> list[Unit]:
+    """Points lost from the finest to the coarsest granularity that `quantizer` has in a frame."""
+    by_key = {unit.key: unit for unit in scores}
+    found = []
+    for frame in dict.fromkeys(unit.key.frame for unit in scores):
+        mine = [unit for unit in scores if unit.key.frame == frame]
+        order = sorted({unit.key.granularity for unit in mine if unit.key.quantizer == quantizer}, key=_width)
+        for fine in mine if len(order) > 1 else []:
+            coarse = by_key.get(fine.key._replace(granularity=order[-1]))
+            if fine.key.granularity == order[0] and coarse is not None:
+                key = fine.key._replace(granularity=f"{order[0]} to {order[-1]}")
+                found.append(Unit(key, fine.value - coarse.value, math.hypot(fine.error, coarse.error)))
+    return found
+
+
+def ratios(after: list[Unit], before: list[Unit]) -> list[Unit]:
+    """`after` over `before`, unit by unit."""
+    return [Unit(b.key, a.value / b.value if b.value > 0 else math.nan) for a, b in zip(after, before, strict=True)]
+
+
+def _width(granularity: str) -> float:
+    """Weights a group."""
+    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
+
+
+def _by_unit(frame: pd.DataFrame) -> dict[Name, pd.DataFrame]:
+    return {names(rows)[0]: rows for _, rows in frame.groupby(NAME, sort=False)}
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan

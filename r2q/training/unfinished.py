@@ -1,0 +1,50 @@
+"""Rows that are done before all of them are: an hour of generation outlives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from r2q.kept import write_atomic
+
+
+class Unfinished:
+    """A file that grows by a line of JSON for every batch of rows; its first line says what the rows belong to.
+
+    A line counts when all of it is there: a kill costs the batch in work, no more. Rows of another identity, and what
+    stands from a damaged line on, are dropped.
+
+    Args:
+        path: the file; it lives only as long as rows are missing.
+        identity: hash of everything that can move a row.
+
+    Attributes:
+        rows: tokens by number of the row.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.rows = path, dict[int, list[int]]()
+        header = json.dumps({"identity": identity}) + "\n"
+        found = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+        whole = [header]
+        for line in found[1:] if found[:1] == [header] else []:
+            try:
+                self.rows.update({int(number): row for number, row in json.loads(line).items()})
+            except ValueError:
+                break
+            whole.append(line.rstrip("\n") + "\n")
+        write_atomic(path, "".join(whole))
+
+    def add(self, rows: Mapping[int, list[int]]) -> None:
+        """Keep more rows; they are on the disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(rows) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.update(rows)
+
+    def remove(self) -> None:
+        """All rows stand where they belong."""
+        self.path.unlink(missing_ok=True)

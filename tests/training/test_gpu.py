@@ -1,0 +1,100 @@
+"""On a GPU: the compiled quantizer's numbers, training with it, blocks compiled as a whole, two GPUs as one."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r2q.models.apply import apply, make_method
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Quantized, Recipe
+from r2q.training.fake_quant import FakeQuantizer
+from tests.models.tiny import tiny_model, tokens
+from tests.training.rows import random_data
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+OPTIONS = {"steps": 4, "batch_rows": 6, "learning_rate": 1e-3, "compute": "float32", "evaluate_every": 2}
+
+
+def train(folder: Path, processes: int = 1, case: str = "llama", **options: Any) -> tuple[Quantized, list[float]]:
+    """The result and the losses of a small run on the GPU."""
+    model = tiny_model(case)
+    data = replace(random_data(folder, identity="x"), device=torch.device("cuda"), processes=processes)
+    recipe = Recipe("recipe", "bitdistiller", "g32", options=OPTIONS | options)
+    result = make_method(recipe).quantize(model, list_targets(model), data)
+    rows = list(csv.DictReader((folder / "training.csv").open()))
+    return result, [float(row["loss"]) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("granularity", ["g64", "channel"])
+@pytest.mark.parametrize("name", ["rtn", "r2q"])
+def test_the_compiled_pass_gives_what_is_stored(name: str, granularity: str, dtype: torch.dtype) -> None:
+    """Weights of several shapes; where a code differs, the weight lies on the border of both levels (rounding)."""
+    quantizer = FakeQuantizer(make_method(Recipe(name, name, granularity)), "layer")
+    assert quantizer.fused is not None
+    last_digits = 1e-2 if dtype == torch.bfloat16 else 1e-3  # of bfloat16; of a 16-bit scale
+    for rows, columns in ((128, 256), (512, 256), (256, 1024)):
+        weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02).to("cuda", dtype)
+        stored = quantizer.method.quantize_weight(weight).dequantize()
+        found = quantizer(weight).float()
+        other = ~torch.isclose(found, stored, rtol=last_digits, atol=0)
+        assert other.float().mean() < 1e-3
+        border = (found + stored) / 2
+        largest = float(stored.abs().max())
+        assert bool(((weight.float() - border)[other].abs() < last_digits * largest).all())
+
+
+@pytest.mark.parametrize("case", ["llama", "mixtral"])
+def test_training_on_the_gpu_is_training_on_the_cpu(case: str, tmp_path: Path) -> None:
+    gpu, losses = train(tmp_path / "gpu", case=case, quantizer="r2q")
+    model = tiny_model(case)
+    recipe = Recipe("recipe", "bitdistiller", "g32", options=OPTIONS | {"quantizer": "r2q"})
+    cpu = make_method(recipe).quantize(model, list_targets(model), random_data(tmp_path / "cpu"))
+    expected = [float(row["loss"]) for row in csv.DictReader((tmp_path / "cpu" / "training.csv").open()) if row["loss"]]
+    assert losses[0] == pytest.approx(expected[0], rel=1e-2)
+    assert losses == pytest.approx(expected, rel=0.1)  # the few codes that differ move all later steps
+    for name, weight in cpu.layers.items():
+        assert (weight.codes == gpu.layers[name].codes.cpu()).float().mean() > 0.99
+    apply(_Done(gpu), model, list_targets(model), torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.isfinite(model(tokens()).logits).all()
+
+
+class _Done:
+    """A method that has already run."""
+
+    needs = "weights"
+
+    def __init__(self, result: Quantized) -> None:
+        self.result = result
+
+    def quantize(self, *_: Any) -> Quantized:
+        return self.result
+
+
+@pytest.mark.parametrize("case", ["llama", "opt", "qwen2"])
+def test_compiled_blocks_train_as_plain_ones(case: str, tmp_path: Path) -> None:
+    plain, compiled = (
+        train(tmp_path / str(on), case=case, quantizer="r2q", compiled=on, activation_checkpointing=True)[1]
+        for on in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-2)
+
+
+def test_eight_bit_moments_on_the_gpu(tmp_path: Path) -> None:
+    plain, small = (train(tmp_path / name, quantizer="rtn", optimizer=name)[1] for name in ("adamw", "adamw_8bit"))
+    assert small[:2] == pytest.approx(plain[:2], rel=1e-2)
+    assert small == pytest.approx(plain, rel=0.2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_two_gpus_train_as_one(compiled: bool, tmp_path: Path) -> None:
+    one, two = (train(tmp_path / str(n), n, quantizer="r2q", compiled=compiled)[1] for n in (1, 2))
+    assert two == pytest.approx(one, rel=1e-2)
