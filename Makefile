@@ -18,7 +18,7 @@ test: $(READY)   ## install, then all tests, the smoke run of the whole workflow
 check: $(READY)  ## formatting, lints, types, and that generated files are what their sources say
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/snakefmt --check Snakefile workflow
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile workflow  # it calls shfmt
 	$(VENV)/bin/python -m r2q schema --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python .ci/lint_workflow.py

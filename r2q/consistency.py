@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -144,9 +145,11 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
     if entry.granularity is not None and (entry.method == "full_precision" or info.needs == "checkpoint"):
         found.append(f".granularity: method {entry.method} has none, not {entry.granularity}")
     try:
-        info.options.model_validate(entry.options)
+        options = info.options.model_validate(entry.options)
     except ValidationError as error:
-        found += [f".options.{line}" for line in describe(error, info.options)]
+        return found + [f".options.{line}" for line in describe(error, info.options)]
+    if getattr(options, "optimizer", None) == "adamw_8bit" and find_spec("torchao") is None:
+        found.append(".options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao")
     return found
 
 

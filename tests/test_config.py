@@ -259,3 +259,16 @@ def test_every_key_is_explained() -> None:
     text = (ROOT / "config" / "README.md").read_text()
     keys = {name for definition in json.loads(schema_text())["$defs"].values() for name in definition["properties"]}
     assert not sorted(key for key in keys | set(Config.model_fields) if not re.search(rf"[`.{{,]{key}[`.,}}\[]", text))
+
+
+def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like the engine of teacher data: found out without importing anything."""
+    from r2q import consistency
+
+    recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
+    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
+    data |= {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}
+    parse(data, "x.yaml")
+    monkeypatch.setattr(consistency, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"recipes\.a-g64\.options\.optimizer: adamw_8bit needs torchao"):
+        parse(data, "x.yaml")

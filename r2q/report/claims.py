@@ -7,7 +7,7 @@ intervals by Student's t: that is what they are worth.
 
     supported        the whole interval is on the claimed side
     not supported    the whole interval is on the other side
-    undecided        the interval holds both, there is none, or the measure does not answer the question (see `note`)
+    undecided        the interval holds both, or there is none
 
 Ratios are means of logarithms: 0.8 says a fifth less than the other quantizer. A pair of units of which one has no
 number, because it diverged or failed, is left out of the difference and named under `missing`.
@@ -32,13 +32,13 @@ from r2q.report.training import read_drift, read_steps
 
 COLUMNS = [
     "claim", "measure", "frame", "granularity", "quantizer", "other", "model", "unit", "claimed", "difference", "low",
-    "high", "n", "over", "verdict", "missing", "note",
+    "high", "n", "over", "verdict", "missing",
 ]  # fmt: skip
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 97.5 % quantile, 1 to 10 degrees
 NORMAL = 1.959964  # the same of the normal distribution
 OURS = "r2q"
 NOISE = 1e-9  # of sums of floats: this close to equality is equal
-OTHERS = (RIVAL, "rtn-clip", "r2q-alternating")
+OTHERS = (RIVAL, "rtn-unclipped", "rtn-clip", "r2q-alternating")
 
 
 class Claim(NamedTuple):
@@ -62,7 +62,6 @@ class Pair(NamedTuple):
     seed: int
     change: float
     error: float
-    note: str
 
 
 def claims(steps: str | Path, drift: str | Path, scores: str | Path, out: str | Path) -> None:
@@ -90,11 +89,11 @@ def judge(steps: pd.DataFrame, drift: pd.DataFrame, scores: pd.DataFrame) -> Ite
          measures.measure(units, equal, measures.fluctuation)),
         (Claim("lower loss at equal steps", "training loss, mean over the last quarter of the steps", True, True),
          measures.measure(units, equal, measures.last_loss)),
-        (Claim("smaller drift", "squared distance of the latent (trained) weights to full precision", True, True),
-         measures.distances(units, drift, "latent")),
+        (Claim("smaller drift", "squared distance that training moved the latent weights", True, True),
+         measures.distances(units, drift, "latent_moved")),
         (Claim("closer to full precision after training",
                "squared distance of the stored (quantized) weights to full precision", True, True),
-         measures.distances(units, drift, "quantized")),
+         measures.distances(units, drift, "quantized_after")),
         (Claim(SCORE, "mean accuracy over the tasks of the main table", False, False, OTHERS), points),
         (Claim("less degradation from fine to coarse", "loss of mean accuracy", False, True),
          measures.degradation(points, OURS)),
@@ -122,15 +121,14 @@ def _rows(claim: Claim, units: list[Unit], other: str) -> Iterator[dict[str, Any
             here = [f"{model} seed {seed}" if len(pairs) > 1 else model for seed in lost]
             missing += here
             means += [fmean(changes)] if found else []
-            note = _notes(pairs)
             if len(found) == 1 and math.isfinite(found[0].error):
                 interval, over = (found[0].change, NORMAL * found[0].error), "items"
             else:
                 interval, over = student(changes), "seeds"
-            ends = _verdict(claim, *interval, note)
+            ends = _verdict(claim, *interval)
             yield base | {"model": model, **ends, "n": len(found), "over": over, "missing": "; ".join(here)}
         if len(models) > 1:
-            ends = _verdict(claim, *student(means), _notes([pair for pairs in models.values() for pair in pairs]))
+            ends = _verdict(claim, *student(means))
             yield base | {"model": "all", **ends, "n": len(means), "over": "models", "missing": "; ".join(missing)}
 
 
@@ -144,14 +142,9 @@ def _pairs(claim: Claim, units: list[Unit], other: str) -> dict[tuple[str, str],
             continue
         a, b = unit.value, rival.value
         change = a - b if not claim.ratio else math.log(a / b) if a > 0 and b > 0 else math.nan  # 0 has no multiples
-        notes = [f"{one.key.quantizer} {one.note}" for one in (unit, rival) if one.note]
-        pair = Pair(key.seed, change, math.hypot(unit.error, rival.error), "; ".join(notes))
+        pair = Pair(key.seed, change, math.hypot(unit.error, rival.error))
         found.setdefault((key.frame, key.granularity), {}).setdefault(key.model, []).append(pair)
     return found
-
-
-def _notes(pairs: list[Pair]) -> str:
-    return "; ".join(dict.fromkeys(pair.note for pair in pairs if pair.note))
 
 
 def student(values: list[float]) -> tuple[float, float]:
@@ -172,11 +165,11 @@ def quantile(degrees: int) -> float:
     return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
-def _verdict(claim: Claim, middle: float, half: float, note: str) -> dict[str, Any]:
+def _verdict(claim: Claim, middle: float, half: float) -> dict[str, Any]:
     low, high = middle - half, middle + half
-    if note or math.isnan(half) or (low <= NOISE and high >= -NOISE):
+    if math.isnan(half) or (low <= NOISE and high >= -NOISE):
         verdict = "undecided"
     else:
         verdict = "supported" if (high < 0) == claim.below else "not supported"
     shown = [None if math.isnan(x) else math.exp(x) if claim.ratio else x for x in (middle, low, high)]
-    return {**dict(zip(("difference", "low", "high"), shown, strict=True)), "verdict": verdict, "note": note}
+    return {**dict(zip(("difference", "low", "high"), shown, strict=True)), "verdict": verdict}

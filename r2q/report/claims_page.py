@@ -144,7 +144,7 @@ def _unfinished_in_short(unfinished: Mapping[Name, str], trained: int) -> Iterat
 
 
 def _claims(paper: Sequence[Row]) -> Iterator[str]:
-    """Verdicts, what was measured, and what no interval can answer."""
+    """Verdicts, and what was measured."""
     head = ["claim", "frame", "granularity", "verdict", f"R2Q against {RIVAL}", "95 % interval", "from"]
     body = [
         [row["claim"], row["frame"], row["granularity"], row["verdict"], _number(row), _interval(row), _source(row)]
@@ -154,10 +154,6 @@ def _claims(paper: Sequence[Row]) -> Iterator[str]:
     yield from ["", "Measured, and on which side of equality the paper's claim is:", ""]
     for claim, measure, side in dict.fromkeys((row["claim"], row["measure"], row["claimed"]) for row in paper):
         yield f"- {claim}: {measure}; {side}"
-    notes = dict.fromkeys((row["claim"], row["note"]) for row in paper if row["note"])
-    if notes:
-        yield from ["", "Undecided whatever the interval says:", ""]
-        yield from (f"- {claim}: {note}" for claim, note in notes)
 
 
 def _start_table(every: Sequence[Row]) -> list[str]:

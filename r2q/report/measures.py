@@ -15,8 +15,6 @@ from r2q.status import OK
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
 NAME = ["model", "recipe", "seed"]
 LAST = 0.25  # the last quarter of the steps stands for the loss at equal steps: single steps are noisy
-MOVED = 0.01  # share of the distance at the end; rounding latent weights to bfloat16 stays far below it
-NOTE = "starts away from full precision (a clipped start), and that distance is part of its number"
 
 
 class Key(NamedTuple):
@@ -30,12 +28,11 @@ class Key(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A measured number; its standard error over items where it has one; why it does not answer the question."""
+    """A measured number, and its standard error over items where it has one."""
 
     key: Key
     value: float
     error: float = math.nan
-    note: str = ""
 
 
 Units = dict[Name, Key]
@@ -124,25 +121,15 @@ def _held_out(rows: pd.DataFrame, step: float) -> float:
     return float(found.iloc[0]) if len(found) else math.nan
 
 
-def distances(units: Units, drift: pd.DataFrame, kind: str) -> list[Unit]:
-    """Squared distance to full precision after training over all quantized layers, a weight.
-
-    `kind`: of the `quantized` weights, or of the `latent` ones. That of latent weights is how far training moved them,
-    but only if they were at full precision before; otherwise the number has a note.
-    """
+def distances(units: Units, drift: pd.DataFrame, column: str) -> list[Unit]:
+    """A squared distance of the drift, over all quantized layers, a weight."""
     rows = _by_unit(drift[drift["quantized_after"].notna()])
-    found = []
-    for name, key in units.items():
-        if name not in rows:
-            found.append(Unit(key, math.nan))
-            continue
-        weights = rows[name]["weights"]
-        before, after = (
-            float((rows[name][f"{kind}_{when}"] * weights).sum() / weights.sum()) for when in ("before", "after")
-        )
-        note = NOTE if kind == "latent" and before > MOVED * after else ""
-        found.append(Unit(key, _finite(after), note=note))
-    return found
+    return [
+        Unit(key, _finite(float(np.average(rows[name][column], weights=rows[name]["weights"]))))
+        if name in rows
+        else Unit(key, math.nan)
+        for name, key in units.items()
+    ]
 
 
 def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:

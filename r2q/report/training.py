@@ -19,7 +19,9 @@ STEP_NUMBERS = [
     "step", "loss", "forward_kl", "reverse_kl", "gradient_norm", "learning_rate", "flipped", "tokens", "seconds",
     "held_out_loss", "held_out_forward_kl", "held_out_reverse_kl",
 ]  # fmt: skip
-DRIFT_NUMBERS = ["weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after"]
+DRIFT_NUMBERS = [
+    "weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after", "latent_moved",
+]  # fmt: skip
 STEP_COLUMNS = [*UNIT_COLUMNS, *STEP_NUMBERS]
 GRADIENT_COLUMNS = [*UNIT_COLUMNS, "step", "layer", "depth", "gradient_norm"]
 DRIFT_COLUMNS = [*UNIT_COLUMNS, "layer", "depth", *DRIFT_NUMBERS]

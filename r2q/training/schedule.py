@@ -36,7 +36,7 @@ def make_optimizer(
     """AdamW, in one pass over the parameters on a GPU.
 
     Raises:
-        ValueError: `optimizer: adamw_8bit` without torchao.
+        ImportError: `optimizer: adamw_8bit` without torchao; a config is checked for it before any work.
     """
     betas = (0.9, options.beta2)
     if options.optimizer == "adamw":
@@ -44,10 +44,8 @@ def make_optimizer(
         return torch.optim.AdamW(
             parameters, options.learning_rate, betas, weight_decay=options.weight_decay, fused=fused
         )
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError:
-        raise ValueError("optimizer: adamw_8bit needs torchao: pip install 'r2q[gpu]'") from None
+    from torchao.optim import AdamW8bit
+
     return AdamW8bit(parameters, options.learning_rate, betas, weight_decay=options.weight_decay)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
-from r2q.training.fake_quant import Latent, Layer
+from r2q.training.fake_quant import FakeQuantizer
 
 
 class Ranges:
@@ -24,23 +24,20 @@ class Ranges:
         self.packed = {name: module for name, module in modules if isinstance(module, PackedWeight)}
 
     @torch.no_grad()
-    def clamp(self, layer: Layer) -> None:
-        """Clamp a latent weight to a range as wide as its group's levels.
+    def clamped(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor:
+        """A layer's weight, each group clamped to a range as wide as its levels.
 
         Rounding the zero point has moved those levels by up to half a step against the range that was searched. So the
         clamped range is the one next to them whose both ends the weights reach: min-max quantization of the clamped
         weights then gives the folder's own lattice, and training starts from that recipe's packed weights.
 
         Raises:
-            ValueError: the layer is not packed there, its groups are others, or it has no latent weight to clamp.
+            ValueError: the layer is not packed there, or its groups are others.
         """
-        name = layer.target.name
-        if not isinstance(layer, Latent):
-            raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
+        name, blocks = quantizer.name, quantizer.blocks(weight)
         if name not in self.packed:
             raise ValueError(f"start: {self.folder} has no packed layer {name}")
         levels = self.packed[name].quantized().grid.levels()
-        blocks = layer.quantizer.blocks(layer.target.weight.data)
         if tuple(blocks.shape[:2]) != tuple(levels.shape[:2]):
             raise ValueError(f"start: {self.folder} has other groups than this recipe in layer {name}")
         levels = levels.to(blocks.device)
@@ -50,4 +47,4 @@ class Ranges:
         most = torch.minimum(blocks.amax(-1, keepdim=True).float() - width, lowest + half)
         low = torch.minimum(torch.maximum(lowest, least), most)
         clamped = torch.minimum(torch.maximum(blocks.float(), low), low + width)
-        layer.target.weight.data.copy_(clamped.reshape(layer.target.weight.shape))
+        return clamped.reshape(weight.shape).to(weight.dtype)

@@ -20,7 +20,9 @@ STEP_COLUMNS = (
     "held_out_loss", "held_out_forward_kl", "held_out_reverse_kl",
 )  # fmt: skip
 GRADIENT_COLUMNS = ("step", "layer", "gradient_norm")
-DRIFT_COLUMNS = ("layer", "weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after")
+DRIFT_COLUMNS = (
+    "layer", "weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after", "latent_moved",
+)  # fmt: skip
 
 
 class Store:

@@ -52,6 +52,9 @@ class Student:
     ) -> None:
         self.model = twin(model).requires_grad_(what == "all")
         self.layers: dict[str, Layer] = {}
+        self.start, self.device, self.dtype = start, group.device, dtype
+        if start is not None and what == "scales":
+            raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
         for number, part in parts(self.model):  # one after the other: only one block is whole on the device at a time
             place(part, group.device, dtype)
             for target in (target for target in targets if target.block == number):
@@ -61,13 +64,20 @@ class Student:
                 else:
                     own.weight.requires_grad_(True)
                     self.layers[target.name] = Latent(own, method, gradient)
-                    if start is not None:
-                        start.clamp(self.layers[target.name])
+                    own.weight.data.copy_(self.started(target.name, own.weight.data))
             if compiled and number >= 0:
                 part.forward = torch.compile(part.forward)
             install([layer for layer in self.layers.values() if layer.target.block == number])
             group.shard(part, keep_whole=number < 0)
         self.split = SplitModel(self.model, runner(self.model, trains=True))
+
+    def started(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """What a layer trained from, given the full-precision weight."""
+        layer = self.layers[name]
+        if isinstance(layer, FrozenCodes):
+            return layer.start.dequantize()
+        latent = weight.detach().to(self.device, self.dtype)
+        return latent if self.start is None else self.start.clamped(layer.quantizer, latent)
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of decoder blocks for the backward pass. Needs training mode, without its dropout."""

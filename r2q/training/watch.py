@@ -43,17 +43,22 @@ class Drift:
 
     @torch.no_grad()
     def measure(self, when: str) -> None:
-        """Fill the columns ``latent_<when>`` and ``quantized_<when>``."""
+        """Fill the columns ``latent_<when>`` and ``quantized_<when>``; after training also ``latent_moved``."""
         full = dict(self.model.named_parameters())
         for name, layer in self.student.layers.items():
             weight = full[name if name in full else f"{name}.{layer.target.parameter}"]
             row = self._row(name, weight)
             row[f"latent_{when}"] = _distance(layer.latent(), weight)
+            if when == "after":
+                row["latent_moved"] = _distance(layer.latent(), self.student.started(name, weight))
             row[f"quantized_{when}"] = _distance(layer.quantized().dequantize(), weight)
         head, own = self.model.get_output_embeddings(), self.student.model.get_output_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is head)
         if name not in self.student.layers:
-            self._row(name, head.weight)[f"latent_{when}"] = _distance(whole(own.weight), head.weight)
+            row = self._row(name, head.weight)
+            row[f"latent_{when}"] = _distance(whole(own.weight), head.weight)
+            if when == "after":
+                row["latent_moved"] = _distance(whole(own.weight), head.weight.to(self.student.dtype))
 
     def _row(self, name: str, weight: torch.Tensor) -> dict[str, Any]:
         power = {"layer": name, "weights": weight.numel(), "power": float(weight.float().square().mean())}

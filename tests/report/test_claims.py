@@ -108,15 +108,6 @@ def test_a_single_seed_has_an_interval_over_items() -> None:
     assert (alone["over"], alone["low"], alone["verdict"]) == ("seeds", None, "undecided")
 
 
-def test_a_measure_that_does_not_answer_the_question_decides_nothing() -> None:
-    units = []
-    for model, value in (("a", 1.0), ("b", 1.1)):
-        units += [unit("r2q", value, model), unit("rtn", 1000.0, model, note="starts elsewhere")]
-    row = next(row for row in _rows(LOWER, units, "rtn") if row["model"] == "all")
-    assert row["high"] < 1
-    assert (row["verdict"], row["note"]) == ("undecided", "rtn starts elsewhere")
-
-
 def test_every_claim_is_judged_over_all_models(results: Path) -> None:
     rows = judged(results)
     overall = rows[(rows["model"] == "all") & (rows["granularity"] == "g64")].set_index("claim")

@@ -65,6 +65,7 @@ def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> 
     drift = []
     for layer in [*LAYERS, "lm_head"]:
         row = {"layer": layer, "weights": 10, "power": 2.0, "latent_before": 0.0, "latent_after": 0.1 * factor}
+        row["latent_moved"] = 0.1 * factor
         inside = {"quantized_before": 0.8 * factor, "quantized_after": 0.4 * factor}
         drift.append(row | (inside if layer != "lm_head" else {}))
     _write(folder, "drift", DRIFT_COLUMNS, drift)

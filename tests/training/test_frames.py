@@ -181,6 +181,7 @@ def test_records_of_a_run(tmp_path: Path) -> None:
     assert len(drift) == 15
     for row in drift:
         assert float(row["latent_before"]) == 0 < float(row["latent_after"])
+        assert row["latent_moved"] == row["latent_after"]
         if row["layer"] != "lm_head":
             assert float(row["quantized_before"]) > float(row["latent_after"])
 
@@ -229,7 +230,7 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
     packed = load_full(str(tmp_path / "full"))
     apply(clip, packed, list_targets(packed), torch.device("cpu"))
     save(packed, None, tmp_path / "clip", {})
-    data = replace(random_data(), start=tmp_path / "clip")
+    data = replace(random_data(tmp_path / "run"), start=tmp_path / "clip")
     still = recipe("bitdistiller", quantizer="rtn", start="clip-g32", learning_rate=1e-12)
     result = make_method(still).quantize(model, targets, data)
     same = [
@@ -237,6 +238,11 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
         for name, weight in expected.items()
     ]
     assert min(same) > 0.97
+    for row in csv.DictReader((tmp_path / "run" / "drift.csv").open()):
+        if row["layer"] != "lm_head":  # clipped at the start, and hardly moved from there
+            assert float(row["latent_before"]) > 1e-6
+            assert float(row["latent_moved"]) < 1e-12
+    data = replace(data, folder=None)
     away = make_method(replace(still, options=still.options | {"start": None})).quantize(model, targets, data)
     name = next(iter(expected))
     moved = torch.isclose(away.layers[name].dequantize(), expected[name].dequantize(), rtol=2e-3, atol=1e-6)
