@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -75,38 +74,6 @@ def test_killed_and_started_again_gives_the_same_bits(
     rows = [list(csv.DictReader((f / "training.csv").open())) for f in (folder, tmp_path / "whole")]
     for one, other in zip(*rows, strict=True):
         assert {**one, "seconds": ""} == {**other, "seconds": ""}
-
-
-def test_eight_bit_moments_resume_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchao's step runs uncompiled here: the same arithmetic, without a compiler's half minute."""
-
-    def run(folder: Path) -> dict[str, torch.Tensor]:
-        model = tiny_model("llama")
-        model.resize_token_embeddings(512)  # 512 x 64 values: moments of fewer than 4,096 stay in 32 bits
-        options = OPTIONS | {"quantizer": "r2q", "optimizer": "adamw_8bit"}
-        recipe = Recipe("recipe", "bitdistiller", "g32", options=options)
-        data = random_data(folder, identity="x")
-        with torch.compiler.set_stance("force_eager"):
-            return make_method(recipe).quantize(model, list_targets(model), data).other
-
-    save, states = Store.save, []
-
-    def save_and_stop(self: Store, name: str, state: Any) -> None:
-        save(self, name, state)
-        states.append(state)
-        if len(states) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "a")
-    moments = [one["exp_avg"] for one in states[0]["optimizer"]["state"].values()]
-    assert any(moment.codes.dtype == torch.uint8 for moment in moments if hasattr(moment, "codes"))
-    again, whole = run(tmp_path / "a"), run(tmp_path / "b")
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
-    plain = train(tmp_path / "c")
-    assert not torch.equal(plain["model.norm.weight"], whole["model.norm.weight"])
 
 
 def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
