@@ -19,13 +19,22 @@ from r2q.quantization.method import WeightMethod
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
+def stored(scale: torch.Tensor) -> torch.Tensor:
+    """A float32 scale rounded to the 16 bits that are stored.
+
+    Compiled, a conversion to float16 and back is dropped (what is computed in float32 stays there), and so is a view as
+    integers and back. An operation on those integers is not.
+    """
+    return (scale.half().view(torch.int16) & -1).view(torch.float16).float()
+
+
 def residual_map(values: torch.Tensor) -> torch.Tensor:
     """Two-bit R2Q of ``values [..., n]`` in their dtype (see :mod:`r2q.quantization.residual`)."""
     wide = values.float()
     magnitude = wide.abs()
-    first = magnitude.mean(-1, keepdim=True).half().float()
+    first = stored(magnitude.mean(-1, keepdim=True))
     rest = magnitude - first
-    second = rest.abs().mean(-1, keepdim=True).half().float()
+    second = stored(rest.abs().mean(-1, keepdim=True))
     # beyond the first scale the second sign is that of the weight; within, the opposite; residual_codes breaks ties up
     outer = torch.where(wide >= 0, rest >= 0, rest > 0)
     level = torch.where(outer, first + second, first - second)
@@ -36,7 +45,7 @@ def nearest_map(values: torch.Tensor, bits: int = 2) -> torch.Tensor:
     """Min-max round to nearest of ``values [..., n]`` in their dtype (``baselines/rtn.py``)."""
     wide, steps = values.float(), 2**bits - 1
     low, high = wide.amin(-1, keepdim=True).clamp_max(0), wide.amax(-1, keepdim=True).clamp_min(0)
-    scale = ((high - low) / steps).clamp_min(SMALLEST_SCALE).half().float()
+    scale = stored(((high - low) / steps).clamp_min(SMALLEST_SCALE))
     zero = torch.round(-low / scale).clamp(0, steps)
     return (((torch.round(wide / scale) + zero).clamp(0, steps) - zero) * scale).to(values.dtype)
 

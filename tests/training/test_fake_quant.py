@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -148,6 +149,15 @@ def test_the_one_pass_versions_give_the_same_numbers(name: str, function: Any) -
     expected = grid.decode(quantizer.encode_groups(values, grid))
     torch.testing.assert_close(function(values), expected, rtol=1e-3, atol=0)
     assert (function(values) == expected).float().mean() > 0.999
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.parametrize("function", [residual_map, nearest_map])
+def test_compiled_scales_are_rounded_to_what_is_stored(function: Any) -> None:
+    """A compiler may compute in float32 what is written as a conversion to 16 bits and back."""
+    values = torch.randn(64, 64, generator=torch.Generator().manual_seed(6)) * 0.02
+    found, expected = torch.compile(function)(values), function(values)
+    assert torch.isclose(found, expected, rtol=1e-6, atol=0).float().mean() > 0.995
 
 
 @pytest.mark.parametrize("case", ["llama", "mixtral", "qwen2-moe"])
