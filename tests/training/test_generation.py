@@ -108,8 +108,10 @@ def test_killed_and_started_again_gives_the_same_bits(
                 os.kill(os.getpid(), signal.SIGKILL)
 
         Unfinished.add = add_and_die  # type: ignore[method-assign, assignment]
-        make(folder, out, **WHOLE)
-        os._exit(1)
+        try:
+            make(folder, out, **WHOLE)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not out.exists()
     capsys.readouterr()
