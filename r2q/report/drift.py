@@ -1,4 +1,4 @@
-"""The drift figure: distance to the full-precision weights before and after training, by depth."""
+"""The drift figure: distance of the quantized weights to full precision, and how far training moved the latent ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from r2q.report.training_curves import plain_ticks
 
 DEPTHS = ["0", "1", "-2", "-1", "head"]  # as in the paper: the first two blocks, the last two, the head
 NAMES = {"0": "0", "1": "1", "-2": "−2", "-1": "−1", "head": "head"}
-KINDS = {"quantized": "quantized", "latent": "latent"}
+KINDS = {  # columns before and after training; the drawn ones have a title
+    "quantized": ("quantized_before", "quantized_after"),
+    "latent": ("latent_before", "latent_after"),
+    "moved": (None, "latent_moved"),
+}
+TITLES = {"quantized": "quantized", "moved": "moved"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "depth", "kind", "before", "after", "low", "high", "seeds"]
 ROW = 1.5  # inches
 
@@ -39,11 +44,11 @@ def prepare(drift: pd.DataFrame) -> pd.DataFrame:
     """Squared distance over squared weights of each block: mean over seeds, and their range after training."""
     unit = ["model", "frame", "granularity", "quantizer", "depth", "seed"]
     parts = []
-    for kind in KINDS:
+    for kind, columns in KINDS.items():
         part = drift[unit].copy()
         part["kind"] = kind
-        for when in ("before", "after"):
-            part[when] = drift[f"{kind}_{when}"] * drift["weights"]
+        for when, column in zip(("before", "after"), columns, strict=True):
+            part[when] = 0.0 if column is None else drift[column] * drift["weights"]
         part["power"] = drift["power"] * drift["weights"]
         parts.append(part.dropna(subset=["after"]))
     sums = pd.concat(parts).groupby([*unit, "kind"], sort=False, as_index=False).sum()
@@ -60,7 +65,7 @@ def prepare(drift: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A row for each model and frame; quantized and latent weights, fine and coarse."""
+    """A row for each model and frame; quantized weights and moved latent ones, fine and coarse."""
     rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
     granularities = list(dict.fromkeys(frame["granularity"]))
     quantizers = list(dict.fromkeys(frame["quantizer"]))
@@ -68,7 +73,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes = figure.subplots(len(rows), 2 * len(granularities), squeeze=False, sharex=True)
     several = len({name for _, name in rows}) > 1
     for i, (model, name) in enumerate(rows):
-        for k, (kind, label) in enumerate(KINDS.items()):
+        for k, (kind, label) in enumerate(TITLES.items()):
             of_kind = frame[(frame["model"] == model) & (frame["frame"] == name) & (frame["kind"] == kind)]
             for j, granularity in enumerate(granularities):
                 ax = axes[i, k * len(granularities) + j]
@@ -83,12 +88,11 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
     for ax in axes[-1]:
         ax.set_xlabel("block")
-    handles = [
-        Line2D([], [], **_marker(name, filled), label=f"{name}, {'after' if filled else 'before'} training")
-        for name in quantizers
-        for filled in (False, True)
-    ]
-    title = "squared distance to full precision / squared weights; bars: range over seeds"
+    handles = [Line2D([], [], **_marker(name, True), label=name) for name in quantizers]
+    title = (
+        "quantized: squared distance of the stored weights to full precision; open before training, filled after\n"
+        "moved: squared distance of the latent weights from where training started; both over squared weights"
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=len(quantizers), title=title, title_fontsize=7)
     return figure
 

@@ -76,6 +76,7 @@ _FAMILIES = {  # a recipe without its granularity: colour, marker, line
     "random-codes": (GREY, "x", ":"),
     "rtn": (ORANGE, "s", "--"),
     "rtn-clip": (RED, "D", "-."),
+    "rtn-unclipped": (PURPLE, "p", ":"),
     "r2q": (BLUE, "o", "-"),
     "r2q-refit": (SKY, "^", "--"),
     "r2q-alternating": (GREEN, "v", "-."),

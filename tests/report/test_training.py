@@ -90,7 +90,9 @@ def test_the_drift_figure_draws_relative_distances(results: Path, tmp_path: Path
     two = frame[(frame["model"] == "two") & (frame["quantizer"] == "rtn") & (frame["depth"] == "0")]
     quantized = two[two["kind"] == "quantized"].iloc[0]
     assert [quantized["before"], quantized["after"]] == pytest.approx([0.4, 0.2])
-    assert set(frame[frame["depth"] == "head"]["kind"]) == {"latent"}
+    moved = two[two["kind"] == "moved"].iloc[0]
+    assert [moved["before"], moved["after"]] == pytest.approx([0, 0.05])
+    assert set(frame[frame["depth"] == "head"]["kind"]) == {"latent", "moved"}
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
