@@ -268,6 +268,7 @@ def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyP
     recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     data |= {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}
+    monkeypatch.setattr(consistency, "find_spec", lambda name: name)
     parse(data, "x.yaml")
     monkeypatch.setattr(consistency, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"recipes\.a-g64\.options\.optimizer: adamw_8bit needs torchao"):

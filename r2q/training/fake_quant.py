@@ -106,7 +106,7 @@ class FakeQuantizer:
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The quantized weight, in the shape and dtype of the latent one, with the surrogate gradient."""
-        if self.fused is not None and weight.is_cuda:
+        if self.fused is not None and (weight.is_cuda or torch.compiler.is_compiling()):
             fused = self.fused if torch.compiler.is_compiling() else compiled(self.fused)
             groups = self.blocks(weight.detach()).flatten(0, 1)  # one size that changes from layer to layer, not two
             return _Identity.apply(weight, fused(groups).reshape(weight.shape))

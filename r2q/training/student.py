@@ -55,6 +55,8 @@ class Student:
         self.start, self.device, self.dtype = start, group.device, dtype
         if start is not None and what == "scales":
             raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
+        if compiled:
+            torch.compiler.reset()  # what was compiled for another student counts towards the limit of recompilations
         for number, part in parts(self.model):  # one after the other: only one block is whole on the device at a time
             place(part, group.device, dtype)
             for target in (target for target in targets if target.block == number):
