@@ -253,6 +253,8 @@ def print_results():
     print(terminal(summarize(read_scores(scores))))
     print(f"scores  {RESULTS}/scores.csv (one row per number), {RESULTS}/layers.csv, {RESULTS}/provenance.json")
     print(f"tables  {RESULTS}/tables/main.md, main.csv, main.tex")
+    if trained(name for model in CONFIG.models for name in CONFIG.recipes_of(model)):
+        print(f"claims  {RESULTS}/tables/claims.md")
     print(f"figures {FIGURE_FOLDER}/")
 
 

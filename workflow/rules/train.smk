@@ -9,7 +9,7 @@ if ENGINE_PROBLEMS:
 
 
 # Rows for the recipes that train: once per model, the same for all of them; only for models with such a recipe.
-# Training itself is a part of the rule `quantize`, where a recipe that trains is a job of its own.
+# Training itself is the rules `train`, which quantize.smk makes: the same verb as for all other recipes.
 for MODEL in TEACHERS:
 
     rule:
@@ -148,7 +148,8 @@ rule claims:
         drift=rules.collect_training.output.drift,
         scores=f"{RESULTS}/scores.csv",
     output:
-        CLAIMS,
+        report(CLAIMS[0], caption="../report/claims.rst", category="Tables"),
+        CLAIMS[1:],
     log:
         log_of("claims"),
     benchmark:
