@@ -95,6 +95,8 @@ def _training_problems(config: Config) -> list[str]:
             found.append(f"{key} is neither {allowed}")
         if texts.path in evaluated:
             found.append(f"{key} is evaluated as {evaluated[texts.path]}; choose other text")
+    if config.limits.training_processes > 1 and ":" in config.device:
+        found.append(f"device: training_processes take the first GPUs, not {config.device}; set CUDA_VISIBLE_DEVICES")
     return found + (_vllm_problems(config) if config.training.uses_vllm else [])
 
 

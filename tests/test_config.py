@@ -273,3 +273,12 @@ def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(consistency, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"recipes\.a-g64\.options\.optimizer: adamw_8bit needs torchao"):
         parse(data, "x.yaml")
+
+
+def test_several_processes_and_one_gpu_by_number_are_refused() -> None:
+    recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64"}}
+    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
+    data |= {"training": {"texts": [{"path": "a.txt", "rows": 1}]}, "limits": {"training_processes": 2}}
+    parse(data | {"device": "cuda"}, "x.yaml")
+    with pytest.raises(ConfigError, match="device: training_processes take the first GPUs, not cuda:1"):
+        parse(data | {"device": "cuda:1"}, "x.yaml")
