@@ -22,8 +22,8 @@ the same seed and granularity. Equal granularity is not equal size: the main tab
 
 - `0.82 ×` is a ratio, R2Q / other: R2Q's number is 0.82 times the other's. `-1.2 points` is a difference, R2Q - other,
   of percentages.
-- 95 % intervals are Student's, over the models, each of which is the mean over its seeds; in a run of one model, over its
-  seeds. Two or three give wide ones. One interval in twenty misses the truth, so of many verdicts some are luck.
+- 95 % intervals are Student's, over the models, each of which is the mean over its seeds; in a run of one model, over
+  its seeds. Two or three give wide ones. One interval in twenty misses the truth, so of many verdicts some are luck.
 - **supported**: the whole interval is on the claimed side. **not supported**: the whole interval is on the other side.
   **undecided**: the interval holds both sides, or there is none."""
 
