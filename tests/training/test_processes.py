@@ -16,17 +16,19 @@ from typing import Any
 import pytest
 import torch
 
-from r2q.models.apply import make_method
+from r2q.models.apply import apply, make_method
+from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Quantized, Recipe
-from r2q.training.processes import Group, spread
+from r2q.training.processes import CPU, Group, spread
 from r2q.training.trainer import Diverged
 from tests.models.tiny import tiny_model
 from tests.training.rows import random_data
 
 OPTIONS = {"steps": 4, "batch_rows": 6, "learning_rate": 1e-3, "evaluate_every": 2, "checkpoint_every": 2}
-CASES = [  # tied embeddings and best weights; stacked experts with trained scales; accumulation and a quantized head
-    ("qwen3-tied", "bitdistiller", {"quantizer": "rtn", "keep": "best", "activation_checkpointing": True}),
+CLIPPED = {"quantizer": "rtn", "keep": "best", "activation_checkpointing": True, "start": "clip-g32"}
+CASES = [  # tied embeddings, a clipped start, best weights; stacked experts with trained scales; accumulation
+    ("qwen3-tied", "bitdistiller", CLIPPED),
     ("mixtral", "e2e_scales", {"quantizer": "r2q"}),
     ("opt", "llm_qat_training", {"quantizer": "r2q", "train": "layers", "micro_rows": 2}),
 ]
@@ -34,9 +36,18 @@ CASES = [  # tied embeddings and best weights; stacked experts with trained scal
 
 def train(folder: Path, processes: int, case: str = "llama", method: str = "bitdistiller", **options: Any) -> Quantized:
     model = tiny_model(case)
-    data = replace(random_data(folder, identity="x"), processes=processes)
+    start = clipped(case, folder.with_name(f"{folder.name}-clip")) if "start" in options else None
+    data = replace(random_data(folder, identity="x"), processes=processes, start=start)
     recipe = Recipe("recipe", method, "g32", options=OPTIONS | options)
     return make_method(recipe).quantize(model, list_targets(model), data)
+
+
+def clipped(case: str, folder: Path) -> Path:
+    """A packed folder with shrunken ranges."""
+    model = tiny_model(case)
+    apply(make_method(Recipe("clip", "rtn", "g32", options={"clip": "mse"})), model, list_targets(model), CPU)
+    save(model, None, folder, {})
+    return folder
 
 
 def records(folder: Path) -> list[dict[str, str]]:
