@@ -23,20 +23,13 @@ import torch
 import transformers
 from torch import nn
 
+from benchmarks.training import GROUP, LENGTH, SHAPES, configuration
 from r2q.models.apply import make_method
 from r2q.models.targets import Target
 from r2q.quantization.method import Recipe
 from r2q.training.fake_quant import Latent, install
 
-GROUP, LENGTH = 128, 1024
-SHAPE = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 4096,
-    "vocab_size": 32000,
-    "attn_implementation": "sdpa",
-}
+SHAPE = SHAPES["7b"]
 
 
 class _Round(torch.autograd.Function):
@@ -89,7 +82,7 @@ def decoder(count: int) -> tuple[Any, list[Target]]:
     torch.manual_seed(0)
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
-        model = transformers.LlamaModel(transformers.LlamaConfig(**SHAPE, num_hidden_layers=count))
+        model = transformers.LlamaModel(configuration("7b", count))
         torch.set_default_dtype(torch.float32)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     return model, [Target(name, module, "weight", 0) for name, module in found]

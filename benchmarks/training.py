@@ -47,9 +47,9 @@ SHAPES = {
 LAYERS = {"1b": 22, "7b": 32, "70b": 80}
 
 
-def random_model(shape: str, layers: int) -> Any:
-    """A Llama in bfloat16 on the card."""
-    config = transformers.LlamaConfig(
+def configuration(shape: str, layers: int) -> Any:
+    """A Llama of a shape."""
+    return transformers.LlamaConfig(
         **SHAPES[shape],
         num_hidden_layers=layers,
         vocab_size=VOCABULARY,
@@ -57,10 +57,14 @@ def random_model(shape: str, layers: int) -> Any:
         attn_implementation="sdpa",
         use_cache=False,
     )
+
+
+def random_model(shape: str, layers: int) -> Any:
+    """A Llama in bfloat16 on the card."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
-        model = transformers.LlamaForCausalLM(config).eval()
+        model = transformers.LlamaForCausalLM(configuration(shape, layers)).eval()
         torch.set_default_dtype(torch.float32)
     return model
 

@@ -61,7 +61,7 @@ class TrainingData:
         digest: SHA-256 of the rows and of how they were made.
         folder: where checkpoints and records go; None: nowhere, and nothing can be resumed.
         device: where to train.
-        processes: how many share the work, each on a device of that type.
+        processes: how many share the work, each on a device of that type; several need a folder.
         start: the packed folder whose levels bound the latent weights at the start; None: nothing does.
         identity: hash of everything that can move the result; a checkpoint of another identity is not used.
     """

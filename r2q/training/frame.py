@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -62,8 +60,8 @@ class TrainingMethod(Method):
         work = partial(self.train, model, list(targets), data)
         if data.processes == 1:
             return work(Group(device=data.device))
-        with tempfile.TemporaryDirectory() as scratch:
-            return spread(work, data.processes, data.device, data.folder or Path(scratch))
+        assert data.folder is not None
+        return spread(work, data.processes, data.device, data.folder)
 
     def train(self, model: torch.nn.Module, targets: Sequence[Target], data: TrainingData, group: Group) -> Quantized:
         """What each process of the run does; all of them return the same."""

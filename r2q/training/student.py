@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from r2q.models.targets import Target, decoder_blocks
 from r2q.quantization.method import QuantizedWeight, WeightMethod
@@ -57,19 +56,22 @@ class Student:
             raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
         if compiled:
             torch.compiler.reset()  # what was compiled for another student counts towards the limit of recompilations
-        for number, part in parts(self.model):  # one after the other: only one block is whole on the device at a time
-            place(part, group.device, dtype)
+        for number, part, modules in parts(self.model):  # in turn: only one block is whole on the device at a time
+            place(modules, group.device, dtype)
+            inside: dict[str, Layer] = {}
             for target in (target for target in targets if target.block == number):
                 own = replace(target, owner=self.model.get_submodule(owner_name(target)))
                 if what == "scales":
-                    self.layers[target.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
-                else:
-                    own.weight.requires_grad_(True)
-                    self.layers[target.name] = Latent(own, method, gradient)
-                    own.weight.data.copy_(self.started(target.name, own.weight.data))
+                    inside[own.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
+                    continue
+                own.weight.requires_grad_(True)
+                latent = inside[own.name] = Latent(own, method, gradient)
+                if start is not None:
+                    own.weight.data.copy_(start.clamped(latent.quantizer, own.weight.data))
             if compiled and number >= 0:
                 part.forward = torch.compile(part.forward)
-            install([layer for layer in self.layers.values() if layer.target.block == number])
+            install(list(inside.values()))
+            self.layers |= inside
             group.shard(part, keep_whole=number < 0)
         self.split = SplitModel(self.model, runner(self.model, trains=True))
 
@@ -123,30 +125,34 @@ def twin(model: Any) -> Any:
     return copy.deepcopy(model, shared).eval()
 
 
-def parts(model: Any) -> Iterator[tuple[int, nn.Module]]:
-    """Number and module of every decoder block, then -1 and the whole model, for what is in no block."""
-    yield from enumerate(decoder_blocks(model)[1])
-    yield -1, model
+def parts(model: Any) -> Iterator[tuple[int, nn.Module, list[nn.Module]]]:
+    """Number of every decoder block, itself and the modules inside; then -1, the model and its modules in no block."""
+    rest = dict.fromkeys(model.modules())
+    for number, block in enumerate(decoder_blocks(model)[1]):
+        inside = list(block.modules())
+        for module in inside:
+            del rest[module]
+        yield number, block, inside
+    yield -1, model, list(rest)
 
 
-def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a module parameters of its own on a device, but for those that are split; buffers move and keep their type.
+def place(modules: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+    """Give modules parameters of their own on a device; buffers move and keep their type.
 
     (Frequencies of RoPE that are rounded to bfloat16 turn the positions.)
     """
-    for parameter in module.parameters():
-        if not isinstance(parameter, DTensor):
-            parameter.data = parameter.data.to(device, dtype, copy=True)
-    for part in module.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            part._buffers[name] = buffer.to(device)
+    for parameter in dict.fromkeys(p for module in modules for p in module.parameters(recurse=False)):
+        parameter.data = parameter.data.to(device, dtype, copy=True)
+    for module in modules:
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def teacher_of(model: Any, dtype: torch.dtype, group: Group) -> SplitModel:
     """The full-precision model as teacher, split like the student; the model itself where it is already in place."""
     if group.count > 1 or model.dtype != dtype or model.device.type != group.device.type:
         model = twin(model)
-        for number, part in parts(model):
-            place(part, group.device, dtype)
+        for number, part, modules in parts(model):
+            place(modules, group.device, dtype)
             group.shard(part, keep_whole=number < 0)
     return SplitModel(model.eval(), runner(model, trains=False))

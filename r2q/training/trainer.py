@@ -18,7 +18,7 @@ import torch
 from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
-from r2q.training.processes import ALONE, Group, like, own, whole
+from r2q.training.processes import Group, like, own, whole
 from r2q.training.schedule import compute_dtype, learning_rate, make_optimizer, set_rate
 from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
 from r2q.training.student import Student
@@ -56,7 +56,7 @@ class Trainer:
         options: TrainingOptions,
         data: TrainingData,
         seed: int,
-        group: Group = ALONE,
+        group: Group,
     ) -> None:
         self.student, self.teacher, self.options, self.data, self.group = student, teacher, options, data, group
         self.order = Order(len(data.train), options.batch_rows, seed)

@@ -47,10 +47,10 @@ class Drift:
         full = dict(self.model.named_parameters())
         for name, layer in self.student.layers.items():
             weight = full[name if name in full else f"{name}.{layer.target.parameter}"]
-            row = self._row(name, weight)
-            row[f"latent_{when}"] = _distance(layer.latent(), weight)
+            row, latent = self._row(name, weight), layer.latent()
+            row[f"latent_{when}"] = _distance(latent, weight)
             if when == "after":
-                row["latent_moved"] = _distance(layer.latent(), self.student.started(name, weight))
+                row["latent_moved"] = _distance(latent, self.student.started(name, weight))
             row[f"quantized_{when}"] = _distance(layer.quantized().dequantize(), weight)
         head, own = self.model.get_output_embeddings(), self.student.model.get_output_embeddings()
         name = next(name for name, module in self.model.named_modules() if module is head)

@@ -20,7 +20,7 @@ from mini.tasks import TASKS as MINI_TASKS
 from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q import config as r2q_config
 from r2q.kept import source_hash, write_atomic
-from r2q.prepare import missing_paths, recipe_problems, task_problems
+from r2q.prepare import engine_problems, missing_paths, recipe_problems, task_problems
 from r2q.strict_yaml import read_yaml
 
 # Jobs run in the environment that Snakemake runs in, also when that was not activated.
@@ -216,6 +216,10 @@ def processes_of(recipes):
     return CONFIG.limits.training_processes if trained(recipes) else 1
 
 
+# Models with a recipe that trains: they need rows.
+TEACHERS = [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))]
+
+
 def starts(recipes):
     """Recipes whose packed weights these recipes start training from."""
     entries = recipe_entries(trained(recipes)).values()
@@ -253,7 +257,7 @@ def print_results():
     print(terminal(summarize(read_scores(scores))))
     print(f"scores  {RESULTS}/scores.csv (one row per number), {RESULTS}/layers.csv, {RESULTS}/provenance.json")
     print(f"tables  {RESULTS}/tables/main.md, main.csv, main.tex")
-    if trained(name for model in CONFIG.models for name in CONFIG.recipes_of(model)):
+    if TEACHERS:
         print(f"claims  {RESULTS}/tables/claims.md")
     print(f"figures {FIGURE_FOLDER}/")
 
@@ -280,6 +284,8 @@ def check_before_work():
             }
         )
     problems = missing_paths(there) or task_problems(there)
+    # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
+    problems += engine_problems(CONFIG, map(training_file, TEACHERS))
     for model in CONFIG.models:
         path = Path(prepared_file(model))
         times = [os.path.getmtime(file) for file in model_files(model)]

@@ -1,13 +1,3 @@
-from r2q.prepare import engine_problems
-
-TEACHERS = [name for name in CONFIG.models if trained(CONFIG.recipes_of(name))]
-
-# Heavy jobs run in Snakemake's own environment, on a cluster, too: an engine that is missing here is missing there.
-ENGINE_PROBLEMS = engine_problems(CONFIG, map(training_file, TEACHERS)) if workflow.is_main_process else []
-if ENGINE_PROBLEMS:
-    raise WorkflowError("\n".join(f"{CONFIG_SOURCE}: {problem}" for problem in ENGINE_PROBLEMS))
-
-
 # Rows for the recipes that train: once per model, the same for all of them; only for models with such a recipe.
 # Training itself is the rules `train`, which quantize.smk makes: the same verb as for all other recipes.
 for MODEL in TEACHERS:
@@ -55,12 +45,11 @@ for MODEL in TEACHERS:
 
 
 # What training has to show: nothing of it is asked for where no recipe trains.
-TRAINS = bool(trained(name for model in CONFIG.models for name in CONFIG.recipes_of(model)))
 TRAINING_FIGURES = [
     f"{FIGURE_FOLDER}/{name}.{ending}" for name in ("training", "drift") for ending in ("png", "svg", "csv")
 ]
 CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"]
-TRAINING = [*TRAINING_FIGURES, *CLAIMS] if TRAINS else []
+TRAINING = [*TRAINING_FIGURES, *CLAIMS] if TEACHERS else []
 
 
 rule collect_training:
