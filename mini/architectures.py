@@ -44,7 +44,7 @@ def config(name: str, vocabulary: int) -> PretrainedConfig:
 def new_model(name: str, vocabulary: int, seed: int) -> PreTrainedModel:
     """A freshly initialized fp32 model; the same bits for the same seed."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config(name, vocabulary), dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config(name, vocabulary), dtype=torch.float32, trust_remote_code=False)
 
 
 def equal_memory_bytes(model: PreTrainedModel) -> int:

@@ -15,6 +15,7 @@ drawn before is drawn again. Methods see only the first part; output errors are 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
     entry = config.models[model]
     positions = getattr(
-        AutoConfig.from_pretrained(entry.path, revision=entry.revision).get_text_config(decoder=True),
+        AutoConfig.from_pretrained(entry.path, revision=entry.revision, trust_remote_code=False).get_text_config(
+            decoder=True
+        ),
         "max_position_embeddings",
         None,
     )
@@ -128,7 +131,9 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         "adds_bos": encoder.adds_bos,
     }
     metadata = {name: str(value) for name, value in facts.items()}
-    write_atomic(out, save({"tokens": tokens, "held_out": held_out}, metadata))
+    write_atomic(
+        out, save({"tokens": tokens, "held_out": held_out}, {"facts": json.dumps(metadata)})
+    )  # several keys: in random order
     print(
         f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {wanted.window} tokens out of {text_tokens} "
         f"from {wanted.source}, sha256 {digest[:12]}",
@@ -152,7 +157,7 @@ def load_calibration(
         raise FileNotFoundError(f"no calibration tokens {path}: `r2q calibrate` writes them")
     try:
         with safe_open(path, "pt") as file:
-            facts = dict(file.metadata() or {})
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             tokens, held_out = file.get_tensor("tokens"), file.get_tensor("held_out")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a file of calibration tokens ({error})") from None

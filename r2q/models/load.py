@@ -24,7 +24,7 @@ def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> An
     Raises:
         ValueError: the model is already quantized, or its checkpoint lacks weights or has unknown ones.
     """
-    config = AutoConfig.from_pretrained(path, revision=revision)
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     refuse_quantized(config, path)
     return _load(path, revision=revision, dtype=dtype)
 
@@ -71,7 +71,7 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
     where = {"": str(device)}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=where, output_loading_info=True
+            path, dtype=dtype, device_map=where, output_loading_info=True, trust_remote_code=False
         )
     except ImportError as error:
         raise ValueError(
@@ -93,7 +93,9 @@ def _sentence(error: Exception) -> str:
 
 def _load(path: str, **options: Any) -> Any:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, trust_remote_code=False, **options
+        )
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -111,4 +113,4 @@ def quiet() -> None:
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokenizer of a model, from a folder or the hub."""
-    return AutoTokenizer.from_pretrained(path, revision=revision)
+    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)

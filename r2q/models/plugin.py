@@ -7,7 +7,10 @@ plain ``from_pretrained`` only warns and fills the packed layers with random num
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from r2q.kept import share, write_json
 from r2q.models.packed import make_dense, replace_empty
 from r2q.models.targets import find_targets
 
@@ -33,7 +37,7 @@ class R2QConfig(QuantizationConfigMixin):
         format_version: of the layout on disk; newer ones are refused.
         recipe: the recipe that made it.
         layers: ``{layer name: spec}``, see ``r2q.models.packed.layer_spec``.
-        sha256: ``{file name: digest}`` of the weight files.
+        sha256: ``{file name: digest}`` of the files of the folder, see :func:`seal`.
 
     Raises:
         ValueError: the folder was written by a newer version.
@@ -57,6 +61,10 @@ class R2QConfig(QuantizationConfigMixin):
         self.layers = layers or {}
         self.sha256 = sha256 or {}
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a save writes: hashes belong to files, not to the model, and :func:`seal` makes them anew."""
+        return {name: value for name, value in super().to_dict().items() if name != "sha256"}
+
 
 class R2QQuantizer(HfQuantizer):
     """Builds empty packed layers before the weights are read; everything else is plain buffers."""
@@ -65,7 +73,9 @@ class R2QQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config = self.quantization_config
-        check_files(kwargs.get("checkpoint_files") or [], config.sha256)
+        files = list(map(Path, kwargs.get("checkpoint_files") or []))
+        beside = [file.with_name(name) for file in files[:1] for name in config.sha256]
+        check_files({*files, *filter(Path.is_file, beside)}, config.sha256)
         targets = {target.name: target for target in find_targets(model)}
         if not config.layers.keys() <= targets.keys():
             targets = {target.name: target for target in find_targets(model, lm_head=True)}
@@ -73,6 +83,10 @@ class R2QQuantizer(HfQuantizer):
             if name not in targets:
                 raise ValueError(f"config.json names a packed layer {name} that {type(model).__name__} does not have")
             replace_empty(model, targets[name], spec)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        model.save_pretrained = MethodType(_save_pretrained, model)
+        return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return make_dense(model)
@@ -85,14 +99,50 @@ class R2QQuantizer(HfQuantizer):
         return False
 
 
-def check_files(files: list[str], digests: dict[str, str]) -> None:
-    """Compare weight files with the digests in config.json.
+def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    """transformers' ``save_pretrained``, and the hashes of what it wrote."""
+    type(model).save_pretrained(model, save_directory, *args, **kwargs)
+    folder = Path(save_directory)
+    weights = [file.name for file in folder.glob("model*.safetensors*")]
+    for name in weights:
+        share(folder / name)
+    seal(folder, [*weights, "config.json", "generation_config.json"])
+
+
+def seal(folder: Path, names: list[str]) -> None:
+    """Write the SHA-256 of files into config.json, that of config.json itself included, where it is a packed model's.
+
+    Its own is that of its content without the hashes, as JSON with sorted keys, so that its layout does not matter.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("quantization_config", {}).get("quant_method") != QUANT_METHOD:
+        return
+    config["quantization_config"]["sha256"] = {
+        name: config_sha256(config) if name == "config.json" else file_sha256(folder / name)
+        for name in sorted(names)
+        if (folder / name).is_file()
+    }
+    write_json(folder / "config.json", config)
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """SHA-256 of a config.json without the hashes in it."""
+    quantization = {k: v for k, v in config["quantization_config"].items() if k != "sha256"}
+    text = json.dumps(config | {"quantization_config": quantization}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_files(files: Iterable[Path], digests: dict[str, str]) -> None:
+    """Compare files with the digests in config.json.
 
     Raises:
         ValueError: a file is damaged or truncated.
     """
-    for file in map(Path, files):
-        if file.name in digests and file_sha256(file) != digests[file.name]:
+    for file in sorted(files):
+        if file.name not in digests:
+            continue
+        found = config_sha256(json.loads(file.read_text())) if file.name == "config.json" else file_sha256(file)
+        if found != digests[file.name]:
             raise ValueError(f"{file} is damaged: its SHA-256 is not the one in config.json")
 
 

@@ -12,8 +12,9 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from r2q.kept import share
 from r2q.models.packed import PackedWeight
-from r2q.models.plugin import R2QConfig, R2QQuantizer, file_sha256
+from r2q.models.plugin import R2QConfig, R2QQuantizer, file_sha256, seal
 
 MAX_SHARD = "5GB"
 
@@ -32,7 +33,7 @@ def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> di
     layers = {name: module.spec for name, module in model.named_modules() if isinstance(module, PackedWeight)}
     if layers:
         digests = _save_state(_untied(model.state_dict()), scratch)
-        model.config.quantization_config = R2QConfig(recipe=recipe, layers=layers, sha256=digests)
+        model.config.quantization_config = R2QConfig(recipe=recipe, layers=layers)
         model.hf_quantizer = R2QQuantizer(model.config.quantization_config)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(scratch)
@@ -43,6 +44,10 @@ def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> di
         digests = {file.name: file_sha256(file) for file in sorted(scratch.glob("*.safetensors"))}
     if tokenizer is not None:
         tokenizer.save_pretrained(scratch)
+    for file in scratch.glob("*.safetensors"):
+        share(file)
+    if layers:
+        seal(scratch, [file.name for file in scratch.iterdir()])
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.safetensors*"):
         stale.unlink()

@@ -21,6 +21,19 @@ def packed_width(n: int, bits: int) -> int:
     return -(-n * bits // 8)
 
 
+def _check(tensor: torch.Tensor, bits: int) -> None:
+    if tensor.dtype != torch.uint8 or tensor.dim() == 0:
+        raise ValueError(f"codes are uint8 [..., n], not {tensor.dtype} {list(tensor.shape)}")
+    if bits not in range(1, 9):
+        raise ValueError(f"a code has 1 to 8 bits, not {bits}")
+
+
+def _words(codes: torch.Tensor) -> torch.Tensor:
+    """Eight bytes read as one int64; a view must start at a multiple of eight bytes of its storage."""
+    codes = codes.contiguous()
+    return (codes.clone() if codes.storage_offset() % 8 else codes).view(torch.int64)
+
+
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack codes below ``2**bits``.
 
@@ -30,11 +43,17 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     Returns:
         uint8 ``[..., ceil(n * bits / 8)]``.
+
+    Raises:
+        ValueError: the codes are not uint8 ``[..., n]``, or one of them needs more bits.
     """
+    _check(codes, bits)
     n = codes.shape[-1]
+    if bits < 8 and codes.numel() and int(codes.max()) >= 1 << bits:
+        raise ValueError(f"a code is {int(codes.max())}, but {bits} bits hold 0 to {(1 << bits) - 1}")
     if n % 8:
         codes = torch.nn.functional.pad(codes, (0, 8 - n % 8))
-    word = codes.contiguous().view(torch.int64)  # [..., n / 8], one code a byte
+    word = _words(codes)  # [..., n / 8], one code a byte
     for step in (1, 2, 4):
         low = _mask(16 * step, step * bits)
         word = (word & low) | ((word >> (step * (8 - bits))) & (low << (step * bits)))
@@ -43,13 +62,20 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
-    """The inverse of :func:`pack`: uint8 ``[..., ceil(n * bits / 8)]`` -> uint8 ``[..., n]``."""
+    """The inverse of :func:`pack`: uint8 ``[..., ceil(n * bits / 8)]`` -> uint8 ``[..., n]``.
+
+    Raises:
+        ValueError: the bytes are not uint8, or not as many as ``n`` codes take.
+    """
+    _check(packed, bits)
+    if packed.shape[-1] != packed_width(n, bits):
+        raise ValueError(f"{n} codes of {bits} bits take {packed_width(n, bits)} bytes, not {packed.shape[-1]}")
     words = -(-n // 8)
     missing = words * bits - packed.shape[-1]
     if missing:
         packed = torch.nn.functional.pad(packed, (0, missing))
     padded = torch.nn.functional.pad(packed.unflatten(-1, (words, bits)), (0, 8 - bits))  # [..., words, 8]
-    word = padded.contiguous().view(torch.int64).squeeze(-1)  # [..., words]
+    word = _words(padded).squeeze(-1)  # [..., words]
     for step in (4, 2, 1):
         low = _mask(16 * step, step * bits)
         word = (word & low) | ((word & (low << (step * bits))) << (step * (8 - bits)))

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from r2q.kept import write_atomic
 
 FORMAT_VERSION = 1
 CPU = torch.device("cpu")
@@ -113,10 +115,7 @@ def write(path: Path, train: Rows, held_out: Rows, settings: dict[str, Any]) -> 
             tensors[f"{name}.{field}"] = getattr(rows, field).to(torch.int32).contiguous()
     text = json.dumps(settings | {"format_version": FORMAT_VERSION}, sort_keys=True)
     digest = digest_of(tensors, text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.writing")
-    save_file(tensors, scratch, metadata={"settings": text, "sha256": digest})
-    scratch.replace(path)
+    write_atomic(path, save(tensors, metadata={"facts": json.dumps({"settings": text, "sha256": digest})}))  # one key
     return digest
 
 
@@ -131,7 +130,7 @@ def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:
         raise FileNotFoundError(f"{path}: there is no training data; the verb teacher-data makes it")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("facts", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or truncated ({error})") from None

@@ -73,7 +73,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     entry, device, out = config.models[model], pick_device(config.device), Path(out)
     torch.set_num_threads(config.limits.threads)
     quiet()
-    model_config = AutoConfig.from_pretrained(entry.path, revision=entry.revision)
+    model_config = AutoConfig.from_pretrained(entry.path, revision=entry.revision, trust_remote_code=False)
     refuse_quantized(model_config, entry.path)
     positions = getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and wanted.length > positions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def test_tokens_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> N
     facts = load_calibration(out).facts
     tensors = load_file(out)
     tensors["tokens"][2, 3] += 1
-    save_file(tensors, out, facts)
+    save_file(tensors, out, {"facts": json.dumps(facts)})
     with pytest.raises(ValueError, match="not those that its sha256 was made of"):
         load_calibration(out)
     out.write_bytes(b"no tensors")
