@@ -18,7 +18,7 @@ from r2q.models.apply import FAILURES, apply, formula_bytes, make_method, pick_d
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.external import adopt
 from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.save import folder_digest, save, weights_digest
+from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import CheckpointMethod, Recipe
 from r2q.status import DIVERGED, FAILED, OK, in_words, parts
@@ -197,7 +197,7 @@ def _unit(
         "formula_bytes": formula_bytes(model),
         "layers": layers,
         "notes": notes,
-        "hashes": {"weights": weights_digest(digests)},
+        "hashes": {"weights": folder_digest(folder)},
     }
 
 

@@ -15,6 +15,7 @@ from r2q.models.calibration import describe as describe_calibration
 from r2q.models.moments import output_errors
 from r2q.models.packed import PackedWeight, replace
 from r2q.models.targets import Target
+from r2q.quantization.grid import SMALLEST_SCALE
 from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
 
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
@@ -114,6 +115,7 @@ def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedW
 
 def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dict[str, Any]:
     """Error and size of one layer: ``mse`` per weight, and ``relative_error`` = squared error / squared weights."""
+    refuse_underflow(name, quantized, weight)
     error = power = 0.0
     width = weight.shape[-1]
     rows_at_once = max(1, (1 << 20) // width)
@@ -130,6 +132,28 @@ def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dic
         "bits_per_weight": quantized.formula_bits() / weight.numel(),
         "status": "ok",
     }
+
+
+def refuse_underflow(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> None:
+    """Refuse groups too small for a 16-bit scale, whose levels are no better than zeros; groups of zeros are fine.
+
+    Raises:
+        ValueError: names the layer, and says how many groups.
+    """
+    values = weight if quantized.in_scale is None else weight * quantized.in_scale.to(weight)
+    groups = values.reshape(math.prod(quantized.grid.shape), -1)  # [rows * groups, n]
+    mean = torch.linalg.vector_norm(groups, 1, -1, dtype=torch.float32) / groups.shape[-1]
+    tiny = (mean > 0) & (mean < SMALLEST_SCALE)
+    if not tiny.any():
+        return
+    original = weight.reshape(groups.shape)[tiny].double()
+    decoded = quantized.dequantize().reshape(groups.shape).to(weight.device)[tiny].double()
+    lost = int(((decoded - original).square().sum(-1) >= original.square().sum(-1)).sum())
+    if lost:
+        raise ValueError(
+            f"layer {name}: {lost} of {len(groups)} groups are not zero, but below the smallest 16-bit scale (6e-8): "
+            "nothing of them would be left"
+        )
 
 
 def formula_bytes(model: Any) -> int:

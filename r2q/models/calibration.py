@@ -131,9 +131,8 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         "adds_bos": encoder.adds_bos,
     }
     metadata = {name: str(value) for name, value in facts.items()}
-    write_atomic(
-        out, save({"tokens": tokens, "held_out": held_out}, {"facts": json.dumps(metadata)})
-    )  # several keys: in random order
+    one = {"facts": json.dumps(metadata)}  # safetensors writes several keys in random order
+    write_atomic(out, save({"tokens": tokens, "held_out": held_out}, one))
     print(
         f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {wanted.window} tokens out of {text_tokens} "
         f"from {wanted.source}, sha256 {digest[:12]}",

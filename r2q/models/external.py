@@ -16,8 +16,7 @@ from torch import nn
 from r2q.config import Model
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
-from r2q.models.plugin import file_sha256
-from r2q.models.save import weights_digest
+from r2q.models.save import folder_digest, small_files, weight_files
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
 
@@ -54,7 +53,6 @@ def adopt(
     weights = sum(target.weight.numel() for target in targets)
     layer_bytes, all_bytes = stored_bytes(folder, model, targets)
     bits = 8 * layer_bytes / weights
-    digests = {file.name: file_sha256(file) for file in folder.glob("*.safetensors")}
     config = json.loads((folder / "config.json").read_text())
     notes: dict[str, Any] = {"quantization_config": config.get("quantization_config"), "source": str(source)}
     layers: list[dict[str, Any]] = []
@@ -71,11 +69,11 @@ def adopt(
         "bits_per_weight": bits,
         "quantized_weights": weights,
         "total_parameters": total,
-        "file_bytes": sum((folder / file).stat().st_size for file in digests),
+        "file_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "formula_bytes": all_bytes,
         "layers": layers,
         "notes": notes,
-        "hashes": {"weights": weights_digest(digests)},
+        "hashes": {"weights": folder_digest(folder)},
     }
 
 
@@ -123,10 +121,8 @@ def link(source: Path, folder: Path, tokenizer: Any) -> None:
         for old in folder.glob(pattern):
             if old.name not in RECORDS:
                 old.unlink()
-    for pattern in LINKED:
-        for file in source.glob(pattern):
-            if file.name not in RECORDS:
-                (folder / file.name).symlink_to(file.resolve())
+    for file in [*small_files(source), *weight_files(source)]:
+        (folder / file.name).symlink_to(file.resolve())
     if tokenizer is not None and not any((folder / name).exists() for name in TOKENIZER):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             tokenizer.save_pretrained(scratch)
@@ -141,7 +137,7 @@ def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[i
     linears = {f"{target.name}.{target.parameter}" for target in targets if not target.is_stack}
     others = model.state_dict().keys() - stacks - linears
     layers = everything = 0
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with file.open("rb") as stream:
             header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
         header.pop("__metadata__", None)

@@ -48,11 +48,16 @@ def load_packed(
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} is not a packed checkpoint: it has no config.json")
-    quantization = json.loads((path / "config.json").read_text()).get("quantization_config")
+    try:
+        quantization = json.loads((path / "config.json").read_text()).get("quantization_config")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path / 'config.json'} is damaged: not a JSON object ({error})") from None
     if quantization is not None:
         if quantization.get("quant_method") != QUANT_METHOD:
             return _load_foreign(str(path), quantization.get("quant_method"), dtype, device)
-        R2QConfig(**quantization)
+        for name in R2QConfig(**quantization).sha256:
+            if not (path / name).is_file():
+                raise ValueError(f"{path / name} is missing: config.json has its SHA-256")
     model = _load(str(path), dtype=dtype)
     if dense and quantization is not None:
         make_dense(model)

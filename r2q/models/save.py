@@ -17,6 +17,10 @@ from r2q.models.packed import PackedWeight
 from r2q.models.plugin import R2QConfig, R2QQuantizer, file_sha256, seal
 
 MAX_SHARD = "5GB"
+SMALL = (
+    "config.json", "generation_config.json", "model.safetensors.index.json", "quantize_config.json", "tokenizer*",
+    "vocab.*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+)  # fmt: skip
 
 
 def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> dict[str, str]:
@@ -25,7 +29,7 @@ def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> di
     Tied weights are written once. A model without packed layers becomes a plain folder.
 
     Returns:
-        SHA-256 of each weight file.
+        SHA-256 of each weight file; :func:`folder_digest` has the other files too.
     """
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -85,6 +89,24 @@ def weights_digest(digests: dict[str, str]) -> str:
 
 
 def folder_digest(folder: Path) -> str | None:
-    """:func:`weights_digest` of the weight files in ``folder``; None when there are none."""
-    digests = {file.name: file_sha256(file) for file in folder.glob("*.safetensors") if file.exists()}
-    return weights_digest(digests) if digests else None
+    """:func:`weights_digest` of the files that a model is read from; None when ``folder`` has no weights."""
+    weights = weight_files(folder)
+    return (
+        weights_digest({file.name: file_sha256(file) for file in [*small_files(folder), *weights]}) if weights else None
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers would load: ``model.safetensors``, else those of the index that are there."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    try:
+        names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values()
+    except (OSError, ValueError, KeyError):
+        return []
+    return [folder / name for name in sorted(set(names)) if (folder / name).is_file()]
+
+
+def small_files(folder: Path) -> list[Path]:
+    """What else a model and its tokenizer are read from."""
+    return sorted({file for pattern in SMALL for file in folder.glob(pattern) if file.is_file()})

@@ -204,7 +204,7 @@ def test_a_newer_format_is_refused(packed: Path) -> None:
 def test_a_layer_that_does_not_exist_is_refused(packed: Path) -> None:
     layers = json.loads((packed / "config.json").read_text())["quantization_config"]["layers"]
     layers["model.layers.9.mlp.up_proj"] = layers["model.layers.1.mlp.up_proj"]
-    edit_config(packed, layers=layers)
+    edit_config(packed, layers=layers, sha256={})
     with pytest.raises(ValueError, match=r"packed layer model\.layers\.9\.mlp\.up_proj"):
         load_packed(packed)
 
@@ -227,3 +227,41 @@ def test_a_packed_model_is_never_quantized_again(packed: Path, tmp_path: Path) -
 def test_no_pickle_is_written(packed: Path) -> None:
     names = {file.name for file in packed.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors"}  # saved without a tokenizer
+
+
+def test_hashes_are_made_anew_by_a_save(packed: Path, tmp_path: Path) -> None:
+    for size in ("5GB", "20KB"):
+        folder = tmp_path / size
+        model = load_packed(packed, dtype="float32")
+        model.save_pretrained(folder, max_shard_size=size)
+        assert torch.equal(logits(load_packed(folder)), logits(model))
+        file = max(folder.glob("*.safetensors"))
+        assert file.stat().st_mode == (folder / "config.json").stat().st_mode
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_packed(folder)
+
+
+def test_a_config_edited_by_hand_or_cut_is_refused(packed: Path) -> None:
+    file = packed / "config.json"
+    text = file.read_text()
+    file.write_text(json.dumps(json.loads(text) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load_packed(packed)
+    file.write_text(text[:-40])
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load_packed(packed)
+
+
+def test_weights_below_the_smallest_scale_are_a_failed_layer(tmp_path: Path) -> None:
+    for factor in (1e-9, 0.0):
+        model = load_full(str(tiny_folder("llama", tmp_path / "full")))
+        targets = list_targets(model)
+        targets[3].weight.data *= factor
+        if factor:
+            with pytest.raises(ValueError, match=f"layer {targets[3].name}: .* below the smallest 16-bit scale"):
+                apply(make_method(R2Q), model, targets, torch.device("cpu"))
+        else:
+            apply(make_method(R2Q), model, targets, torch.device("cpu"))

@@ -31,3 +31,23 @@ def test_two_bits_four_to_a_byte() -> None:
 def test_strided_codes_pack_like_contiguous_ones() -> None:
     codes = torch.randint(4, (16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pack(codes.T, 2), pack(codes.T.contiguous(), 2))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_any_slice_and_empty_shape_comes_back(bits: int) -> None:
+    codes = torch.randint(2**bits, (8, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    views = [codes.flatten()[4:20], codes[1:, 3:], codes[:, ::3], codes[:0], codes[:, :0], codes[2, 1:2]]
+    for view in views:
+        assert torch.equal(unpack(pack(view, bits), bits, view.shape[-1]), view)
+    stored = torch.cat([torch.zeros(3, dtype=torch.uint8), pack(codes.flatten(), bits)])
+    assert torch.equal(unpack(stored[3:], bits, 512), codes.flatten())
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [torch.tensor([5], dtype=torch.uint8), torch.tensor([-1]), torch.tensor([1.0]), torch.tensor([True])],
+    ids=lambda codes: str(codes.tolist()),
+)
+def test_what_does_not_fit_is_refused(codes: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"2 bits hold 0 to 3|codes are uint8"):
+        pack(codes, 2)
