@@ -139,10 +139,10 @@ def _describe(entry: Model, cache: FileHashes) -> dict[str, Any]:
     from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
 
     folder = Path(entry.path) if entry.is_folder else _download(entry.path, entry.revision)
-    model_config = AutoConfig.from_pretrained(folder)
+    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     refuse_quantized(model_config, entry.path)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
     tied = has_tied_head(model)
     layers = [{"name": t.name, "shape": list(t.weight.shape)} for t in list_targets(model, lm_head=not tied)]
     return {

@@ -76,10 +76,11 @@ class R2QQuantizer(HfQuantizer):
         files = list(map(Path, kwargs.get("checkpoint_files") or []))
         beside = [file.with_name(name) for file in files[:1] for name in config.sha256]
         check_files({*files, *filter(Path.is_file, beside)}, config.sha256)
+        layers = names_in(model, config.layers)
         targets = {target.name: target for target in find_targets(model)}
-        if not config.layers.keys() <= targets.keys():
+        if not layers.keys() <= targets.keys():
             targets = {target.name: target for target in find_targets(model, lm_head=True)}
-        for name, spec in config.layers.items():
+        for name, spec in layers.items():
             if name not in targets:
                 raise ValueError(f"config.json names a packed layer {name} that {type(model).__name__} does not have")
             replace_empty(model, targets[name], spec)
@@ -97,6 +98,14 @@ class R2QQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def names_in(model: Any, layers: dict[str, Any]) -> dict[str, Any]:
+    """Packed layers by their names in ``model``: one without a head (AutoModel) is what the prefix stands for."""
+    prefix = f"{model.base_model_prefix}."
+    if hasattr(model, model.base_model_prefix) or not any(name.startswith(prefix) for name in layers):
+        return layers
+    return {name.removeprefix(prefix): spec for name, spec in layers.items() if name.startswith(prefix)}
 
 
 def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

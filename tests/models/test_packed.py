@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 import r2q
 from r2q.models.apply import apply, formula_bytes, make_method
 from r2q.models.load import load_full, load_packed
 from r2q.models.packed import PackedLinear, PackedWeight
 from r2q.models.plugin import FORMAT_VERSION, file_sha256
-from r2q.models.save import save
+from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe
 from tests.models.tiny import CASES, LINEARS, tiny_folder, tokens
@@ -265,3 +265,21 @@ def test_weights_below_the_smallest_scale_are_a_failed_layer(tmp_path: Path) -> 
                 apply(make_method(R2Q), model, targets, torch.device("cpu"))
         else:
             apply(make_method(R2Q), model, targets, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_without_its_head(head: bool, tmp_path: Path) -> None:
+    recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=head)
+    model, _ = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
+    bare = AutoModel.from_pretrained(tmp_path / "packed")
+    with torch.no_grad():
+        assert torch.equal(bare(tokens()).last_hidden_state, model.model(tokens()).last_hidden_state)
+
+
+def test_only_what_transformers_reads_is_hashed(packed: Path) -> None:
+    before = folder_digest(packed)
+    for name in ("consolidated.safetensors", "model.fp16.safetensors", "notes.txt", "report.json"):
+        (packed / name).write_bytes(b"x")
+    assert folder_digest(packed) == before
+    (packed / "tokenizer.json").write_text("{}")
+    assert folder_digest(packed) != before
