@@ -20,7 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from r2q.models.packed import make_dense, replace_empty
-from r2q.models.targets import find_targets
+from r2q.models.targets import named_target
 
 QUANT_METHOD = "r2q"
 FORMAT_VERSION = 1
@@ -66,13 +66,8 @@ class R2QQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config = self.quantization_config
         check_files(kwargs.get("checkpoint_files") or [], config.sha256)
-        targets = {target.name: target for target in find_targets(model)}
-        if not config.layers.keys() <= targets.keys():
-            targets = {target.name: target for target in find_targets(model, lm_head=True)}
         for name, spec in config.layers.items():
-            if name not in targets:
-                raise ValueError(f"config.json names a packed layer {name} that {type(model).__name__} does not have")
-            replace_empty(model, targets[name], spec)
+            replace_empty(model, named_target(model, name), spec)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return make_dense(model)
