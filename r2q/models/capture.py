@@ -114,8 +114,8 @@ def check_chain(model: Any) -> None:
 
     def refuse(index: int, what: str) -> None:
         raise ValueError(
-            f"{type(model).__name__}: {prefix}.{index} {what}; methods that look at calibration text, and output errors, "
-            "need blocks that can be computed one at a time"
+            f"{type(model).__name__}: {prefix}.{index} {what}; methods that look at calibration text, and output "
+            "errors, need blocks that can be computed one at a time"
         )
 
     handles = [block.register_forward_pre_hook(before(index)) for index, block in enumerate(blocks)]

@@ -1,9 +1,9 @@
 """Which weights of a model are quantized: those of its decoder blocks that are used as linear maps, experts included.
 
 What a weight is used for is observed (:mod:`r2q.models.rehearsal`), not read out of names: a target is the matrix of an
-``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else. Convolutions,
-states, norms and embeddings are not; nor is whatever only selects or weighs experts, and the output head unless asked
-for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
+``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else.
+Convolutions, states, norms and embeddings are none; nor is whatever only selects or weighs experts, nor the output head
+unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -
         name = max(left, key=lambda name: left[name].numel(), default=None)
         found = f"{name} {list(left[name].shape)} goes into {use.other[name]}" if name else "there are none"
         raise ValueError(
-            f"{type(model).__name__}: {missed / max(1, missed + taken):.0%} of the weights of its decoder blocks cannot "
-            f"be quantized ({found}); allowed are nn.Linear modules and stacks of experts [experts, out, in] that are "
+            f"{type(model).__name__}: {missed / max(1, missed + taken):.0%} of the weights of its decoder blocks "
+            f"cannot be quantized ({found}); allowed are nn.Linear modules and stacks of experts [experts, out, in] that are "
             "indexed by expert and used for x W^T"
         )
 
