@@ -73,11 +73,11 @@ def first_inputs(
             calls[index].append(next((old for old in known if same(old, call)), call))
             if index == len(blocks) - 1:
                 raise _Done
-            return hidden_states_ if plain else (hidden_states_,)
+            return returned(hidden_states_)
 
         return forward
 
-    plain = _returns_tensor(model, blocks, batches[0][:1, :4])
+    returned = _returned(model, blocks, batches[0][:1, :4])
     with _replaced(blocks, [forward_of(index) for index in range(len(blocks))]):
         for batch in batches:
             _run_model(model, batch)
@@ -159,12 +159,12 @@ def same(one: Any, other: Any) -> bool:
     return one is other or (type(one) is type(other) and bool(one == other))
 
 
-def _returns_tensor(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> bool:
-    """Whether a block returns its hidden states bare; older versions of transformers return a tuple."""
-    found: list[bool] = []
+def _returned(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+    """Makes of hidden states what a block returns: them, or a tuple that begins with them."""
+    found: list[Any] = []
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
-        found.append(torch.is_tensor(output))
+        found.append(output)
         raise _Done
 
     handle = blocks[0].register_forward_hook(after)
@@ -172,7 +172,10 @@ def _returns_tensor(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> 
         _run_model(model, tokens)
     finally:
         handle.remove()
-    return found[0]
+    if torch.is_tensor(found[0]):
+        return lambda hidden: hidden
+    others = [None] * (len(found[0]) - 1)
+    return lambda hidden: (hidden, *others)
 
 
 def move(value: Any, device: torch.device, dtype: torch.dtype, moved: dict[int, Any]) -> Any:
@@ -202,15 +205,14 @@ def head_inputs(
     """What the output head reads when the last block gives ``hidden``: the final norm and whatever else comes there."""
     found: list[torch.Tensor] = []
     stored = next(blocks[0].parameters()).dtype
-    plain = _returns_tensor(model, blocks, batches[0][:1, :4])
+    returned = _returned(model, blocks, batches[0][:1, :4])
     pending = iter(hidden)
 
     def passing(hidden_states_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return hidden_states_ if plain else (hidden_states_,)
+        return returned(hidden_states_)
 
     def last(hidden_states_: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = next(pending).to(hidden_states_.device, stored)
-        return result if plain else (result,)
+        return returned(next(pending).to(hidden_states_.device, stored))
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
         found.append(args[0].to(keep, dtype))

@@ -68,6 +68,9 @@ class R2QQuantizer(HfQuantizer):
         check_files(kwargs.get("checkpoint_files") or [], config.sha256)
         for name, spec in config.layers.items():
             replace_empty(model, named_target(model, name), spec)
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if not owner._non_persistent_buffers_set:  # all it holds is read; to initialize it takes plain weights
+                owner._is_hf_initialized = True
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return make_dense(model)
