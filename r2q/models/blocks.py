@@ -82,9 +82,14 @@ class Block:
         self.prefix, self._calls, self._data = prefix, calls, data
         self._groups: list[list[Target]] | None = None
 
-    def run(self, hidden: torch.Tensor, module: Callable[..., Any] | None = None) -> torch.Tensor:
-        """Outputs of the copy (or of something else in its place) for one of the :attr:`inputs`, on the device."""
-        place = next(index for index, batch in enumerate(self.inputs) if batch is hidden)
+    def run(
+        self, hidden: torch.Tensor, module: Callable[..., Any] | None = None, batch: int | None = None
+    ) -> torch.Tensor:
+        """Outputs of the copy (or of something else in its place) for one of the :attr:`inputs`, on the device.
+
+        ``batch`` says the place in :attr:`inputs` whose text other hidden states belong to.
+        """
+        place = next(i for i, known in enumerate(self.inputs) if known is hidden) if batch is None else batch
         args, kwargs = move(self._calls[place], self._data.device, hidden.dtype, {})
         return hidden_of((self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs))
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 TOKENS = 24
-PLAIN = (torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__)  # what a packed weight tells as a parameter does
+_TENSOR: Any = torch.Tensor
+PLAIN = (_TENSOR.shape.__get__, _TENSOR.dtype.__get__)  # what a packed weight tells as a parameter does
 
 
 @dataclass
@@ -77,7 +78,9 @@ def take_experts_one_by_one(model: nn.Module) -> None:
 @contextmanager
 def without_cache(model: Any) -> Iterator[None]:
     """While open, the configurations of the model ask for no cache, for forwards that have no such parameter."""
-    configs = {id(c): c for part in model.modules() if hasattr(c := getattr(part, "config", None), "use_cache")}
+    configs: dict[int, Any] = {
+        id(c): c for part in model.modules() if hasattr(c := getattr(part, "config", None), "use_cache")
+    }
     before = {key: config.use_cache for key, config in configs.items()}
     for config in configs.values():
         config.use_cache = False

@@ -166,8 +166,8 @@ def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -
         found = f"{name} {list(left[name].shape)} goes into {use.other[name]}" if name else "there are none"
         raise ValueError(
             f"{type(model).__name__}: {missed / max(1, missed + taken):.0%} of the weights of its decoder blocks "
-            f"cannot be quantized ({found}); allowed are nn.Linear modules and stacks of experts [experts, out, in] that "
-            "are indexed by expert and used for x W^T"
+            f"cannot be quantized ({found}); allowed are nn.Linear modules and stacks of experts [experts, out, in] "
+            "that are indexed by expert and used for x W^T"
         )
 
 
