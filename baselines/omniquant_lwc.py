@@ -73,7 +73,7 @@ class OmniQuantLWC(Method):
 
             wanted = [outputs]
             if options.aug_loss:
-                wanted.append([twin.run(hidden).to(hidden.device) for hidden in block.inputs])
+                wanted.append([twin.run(x, batch=i).to(x.device) for i, x in enumerate(block.inputs)])
             before = block_mse(block, quantized(), outputs)
             trained = [factor for each in ranges.values() for factor in (each.low_factor, each.high_factor)]
             optimizer = torch.optim.AdamW(trained, lr=options.rate, weight_decay=0)

@@ -79,6 +79,7 @@ class Session:
         self.code = source_hash(CODE)
         self.versions = versions(*LIBRARIES)
         self._encoders: dict[str, Any] = {}
+        self._checked_packed = False  # whether packed layers of one unit were seen to compute what their weights do
         self._ids: dict[tuple[str, str], list[int]] = {}
         gc.collect()
         gc.freeze()  # the tasks stay: later collections, one per unit, need not look through them (0.2 s each)
@@ -169,8 +170,12 @@ class Session:
         from r2q.evaluation.scores import perplexity_score, task_scores
         from r2q.evaluation.sharing import plain
         from r2q.models.load import load_packed
+        from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
 
-        model = load_packed(folder, self.entry.dtype, self.device, dense=True)
+        model = load_packed(folder, self.entry.dtype, self.device)
+        if any(isinstance(module, PackedWeight) for module in model.modules()):
+            (make_dense if self._checked_packed else make_dense_checked)(model)
+            self._checked_packed = True
         encoder_key, encoder = self._encoder(folder)
         record |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
         for name, text in self.config.perplexity.items():

@@ -29,7 +29,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from r2q.models.calibration import Calibration
-from r2q.models.capture import Calls, first_inputs, head_inputs
+from r2q.models.capture import Call, check_chain, first_inputs, head_inputs, hidden_of, move
+from r2q.models.rehearsal import take_experts_one_by_one
 from r2q.models.targets import Target, decoder_blocks
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
@@ -74,18 +75,23 @@ class Block:
         module: nn.Module,
         prefix: str,
         inputs: list[torch.Tensor],
-        calls: Calls,
+        calls: list[Call],
         data: Calibration,
     ) -> None:
         self.index, self.targets, self.module, self.inputs = index, list(targets), module, inputs
         self.prefix, self._calls, self._data = prefix, calls, data
         self._groups: list[list[Target]] | None = None
 
-    def run(self, hidden: torch.Tensor, module: Callable[..., Any] | None = None) -> torch.Tensor:
-        """Outputs of the copy (or of something else in its place) for one batch of hidden states, on the device."""
-        args, kwargs = self._calls.get(len(hidden), ((), {}))
-        result = (self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs)
-        return result[0] if isinstance(result, tuple) else result
+    def run(
+        self, hidden: torch.Tensor, module: Callable[..., Any] | None = None, batch: int | None = None
+    ) -> torch.Tensor:
+        """Outputs of the copy (or of something else in its place) for one of the :attr:`inputs`, on the device.
+
+        ``batch`` says the place in :attr:`inputs` whose text other hidden states belong to.
+        """
+        place = next(i for i, known in enumerate(self.inputs) if known is hidden) if batch is None else batch
+        args, kwargs = move(self._calls[place], self._data.device, hidden.dtype, {})
+        return hidden_of((self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs))
 
     def outputs(self) -> list[torch.Tensor]:
         """Outputs of the copy for all inputs, where the inputs are kept.
@@ -263,7 +269,7 @@ def walk(
         windows_at_once: windows in a batch; None = as many as a few thousand tokens.
 
     Raises:
-        ValueError: an output is not finite; names the block.
+        ValueError: blocks cannot be computed one at a time, or an output is not finite; names the block.
     """
     windows = data.tokens if tokens is None else tokens
     prefix, blocks = decoder_blocks(model)
@@ -271,7 +277,8 @@ def walk(
     size = windows_at_once or max(1, TOKENS_AT_ONCE.get(data.device.type, 2048) // windows.shape[1])
     batches = list(windows.split(size))
     keep = torch.device("cpu") if data.offload else data.device
-    inputs, calls = first_inputs(model, blocks, batches, dtype, keep, data.device)
+    check_chain(model)
+    inputs, calls = first_inputs(model, blocks, batches, dtype, keep)
     for index, original in enumerate(blocks):
         own = [target for target in targets if target.block == index]
         copied = _copy(original, data.device, dtype)
@@ -282,7 +289,7 @@ def walk(
     if head:
         inputs = head_inputs(model, blocks, batches, inputs, dtype, keep)
         copied = _copy(head[0].owner, data.device, dtype)
-        yield Block(-1, head, copied, head[0].name, inputs, {}, data)
+        yield Block(-1, head, copied, head[0].name, inputs, [((), {})] * len(inputs), data)
 
 
 def _copy(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -293,8 +300,5 @@ def _copy(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.to(device, dtype if buffer.is_floating_point() else None, copy=True)
     copied = copy.deepcopy(module, memo)
-    for part in copied.modules():
-        config: Any = getattr(part, "config", None)
-        if getattr(config, "_experts_implementation", None) is not None:
-            config._experts_implementation = "eager"  # the one that takes the experts one by one
+    take_experts_one_by_one(copied)
     return copied.eval()

@@ -146,3 +146,22 @@ def make_dense(model: Any) -> Any:
             parent.register_parameter(parameter, nn.Parameter(module.dequantize(module.dtype), requires_grad=False))
     model.config.dequantized_from = "r2q"
     return model
+
+
+@torch.no_grad()
+def make_dense_checked(model: Any) -> Any:
+    """:func:`make_dense`, and logits before and after compared: packed layers are what a user loads.
+
+    Raises:
+        ValueError: the packed layers do not run, or compute something else than their dense weights.
+    """
+    tokens = torch.arange(4, 12, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
+    try:
+        packed = model(input_ids=tokens).logits.float()
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{type(model).__name__} does not run with packed layers: {error}") from error
+    dense = make_dense(model)(input_ids=tokens).logits.float()
+    if not torch.allclose(packed, dense, rtol=1e-3, atol=1e-3 * float(dense.nan_to_num().abs().max()), equal_nan=True):
+        difference = float((packed - dense).norm() / dense.norm())
+        raise ValueError(f"{type(model).__name__}: logits of packed layers differ from dense ones by {difference:.2g}")
+    return model

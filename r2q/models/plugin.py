@@ -24,7 +24,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from r2q.kept import share, write_json
 from r2q.models.packed import make_dense, replace_empty
-from r2q.models.targets import find_targets
+from r2q.models.targets import named_target
 
 QUANT_METHOD = "r2q"
 FORMAT_VERSION = 1
@@ -76,14 +76,11 @@ class R2QQuantizer(HfQuantizer):
         files = list(map(Path, kwargs.get("checkpoint_files") or []))
         beside = [file.with_name(name) for file in files[:1] for name in config.sha256]
         check_files({*files, *filter(Path.is_file, beside)}, config.sha256)
-        layers = names_in(model, config.layers)
-        targets = {target.name: target for target in find_targets(model)}
-        if not layers.keys() <= targets.keys():
-            targets = {target.name: target for target in find_targets(model, lm_head=True)}
-        for name, spec in layers.items():
-            if name not in targets:
-                raise ValueError(f"config.json names a packed layer {name} that {type(model).__name__} does not have")
-            replace_empty(model, targets[name], spec)
+        for name, spec in names_in(model, config.layers).items():
+            replace_empty(model, named_target(model, name), spec)
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if not owner._non_persistent_buffers_set:  # all it holds is read; to initialize it takes plain weights
+                owner._is_hf_initialized = True
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         model.save_pretrained = MethodType(_save_pretrained, model)

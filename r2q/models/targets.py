@@ -1,19 +1,23 @@
-"""Which weights of a model are quantized: every Linear of its decoder blocks, expert stacks included.
+"""Which weights of a model are quantized: those of its decoder blocks that are used as linear maps, experts included.
 
-Embeddings, norms, the output head (unless asked for, and only when it is untied) and the routers of a mixture of
-experts stay as they are. Nothing here knows a model by its name: decoder blocks are the one list of
-``num_hidden_layers`` modules, so Llama, OPT, Qwen2, Qwen3, Mixtral and Qwen-MoE need no code of their own.
+What a weight is used for is observed (:mod:`r2q.models.rehearsal`), not read out of names: a target is the matrix of an
+``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else.
+Convolutions, states, norms and embeddings are none; nor is whatever only selects or weighs experts, nor the output head
+unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-ROUTERS = ("gate", "router", "shared_expert_gate")  # names of the linears that choose experts, as in common recipes
+from r2q.models.rehearsal import Use, observe_use
+
+LEFT_OUT = 0.25  # share of a model's blocks that may be used otherwise and stay as it is
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers and _holds_linears(module)
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers and _holds_matrices(module)
     ]
     outer = [(name, m) for name, m in found if not any(name.startswith(other + ".") for other, _ in found)]
     if len(outer) != 1:
@@ -64,8 +68,8 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     return outer[0]
 
 
-def _holds_linears(blocks: nn.ModuleList) -> bool:
-    return all(any(isinstance(m, nn.Linear) for m in block.modules()) for block in blocks)
+def _holds_matrices(blocks: nn.ModuleList) -> bool:
+    return all(any(weight.dim() > 1 for weight in block.parameters()) for block in blocks)
 
 
 def has_tied_head(model: Any) -> bool:
@@ -80,37 +84,101 @@ def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
     """Every weight to quantize, in the order of the model.
 
     Raises:
-        ValueError: the model is already quantized; it has no decoder blocks that are understood; experts are stored
-            transposed; ``lm_head`` is asked for but tied to the embedding.
+        ValueError: the model is already quantized; it has no decoder blocks that are understood; too much of them is
+            used otherwise than as linear maps; ``lm_head`` is asked for but tied to the embedding, or used otherwise.
     """
     refuse_quantized(model.config, type(model).__name__)
-    return find_targets(model, lm_head)
-
-
-def find_targets(model: Any, lm_head: bool = False) -> list[Target]:
-    """:func:`list_targets` for a model that may already be quantized: what its packed layers stand for."""
     prefix, blocks = decoder_blocks(model)
+    lists = [f"{prefix}.{name}" for name in _expert_lists(blocks)]
+    names = [name for name, _ in model.named_parameters() if name.startswith(tuple(f"{place}." for place in lists))]
+    use = observe_use(model, set(names))
+    use.linear |= _reached(names, lists, use)
     targets = []
     for index, block in enumerate(blocks):
-        for local, module in block.named_modules():
-            name = f"{prefix}.{index}.{local}" if local else f"{prefix}.{index}"
-            if isinstance(module, nn.Linear):
-                if local.rsplit(".", 1)[-1] not in ROUTERS:
-                    targets.append(Target(name, module, "weight", index))
-                continue
+        for name, module in block.named_modules(prefix=f"{prefix}.{index}"):
             for parameter, weight in module.named_parameters(recurse=False):
-                if weight.dim() != 3:
-                    continue
-                if getattr(module, "is_transposed", False):
-                    raise ValueError(f"{name}.{parameter}: experts stored as [experts, in, out] are not supported")
-                targets.append(Target(f"{name}.{parameter}", module, parameter, index))
+                if f"{name}.{parameter}" in use.linear and not _only_chooses(f"{name}.{parameter}", weight, use, lists):
+                    whole = isinstance(module, nn.Linear)
+                    targets.append(Target(name if whole else f"{name}.{parameter}", module, parameter, index))
+    _refuse_left_out(model, prefix, targets, use)
     if lm_head:
-        if has_tied_head(model):
-            raise ValueError("lm_head: true needs an untied output head; this one is the embedding itself")
-        head = model.get_output_embeddings()
-        name = next(name for name, module in model.named_modules() if module is head)
-        targets.append(Target(name, head, "weight", -1))
+        targets.append(_head(model, use))
     return targets
+
+
+def named_target(model: Any, name: str) -> Target:
+    """The target of this name, whatever its weights are (:func:`list_targets` chooses; this finds).
+
+    Raises:
+        ValueError: there is no linear layer and no stack of experts of this name.
+    """
+    parent, _, parameter = name.rpartition(".")
+    modules = dict(model.named_modules())
+    if isinstance(modules.get(name), nn.Linear):
+        return Target(name, modules[name], "weight", -1)
+    if parent in modules and getattr(getattr(modules[parent], parameter, None), "ndim", 0) == 3:
+        return Target(name, modules[parent], parameter, -1)
+    raise ValueError(f"config.json names a packed layer {name} that {type(model).__name__} does not have")
+
+
+def _expert_lists(blocks: nn.ModuleList) -> Iterator[str]:
+    """Lists of like modules inside a block: experts that are modules of their own."""
+    for name, module in blocks.named_modules():
+        if isinstance(module, nn.ModuleList) and name and len(module) > 1 and len({type(m) for m in module}) == 1:
+            yield name
+
+
+def _reached(names: list[str], lists: list[str], use: Use) -> set[str]:
+    """Weights of experts that no token was sent to, but whose counterparts in another expert are linear maps."""
+
+    def place(name: str) -> tuple[str, str]:
+        owner = max((x for x in lists if name.startswith(f"{x}.")), key=len)
+        return owner, name.removeprefix(f"{owner}.").split(".", 1)[1]
+
+    known = {place(name) for name in names if name in use.linear}
+    return {name for name in names if name not in use.other and place(name) in known}
+
+
+def _only_chooses(name: str, weight: torch.Tensor, use: Use, lists: list[str]) -> bool:
+    """Whether a matrix stands beside experts and only selects or weighs them, or weighs one that is always used."""
+    places = [stack.rpartition(".")[0] for stack in use.stacks] + lists
+    near = any(name.startswith(f"{place.rpartition('.')[0]}.") for place in places)
+    return near and weight.dim() == 2 and (name in use.idle or len(weight) == 1)
+
+
+def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -> None:
+    """Refuse a model most of which would stay as it is.
+
+    Raises:
+        ValueError: names the largest weight that is left out, and its use.
+    """
+    skipped = (nn.Embedding, nn.modules.conv._ConvNd)
+    owners = dict(model.named_modules())
+    left = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name in use.other and name.startswith(f"{prefix}.") and weight.dim() > 1
+        if not isinstance(owners[name.rpartition(".")[0]], skipped)
+    }
+    missed, taken = (sum(w.numel() for w in ws) for ws in (left.values(), [target.weight for target in targets]))
+    if not targets or missed > LEFT_OUT * (missed + taken):
+        name = max(left, key=lambda name: left[name].numel(), default=None)
+        found = f"{name} {list(left[name].shape)} goes into {use.other[name]}" if name else "there are none"
+        raise ValueError(
+            f"{type(model).__name__}: {missed / max(1, missed + taken):.0%} of the weights of its decoder blocks "
+            f"cannot be quantized ({found}); allowed are nn.Linear modules and stacks of experts [experts, out, in] "
+            "that are indexed by expert and used for x W^T"
+        )
+
+
+def _head(model: Any, use: Use) -> Target:
+    if has_tied_head(model):
+        raise ValueError("lm_head: true needs an untied output head; this one is the embedding itself")
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head and name), None)
+    if name is None or f"{name}.weight" not in use.linear:
+        raise ValueError(f"lm_head: true needs an output head that is a linear map; {type(model).__name__} has none")
+    return Target(name, head, "weight", -1)
 
 
 def refuse_quantized(config: object, what: str) -> None:

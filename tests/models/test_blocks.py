@@ -11,9 +11,11 @@ from r2q.models import blocks
 from r2q.models.apply import apply, make_method
 from r2q.models.blocks import compute_dtype, walk
 from r2q.models.calibration import Calibration
+from r2q.models.capture import hidden_of
 from r2q.models.moments import output_errors, second_moments
-from r2q.models.targets import has_tied_head, list_targets
+from r2q.models.targets import decoder_blocks, has_tied_head, list_targets
 from r2q.quantization.method import Recipe
+from tests.models.test_targets import small
 from tests.models.tiny import CASES, tiny_model
 
 FACTS = {"source": "random", "seed": "0", "first_token": "3", "sha256": "0"}
@@ -219,3 +221,32 @@ def test_every_method_gets_output_errors_when_there_is_text() -> None:
     assert [layer["mse"] for layer in found[True]] == [layer["mse"] for layer in found[False]]
     with pytest.raises(ValueError, match="gptq needs calibration tokens"):
         apply(make_method(Recipe("x", "gptq", "g32")), tiny_model("llama"), [], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("GraniteMoeConfig", {"num_local_experts": 8, "num_experts_per_tok": 2}),  # its forward has no use_cache
+        ("Gemma4TextConfig", {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 272, "head_dim": 16}),
+        ("Qwen3_5TextConfig", {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2}),
+        ("HunYuanMoEV1Config", {"num_experts": 4, "moe_topk": 2, "head_dim": 16}),
+        ("MistralConfig", {"sliding_window": 8}),
+        ("Gemma3TextConfig", {"sliding_window": 8, "head_dim": 16}),
+    ],
+)
+def test_the_walk_gives_what_the_model_gives(config: str, options: dict[str, Any], at_once: int) -> None:
+    """Four windows, one or two at a time: no cache and nothing that depends on the text goes from batch to batch."""
+    model = small(config, num_hidden_layers=4, **options)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 4 if weight.dim() > 1 else 1
+    data = Calibration(text().tokens[:4], text().held_out, FACTS, minimum_tokens=0)
+    *_, last = walk(model, list_targets(model), data, windows_at_once=at_once)
+    wanted: list[torch.Tensor] = []
+    model.set_experts_implementation("eager") if hasattr(model, "set_experts_implementation") else None
+    decoder_blocks(model)[1][-1].register_forward_hook(lambda _, args, output: wanted.append(hidden_of(output)))
+    with torch.no_grad():
+        model(data.tokens, use_cache=False)
+    found = torch.cat(last.inputs)
+    assert float((found - wanted[0]).norm() / wanted[0].norm()) < 1e-5

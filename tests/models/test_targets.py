@@ -1,7 +1,10 @@
 """Which weights are quantized, in every supported class."""
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from r2q.models.targets import decoder_blocks, list_targets
@@ -53,11 +56,72 @@ def test_a_model_without_decoder_blocks_is_refused() -> None:
         list_targets(model)
 
 
-def test_transposed_experts_are_refused() -> None:
-    model = tiny_model("mixtral")
-    model.model.layers[1].mlp.experts.is_transposed = True
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.experts\.\w+: experts stored as \[experts, in, out\]"):
-        list_targets(model)
+SMALL = {
+    "vocab_size": 272,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+}
+
+
+def small(config: str, **options: object) -> Any:
+    """A model of a class that nobody tried."""
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**SMALL | options)).eval()
+
+
+ATTENTION = {f"self_attn.{x}_proj" for x in "qkvo"}
+MLP = {f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+STACKS = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+SHARED = {f"mlp.shared_expert.{x}_proj" for x in ("gate", "up", "down")}
+DELTA = {f"linear_attn.{x}" for x in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "wanted"),
+    [
+        (
+            "HunYuanMoEV1Config",
+            {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
+            ATTENTION | STACKS | {f"mlp.shared_mlp.{x}_proj" for x in ("gate", "up", "down")},
+        ),
+        (
+            "Qwen3_5TextConfig",
+            {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+            ATTENTION | MLP | DELTA,
+        ),
+        ("Qwen2MoeConfig", MOE | {"shared_expert_intermediate_size": 64}, ATTENTION | STACKS | SHARED),
+        (
+            "GraniteMoeConfig",
+            {"num_local_experts": 8, "num_experts_per_tok": 2},
+            ATTENTION | {f"block_sparse_moe.experts.{x}" for x in ("gate_up_proj", "down_proj")},
+        ),
+        ("MambaConfig", {"num_heads": 4}, {f"mixer.{x}_proj" for x in ("in", "x", "out")}),  # dt_proj is a raw matrix
+        (
+            "Phi3Config",
+            {"pad_token_id": 0},
+            {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"},
+        ),
+    ],
+)
+def test_linear_maps_whatever_they_are_called(config: str, options: dict[str, Any], wanted: set[str]) -> None:
+    model = small(config, **options)
+    prefix, _ = decoder_blocks(model)
+    found = [target.name for target in list_targets(model)]
+    assert {name.removeprefix(prefix).split(".", 2)[2] for name in found} == wanted
+    with torch.device("meta"):
+        hollow = transformers.AutoModelForCausalLM.from_config(model.config)
+    assert [target.name for target in list_targets(hollow)] == found
+
+
+@pytest.mark.parametrize("config", ["GPT2Config", "GptOssConfig"])
+def test_matrices_the_other_way_round_are_refused(config: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be quantized \(\S+ \[.*\] goes into \w+\); allowed are nn.Linear"):
+        list_targets(small(config, num_local_experts=4))
 
 
 def test_names_lead_to_the_weights() -> None:

@@ -1,0 +1,240 @@
+"""What a model does with its weights, found out by a forward pass that computes almost nothing.
+
+A rehearsal runs a copy of the model whose parameters take no memory (one number, seen as every shape) on a few tokens.
+``linear`` and ``embedding`` return numbers drawn from the parameter's place in the model instead of computing, so that
+it takes about as long for 70 billion weights as for 7, works on the meta device, and says the same of a model before
+and after its weights are read. Nothing here knows a model or a layer by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+TOKENS = 24
+_TENSOR: Any = torch.Tensor
+PLAIN = (_TENSOR.shape.__get__, _TENSOR.dtype.__get__)  # what a packed weight tells as a parameter does
+
+
+@dataclass
+class Use:
+    """How a forward pass uses the parameters, each by its name.
+
+    Attributes:
+        linear: matrices ``[out, in]`` of called ``nn.Linear`` modules, and stacks ``[experts, out, in]`` indexed by
+            expert; both for nothing but ``x W^T``.
+        stacks: those of them that are stacks.
+        other: parameters with another use, and the torch function that makes it.
+        idle: matrices whose output reaches the output of the model, and what other matrices read, only through the
+            selection and the weights of experts.
+    """
+
+    linear: set[str] = field(default_factory=set)
+    stacks: set[str] = field(default_factory=set)
+    other: dict[str, str] = field(default_factory=dict)
+    idle: set[str] = field(default_factory=set)
+
+
+def stand_in(model: Any) -> Any:
+    """A copy of the model without its weights, on the CPU in float32; experts one by one, no cache."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(_constant(parameter), requires_grad=False)
+    for module in model.modules():
+        for tensor in (*module._buffers.values(), *vars(module).values()):
+            if torch.is_tensor(tensor):
+                known = (
+                    tensor.detach().to("cpu", copy=True) if tensor.device.type != "meta" else _constant(tensor).clone()
+                )
+                memo.setdefault(id(tensor), known.float() if known.is_floating_point() else known)
+    twin = copy.deepcopy(model, memo)
+    take_experts_one_by_one(twin)
+    return twin.eval()
+
+
+def _constant(tensor: torch.Tensor) -> torch.Tensor:
+    """One number in every place: it has a storage of its own, by which its views are known."""
+    value = torch.full((), 0.5) if tensor.is_floating_point() else torch.zeros((), dtype=tensor.dtype)
+    return value.expand(tensor.shape)
+
+
+def take_experts_one_by_one(model: nn.Module) -> None:
+    """Choose the implementation that indexes a stack of experts, wherever a module of the model keeps its choice."""
+    for part in model.modules():
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "eager"
+
+
+@contextmanager
+def without_cache(model: Any) -> Iterator[None]:
+    """While open, the configurations of the model ask for no cache, for forwards that have no such parameter."""
+    configs: dict[int, Any] = {
+        id(c): c for part in model.modules() if hasattr(c := getattr(part, "config", None), "use_cache")
+    }
+    before = {key: config.use_cache for key, config in configs.items()}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config.use_cache = before[key]
+
+
+def observe_use(model: Any, experts: set[str]) -> Use:
+    """Rehearse a forward pass and note what every parameter is used for.
+
+    Args:
+        model: a causal language model, its weights read or on the meta device.
+        experts: parameters that may belong to experts; their outputs count as zero for :attr:`Use.idle`.
+
+    Raises:
+        ValueError: the forward pass does not run on plain token ids.
+    """
+    twin = stand_in(model)
+    watch = Watch(twin, experts)
+    tokens = torch.full((1, TOKENS), 3)
+    with watch.hooks(), without_cache(twin), torch.enable_grad(), watch:
+        try:
+            twin(input_ids=tokens)
+        except Exception as error:
+            raise ValueError(
+                f"{type(model).__name__}: its forward pass cannot be followed on token ids alone "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from None
+    return watch.result()
+
+
+class Watch(TorchFunctionMode):
+    """Stands in for ``linear`` and ``embedding``, and notes every function that is given a parameter."""
+
+    def __init__(self, twin: nn.Module, experts: set[str] | None = None) -> None:
+        super().__init__()
+        self.twin, self.experts, self.use = twin, experts or set(), Use()
+        self.parameters = {p.untyped_storage().data_ptr(): (name, p) for name, p in twin.named_parameters()}
+        self.number = {name: index for index, (name, _) in enumerate(twin.named_parameters())}
+        self.active: list[str] = []  # the weights of the linear modules that are being called
+        self.outputs: dict[str, list[torch.Tensor]] = {}
+        self.read = torch.zeros(())  # sum of everything that matrices read
+        self.reads: list[float] = []  # the same, one by one
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """While open, calls of linear modules are known."""
+        handles = []
+        for name, module in self.twin.named_modules():
+            if isinstance(module, nn.Linear) and _computes_linear(module):
+                handles += [
+                    module.register_forward_pre_hook(self._enter(f"{name}.weight")),
+                    module.register_forward_hook(self._leave),
+                ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self.active.append(name)
+            if args:
+                self.use.linear.add(name)
+            else:
+                self.use.other[name] = "a call without positional input"
+
+        return before
+
+    def _leave(self, *_: Any) -> None:
+        self.active.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = [self._parameter(value) for value in _tensors((args, kwargs))]
+        if func is F.embedding and len(args) > 1 and self._parameter(args[1]):
+            name, table = self._parameter(args[1])  # type: ignore[misc]
+            return self._draw(name, (*args[0].shape, table.shape[1]))
+        if func is F.linear and len(args) > 1 and (place := self._parameter(args[1])):
+            return self._linear(*place, args[0], args[1])
+        for name, parameter in filter(None, found):
+            indexed = func is torch.Tensor.__getitem__ and parameter.dim() == 3 and _is_one(args[1])
+            if name not in self.active and not (parameter.dim() == 3 and (indexed or func in PLAIN)):
+                self.use.other.setdefault(name, getattr(func, "__name__", str(func)))
+        return func(*args, **kwargs)
+
+    def _parameter(self, value: Any) -> tuple[str, torch.Tensor] | None:
+        if not torch.is_tensor(value):
+            return None
+        with torch._C.DisableTorchFunction():
+            return self.parameters.get(value.untyped_storage().data_ptr())
+
+    def _linear(self, name: str, parameter: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] != weight.shape[-1]:
+            raise ValueError(f"{name} reads {weight.shape[-1]} values and is given {x.shape[-1]}")
+        shape = (*x.shape[:-1], weight.shape[0])
+        stacked = parameter.dim() == 3 and weight.shape == parameter.shape[1:]
+        if stacked:
+            self.use.linear.add(name)
+            self.use.stacks.add(name)
+        elif name not in self.active:
+            self.use.other.setdefault(name, "linear, outside of an nn.Linear")
+        if stacked or name in self.experts:
+            return x.new_zeros(shape)
+        read = (x * self._draw(name, x.shape)).sum()
+        self.reads.append(float(read.detach()))
+        if read.requires_grad:
+            self.read = self.read + read
+        output = self._draw(name, shape).requires_grad_(torch.is_grad_enabled())
+        self.outputs.setdefault(name, []).append(output)
+        return output * 1  # a copy, which may be changed in place
+
+    def _draw(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self.number[name]))
+
+    def result(self) -> Use:
+        """What was noted, once the forward pass is over."""
+        self.use.linear -= self.use.other.keys()
+        self.use.stacks &= self.use.linear
+        places = [(name, x) for name, outputs in self.outputs.items() for x in outputs if x.requires_grad]
+        if self.read.requires_grad:
+            gradients = torch.autograd.grad(self.read, [output for _, output in places], allow_unused=True)
+            moved = {name for (name, _), g in zip(places, gradients, strict=True) if g is not None and g.any()}
+            self.use.idle = self.outputs.keys() - moved
+        return self.use
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _is_one(index: Any) -> bool:
+    return isinstance(index, int) or (torch.is_tensor(index) and index.dim() == 0)
+
+
+def _computes_linear(module: nn.Linear) -> bool:
+    """Whether a call gives ``x W^T + b`` and nothing else: subclasses also make groups of it, or choose experts."""
+    if type(module).forward is nn.Linear.forward:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((2, 6, 4), (5, 4), (5,)))
+    given = {"weight": weight} | ({} if module.bias is None else {"bias": bias})
+    try:
+        output = functional_call(module, given, (x,))
+    except Exception:  # it needs more than an input and a weight of any shape: no linear map
+        return False
+    return torch.is_tensor(output) and torch.allclose(output, F.linear(x, weight, given.get("bias")), atol=1e-5)
