@@ -10,9 +10,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, DIVERGED = "ok", "failed", "diverged"
 Status = Literal["ok", "failed", "diverged"]  # diverged: a loss or gradient of the training was not finite
-FORMAT = 2  # of report.json and evaluation.json; a file of another format is made again
+Format = Literal[2]  # of report.json and evaluation.json; a file of another format is made again
 
 Record = TypeVar("Record")
 
@@ -127,7 +126,7 @@ class Report:
     hashes: dict[str, str | None]
     files: dict[str, int]
     retry: bool = False
-    format_version: Literal[2] = FORMAT
+    format_version: Format = 2
 
 
 @dataclass(frozen=True)
@@ -149,10 +148,10 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan. lm_eval.json holds the raw results.
+    """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
     Attributes:
-        key, status, reason, retry: as in `Report`.
+        key, status, reason, retry, files: as in `Report`; of lm_eval.json (raw results) and samples.jsonl (if asked for).
         seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
         truncated: prompts that were cut to the model's positions, by task.
         hashes: sha256 of the weights that were scored, of the tasks with their data, and of the code.
@@ -173,8 +172,9 @@ class Evaluation:
     versions: dict[str, str]
     hashes: dict[str, str | None]
     truncated: dict[str, int]
+    files: dict[str, int]
     retry: bool = False
-    format_version: Literal[2] = FORMAT
+    format_version: Format = 2
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,29 @@ class LayerRow:
     bits_per_weight: float
     seconds: float | None
     status: str
-    block: int | None
-    kind: str
+    block: int | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A line of the lattice figure's CSV: where one weight of a group went. `level_0` and so on follow: the levels.
+
+    Attributes:
+        row, group, index: place of the weight in the layer, the row, the group.
+    """
+
+    recipe: str
+    model: str
+    layer: str
+    row: int
+    group: int
+    index: int
+    weight: float
+    code: int
+    quantized: float
+    level_0: float
+    level_1: float
 
 
 @dataclass(frozen=True)
@@ -315,13 +336,22 @@ class Drift(_Trained):
 
 
 @cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def one_line(error: object) -> str:
     """The text of an error as a reason: one line, never empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def passing(error: BaseException | None) -> bool:
+    """Whether an error may be gone the next time, all else equal: a file, library or memory that was not there."""
+    while error is not None:
+        if isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def read_json(path: str | Path, kind: type[Record]) -> Record:
@@ -333,7 +363,7 @@ def read_json(path: str | Path, kind: type[Record]) -> Record:
     """
     path = Path(path)
     try:
-        return _adapter(kind).validate_json(path.read_bytes())
+        return _adapter(kind).validate_json(path.read_bytes())  # type: ignore[arg-type]
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path}") from None
     except ValidationError as error:
@@ -353,10 +383,9 @@ def read_if_whole(path: str | Path, kind: type[Record]) -> Record | None:
         return None
 
 
-def write_json(path: str | Path, record: Any) -> None:
-    """Write a record, or plain data, as readable JSON; raises ValueError for NaN and infinity, which JSON has not."""
-    data = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
-    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+def missing_files(folder: Path, files: dict[str, int]) -> list[str]:
+    """Those of a unit's files that are not there with their length."""
+    return [n for n, size in files.items() if not (folder / n).is_file() or (folder / n).stat().st_size != size]
 
 
 def columns(kind: type) -> list[str]:
@@ -379,7 +408,7 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Any]) -> 
 def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
     """A CSV of records of type `kind`, perhaps with more columns; an empty number is NaN / NA, an empty text is "".
 
-    A further column holds numbers where all of its fields are numbers or empty.
+    A further column holds numbers where all of its fields are numbers or empty; one that has a default may be missing.
 
     Raises:
         FileNotFoundError: no such file.
@@ -393,6 +422,9 @@ def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
         raise FileNotFoundError(f"no file {path}")
     check_signature(path)
     frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+    for part in fields(kind):
+        if part.default is not MISSING and part.name not in frame.columns:
+            frame[part.name] = "" if part.default is None else str(part.default)
     missing = [name for name in columns(kind) if name not in frame.columns]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
