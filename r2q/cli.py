@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, TextIO, get_args, get_type_hints
 
 from r2q import __version__
@@ -48,7 +50,9 @@ def _arguments(of: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, type
     hints = get_type_hints(of, include_extras=True)
     for name, parameter in inspect.signature(of).parameters.items():
         kind, metavar, text = get_args(hints[name])
-        yield parameter, next((part for part in get_args(kind) if part is not type(None)), kind), metavar, text
+        if isinstance(kind, UnionType):  # ... | None
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        yield parameter, kind, metavar, text
 
 
 def parser(verb: str) -> argparse.ArgumentParser:

@@ -92,7 +92,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def write_json(path: str | Path, record: Any) -> None:
-    """A record of `r2q.records`, or plain data, as readable JSON; raises ValueError for NaN, which JSON does not have."""
+    """A record of `r2q.records`, or plain data, as readable JSON; raises ValueError for NaN: JSON has none."""
     data = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 

@@ -60,14 +60,14 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
 
 
-def read_prepared(path: str | Path, model: str) -> dict[str, Any]:
-    """What `prepare` wrote of a model; raises FileNotFoundError, or Damaged where the file is not as it was written."""
+def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("family", "fingerprint")) -> dict[str, Any]:
+    """What `prepare` wrote of a model, `fields` and more; raises FileNotFoundError, or Damaged where one is missing."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; run `prepare` first")
     try:
         facts = json.loads(path.read_text())["models"][model]
-        return facts | {name: facts[name] for name in FACTS}
+        return facts | {name: facts[name] for name in fields}
     except (ValueError, LookupError, TypeError):
         raise Damaged(f"{path}: damaged, or without model {model}") from None
 

@@ -3,7 +3,7 @@
 Importing them takes 5 s, much of what a job on a small model takes. The workflow opens a socket and starts
 `python -m r2q.server`; a verb that finds the socket in R2Q_SERVER hands its command line over, with its folder,
 environment, stdout and stderr, and gets an exit status back. Without a server, as on the nodes of a cluster, the verb
-does the same work itself. Nothing is computed before a fork, and no GPU is touched: a child is a process like any other.
+does the same work itself. Nothing is computed before a fork, and no GPU is touched: a child is like any process.
 
 The server ends with whoever started it, a child with the verb that asked for it, also after a kill -9.
 """
@@ -56,7 +56,7 @@ def ask(arguments: Sequence[str]) -> int | None:
         except (KeyError, OSError):
             return None
         environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        message = json.dumps([list(arguments), os.getcwd(), environment]).encode()
+        message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
         socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
         connection.sendall(message)
         answer = connection.recv(8)

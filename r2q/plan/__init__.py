@@ -110,7 +110,7 @@ class Plan:
         return self._inputs(texts, [*self.config.task_include, *self._task_data()])
 
     def _task_data(self) -> list[str]:
-        """The folders of `task_data` that the tasks read; all of it where a task's folder is not named like the task."""
+        """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
         data = self.config.task_data
         if data is None:
             return []

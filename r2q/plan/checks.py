@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.plan import Plan, model_files
-from r2q.prepare import engine_problems, missing_paths, read_prepared, recipe_problems, task_problems
+from r2q.prepare import FACTS, engine_problems, missing_paths, read_prepared, recipe_problems, task_problems
 from r2q.records import OK, Damaged, Evaluation, Report, check_signature, missing_files, read_json
 
 
@@ -51,7 +51,7 @@ def _of_model(plan: Plan, model: str) -> list[str]:
     if not path.is_file() or path.stat().st_mtime < max(times, default=0):
         return []
     try:
-        facts = read_prepared(path, model)
+        facts = read_prepared(path, model, FACTS)
     except Damaged:  # made again
         return []
     same = [facts["path"], facts["revision"]] == [entry.path, entry.revision]
@@ -62,7 +62,7 @@ def stale(plan: Plan) -> dict[str, str]:
     """Outputs that are there and have to be made again, each with the reason."""
     found = dict(_stale_units(plan))
     for model in plan.config.models:
-        found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m))
+        found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
     for name in ("scores.csv", "layers.csv", "provenance.json", "training.csv", "gradients.csv", "drift.csv"):
         found |= _damage(f"{plan.results}/{name}", check_signature)
     return found
