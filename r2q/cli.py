@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from types import NoneType, UnionType
 from typing import Any, TextIO, get_args, get_type_hints
 
 from r2q import __version__

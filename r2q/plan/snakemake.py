@@ -17,7 +17,7 @@ from snakemake.utils import update_config
 from r2q import config as configuration
 from r2q import server
 from r2q.config import Config
-from r2q.kept import ROOT, busy, held
+from r2q.kept import ROOT, busy, held, write_atomic
 from r2q.plan import Plan
 
 
@@ -27,7 +27,7 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
     What is given with --config counts, too; but not where this workflow is a module: that is the other one's.
     """
     source, files = "the config of the module", []
-    if config is workflow.globals.get("config") and workflow.modifier.parent_modifier is None:
+    if not is_module(workflow):
         files = [os.path.relpath(path) for path in workflow.configfiles]
         given = dict(workflow.config_settings.config)
         update_config(config, _typed(given))
@@ -38,6 +38,18 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
         return configuration.parse(_found_from_here(config), source=source), source
     except configuration.ConfigError as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
+
+
+def is_module(workflow: Any) -> bool:
+    """Whether this workflow is read as a module of another one."""
+    return workflow.modifier.parent_modifier is not None
+
+
+def write_config(config: Config, path: str) -> None:
+    """Write the config of the run, which all jobs read; kept untouched while it stays the same."""
+    text = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+    if not Path(path).is_file() or Path(path).read_text(errors="replace") != text:
+        write_atomic(path, text)
 
 
 def _typed(value: Any) -> Any:

@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import yaml
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -19,7 +18,7 @@ from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q.kept import source_hash
 from r2q.plan import Plan
 from r2q.plan.checks import problems, stale
-from r2q.plan.snakemake import again, checked, one_of, print_logs, print_results, run_alone, stop_with
+from r2q.plan.snakemake import again, checked, is_module, one_of, print_logs, print_results, run_alone, stop_with, write_config
 
 # Jobs run with the interpreter and the packages that Snakemake runs with, in whatever folder, also when not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -37,7 +36,7 @@ RESULTS, FIGURES = PLAN.results, PLAN.figures
 UNIT = f"{RESULTS}/{{model}}/{{recipe}}/seed{{seed}}"
 TRAINED = list(dict.fromkeys(unit.recipe for unit in PLAN.trained))
 RUNNING = []  # what this process holds while jobs run
-RUN_CONFIG = f"{RESULTS}/config.yaml"
+RUN_CONFIG = f"{RESULTS}/config.yaml"  # for the jobs, with every default; what they depend on of it is their `asked`
 # 1 where the heavy jobs use a GPU: the one place that decides it. The profile says how many run at once.
 GPU = 0 if CONFIG.device == "cpu" or CONFIG.device == "auto" and shutil.which("nvidia-smi") is None else 1
 
@@ -63,10 +62,6 @@ def optional_inputs(wildcards, input):
     return " ".join(f"--{name} {shlex.quote(str(found[0]))}" for name, found in files.items() if found)
 
 
-def run_config_text(wildcards):
-    return yaml.safe_dump(CONFIG.resolved(), sort_keys=False, allow_unicode=True)
-
-
 def stale_outputs(wildcards):
     """No input; asked for inputs, it has Snakemake make again what is there, but damaged or failed for want of a file."""
     again(workflow, STALE)
@@ -77,3 +72,5 @@ STALE = {}
 if workflow.is_main_process:
     stop_with(SOURCE, problems(PLAN, [task.name for task in MINI_TASKS]))
     STALE = stale(PLAN)
+    if is_module(workflow):  # whose onstart Snakemake does not call
+        write_config(CONFIG, RUN_CONFIG)

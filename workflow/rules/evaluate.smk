@@ -1,7 +1,6 @@
 # Reads the packed folder, and nothing that the quantizer had in memory.
 rule evaluate:
     input:
-        config=ancient(RUN_CONFIG),
         report=f"{UNIT}/report.json",
         tasks=PLAN.task_files,
     output:
@@ -20,7 +19,7 @@ rule evaluate:
     shell:
         r"""
         python -m r2q evaluate \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --model {wildcards.model:q} \
             --out {params.out:q} \
             --log {log:q}

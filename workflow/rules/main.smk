@@ -18,7 +18,6 @@ report: "../report/workflow.rst"
 
 localrules:  # a second each: not worth a place in a cluster's queue
     all,
-    run_config,
     collect,
     table,
     figure_weight_error,
@@ -40,6 +39,7 @@ EVERYTHING = [
 
 onstart:
     RUNNING.append(run_alone(PLAN))
+    write_config(CONFIG, RUN_CONFIG)
 
 
 onsuccess:

@@ -1,19 +1,3 @@
-# The config as the jobs read it, with every default. What a job depends on of it is its `asked`, hence `ancient`.
-rule run_config:
-    input:
-        stale_outputs,
-    output:
-        RUN_CONFIG,
-    log:
-        f"{RESULTS}/logs/run_config.log",
-    params:
-        text=run_config_text,
-    message:
-        "run_config: {output}"
-    script:
-        "../scripts/write_text.py"
-
-
 # The embedded models' text and tasks; refuses checkpoints that were not trained on it.
 rule world:
     input:
@@ -67,8 +51,8 @@ rule pretrain:
 # the config.
 rule prepare:
     input:
-        config=ancient(RUN_CONFIG),
         model=PLAN.model_files,
+        none=stale_outputs,
     output:
         f"{RESULTS}/{{model}}/prepared.json",
     log:
@@ -81,7 +65,7 @@ rule prepare:
     shell:
         r"""
         python -m r2q prepare \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --model {wildcards.model:q} \
             --out {output:q} \
             --log {log:q}

@@ -1,7 +1,6 @@
 # Tokens for the recipes that look at text, once per model; only for models that have such a recipe.
 rule calibrate:
     input:
-        config=ancient(RUN_CONFIG),
         prepared=PLAN.of_model("prepared.json"),
         tokenizer=PLAN.tokenizer_files,
         text=PLAN.calibration_text,
@@ -16,7 +15,7 @@ rule calibrate:
     shell:
         r"""
         python -m r2q calibrate \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --model {wildcards.model:q} \
             --out {output:q} \
             --log {log:q}
@@ -26,7 +25,6 @@ rule calibrate:
 # Rows for the recipes that train, once per model and the same for all of them.
 rule teacher_data:
     input:
-        config=ancient(RUN_CONFIG),
         prepared=PLAN.of_model("prepared.json"),
         model=PLAN.model_files,
         texts=PLAN.training_text,
@@ -44,7 +42,7 @@ rule teacher_data:
     shell:
         r"""
         python -m r2q teacher-data \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --prepared {input.prepared:q} \
             --model {wildcards.model:q} \
             --out {output:q} \
@@ -55,7 +53,6 @@ rule teacher_data:
 # A packed checkpoint. The verb keeps a result whose key has not changed, so the old report stays until then: `update`.
 rule quantize:
     input:
-        config=ancient(RUN_CONFIG),
         prepared=PLAN.of_model("prepared.json"),
         model=PLAN.model_files,
         checkpoint=PLAN.checkpoint_files,
@@ -78,7 +75,7 @@ rule quantize:
     shell:
         r"""
         python -m r2q quantize \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --prepared {input.prepared:q} \
             --model {wildcards.model:q} \
             --recipe {wildcards.recipe:q} \

@@ -6,7 +6,6 @@ FIGURE_FILES = expand("{folder}/{figure}.{ending}", folder=FIGURES, figure=DRAWN
 
 rule collect:
     input:
-        config=ancient(RUN_CONFIG),
         reports=PLAN.files("report.json"),
         evaluations=PLAN.files("evaluation.json"),
     output:
@@ -24,7 +23,7 @@ rule collect:
     shell:
         r"""
         python -m r2q collect \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --out {params.out:q} \
             --log {log:q}
         """
@@ -54,7 +53,6 @@ rule table:
 
 rule figure_lattice:
     input:
-        config=ancient(RUN_CONFIG),
         reports=PLAN.files("report.json"),
     output:
         report(f"{FIGURES}/lattice.png", caption="../report/lattice.rst", category="Figures"),
@@ -72,7 +70,7 @@ rule figure_lattice:
     shell:
         r"""
         python -m r2q figure-lattice \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --results {params.results:q} \
             --out {params.out:q} \
             --log {log:q}
@@ -111,7 +109,6 @@ CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"]
 
 rule collect_training:
     input:
-        config=ancient(RUN_CONFIG),
         reports=PLAN.files("report.json", units=PLAN.trained),
     output:
         steps=f"{RESULTS}/training.csv",
@@ -128,7 +125,7 @@ rule collect_training:
     shell:
         r"""
         python -m r2q collect-training \
-            --config {input.config:q} \
+            --config {RUN_CONFIG:q} \
             --out {params.out:q} \
             --log {log:q}
         """
