@@ -2,55 +2,16 @@
 #
 #   snakemake                                             config/embedded.yaml, all cores
 #   snakemake --cores all --configfile config/smoke.yaml  another config in its place
+#
+# workflow/Snakefile is the same for those who look there; as a module of another workflow, take that one.
 
 
-if not workflow.overwrite_configfiles:  # a config of the user's replaces the default, it is not merged into it
-
-    configfile: "config/embedded.yaml"
-
-
-include: "workflow/rules/common.smk"
-include: "workflow/rules/prepare.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/quantize.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/report.smk"
-
-
-report: "workflow/report/workflow.rst"
-
-
-localrules:  # a second each: not worth a place in a cluster's queue
-    all,
-    collect,
-    table,
-    figure_weight_error,
-    collect_training,
-    figure_training,
-    figure_drift,
-    claims,
+include: "workflow/rules/main.smk"
 
 
 rule all:
     default_target: True
     input:
-        all_unit_files("report.json"),
-        all_unit_files("evaluation.json"),  # a unit's folder that was deleted comes back
-        TABLES,
-        FIGURES,
-        TRAINING,
+        EVERYTHING,
     message:
         "all: done"
-
-
-onstart:
-    hold_lock()
-    write_config()
-
-
-onsuccess:
-    print_results()
-
-
-onerror:
-    print_logs()

@@ -1,145 +1,91 @@
-"""The command line: one verb per rule of the workflow. Paths are arguments, the work is elsewhere.
+"""The command line, built from the files of `r2q.verbs`: one verb per rule of the workflow.
 
 Bad input prints one sentence to the terminal and exits with 2; anything else is a fault of ours, shows its traceback
-and exits with 1. Imports stand inside the verbs: only what a verb needs is loaded.
+and exits with 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from types import NoneType, UnionType
+from typing import Any, TextIO, get_args, get_type_hints
 
-from r2q.arguments import parser
+from r2q import __version__
+from r2q.kept import held
+from r2q.server import ask
 
-
-def prepare(args: argparse.Namespace) -> None:
-    from r2q.prepare import prepare
-
-    prepare(args.config, args.out, args.model)
-
-
-def calibrate(args: argparse.Namespace) -> None:
-    from r2q.models.calibration import calibrate
-
-    calibrate(args.config, args.model, args.out)
+ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
+EPILOG = (
+    "`snakemake` runs all verbs in order; they are here for a single step by hand. `r2q VERB --help` has an example. "
+    "R2Q_TRACEBACK=1 shows the traceback of bad input, too; `source <(r2q completion)` completes in bash."
+)
 
 
-def teacher_data(args: argparse.Namespace) -> None:
-    from r2q.training.teacher_data import teacher_data
-
-    teacher_data(args.config, args.prepared, args.model, args.out)
-
-
-def quantize(args: argparse.Namespace) -> None:
-    from r2q.quantize import quantize
-
-    quantize(args.config, args.prepared, args.model, args.recipes, args.out, args.calibration, args.training)
+def verbs() -> dict[str, str]:
+    """Every verb with its help; their files are read and not imported."""
+    files = sorted(Path(__file__).with_name("verbs").glob("[a-z]*.py"))
+    docs = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in files}
+    return {name.replace("_", "-"): doc.partition("\n")[0] for name, doc in docs.items()}
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    from r2q.evaluation.evaluate import evaluate
-
-    evaluate(args.config, args.prepared, args.model, args.recipes, args.out)
-
-
-def collect(args: argparse.Namespace) -> None:
-    from r2q.report.collect import collect
-
-    collect(args.config, args.results)
+def function(verb: str) -> Callable[..., int | None]:
+    """The function of a verb."""
+    name = verb.replace("-", "_")
+    return getattr(import_module(f"r2q.verbs.{name}"), name)
 
 
-def table(args: argparse.Namespace) -> None:
-    from r2q.report.table import table
-
-    table(args.scores, args.out, args.show)
-
-
-def lattice(args: argparse.Namespace) -> None:
-    from r2q.report.figure import lattice
-
-    lattice(args.config, args.results, args.out)
+def _arguments(of: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, type, str, str]]:
+    """Parameter, type, metavar and help of every argument of a verb."""
+    hints = get_type_hints(of, include_extras=True)
+    for name, parameter in inspect.signature(of).parameters.items():
+        kind, metavar, text = get_args(hints[name])
+        if isinstance(kind, UnionType):  # ... | None
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        yield parameter, kind, metavar, text
 
 
-def weight_error(args: argparse.Namespace) -> None:
-    from r2q.report.figure import weight_error
-
-    weight_error(args.layers, args.out)
-
-
-def collect_training(args: argparse.Namespace) -> None:
-    from r2q.report.training import gather_training
-
-    gather_training(args.config, args.results)
-
-
-def training(args: argparse.Namespace) -> None:
-    from r2q.report.figure import training
-
-    training(args.steps, args.out)
-
-
-def drift(args: argparse.Namespace) -> None:
-    from r2q.report.figure import drift
-
-    drift(args.layers, args.out)
-
-
-def claims(args: argparse.Namespace) -> None:
-    from r2q.report.claims import claims
-
-    claims(args.steps, args.drift, args.scores, args.out)
+def parser(verb: str) -> argparse.ArgumentParser:
+    """What can be typed after a verb."""
+    of = function(verb)
+    about, _, example = (inspect.getmodule(of).__doc__ or "").partition("\n")  # type: ignore[union-attr]
+    made = argparse.ArgumentParser(
+        prog=f"r2q {verb}",
+        description=about[:1].upper() + about[1:] + ".",
+        epilog=f"example:\n{example.strip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for parameter, kind, metavar, text in _arguments(of):
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            made.add_argument(parameter.name, type=kind, metavar=metavar, help=text)
+            continue
+        more: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": metavar}
+        needed = parameter.default is parameter.empty
+        more |= {"required": True} if needed else {"default": parameter.default}
+        made.add_argument(f"--{parameter.name.replace('_', '-')}", help=text, **more)
+    made.add_argument("--log", type=Path, metavar="FILE", help="also write progress, and all warnings only, there")
+    return made
 
 
-def compare(args: argparse.Namespace) -> None:
-    from r2q.report.compare import compare
-
-    compare(args.a, args.b, args.out)
-
-
-def schema(args: argparse.Namespace) -> int:
-    from r2q.schema import schema_path, schema_text
-
-    if not args.check:
-        sys.stdout.write(schema_text())
-        return 0
-    path = schema_path()
-    if path.is_file() and path.read_text(encoding="utf-8") == schema_text():
-        return 0
-    print(f"error: {path} is not what r2q/config.py says; run: python -m r2q schema > {path}", file=sys.stderr)
-    return 1
+def options(verb: str) -> list[str]:
+    """What begins with dashes after a verb."""
+    return [name for action in parser(verb)._actions for name in action.option_strings if name.startswith("--")]
 
 
-def lm_eval(arguments: list[str]) -> None:
-    """lm-eval's own command line; `import r2q` has registered the plug-in by the time that transformers is loaded."""
-    from lm_eval.__main__ import cli_evaluate
-
-    sys.argv = ["lm-eval", *arguments]
-    cli_evaluate()
-
-
-VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "prepare": prepare,
-    "calibrate": calibrate,
-    "teacher-data": teacher_data,
-    "quantize": quantize,
-    "evaluate": evaluate,
-    "collect": collect,
-    "table": table,
-    "figure lattice": lattice,
-    "figure weight_error": weight_error,
-    "figure training": training,
-    "figure drift": drift,
-    "collect-training": collect_training,
-    "claims": claims,
-    "compare": compare,
-    "schema": schema,
-}
+def _usage() -> str:
+    known = verbs()
+    lines = [f"  {verb:{max(map(len, known))}}  {text}" for verb, text in known.items()]
+    return "\n".join(["usage: r2q [--version] VERB ...", "", ABOUT, "", *lines, "", EPILOG])
 
 
 class _Tee:
@@ -175,22 +121,42 @@ def _log_to(path: Path) -> TextIO:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["lm-eval"]:
-        lm_eval(given[1:])
+    verb, rest = (given[0], given[1:]) if given else ("", [])
+    if verb in ("--help", "-h", "--version"):
+        print(f"r2q {__version__}" if verb == "--version" else _usage())
         return 0
-    args = parser().parse_args(given)
+    if verb not in (known := verbs()):
+        from r2q.options import nearest
+
+        print(
+            f"usage: r2q VERB ...\nerror: unknown verb {verb}{nearest(verb, known)}" if verb else _usage(),
+            file=sys.stderr,
+        )
+        return 2
+    status = ask(given) if getattr(import_module(function(verb).__module__), "HEAVY", False) else None
+    return _run(verb, rest) if status is None else status
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    of = function(verb)
+    if [kind for _, kind, _, _ in _arguments(of)] == [list[str]]:  # another program's arguments
+        return of(rest) or 0
+    args = vars(parser(verb).parse_args(rest))
+    log, out = args.pop("log"), args.get("out")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a method of your own, named with dots, may stand in the working folder
-    terminal = _log_to(args.log) if args.log else None
+    terminal = _log_to(log) if log else None
     start = time.perf_counter()
     try:
-        status = VERBS[args.verb](args) or 0
-        if args.log:
-            what = " ".join(filter(None, [args.verb, getattr(args, "model", None)]))
-            print(f"{what}: done in {time.perf_counter() - start:.1f} s, imports included")
+        with held(out) if out is not None else nullcontext():
+            plain = [args.pop(p.name) for p, *_ in _arguments(of) if p.kind is p.POSITIONAL_ONLY]
+            status = of(*plain, **args) or 0
+        if log:
+            what = " ".join(filter(None, [verb, args.get("model"), args.get("recipe")]))
+            print(f"{what}: done in {time.perf_counter() - start:.1f} s")
         return status
     except (ValueError, FileNotFoundError) as error:
-        if args.log or os.environ.get("R2Q_TRACEBACK"):
+        if log or os.environ.get("R2Q_TRACEBACK"):
             traceback.print_exc()
         _say("".join(f"error: {line}\n" for line in str(error).splitlines()) or f"error: {error!r}\n", terminal)
         return 2
@@ -203,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         traceback.print_exc()
         if terminal is not None:
-            _say(f"error: {type(error).__name__}: {error}\n  traceback in {args.log}\n", terminal)
+            _say(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
         return 1
 
 

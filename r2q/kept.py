@@ -1,19 +1,18 @@
-"""Results that outlive Snakemake's bookkeeping.
-
-Snakemake deletes the outputs of a job before it runs the job again. A job here covers several recipes, so without a
-second copy one changed recipe would throw away its neighbours' work. Every finished record is therefore kept under the
-hash of all that could have moved it, and handed back when the same thing is asked for again.
-"""
+"""Files written whole or not at all, locks that a kill releases, and hashes: of plain data, and of source."""
 
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds the packages r2q, baselines, mini
@@ -100,34 +99,57 @@ def share(path: Path) -> None:
 
 
 def write_json(path: str | Path, record: Any) -> None:
-    """`write_atomic` of readable JSON; raises ValueError for NaN and infinity, which JSON does not have."""
-    write_atomic(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    """A record of `r2q.records`, or plain data, as readable JSON; raises ValueError for NaN: JSON has none."""
+    data = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
-class Kept:
-    """The durable copies of one run: `<folder>/<verb>-<key>.json`."""
+@contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Be the only process that writes `path` (a file or folder) for as long as the block lasts, or the process lives.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    Raises:
+        ValueError: another process does; names it.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with _taken(lock) as file:
+        if file is None:
+            raise ValueError(f"process {_owner(lock)} is at work on {path}; wait for it, or stop it first")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+        lock.unlink(missing_ok=True)
 
-    def path(self, verb: str, key: str) -> Path:
-        return self.folder / f"{verb}-{key}.json"
 
-    def put(self, verb: str, key: str, record: Mapping[str, Any], dest: str | Path) -> None:
-        """Keep `record` and write it to `dest`. The kept copy comes first: `dest` never exists without it."""
-        write_json(self.path(verb, key), record)
-        write_json(dest, record)
+def busy(folder: str | Path) -> dict[str, str]:
+    """What other processes hold below a folder: path and process."""
+    found = {}
+    for lock in sorted(Path(folder).glob("**/.*.lock")):
+        with suppress(FileNotFoundError), _taken(lock, "r+") as file:  # it may end in between
+            if file is None:
+                found[str(lock.with_name(lock.name[1:-5]))] = _owner(lock)
+    return found
 
-    def get(self, verb: str, key: str, dest: str | Path) -> dict[str, Any] | None:
-        """Write the kept record to `dest` and return it; None when there is none (or it was damaged by hand).
 
-        A record says nothing about other files that the verb wrote; the caller checks those before it asks.
-        """
-        try:
-            record = json.loads(self.path(verb, key).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        if not isinstance(record, dict):
-            return None
-        write_json(dest, record)
-        return record
+@contextmanager
+def _taken(lock: Path, mode: str = "a+") -> Iterator[IO[str] | None]:
+    """The open and locked file; None where another process has it. The kernel lets go of it whatever happens."""
+    while True:
+        with lock.open(mode) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            if os.fstat(file.fileno()).st_nlink:  # else its last owner has just deleted it
+                yield file
+                return
+
+
+def _owner(lock: Path) -> str:
+    with suppress(OSError):
+        return lock.read_text() or "unknown"
+    return "unknown"

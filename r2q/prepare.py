@@ -18,8 +18,10 @@ from r2q.config import TEXT_FILE, Config, ConfigError, Model
 from r2q.kept import write_json
 from r2q.measure import versions
 from r2q.options import nearest
+from r2q.records import Damaged
 
 FORMAT_VERSION = 1
+FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "lm_eval", "datasets", "numpy")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
 
@@ -56,6 +58,18 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     if problems:
         raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
     write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
+
+
+def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("family", "fingerprint")) -> dict[str, Any]:
+    """What `prepare` wrote of a model, `fields` and more; raises FileNotFoundError, or Damaged where one is missing."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; run `prepare` first")
+    try:
+        facts = json.loads(path.read_text())["models"][model]
+        return facts | {name: facts[name] for name in fields}
+    except (ValueError, LookupError, TypeError):
+        raise Damaged(f"{path}: damaged, or without model {model}") from None
 
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:
@@ -116,8 +130,11 @@ def _as_asked(rows: Path, section: dict[str, Any]) -> bool:
     described = rows.with_suffix(".json")
     if not rows.is_file() or not described.is_file():
         return False
-    made = json.loads(described.read_text())
-    return all(made.get(name) == value for name, value in section.items())
+    try:
+        made = json.loads(described.read_text())
+    except ValueError:
+        return False
+    return isinstance(made, dict) and all(made.get(name) == value for name, value in section.items())
 
 
 def task_problems(config: Config) -> list[str]:
@@ -180,16 +197,17 @@ class FileHashes:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.known: dict[str, Any] = json.loads(path.read_text())
+            known = json.loads(path.read_text())
         except (FileNotFoundError, ValueError):
-            self.known = {}
+            known = {}
+        self.known: dict[str, Any] = known if isinstance(known, dict) else {}
 
     def sha256(self, file: Path) -> str:
         """Hex digits of the file's content."""
         stat = file.stat()
         state = [stat.st_size, stat.st_mtime_ns]
         entry = self.known.get(str(file.resolve()))
-        if entry is not None and entry["state"] == state:
+        if isinstance(entry, dict) and entry.get("state") == state and isinstance(entry.get("sha256"), str):
             return entry["sha256"]
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,18 +1,20 @@
-"""The verb ``quantize``: recipes of one model, each into a packed folder of its own, with a report."""
+"""The verb ``quantize``: one recipe with one seed on one model, into a packed folder with a report."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+import re
+from dataclasses import fields
 from dataclasses import replace as replace_fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r2q import config as configuration
-from r2q.kept import Kept, key, source_hash, write_json
+from r2q.config import ConfigError
+from r2q.kept import key, write_json
 from r2q.measure import Measured, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes, make_method, pick_device
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
@@ -20,119 +22,162 @@ from r2q.models.external import adopt
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
+from r2q.plan.sources import method_code
+from r2q.prepare import read_prepared
 from r2q.quantization.method import CheckpointMethod, Recipe
-from r2q.status import DIVERGED, FAILED, OK, in_words, parts
+from r2q.records import DIVERGED, FAILED, OK, Facts, Layer, Report, missing_files, one_line, passing, read_if_whole
 from r2q.training.data import TrainingData
 from r2q.training.trainer import Diverged
-from r2q.training.unit import drop_checkpoints, has_records, read_training, start_folder, training_identity
+from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
 
-FORMAT_VERSION = 1
+NOT_OURS = ("report.json", "evaluation.json", "lm_eval.json", "samples.jsonl")  # in a unit's folder, but no result
 
 
 def quantize(
     config_path: str | Path,
     prepared: str | Path,
     model: str,
-    recipes: list[str],
+    recipe: str,
+    seed: int,
     out: str | Path,
     calibration: str | Path | None = None,
     training: str | Path | None = None,
+    start: str | Path | None = None,
 ) -> None:
-    """Quantize ``model`` with each recipe and seed into ``out/<recipe>/seed<k>/``.
+    """Quantize ``model`` with a recipe and seed into the folder ``out``.
 
-    ``calibration`` is the file that the verb ``calibrate`` wrote; with one, every report also has the layers' output
-    errors on its held-out windows. ``training`` is the file that ``teacher-data`` wrote; a recipe that trains leaves
-    its records, and its checkpoints until it is done, in ``out/<recipe>/seed<k>/training/``.
+    ``calibration`` is the file that the verb ``calibrate`` wrote; with one, the report also has the layers' output
+    errors on its held-out windows. ``training`` is the file that ``teacher-data`` wrote, ``start`` the packed folder
+    that a recipe starts from; one that trains leaves its records, and its checkpoints until it is done, in
+    ``out/training/``.
 
     A unit whose key (recipe, model weights, code, libraries) and files have not changed is kept. A recipe that fails
-    is a report with status ``failed``, or ``diverged`` where its training did, and the reason; the others go on.
+    is a report with status ``failed``, or ``diverged`` where its training did, and the reason.
 
     Raises:
         ConfigError: the config is wrong, or does not have this model or recipe.
         ValueError: a group size does not divide a layer, the model is already quantized, or a recipe needs calibration
             tokens or training data that are not given; before any work.
     """
-    config = configuration.load(config_path)
-    facts = json.loads(Path(prepared).read_text())["models"][model]
-    entry = config.models[model]
-    device = pick_device(config.device)
+    config, out = configuration.load(config_path), Path(out)
+    for name, section, known in (("model", model, config.models), ("recipe", recipe, config.recipes)):
+        if section not in known:
+            raise ConfigError(f"{name}: {config_path} has no {name} {section}; it has {', '.join(known)}")
+    facts = read_prepared(prepared, model)
+    unit = recipe_of(config, recipe, seed)
+    needs = configuration.method_info(unit.method).needs
+    entry, device = config.models[model], pick_device(config.device)
     torch.set_num_threads(config.limits.threads)
     quiet()
-    units = [recipe for name in recipes for recipe in units_of(config, name, model)]
     data = None
     if calibration is not None:
         how = config.calibration or configuration.Calibration(source="unknown")
         data = load_calibration(calibration, device, how.offload, how.minimum_tokens)
-    for recipe in units:
-        if data is None and configuration.method_info(recipe.method).needs == "calibration":
-            raise ValueError(f"recipe {recipe.name} needs calibration tokens: `r2q calibrate` writes them")
-        if training is None and configuration.method_info(recipe.method).needs == "training":
-            raise ValueError(f"recipe {recipe.name} needs training data: `r2q teacher-data` writes it")
-    rows = None if training is None else read_training(Path(training), device, config.limits.training_processes)
+    if data is None and needs == "calibration":
+        raise ValueError(f"recipe {recipe} needs calibration tokens: `r2q calibrate` writes them")
+    if training is None and needs == "training":
+        raise ValueError(f"recipe {recipe} needs training data: `r2q teacher-data` writes it")
     tokenizer = load_tokenizer(entry.path, entry.revision)
     if data is not None:
         check_tokenizer(data, tokenizer, model)
-    out = Path(out)
-    kept = Kept(out.parent / ".kept")
-    for number, recipe in enumerate(units, 1):
-        folder = out / recipe.name / f"seed{recipe.seed}"
-        identity = _identity(recipe, facts["fingerprint"], device, data)
-        lessons = None
-        if rows is not None and configuration.method_info(recipe.method).needs == "training":
-            start = start_folder(config, recipe, model, out)
-            lessons = replace_fields(rows, folder=folder / "training", start=start)
-            identity |= training_identity(recipe, lessons)
-            lessons = replace_fields(lessons, identity=key(identity))
-        progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
-        record = kept.get("quantize", key(identity), folder / "report.json")
-        whole = lessons is None or has_records(folder / "training")
-        if record is not None and whole and record["hashes"]["weights"] == folder_digest(folder):
-            print(f"{progress} kept", flush=True)
-            continue
-        with Measured() as cost:
-            record = _unit(recipe, entry, tokenizer, folder, device, data, lessons)
-        record |= {
-            "format_version": FORMAT_VERSION,
-            "key": key(identity),
-            "model": model,
-            "family": facts["family"],
-            "seconds": cost.seconds,
-            "peak_mib": cost.peak_mib,
-            "versions": identity["versions"],
-        }
-        record["hashes"] |= {"source": facts["fingerprint"], "code": identity["code"]}
-        if data is not None:
-            record["hashes"]["calibration"] = data.facts["sha256"]
-        if lessons is not None:
-            record["hashes"]["training"] = lessons.digest
-        if record["status"] == OK:
-            kept.put("quantize", key(identity), record, folder / "report.json")
-            drop_checkpoints(folder / "training")
-        else:  # not kept: the reason may be gone the next time (memory, a library)
-            write_json(folder / "report.json", record)
-        print(f"{progress} {_summary(record)}", flush=True)
+    identity, rows = _identity(unit, facts["fingerprint"], device, data), None
+    if training is not None and needs == "training":
+        rows = read_training(Path(training), device, config.limits.training_processes)
+        rows = replace_fields(rows, folder=out / "training", start=None if start is None else Path(start))
+        identity |= training_identity(unit, rows)
+        rows = replace_fields(rows, identity=key(identity))
+    progress = f"quantize {model} {recipe} seed {seed}:"
+    report = read_if_whole(out / "report.json", Report)
+    if report is not None and report.key == key(identity) and _whole(report, out):
+        print(f"{progress} kept", flush=True)
+        return
+    with Measured() as cost:
+        record = _unit(unit, entry, tokenizer, out, device, data, rows)
+    hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
+    hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
+    hashes |= {"training": rows.digest} if rows is not None else {}
+    report = Report(
+        key=key(identity),
+        model=model,
+        family=facts["family"],
+        recipe=recipe,
+        seed=seed,
+        method=unit.method,
+        granularity=unit.granularity,
+        group_size=unit.fixed_group_size,
+        options=unit.options,
+        facts=_facts(unit, needs),
+        seconds=cost.seconds,
+        peak_mib=cost.peak_mib,
+        versions=identity["versions"],
+        files=_files(out),
+        **record | {"hashes": hashes, "layers": [_layer(layer) for layer in record["layers"]]},
+    )
+    write_json(out / "report.json", report)
+    if report.status == OK:
+        drop_checkpoints(out / "training")
+    print(f"{progress} {_summary(report)}", flush=True)
 
 
-def units_of(config: configuration.Config, name: str, model: str) -> Iterator[Recipe]:
-    """A model's recipe, once for each of its seeds, with every option filled in."""
+def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
+    """A recipe of the config with every option filled in."""
     entry = config.recipes[name]
     options = configuration.method_info(entry.method).options.model_validate(entry.options).model_dump(mode="json")
-    for seed in config.seeds_of(name, model):
-        yield Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
+    return Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
+
+
+def _whole(report: Report, folder: Path) -> bool:
+    """Whether all that a unit wrote is still there, and its weights as they were."""
+    there = report.status == OK and not missing_files(folder, report.files)
+    return there and folder_digest(folder) == report.hashes["weights"]
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Bytes of every file that is a part of the unit's result, by its path in the folder."""
+    passing_by = {*NOT_OURS, *(f"training/{pattern}" for pattern in CHECKPOINTS), "*/.*", ".*"}
+    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    result = [name for name in names if not any(fnmatch(name, pattern) for pattern in passing_by)]
+    return {name: names[name].stat().st_size for name in result}
+
+
+def _facts(recipe: Recipe, needs: str) -> Facts:
+    """What a recipe is, by its method and options."""
+    trains = needs == "training"
+    quantizer = recipe.options["quantizer"] if trains else recipe.method
+    return Facts(recipe.method if trains else None, quantizer, start=recipe.options.get("start"), label=quantizer)
+
+
+def _layer(described: dict[str, Any]) -> Layer:
+    """The record of a layer; what only its method knows becomes notes."""
+    known = {part.name for part in fields(Layer)}
+    notes = {name: value for name, value in described.items() if name not in known}
+    block, kind = place_of(described["name"])
+    return Layer(**{n: v for n, v in described.items() if n in known}, block=block, kind=kind, notes=notes)
+
+
+CONTAINERS = ("self_attn", "mlp", "block_sparse_moe", "attention")  # parts of a layer's name that say nothing
+
+
+def place_of(layer: str) -> tuple[int | None, str]:
+    """`model.layers.3.mlp.experts.5.w1` is `experts.w1` in block 3; a layer outside of the blocks has none."""
+    block = re.search(r"(?:^|\.)(\d+)\.", layer)
+    if not block:
+        return None, layer.rsplit(".", 1)[-1]
+    rest = layer[block.end() :].split(".")
+    return int(block[1]), ".".join(part for part in rest if part not in CONTAINERS and not part.isdigit())
 
 
 def _identity(
     recipe: Recipe, fingerprint: str, device: torch.device, data: Calibration | None = None
 ) -> dict[str, Any]:
     """Everything that can move a packed file or its report."""
-    info = configuration.method_info(recipe.method)
     looked_at = {} if data is None else {"tokens": data.facts["sha256"], "minimum_tokens": data.minimum_tokens}
     return {
         "calibration": looked_at,
         "recipe": dict(vars(recipe)),
         "source": fingerprint,
         "device": device.type,
-        "code": source_hash(["r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels", info.path]),
+        "code": method_code(recipe.method, recipe.options),
         "versions": versions("torch", "transformers", "safetensors"),
     }
 
@@ -146,18 +191,8 @@ def _unit(
     data: Calibration | None = None,
     training: TrainingData | None = None,
 ) -> dict[str, Any]:
-    """Quantize, write and describe one unit."""
-    record: dict[str, Any] = {
-        "status": OK,
-        "error": None,
-        "recipe": recipe.name,
-        "method": recipe.method,
-        "granularity": recipe.granularity,
-        "group_size": recipe.fixed_group_size,
-        "bits": recipe.bits,
-        "seed": recipe.seed,
-        "options": recipe.options,
-    }
+    """Quantize and write one unit; the fields of its report that only this work gives."""
+    record: dict[str, Any] = {"status": OK, "reason": "", "bits": recipe.bits}
     model = load_full(entry.path, entry.revision)
     total = sum(p.numel() for p in model.parameters())
     targets = list_targets(model, recipe.lm_head)
@@ -174,9 +209,13 @@ def _unit(
     except FAILURES as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
             stale.unlink()
+        reason, diverged = one_line(error), isinstance(error, Diverged)
+        if diverged:  # "diverged at step 4: loss nan": the status says the first word
+            reason = reason.removeprefix("diverged at ").replace(": ", ", ", 1)
         return record | {
-            "status": DIVERGED if isinstance(error, Diverged) else FAILED,
-            "error": " ".join(str(error).split()) or type(error).__name__,
+            "status": DIVERGED if diverged else FAILED,
+            "reason": reason,
+            "retry": passing(error),
             "bits_per_weight": None,
             "quantized_weights": 0,
             "total_parameters": total,
@@ -201,11 +240,10 @@ def _unit(
     }
 
 
-def _summary(record: dict[str, Any]) -> str:
-    if record["status"] != OK:
-        status, reason = parts(in_words(record))
-        return f"{status.upper()}: {reason}"
-    weights = sum(math.prod(layer["shape"]) for layer in record["layers"])
-    error = sum(layer["mse"] * math.prod(layer["shape"]) for layer in record["layers"]) / weights if weights else 0.0
-    size = f"{record['bits_per_weight']:.2f} bits/weight, {record['file_bytes'] / 2**20:.2f} MiB"
-    return f"{size}, weight MSE {error:.3g}, {record['seconds']:.1f} s, peak {record['peak_mib']:.0f} MiB"
+def _summary(report: Report) -> str:
+    if report.status != OK:
+        return f"{report.status.upper()}: {report.reason}"
+    weights = sum(math.prod(layer.shape) for layer in report.layers)
+    error = sum(layer.mse * math.prod(layer.shape) for layer in report.layers) / weights if weights else 0.0
+    size = f"{report.bits_per_weight:.2f} bits/weight, {(report.file_bytes or 0) / 2**20:.2f} MiB"
+    return f"{size}, weight MSE {error:.3g}, {report.seconds:.1f} s, peak {report.peak_mib:.0f} MiB"

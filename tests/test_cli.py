@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from r2q.arguments import parser
 
 from r2q import cli
-from r2q.arguments import parser
 from r2q.config import ConfigError
 from r2q.kept import ROOT
 

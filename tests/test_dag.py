@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from r2q.config import load
-from r2q.kept import ROOT
+from r2q.kept import ROOT, held
 from tests.workflow import Copy
 
-EVALUATE = {"evaluate_mini-llama_1", "evaluate_mini-opt_1"}
+RECIPES = {
+    "mini-llama": ["full_precision", "rtn-g64", "r2q-g64", "random_codes-channel"],
+    "mini-opt": ["full_precision", "r2q-g64"],
+}
 AFTERWARDS = {"collect", "table", "figure_lattice", "figure_weight_error", "all"}
 
 
@@ -33,20 +39,42 @@ def changed(copy: Copy, name: str, old: str, new: str) -> Iterator[None]:
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@contextmanager
+def moved(file: Path, away: Path) -> Iterator[None]:
+    """A file in another folder for as long as the block lasts."""
+    shutil.move(file, away / file.name)
+    try:
+        yield
+    finally:
+        shutil.move(away / file.name, file)
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     return Copy(tmp_path_factory.mktemp("fresh"))
 
 
+def jobs(verb: str, model: str, *recipes: str) -> set[str]:
+    """A verb's jobs on units of a model."""
+    return {f"{verb} {model}: {recipe} seed 0" for recipe in recipes}
+
+
+def both(model: str, *recipes: str) -> set[str]:
+    return jobs("quantize", model, *recipes) | jobs("evaluate", model, *recipes)
+
+
+EVALUATE = {job for model, recipes in RECIPES.items() for job in jobs("evaluate", model, *recipes)}
+
+
 @pytest.mark.parametrize("name", ["smoke", "embedded"])
-def test_a_fresh_run_has_a_job_per_model_and_batch(fresh: Copy, name: str) -> None:
+def test_a_fresh_run_has_a_job_per_unit(fresh: Copy, name: str) -> None:
     config = load(ROOT / "config" / f"{name}.yaml")
-    planned = Counter(rule.split("_mini-")[0] for rule in fresh.planned(config=name))
-    batches = sum(len(config.batches(model)) for model in config.models)
-    trained = sum(config.trains(batch[0]) for model in config.models for batch in config.batches(model))
-    assert planned["train"] == trained
-    assert planned["quantize"] == batches - trained
-    assert planned["evaluate"] == batches
+    planned = fresh.planned(config=name)
+    units = [recipe for model in config.models for recipe, _ in config.units(model)]
+    trained = sum(map(config.trains, units))
+    assert planned.get("train", 0) == trained
+    assert planned["quantize"] == len(units) - trained
+    assert planned["evaluate"] == len(units)
     assert planned["prepare"] == len(config.models)
     assert planned["world"] == 1
     assert "pretrain" not in planned
@@ -88,8 +116,9 @@ def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     done = finished.run("--dry-run", "--config", "limits={itms: 3}")
     assert done.returncode == 1
     assert "config/smoke.yaml + --config: limits.itms: unknown key; nearest valid: items" in done.stdout
-    jobs = finished.planned("--config", "limits={batch_size: 32}")
-    assert set(jobs) == EVALUATE | AFTERWARDS - {"figure_lattice"}
+    again = ("--config", "limits={batch_size: 32}")
+    assert finished.units(*again) == EVALUATE
+    assert set(finished.planned(*again)) == {"evaluate"} | AFTERWARDS - {"figure_lattice"}
 
 
 def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
@@ -98,59 +127,63 @@ def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
     assert "Nothing to be done" in done.stdout
 
 
-MINI_LLAMA = {"quantize_mini-llama_1", "evaluate_mini-llama_1"}
-MINI_OPT = {"quantize_mini-opt_1", "evaluate_mini-opt_1"}
-
-
 @pytest.mark.parametrize(
-    ("name", "old", "new", "jobs"),
+    ("name", "old", "new", "expected"),
     [
-        # rtn-g64 is a recipe of mini-llama alone
-        ("config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}"), MINI_LLAMA),
-        # a fifth recipe of mini-llama: a second batch beside the first one
+        ("config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}"), both("mini-llama", "rtn-g64")),
         (
             "config/smoke.yaml",
             "\ntasks:",
             "  hqq-g64: {method: hqq, granularity: g64}\n\ntasks:",
-            {"quantize_mini-llama_2", "evaluate_mini-llama_2"},
+            both("mini-llama", "hqq-g64"),
         ),
         (
             "config/smoke.yaml",
             "models:",
             "models:\n  mini-qwen: {path: mini/models/mini-qwen, recipes: [full_precision]}",
-            {"prepare_mini-qwen", "quantize_mini-qwen_1", "evaluate_mini-qwen_1"},
+            both("mini-qwen", "full_precision"),
         ),
+        ("config/smoke.yaml", "  mini_facts:", "  mini_facts: {metric: acc_norm}", EVALUATE),
+        # random_codes builds on rtn
+        ("baselines/rtn.py", "from __f", "# changed\nfrom __f", both("mini-llama", "rtn-g64", "random_codes-channel")),
         (
-            "config/smoke.yaml",
-            "  mini_facts:",
-            "  mini_facts: {metric: acc_norm}",
-            EVALUATE,
+            "r2q/quantization/residual.py",
+            "from __f",
+            "# changed\nfrom __f",
+            both("mini-llama", *RECIPES["mini-llama"]) | both("mini-opt", *RECIPES["mini-opt"]),
         ),
-        # random_codes builds on rtn: both are recipes of mini-llama alone
-        ("baselines/rtn.py", "from __future__", "# changed\nfrom __future__", MINI_LLAMA),
-        ("r2q/quantization/residual.py", "from __future__", "# changed\nfrom __future__", MINI_LLAMA | MINI_OPT),
-        (
-            "r2q/evaluation/chance.py",
-            "from __future__",
-            "# changed\nfrom __future__",
-            EVALUATE,
-        ),
-        ("r2q/report/table.py", "from __future__", "# changed\nfrom __future__", set()),
-        ("baselines/hqq.py", "from __future__", "# changed\nfrom __future__", None),  # no recipe uses it
+        ("r2q/evaluation/chance.py", "from __f", "# changed\nfrom __f", EVALUATE),
+        ("r2q/tokens.py", "from __f", "# changed\nfrom __f", EVALUATE),
+        ("r2q/files.py", "from __f", "# changed\nfrom __f", EVALUATE),
+        ("r2q/report/table.py", "from __f", "# changed\nfrom __f", set()),
+        ("baselines/hqq.py", "from __f", "# changed\nfrom __f", None),  # no recipe uses it
     ],
-    ids=["recipe", "new recipe", "new model", "task", "method", "r2q", "evaluation", "report", "other method"],
+    ids=[
+        "recipe",
+        "new recipe",
+        "new model",
+        "task",
+        "method",
+        "r2q",
+        "evaluation",
+        "tokens",
+        "files",
+        "report",
+        "other method",
+    ],
 )
 def test_a_change_runs_again_what_depends_on_it(
-    finished: Copy, name: str, old: str, new: str, jobs: set[str] | None
+    finished: Copy, name: str, old: str, new: str, expected: set[str] | None
 ) -> None:
     with changed(finished, name, old, new):
-        planned = set(finished.planned())
-    if jobs is None:
+        units, planned = finished.units(), set(finished.planned())
+    assert units == (expected or set())
+    if expected is None:
         assert planned == set()
-    elif jobs == EVALUATE:  # the lattice figure depends on packed weights only
-        assert planned == jobs | AFTERWARDS - {"figure_lattice"}
     else:
-        assert planned == jobs | AFTERWARDS
+        rest = planned - {"quantize", "evaluate", "prepare"}
+        only_scores = {"figure_lattice"} if expected == EVALUATE else set()  # that figure is of packed weights
+        assert rest == AFTERWARDS - only_scores
 
 
 def test_a_changed_model_runs_again_and_no_other(finished: Copy) -> None:
@@ -158,11 +191,143 @@ def test_a_changed_model_runs_again_and_no_other(finished: Copy) -> None:
     before, times = file.read_text(), file.stat()
     file.write_text(before + "\n")
     try:
-        planned = set(finished.planned())
+        units = finished.units()
     finally:
         file.write_text(before)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert planned == {"prepare_mini-opt"} | MINI_OPT | AFTERWARDS
+    assert units == both("mini-opt", *RECIPES["mini-opt"])
+
+
+def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
+    """Notes beside a model, and a link that leads nowhere."""
+    folder = finished.folder / "mini/models/mini-opt"
+    (folder / "NOTES.md").write_text("mine")
+    (folder / "model-00002-of-00002.safetensors").symlink_to(folder / "gone")
+    try:
+        assert finished.planned() == {}
+    finally:
+        (folder / "NOTES.md").unlink()
+        (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+DERIVED = ["scores.csv", "layers.csv", "provenance.json", "collected.sha256", "tables/main.md"]
+OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
+SCORED = ["evaluation.json", "lm_eval.json"]
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_derived_file_that_was_deleted_comes_back(finished: Copy, name: str, tmp_path: Path) -> None:
+    with moved(finished.path(name), tmp_path):
+        assert {"collect", "table"} & set(finished.planned())
+        assert finished.units() == set()
+
+
+@pytest.mark.parametrize("name", [*OF_A_UNIT, *SCORED])
+def test_a_file_of_a_unit_that_was_deleted_comes_back(finished: Copy, name: str, tmp_path: Path) -> None:
+    with moved(finished.path(f"mini-opt/r2q-g64/seed0/{name}"), tmp_path):
+        expected = both("mini-opt", "r2q-g64") if name in OF_A_UNIT else jobs("evaluate", "mini-opt", "r2q-g64")
+        assert finished.units() == expected
+    assert finished.planned() == {}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "{}", "[]", "null"])
+@pytest.mark.parametrize("name", ["report.json", "evaluation.json", "../../prepared.json"])
+def test_a_damaged_record_is_named_and_made_again(finished: Copy, name: str, damage: str, tmp_path: Path) -> None:
+    file = (finished.path("mini-opt/r2q-g64/seed0") / name).resolve()
+    with moved(file, tmp_path):
+        file.write_text(damage)
+        done = finished.run("--dry-run")
+    assert done.returncode == 0, done.stdout
+    assert f"{file.relative_to(finished.folder.resolve())}: damaged" in done.stdout
+    verb = {"report.json": "quantize", "evaluation.json": "evaluate"}.get(name, "prepare")
+    assert f": {verb} mini-opt" in done.stdout
+    assert "mini-llama" not in done.stdout.split("Reasons:")[0]
+
+
+def test_a_failure_whose_cause_may_be_gone_is_tried_again_and_no_other(finished: Copy, tmp_path: Path) -> None:
+    file = finished.path("mini-opt/r2q-g64/seed0/report.json")
+    failed = json.loads(file.read_text()) | {"status": "failed", "reason": "no library", "files": {}}
+    with moved(file, tmp_path):
+        file.write_text(json.dumps(failed | {"retry": True}))
+        done, units = finished.run("--dry-run"), finished.units()
+        file.write_text(json.dumps(failed))
+        os.utime(file, ns=(tmp_path.stat().st_mtime_ns, (tmp_path / "report.json").stat().st_mtime_ns))
+        final = finished.units()
+    assert units == both("mini-opt", "r2q-g64")
+    assert "mini-opt/r2q-g64/seed0: failed before (no library); tried again" in done.stdout
+    assert both("mini-opt", "r2q-g64") & final <= jobs("evaluate", "mini-opt", "r2q-g64")
+
+
+def test_an_edited_csv_is_made_again(finished: Copy, tmp_path: Path) -> None:
+    file = finished.path("scores.csv")
+    text = file.read_text()
+    with moved(file, tmp_path):
+        file.write_text(text.replace("mini_facts,acc,0", "mini_facts,acc,1", 1))
+        done = finished.run("--dry-run")
+    assert "scores.csv is not what was written (see collected.sha256)" in done.stdout
+    assert ": collect:" in done.stdout
+
+
+def test_braces_in_free_text_are_text(fresh: Copy) -> None:
+    models = fresh.folder / "my {models}"
+    models.mkdir()
+    shutil.copytree(fresh.folder / "mini/models/mini-opt", models / "{x}")
+    (fresh.folder / "{t}.txt").write_text("a text {y}")
+    text = (fresh.folder / "config/smoke.yaml").read_text()
+    text = text.replace("mini/models/mini-opt", "'my {models}/{x}'").replace("run: smoke", "run: braces")
+    text = text.replace("separator: <|endoftext|>", "separator: '{x} {{y'")
+    text = text.replace("limits:", "  mine: {path: '{t}.txt', separator: '{input}', window: 4}\n\nlimits:")
+    (fresh.folder / "config/braces.yaml").write_text(text)
+    planned = fresh.planned(config="braces")
+    assert planned["quantize"] == 6
+
+
+def test_it_works_from_another_folder(tmp_path: Path) -> None:
+    done = Copy(tmp_path / "copy")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for snakefile in ("Snakefile", "workflow/Snakefile"):
+        config = ("--configfile", str(done.folder / "config/smoke.yaml"))
+        command = [sys.executable, "-m", "snakemake", "-s", str(done.folder / snakefile), "--cores", "1"]
+        for where, more in ((elsewhere, []), (tmp_path, ["--directory", str(elsewhere)])):
+            ran = subprocess.run(
+                [*command, *more, *config, "--", "results/smoke/mini-opt/r2q-g64/seed0/evaluation.json"],
+                cwd=where, env=done.environment | {"PYTHONPATH": ""}, capture_output=True, text=True,
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+    assert (elsewhere / "results/smoke/mini-opt/r2q-g64/seed0/evaluation.json").is_file()
+
+
+MODULE = """
+module r2q:
+    snakefile: "{root}/workflow/Snakefile"
+    config: config["r2q"]
+
+use rule * from r2q as r2q_*
+
+rule everything:
+    default_target: True
+    input: rules.r2q_all.input
+"""
+
+
+def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -> None:
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config, "theirs": 1}))
+    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", "theirs=2"],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "r2q_quantize" in done.stdout + done.stderr
+    report = "results/smoke/mini-opt/full_precision/seed0/report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "theirs=2", "--", report],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / report).is_file()
 
 
 def test_a_recipe_that_cannot_be_had_of_a_prepared_model_is_refused_at_once(finished: Copy) -> None:
@@ -194,14 +359,13 @@ def test_an_engine_that_is_not_installed_stops_the_run_where_rows_are_missing(fr
     assert other.returncode == 1
 
 
-def test_a_second_run_beside_the_first_is_refused(finished: Copy) -> None:
-    import fcntl
-
-    with finished.path(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+@pytest.mark.parametrize("name", ["snakemake", "mini-opt/r2q-g64/seed0"])
+def test_a_run_beside_another_or_beside_jobs_that_outlived_one_is_refused(finished: Copy, name: str) -> None:
+    with held(finished.path(name)):
         done = finished.run("--forcerun", "table")
     assert done.returncode == 1
-    assert "another snakemake is at work on results/smoke" in done.stdout
+    assert "another snakemake is at work on results/smoke, or jobs of one that was killed" in done.stdout
+    assert f"process {os.getpid()} on results/smoke/{name}" in done.stdout
 
 
 def test_snakemake_needs_a_number_of_cores_or_none(fresh: Copy) -> None:
@@ -211,13 +375,12 @@ def test_snakemake_needs_a_number_of_cores_or_none(fresh: Copy) -> None:
     assert "argument --cores/-c: expected one argument" in done.stdout
 
 
-def test_every_rule_of_a_job_is_logged_and_measured() -> None:
-    """Each rule with a shell command has log, benchmark, message and params; none has run: or a lambda."""
+def test_every_rule_of_a_job_is_logged() -> None:
+    """Each rule with a shell command has log, message and params; none has run: or a lambda."""
     for path in sorted(Path(ROOT / "workflow" / "rules").glob("*.smk")):
         text = path.read_text()
         assert "lambda" not in text
         assert "    run:\n" not in text
-        for rule in text.split("\nrule ")[1:] + text.split("    rule:\n")[1:]:
-            head = rule.split("\nrule ")[0].split("    rule:\n")[0]
-            if "shell:" in head:
-                assert all(f"{word}:" in head for word in ("log", "benchmark", "message", "params")), head
+        for rule in text.split("\nrule ")[1:]:
+            if "shell:" in rule:
+                assert all(f"{word}:" in rule for word in ("log", "message", "params")), rule

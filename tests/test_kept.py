@@ -1,15 +1,17 @@
-"""Keys, kept records, hashes of source, atomic writes."""
+"""Keys, hashes of source, atomic writes, locks."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from r2q import kept
-from r2q.kept import Kept, key, source_hash, write_atomic, write_json
+from r2q.kept import busy, held, key, source_hash, write_atomic, write_json
 
 
 def test_a_key_moves_with_every_part_but_not_with_their_order() -> None:
@@ -21,30 +23,36 @@ def test_a_key_moves_with_every_part_but_not_with_their_order() -> None:
         key({"nan": float("nan")})
 
 
-def test_a_record_comes_back_and_is_written_where_it_is_wanted(tmp_path: Path) -> None:
-    store = Kept(tmp_path / ".kept")
-    record = {"status": "ok", "mse": 0.1 + 0.2}
-    store.put("quantize", "k1", record, tmp_path / "a" / "report.json")
-    assert json.loads((tmp_path / "a" / "report.json").read_text()) == record
-    assert store.get("quantize", "k1", tmp_path / "b" / "report.json") == record
-    assert (tmp_path / "b" / "report.json").read_bytes() == (tmp_path / "a" / "report.json").read_bytes()
-    assert store.get("quantize", "k2", tmp_path / "c.json") is None
-    assert store.get("evaluate", "k1", tmp_path / "c.json") is None
-    assert not (tmp_path / "c.json").exists()
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[1]"])
-def test_a_damaged_record_counts_as_none(tmp_path: Path, damage: str) -> None:
-    store = Kept(tmp_path)
-    store.put("quantize", "k", {"a": 1}, tmp_path / "out.json")
-    store.path("quantize", "k").write_text(damage)
-    assert store.get("quantize", "k", tmp_path / "again.json") is None
-
-
 def test_what_cannot_be_json_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
-        Kept(tmp_path / ".kept").put("quantize", "k", {"mse": float("inf")}, tmp_path / "out.json")
+        write_json(tmp_path / "out.json", {"mse": float("inf")})
     assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import sys, time
+from r2q.kept import held
+with held(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer_and_a_kill_lets_go_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "unit"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, cwd=kept.ROOT)
+    assert other.stdout is not None
+    other.stdout.readline()
+    assert busy(tmp_path) == {str(folder): str(other.pid)}
+    with pytest.raises(ValueError, match=f"process {other.pid} is at work on {folder}; wait for it"), held(folder):
+        pass
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert busy(tmp_path) == {}
+    with held(folder):
+        assert busy(tmp_path) == {str(folder): str(os.getpid())}
+    assert list((tmp_path / "a").iterdir()) == []  # the lock is gone, too
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

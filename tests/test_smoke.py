@@ -37,12 +37,12 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> No
     assert {row["run"] for row in scores} == {"smoke"}
     provenance = json.loads(finished.path("provenance.json").read_text())
     assert {row["provenance"] for row in scores} <= provenance.keys()
-    assert "12 of 12 steps (100%) done" in finished.output
-    shown = finished.output.split("12 of 12 steps (100%) done")[1]
+    assert "20 of 20 steps (100%) done" in finished.output
+    shown = finished.output.split("20 of 20 steps (100%) done")[1]
     assert all(
         text in shown for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main.md", "figures/smoke")
     )
-    assert "quantize mini-llama: done in" in finished.output
+    assert "quantize mini-llama rtn-g64: done in" in finished.output
 
 
 def test_a_unit_that_was_deleted_comes_back_as_it_was_and_alone(finished: Copy) -> None:
@@ -50,12 +50,10 @@ def test_a_unit_that_was_deleted_comes_back_as_it_was_and_alone(finished: Copy) 
     shutil.rmtree(finished.path("mini-llama/rtn-g64"))
     done = finished.run()
     assert done.returncode == 0, done.stdout
-    quantized = lines(done.stdout, "quantize")
-    assert [line.endswith(": kept") for line in quantized] == ["rtn-g64" not in line for line in quantized]
-    assert len(quantized) == 4
-    evaluated = lines(done.stdout, "evaluate")
-    assert len(evaluated) == 4
-    assert all("kept" in line for line in evaluated)  # the same weights were scored before
+    (quantized,) = lines(done.stdout, "quantize")
+    (evaluated,) = lines(done.stdout, "evaluate")
+    assert "mini-llama rtn-g64 seed 0:" in quantized
+    assert "mini-llama rtn-g64 seed 0:" in evaluated
     assert finished.scores() == before
     assert finished.planned() == {}
 
@@ -76,18 +74,17 @@ def test_a_run_that_was_killed_goes_on_to_the_same_scores(finished: Copy, tmp_pa
             start_new_session=True,
         )
     deadline = time.monotonic() + 240
-    while not list(copy.path(".kept").glob("evaluate-*.json")):
+    while not list(copy.path("").glob("*/*/*/evaluation.json")):
         assert run.poll() is None, (tmp_path / "output").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert not copy.path("scores.csv").exists()
-    finished_before = len(list(copy.path(".kept").glob("evaluate-*.json")))
+    before = {file: file.read_text() for file in copy.path("").glob("*/*/*/evaluation.json")}
     resumed = copy.run()
     assert resumed.returncode == 0, resumed.stdout
-    kept = [line for line in lines(resumed.stdout, "evaluate") if "kept" in line]
-    assert len(kept) == finished_before
+    assert {file: file.read_text() for file in before} == before  # seconds and all: not done twice
     assert copy.scores() == finished.scores()
     for table in ("main.csv", "main.md", "main.tex"):
         assert copy.path(f"tables/{table}").read_text() == finished.path(f"tables/{table}").read_text()

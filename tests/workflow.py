@@ -58,6 +58,12 @@ class Copy:
         stats = done.stdout.split("Job stats:")[1].split("total")[0]
         return {rule: int(count) for rule, count in re.findall(r"(?m)^(\S+) +(\d+)$", stats)}
 
+    def units(self, *arguments: str, config: str = "smoke") -> set[str]:
+        """What a run would do with which unit, as its jobs say it: `evaluate mini-opt: r2q-g64 seed 0`."""
+        done = self.run("--dry-run", *arguments, config=config)
+        assert done.returncode == 0, done.stdout
+        return set(re.findall(r"(?m)^Job \d+: ((?:quantize|train|evaluate) .*)$", done.stdout))
+
     def path(self, name: str) -> Path:
         return self.folder / "results" / "smoke" / name
 

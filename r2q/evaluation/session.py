@@ -1,8 +1,4 @@
-"""One call of `evaluate`: what its units share, and the evaluation of each.
-
-torch, transformers and lm-eval are imported, and the tasks built, once for all units. Each unit's record is written as
-soon as the unit is done: a killed run loses the unit in flight.
-"""
+"""The evaluation of units: what they share (tasks, texts, encoded prompts), and the scores of each."""
 
 from __future__ import annotations
 
@@ -16,25 +12,25 @@ from typing import Any
 from r2q.config import Config
 from r2q.evaluation.tasks import TaskSet
 from r2q.files import read_documents, sha256
-from r2q.kept import Kept, key, source_hash, write_atomic
+from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
+from r2q.plan.sources import code
+from r2q.records import FAILED, OK, Evaluation, Report, TaskScore, missing_files, one_line, passing, read_if_whole
 
-FORMAT_VERSION = 1
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
 BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
-CODE = ("r2q/evaluation", "r2q/models", "r2q/quantization", "r2q/files.py", "r2q/tokens.py")
 READ_BY_MODEL = ("*.json", "*.jinja", "*.model", "*.txt")  # of a unit's folder, besides the weights
 OURS = {"report.json", "evaluation.json", "lm_eval.json"}
+RAW, SAMPLES = "lm_eval.json", "samples.jsonl"
 
 
-def blank(config: Config, model: str) -> dict[str, Any]:
-    """A record without results."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "key": None,
-        "status": "ok",
-        "error": None,
+def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluation:
+    """An evaluation of a unit without results, but for `fields`."""
+    empty: dict[str, Any] = {
+        "key": "",
+        "status": OK,
+        "reason": "",
         "scores": [],
         "seconds": None,
         "task_seconds": {},
@@ -45,28 +41,24 @@ def blank(config: Config, model: str) -> dict[str, Any]:
         "add_bos": config.models[model].add_bos,
         "seeds": SEEDS,
         "versions": versions(*LIBRARIES),
-        "hashes": {"weights": None, "tasks": None, "code": None},
+        "hashes": {"weights": report.hashes.get("weights"), "tasks": None, "code": None},
         "truncated": {},
-        "raw": None,
+        "files": {},
     }
-
-
-def text_of(record: Any) -> str:
-    """A record as JSON, as `r2q.kept` writes it."""
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    return Evaluation(**empty | fields)
 
 
 class Session:
     """What the units of one call share: libraries, tasks, texts, encoded prompts."""
 
-    def __init__(self, config: Config, model: str, kept: Kept) -> None:
+    def __init__(self, config: Config, model: str) -> None:
         _silence()
         import torch
 
         from r2q.evaluation.tasks import load_tasks
         from r2q.models.apply import pick_device
 
-        self.config, self.model, self.kept = config, model, kept
+        self.config, self.model = config, model
         self.entry = config.models[model]
         self.device = pick_device(config.device)
         torch.set_num_threads(config.limits.threads)
@@ -76,7 +68,7 @@ class Session:
         }
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
         self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())
-        self.code = source_hash(CODE)
+        self.code = code("evaluate")
         self.versions = versions(*LIBRARIES)
         self._encoders: dict[str, Any] = {}
         self._checked_packed = False  # whether packed layers of one unit were seen to compute what their weights do
@@ -84,46 +76,32 @@ class Session:
         gc.collect()
         gc.freeze()  # the tasks stay: later collections, one per unit, need not look through them (0.2 s each)
 
-    def unit(self, folder: Path, report: dict[str, Any]) -> str:
-        """Evaluate one unit, or take its kept result; returns what to tell the user."""
+    def unit(self, folder: Path, report: Report) -> str:
+        """Evaluate one unit, or leave its result as it is; returns what to tell the user."""
         from r2q.models.save import folder_digest
 
-        written = report["hashes"]["weights"]
-        if folder_digest(folder) != written:
+        written = report.hashes["weights"]
+        if written is None or folder_digest(folder) != written:
             raise ValueError(f"{folder}: the weight files are not those of report.json; run `quantize` again")
         identity = self._identity(folder, written)
         unit_key = key(identity)
-        record = self._reuse(folder, unit_key)
-        if record is not None:
-            return f"kept, {_summary(record)}"
-        record, raw, lines, final = self._run(folder)
-        record |= {"key": unit_key, "device": identity["device"], "versions": self.versions}
-        record["hashes"] = {"weights": written, "tasks": self.tasks_hash, "code": self.code}
-        samples = folder / "samples.jsonl"
+        known = read_if_whole(folder / "evaluation.json", Evaluation)
+        if known is not None and known.key == unit_key and not known.retry and not missing_files(folder, known.files):
+            asked = self.config.limits.samples and known.status == OK
+            if not asked or SAMPLES in known.files:
+                return f"kept, {_summary(known)}"
+        found, raw, lines = self._run(folder)
+        write_json(folder / RAW, raw)
         if lines is not None:
-            write_atomic(samples, lines)
+            write_atomic(folder / SAMPLES, lines)
         else:
-            samples.unlink(missing_ok=True)
-        if raw is not None:
-            self.kept.put("lm_eval", unit_key, raw, folder / "lm_eval.json")
-        else:
-            (folder / "lm_eval.json").unlink(missing_ok=True)
-        if final:
-            self.kept.put("evaluate", unit_key, record, folder / "evaluation.json")
-        else:
-            write_atomic(folder / "evaluation.json", text_of(record))
+            (folder / SAMPLES).unlink(missing_ok=True)
+        files = {name: (folder / name).stat().st_size for name in (RAW, SAMPLES) if (folder / name).is_file()}
+        found |= {"key": unit_key, "device": identity["device"], "versions": self.versions, "files": files}
+        found["hashes"] = {"weights": written, "tasks": self.tasks_hash, "code": self.code}
+        record = blank(self.config, self.model, report, **found)
+        write_json(folder / "evaluation.json", record)
         return _summary(record)
-
-    def _reuse(self, folder: Path, unit_key: str) -> dict[str, Any] | None:
-        """The kept record, raw results restored too; None when one is missing, or samples are wanted and absent."""
-        if not self.kept.path("evaluate", unit_key).is_file():
-            return None
-        if self.config.limits.samples and not (folder / "samples.jsonl").is_file():
-            return None
-        record = json.loads(self.kept.path("evaluate", unit_key).read_text())
-        if record["raw"] and self.kept.get("lm_eval", unit_key, folder / "lm_eval.json") is None:
-            return None
-        return self.kept.get("evaluate", unit_key, folder / "evaluation.json")
 
     def _identity(self, folder: Path, weights: str) -> dict[str, Any]:
         """Everything that can move a number of a unit."""
@@ -142,27 +120,26 @@ class Session:
             "versions": self.versions,
         }
 
-    def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None, str | None, bool]:
-        """(record, raw results, samples as text, whether another try would give the same)."""
+    def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+        """(fields of the evaluation, raw results, samples as text)."""
         import torch
 
-        record, raw, lines, final = blank(self.config, self.model), None, None, True
+        found: dict[str, Any] = {"scores": [], "task_seconds": {}}
+        raw: dict[str, Any] = {}
+        lines = None
         with Measured() as cost:
             try:
-                raw, lines = self._scores(folder, record)
+                raw, lines = self._scores(folder, found)
             except (ArithmeticError, torch.OutOfMemoryError) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                record |= {"status": "failed", "error": reason, "scores": [], "raw": None}
-                raw, lines, final = None, None, isinstance(error, ArithmeticError)
+                found |= {"status": FAILED, "reason": one_line(error), "retry": passing(error), "scores": []}
             finally:
                 gc.collect()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        record |= {"seconds": cost.seconds, "peak_mib": cost.peak_mib}
-        return record, raw, lines, final
+        return found | {"seconds": cost.seconds, "peak_mib": cost.peak_mib}, raw, lines
 
-    def _scores(self, folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Load the unit, fill `record`; returns raw results and samples."""
+    def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Load the unit, fill `found`; returns raw results and samples."""
         import torch
 
         from r2q.evaluation.adapter import Scorer
@@ -177,7 +154,7 @@ class Session:
             (make_dense if self._checked_packed else make_dense_checked)(model)
             self._checked_packed = True
         encoder_key, encoder = self._encoder(folder)
-        record |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
+        found |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
         for name, text in self.config.perplexity.items():
             check_window(name, text.window, model.config)
         raw: dict[str, Any] = {}
@@ -187,9 +164,9 @@ class Session:
             raw = self._lm_eval(scorer)
             samples = raw.pop("samples", None)
             lines = None if samples is None else _lines(samples)
-            record["scores"] += task_scores(raw, self.tasks, self.config)
-            record["task_seconds"] |= self._seconds(scorer)
-            record["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
+            found["scores"] += [TaskScore(**row) for row in task_scores(raw, self.tasks, self.config)]
+            found["task_seconds"] |= self._seconds(scorer)
+            found["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
         for name, text in self.config.perplexity.items():
             with Measured() as cost:
                 if (name, encoder_key) not in self._ids:
@@ -197,9 +174,8 @@ class Session:
                 result = token_perplexity(
                     model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
                 )
-            record["scores"].append(perplexity_score(name, text.window, result))
-            record["task_seconds"][name] = cost.seconds
-        record["raw"] = "lm_eval.json"
+            found["scores"].append(TaskScore(**perplexity_score(name, text.window, result)))
+            found["task_seconds"][name] = cost.seconds
         del model
         torch.manual_seed(SEEDS["torch"])
         return plain(raw), lines
@@ -281,12 +257,10 @@ def _silence() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-def _summary(record: dict[str, Any]) -> str:
-    if record["status"] != "ok":
-        return f"FAILED: {record['error']}"
-    shown = [score for score in record["scores"] if score["in_table"]]
-    values = ", ".join(
-        f"{s['task']} {s['value']:.4g}" if s["value"] is not None else f"{s['task']} not finite" for s in shown[:8]
-    )
+def _summary(record: Evaluation) -> str:
+    if record.status != OK:
+        return f"FAILED: {record.reason}"
+    shown = [score for score in record.scores if score.in_table]
+    values = ", ".join(f"{s.task} {s.value:.4g}" if s.value is not None else f"{s.task} not finite" for s in shown[:8])
     more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return f"{record['seconds']:.1f} s, {values}{more}"
+    return f"{record.seconds:.1f} s, {values}{more}"

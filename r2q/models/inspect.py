@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r2q import config as configuration
-from r2q.kept import write_atomic
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.targets import list_targets
 from r2q.options import nearest
+from r2q.records import OK, Report, read_json, write_csv
 
 
 def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) -> None:
@@ -53,11 +50,7 @@ def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) 
     for recipe in recipes:
         folder = Path(results) / model / recipe / f"seed{config.seeds_of(recipe, model)[0]}"
         rows += _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(out, text.getvalue())
+    write_csv(out, list(rows[0]), rows)
 
 
 def _group_rows(
@@ -66,9 +59,9 @@ def _group_rows(
     report = folder / "report.json"
     if not report.is_file():
         raise FileNotFoundError(f"no {report}: the lattice figure needs this unit")
-    record = json.loads(report.read_text())
-    if record["status"] != "ok":
-        raise ValueError(f"the lattice figure needs {recipe} of {model}, which failed: {record['error']}")
+    record = read_json(report, Report)
+    if record.status != OK:
+        raise ValueError(f"the lattice figure needs {recipe} of {model}, which {record.status}: {record.reason}")
     packed = load_packed(folder).get_submodule(layer)
     if not isinstance(packed, PackedWeight):
         raise ValueError(f"{folder}: {layer} is not packed")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from r2q.kept import write_atomic
-from r2q.report.scores import KEY, read_scores
+from r2q.report.scores import KEY, in_words, read_scores
 
 SIGNIFICANT = 2.0  # flagged from this many standard errors on
 COLUMNS = [
@@ -30,7 +30,8 @@ def compare(a: str | Path, b: str | Path, out: str | Path | None = None) -> pd.D
 
     Raises FileNotFoundError or ValueError when a file is missing or lacks a column.
     """
-    rows = differences(read_scores(a), read_scores(b))
+    sides = [scores.assign(status=in_words(scores)) for scores in (read_scores(a), read_scores(b))]
+    rows = differences(*sides)
     if out is not None:
         write_atomic(out, rows.to_csv(index=False, lineterminator="\n"))
     print("\n".join(report(rows, a, b)))

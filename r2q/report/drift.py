@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from r2q.report.scores import write_csv
+from r2q.records import write_csv
 from r2q.report.style import GREY, PALE, WIDTH, recipe_mark, save, style
 from r2q.report.training import read_drift
 from r2q.report.training_curves import plain_ticks

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from r2q.report.scores import read_csv
+from r2q.records import Point, read_csv
 from r2q.report.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH, save, style
 
-COLUMNS = ["recipe", "model", "layer", "row", "group", "index", "weight", "code", "quantized", "level_0", "level_1"]
 LEVEL_COLOURS = (BLUE, SKY, RED, ORANGE)  # lowest to highest, dark and light in turn; more levels repeat them
 BINS = 24
 MANY = 1000  # weights from which single marks are pixels in the SVG too
@@ -51,7 +50,7 @@ def plot(data: str | Path, out: str | Path) -> None:
 
     Raises FileNotFoundError or ValueError when the CSV is missing or lacks a column.
     """
-    frame = read_csv(data, COLUMNS)
+    frame = read_csv(data, Point)
     if frame.empty:
         raise ValueError(f"{data} has no rows: there is no group to draw")
     with style():

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from r2q.records import OK
+from r2q.report.scores import in_words
 from r2q.report.summary import AVERAGE, table_columns
-from r2q.status import OK
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
 NAME = ["model", "recipe", "seed"]
@@ -64,7 +65,7 @@ def unfinished(units: Units, steps: pd.DataFrame, scores: pd.DataFrame) -> dict[
     mine = scores["method"].isin(frames) | np.array([name in units for name in known], dtype=bool)
     found: dict[Name, list[str]] = {name: [] for name in units if name not in known}
     bad = scores[mine & (scores["status"] != OK)]
-    for name, task, metric, status in zip(names(bad), bad["task"], bad["metric"], bad["status"], strict=True):
+    for name, task, metric, status in zip(names(bad), bad["task"], bad["metric"], in_words(bad), strict=True):
         found.setdefault(name, []).append(f"{task} {metric}: {status}" if task else status)
     return {name: "; ".join(reasons) or "no row in scores.csv" for name, reasons in found.items()}
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from r2q.status import FAILED, OK, parts
+from r2q.records import FAILED, OK
+from r2q.report.scores import in_words
 
 FULL_PRECISION, CONTROLS = "full_precision", ("random_codes",)  # methods that do not compete for the best value
 AVERAGE = "average"
@@ -102,7 +103,7 @@ class Table:
 
 
 def summarize(scores: pd.DataFrame) -> Table:
-    """The main table of one run's scores (the columns of `scores.COLUMNS`).
+    """The main table of one run's scores (the columns of `Score`).
 
     A block per model in the order of the scores; in it chance, majority, full precision, then the recipes by effective
     bits. Raises ValueError when nothing stands in the table, or when one task has two chance levels for one model.
@@ -110,7 +111,7 @@ def summarize(scores: pd.DataFrame) -> Table:
     shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
     columns = table_columns(shown)
     if not columns:
-        reasons = "; ".join(dict.fromkeys(scores["status"])) or "there are no rows"
+        reasons = "; ".join(dict.fromkeys(in_words(scores))) or "there are no rows"
         raise ValueError(f"no score has in_table = True, so there is no table to write ({reasons})")
     blocks = [
         _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
@@ -199,7 +200,7 @@ def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floo
     for row in rows[rows["status"] != OK].to_dict("records"):
         where = [f"seed {row['seed']}"] if several else []
         where += [f"{row['task']} {row['metric']}"] if row["task"] else []
-        status, reason = parts(row["status"])
+        status, reason = row["status"], row["reason"]
         failures.append(Failure(status, f"{', '.join(where)}: {reason}" if where else reason))
     cells = tuple(
         _over_seeds([unit[i] for unit in units], None if not column.higher_is_better else floor[i])

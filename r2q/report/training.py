@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from r2q import config as configuration
-from r2q.report.scores import read_csv, write_csv
-from r2q.status import OK
+from r2q.records import OK, Drift, Step, read_csv, sign, write_csv
 
 UNIT_COLUMNS = ["run", "model", "recipe", "frame", "quantizer", "granularity", "seed"]
 STEP_NUMBERS = [
@@ -55,6 +54,7 @@ def gather_training(config_path: str | Path, results: str | Path) -> None:
     write_csv(results / "training.csv", STEP_COLUMNS, steps)
     write_csv(results / "gradients.csv", GRADIENT_COLUMNS, gradients)
     write_csv(results / "drift.csv", DRIFT_COLUMNS, drift)
+    sign(results / "trained.sha256", [results / name for name in ("training.csv", "gradients.csv", "drift.csv")])
 
 
 def quantizer_label(recipe: str, report: dict[str, Any]) -> str:
@@ -85,15 +85,9 @@ def _with_depths(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 def read_steps(path: str | Path) -> pd.DataFrame:
     """A gathered training.csv with numbers as floats (see `read_csv` for errors)."""
-    return _numbers(read_csv(path, STEP_COLUMNS), STEP_NUMBERS)
+    return read_csv(path, Step)
 
 
 def read_drift(path: str | Path) -> pd.DataFrame:
     """A gathered drift.csv with numbers as floats (see `read_csv` for errors)."""
-    return _numbers(read_csv(path, DRIFT_COLUMNS), DRIFT_NUMBERS)
-
-
-def _numbers(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    for column in columns:
-        frame[column] = pd.to_numeric(frame[column].replace("", None)).astype("float64")
-    return frame
+    return read_csv(path, Drift)

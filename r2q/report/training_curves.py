@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from r2q.report.scores import write_csv
+from r2q.records import write_csv
 from r2q.report.style import PALE, WIDTH, recipe_mark, save, style
 from r2q.report.training import read_steps
 

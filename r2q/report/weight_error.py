@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
-from r2q.report.scores import LAYER_COLUMNS, read_csv, write_csv
+from r2q.records import LayerRow, read_csv, write_csv
 from r2q.report.style import GREY, PALE, WIDTH, recipe_mark, save, style
 
 DATA_COLUMNS = ["model", "recipe", "bits_per_weight", "layer", "kind", "block", "weights", "relative_error", "seeds"]
@@ -34,7 +34,7 @@ def plot(layers: str | Path, out: str | Path) -> None:
     What is drawn (the mean over seeds of each model, recipe and layer) is written to `<out>.csv`.
     Raises FileNotFoundError or ValueError when the CSV is missing, lacks a column or has no quantized layer.
     """
-    frame = prepare(read_csv(layers, LAYER_COLUMNS))
+    frame = prepare(read_csv(layers, LayerRow))
     if frame.empty:
         raise ValueError(f"{layers} has no layers: every recipe of the run left the weights as they are, or failed")
     write_csv(f"{out}.csv", DATA_COLUMNS, [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")])

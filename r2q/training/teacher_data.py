@@ -10,7 +10,6 @@ Prompts are a part of the data: ``tokens[:start]`` of a row is what the model wa
 
 from __future__ import annotations
 
-import json
 import platform
 import random
 from pathlib import Path
@@ -22,14 +21,15 @@ from transformers import AutoConfig
 from r2q import config as configuration
 from r2q.config import ConfigError, Model
 from r2q.files import read_documents
-from r2q.kept import key, source_hash, write_json
+from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.apply import pick_device
 from r2q.models.calibration import vocabulary_sha256
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.targets import refuse_quantized
 from r2q.options import nearest
-from r2q.prepare import engine_problems
+from r2q.plan.sources import code
+from r2q.prepare import engine_problems, read_prepared
 from r2q.tokens import Encoder
 from r2q.training.data import Rows, write
 from r2q.training.generation import (
@@ -46,7 +46,6 @@ from r2q.training.section import Texts, Training
 from r2q.training.unfinished import Unfinished
 
 SHOWN = 5  # rows that the description shows as text
-SOURCES = ("r2q/training/teacher_data.py", "r2q/files.py", "r2q/tokens.py")
 
 
 def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
@@ -69,7 +68,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
     for problem in engine_problems(config):
         raise ConfigError(f"{config_path}: {problem}")
-    facts = json.loads(Path(prepared).read_text())["models"][model]
+    facts = read_prepared(prepared, model)
     entry, device, out = config.models[model], pick_device(config.device), Path(out)
     torch.set_num_threads(config.limits.threads)
     quiet()
@@ -106,7 +105,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         dtype = "float32" if device.type == "cpu" else own
         settings |= _generation_facts(wanted, dtype, device)
         heads = encode_prompts(encoder, [prompt for prompt, _ in drawn], wanted)
-        rest = {"heads": heads, "threads": config.limits.threads, "code": source_hash(SOURCES)}
+        rest = {"heads": heads, "threads": config.limits.threads, "code": code("teacher_data")}
         unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), key(settings | rest))
         say = _engine(entry, dtype, device, tokenizer.eos_token_id, wanted)
         rows = generated_rows(heads, wanted, say, unfinished)

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.kept import source_hash
 from r2q.models.save import folder_digest
 from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read
 
-RECORDS = ("training.csv", "gradients.csv", "drift.csv")
 CHECKPOINTS = ("checkpoint.json", "checkpoint-*.pt", "best.json", "best-*.pt")
 
 
@@ -21,12 +19,6 @@ def read_training(path: Path, device: torch.device, processes: int = 1) -> Train
     """The rows in a file of the verb ``teacher-data``, for training on such devices; see :func:`read` for errors."""
     train, held_out, settings, digest = read(path)
     return TrainingData(train, held_out, settings["kind"], digest, device=device, processes=processes)
-
-
-def start_folder(config: configuration.Config, recipe: Recipe, model: str, out: Path) -> Path | None:
-    """The packed folder that a recipe starts from; None when it starts from the model's own weights."""
-    name = recipe.options["start"]
-    return None if name is None else out / name / f"seed{config.seeds_of(name, model)[0]}"
 
 
 def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
@@ -46,14 +38,8 @@ def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
         "training": data.digest,
         "processes": data.processes,
         "start": digest,
-        "trainer": source_hash(["r2q/training", quantizer.path]),
         "quantizer_version": quantizer.version,
     }
-
-
-def has_records(folder: Path) -> bool:
-    """Whether the records of a finished run are there."""
-    return all((folder / name).is_file() for name in RECORDS)
 
 
 def drop_checkpoints(folder: Path) -> None:

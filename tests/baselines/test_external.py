@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from r2q import config as configuration
-from r2q.kept import Kept
 from r2q.models.apply import FAILURES, apply, make_method
 from r2q.models.external import computed_weight, probe
 from r2q.models.load import load_full, load_packed
@@ -20,8 +19,8 @@ from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.prepare import missing_paths
 from r2q.quantization.method import Recipe
-from r2q.quantize import quantize
 from tests.models.tiny import tiny_folder, tokens
+from tests.units import quantize
 
 
 def packed_folder(source: Path, folder: Path) -> list[dict[str, Any]]:
@@ -103,8 +102,7 @@ def test_another_checkpoint_at_the_same_place_is_taken_again(tmp_path: Path, run
     assert first["layers"][0]["mse"] != second["layers"][0]["mse"]
     os.rename(checkpoint, tmp_path / "moved")  # noqa: PTH104
     third, _ = run(source, checkpoint)
-    assert third["error"] == f"options.path: there is no folder {checkpoint}"
-    assert Kept(tmp_path / "run" / ".kept").folder.is_dir()
+    assert third["reason"] == f"options.path: there is no folder {checkpoint}"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +121,8 @@ def test_a_format_that_cannot_be_loaded_is_a_failed_row(method: str, message: st
     (checkpoint / "config.json").write_text(json.dumps(config))
     report, folder = run(source, checkpoint)
     assert report["status"] == "failed"
-    assert re.search(message, report["error"])
-    assert "\n" not in report["error"]
+    assert re.search(message, report["reason"])
+    assert "\n" not in report["reason"]
     assert not list(folder.glob("*.safetensors"))
     assert list(checkpoint.glob("*.safetensors"))
 
@@ -140,13 +138,13 @@ def test_a_folder_that_is_not_a_checkpoint(spoil: Any, message: str, tmp_path: P
     source, checkpoint = tiny_folder("llama", tmp_path / "full"), tiny_folder("llama", tmp_path / "theirs")
     spoil(checkpoint)
     report, _ = run(source, checkpoint)
-    assert re.search(message, report["error"])
+    assert re.search(message, report["reason"])
 
 
 @pytest.mark.parametrize("case", ["opt", "mixtral"])
 def test_a_checkpoint_of_another_model_is_refused(case: str, tmp_path: Path, run: Any) -> None:
     report, _ = run(tiny_folder("llama", tmp_path / "full"), tiny_folder(case, tmp_path / "theirs"))
-    assert "is not one of this model" in report["error"]
+    assert "is not one of this model" in report["reason"]
 
 
 def test_a_config_is_checked_before_any_work(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from r2q import cli
 from r2q.config import ConfigError
-from r2q.evaluation.evaluate import evaluate
+from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
 from r2q.models.save import folder_digest
-from r2q.quantize import quantize
 from tests.evaluation import tiny
+from tests.units import evaluate, quantize
 
 TEXTS = ["A page of words. It has two sentences.", "Another page, which is longer than the first one is.", "Three."]
 TASKS: dict[str, Any] = {"choose": {}, "pages": {}, "sums": {"items": 3}}
@@ -57,7 +57,7 @@ class Run:
 
     def evaluate(self, *recipes: str) -> dict[str, dict[str, Any]]:
         names = recipes or tuple(self.data["recipes"])
-        evaluate(self.config, self.prepared, "m", list(names), self.out)
+        evaluate(self.config, "m", list(names), self.out)
         return {name: json.loads((self.unit(name) / "evaluation.json").read_text()) for name in names}
 
     def unit(self, recipe: str) -> Path:
@@ -167,9 +167,6 @@ def test_scores_are_those_of_lm_eval_on_its_own(run: Run, recipe: str) -> None:
 
 def test_nothing_is_done_twice(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.out.rglob("*.json")}
-    for name in run.data["recipes"]:  # as Snakemake does before it runs a job again
-        (run.unit(name) / "evaluation.json").unlink()
-        (run.unit(name) / "lm_eval.json").unlink()
     loaded = no_loading(monkeypatch)
     run.evaluate()
     assert loaded == []
@@ -210,7 +207,6 @@ def test_weights_that_are_not_the_reported_ones_are_refused(run: Run) -> None:
 
 def test_a_killed_run_loses_only_the_unit_in_flight(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run.files()
-    shutil.rmtree(run.out.parent / ".kept")
     for name in run.data["recipes"]:
         (run.unit(name) / "evaluation.json").unlink()
     original = Session._scores
@@ -235,7 +231,6 @@ def test_a_killed_run_loses_only_the_unit_in_flight(run: Run, monkeypatch: pytes
 def test_sharing_a_process_moves_nothing(run: Run) -> None:
     """The second unit of a process, alone in a process (its own session) of its own: the same bytes."""
     expected = run.files()
-    shutil.rmtree(run.out.parent / ".kept")
     (run.unit("rtn-g64") / "evaluation.json").unlink()
     run.evaluate("rtn-g64")
     assert run.files() == expected
@@ -257,16 +252,15 @@ def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.Ca
     records = run.evaluate()
     failed = records["full_precision"]
     assert failed["status"] == "failed"
-    assert "log-likelihood is not finite" in failed["error"]
+    assert "log-likelihood is not finite" in failed["reason"]
     assert failed["scores"] == []
-    assert failed["raw"] is None
-    assert not (run.unit("full_precision") / "lm_eval.json").exists()
+    assert json.loads((run.unit("full_precision") / "lm_eval.json").read_text()) == {}
     assert records["rtn-g64"]["status"] == "ok"
     assert "FAILED: task choose" in capsys.readouterr().out
 
 
 def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(run.out.parent / ".kept")
+    (run.unit("rtn-g64") / "evaluation.json").unlink()
     original = Session._lm_eval
 
     def full(*_: Any) -> None:
@@ -274,13 +268,13 @@ def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monk
 
     monkeypatch.setattr(Session, "_lm_eval", full)
     failed = run.evaluate("rtn-g64")["rtn-g64"]
-    assert (failed["status"], failed["error"]) == ("failed", "no room for 3 GiB")
+    assert (failed["status"], failed["reason"]) == ("failed", "no room for 3 GiB")
     monkeypatch.setattr(Session, "_lm_eval", original)
     assert run.evaluate("rtn-g64")["rtn-g64"]["status"] == "ok"
 
 
 def test_a_fault_of_ours_is_not_a_failed_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(run.out.parent / ".kept")
+    (run.unit("rtn-g64") / "evaluation.json").unlink()
     monkeypatch.setattr(Session, "_lm_eval", lambda *_: {}["results"])
     with pytest.raises(KeyError):
         run.evaluate("rtn-g64")
@@ -290,32 +284,28 @@ def test_a_fault_of_ours_is_not_a_failed_record(run: Run, monkeypatch: pytest.Mo
     ("status", "error", "said"),
     [
         ("failed", "the reason", "quantizing failed: the reason"),
-        ("diverged", "diverged at step 4: loss nan", "quantizing diverged: step 4, loss nan"),
+        ("diverged", "step 4, loss nan", "quantizing diverged: step 4, loss nan"),
     ],
 )
 def test_a_unit_that_could_not_be_quantized(
     status: str, error: str, said: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run.unit("rtn-g64") / "report.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "error": error}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "reason": error}))
     record = run.evaluate("rtn-g64")["rtn-g64"]
-    assert (record["status"], record["error"], record["scores"]) == (status, f"quantize: {error}", [])
+    assert (record["status"], record["reason"], record["scores"]) == (status, f"quantize: {error}", [])
     assert f"seed 0: not evaluated, {said}\n" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence(run: Run) -> None:
     with pytest.raises(ConfigError, match="has no model n; it has m"):
-        evaluate(run.config, run.prepared, "n", ["rtn-g64"], run.out)
-    with pytest.raises(ConfigError, match="has no recipe rtn; it has full_precision, rtn-g64"):
-        evaluate(run.config, run.prepared, "m", ["rtn"], run.out)
-    with pytest.raises(FileNotFoundError, match="run `prepare` first"):
-        evaluate(run.config, run.folder / "none.json", "m", ["rtn-g64"], run.out)
+        evaluate_unit(run.config, "n", run.unit("rtn-g64"))
     run.write(perplexity={"book": run.data["perplexity"]["book"] | {"window": 161}})
     with pytest.raises(ConfigError, match=r"book\.window: 161 tokens, but the model has only 160"):
         run.evaluate()
     (run.unit("rtn-g64") / "report.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"rtn-g64/seed0/report\.json; run `quantize` first"):
-        run.evaluate()
+        run.evaluate("rtn-g64")
 
 
 def test_samples_are_written_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,12 +322,13 @@ def test_samples_are_written_when_asked_for(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_nothing_but_one_line_a_unit_is_printed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(run.out.parent / ".kept")
+    for name in run.data["recipes"]:
+        (run.unit(name) / "evaluation.json").unlink()
     run.evaluate()
     out, err = capfd.readouterr()
     lines = out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "evaluate m 1/2 full_precision seed 0", "evaluate m 2/2 rtn-g64 seed 0",
+        "evaluate m full_precision seed 0", "evaluate m rtn-g64 seed 0",
     ]  # fmt: skip
     assert "choose 0." in lines[1]
     assert err == ""

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import r2q.quantize as module
 from r2q.models.apply import pick_device
 from r2q.models.save import folder_digest
-from r2q.quantize import quantize
 from r2q.training.trainer import Diverged
 from tests.models.tiny import tiny_folder
+from tests.units import quantize
 
 
 class Run:
@@ -90,7 +90,6 @@ def test_units_are_kept_until_something_changes(run: Run, capsys: pytest.Capture
     run.quantize("r2q-g32", "random_codes-g32")
     report = run.results / "tiny" / "r2q-g32" / "seed0" / "report.json"
     first = report.read_text()
-    report.unlink()  # as Snakemake does before a job
     capsys.readouterr()
     run.quantize("r2q-g32", "random_codes-g32")
     assert capsys.readouterr().out.count("kept") == 3
@@ -121,8 +120,8 @@ def test_a_recipe_that_fails_is_a_report_and_the_others_go_on(run: Run) -> None:
     run.quantize("r2q-g32", "full_precision")
     report = run.report("r2q-g32")
     assert report["status"] == "failed"
-    assert "model.layers.1.mlp.up_proj" in report["error"]
-    assert "not finite" in report["error"]
+    assert "model.layers.1.mlp.up_proj" in report["reason"]
+    assert "not finite" in report["reason"]
     assert report["bits_per_weight"] is None
     assert run.report("full_precision")["status"] == "ok"
 
@@ -144,7 +143,7 @@ def test_training_that_diverges_is_a_report_of_its_own_kind_and_tried_again(
         run.quantize("r2q-g32", "full_precision")
         report = run.report("r2q-g32")
         assert (report["status"], report["bits_per_weight"], report["hashes"]["weights"]) == ("diverged", None, None)
-        assert report["error"].startswith("diverged at step 4: loss nan")
+        assert report["reason"].startswith("step 4, loss nan")
         printed = capsys.readouterr().out
         assert "seed 0: DIVERGED: step 4, loss nan, gradient norm 2.0; the checkpoint of step 2 is kept\n" in printed
         assert run.report("full_precision")["status"] == "ok"

@@ -77,11 +77,13 @@ class Run:
         hashes = {"weights": f"weights-of-{model}-{recipe}-{seed}", "code": "c0de"}
         layers = [
             {"name": name, "shape": [128, 64], "mse": 1e-4 * (i + 1), "relative_error": error * (1 + i / 10),
-             "bits_per_weight": bits, "seconds": 0.01, "status": "ok", "clipped": i}
+             "bits_per_weight": bits, "seconds": 0.01, "status": "ok", "block": i // 2, "kind": name.split(".")[-1],
+             "notes": {"clipped": i}}
             for i, name in enumerate(LAYERS)
         ] if error else []  # fmt: skip
         report = {
-            "format_version": 1, "key": "k", "status": "ok", "error": None, "model": model, "family": "llama",
+            "format_version": 2, "key": "k", "status": "ok", "reason": "", "files": {}, "facts": {},
+            "model": model, "family": "llama",
             "recipe": recipe, "method": entry["method"], "granularity": entry.get("granularity"),
             "group_size": 64 if "granularity" in entry else None, "bits": 2, "seed": seed, "options": {},
             "bits_per_weight": bits, "quantized_weights": 10, "total_parameters": 20, "file_bytes": size,
@@ -95,11 +97,12 @@ class Run:
             perplexity_score(ppl),
         ]
         evaluation = {
-            "format_version": 1, "key": "k", "status": "ok", "error": None, "scores": scores, "seconds": 7.0,
+            "format_version": 2, "key": "k", "status": "ok", "reason": "", "files": {}, "scores": scores,
+            "seconds": 7.0,
             "task_seconds": {"mini_text": 1.25, "mini_facts": 2.0, "mini_who": 0.5}, "peak_mib": 300.0, "device": "cpu",
             "dtype": "bfloat16", "batch_size": 64, "add_bos": None, "seeds": {"random": 0},
             "versions": {"torch": "2.13.0", "lm_eval": "0.4.13"}, "hashes": {**hashes, "tasks": "7a5c"},
-            "raw": "lm_eval.json",
+            "truncated": {},
         }  # fmt: skip
         write(self.folder(model, recipe, seed) / "report.json", report)
         write(self.folder(model, recipe, seed) / "evaluation.json", evaluation)
@@ -111,7 +114,7 @@ class Run:
     def fail(self, model: str, recipe: str, reason: str, seed: int = 0, status: str = "failed") -> None:
         """A unit whose quantization failed, or whose training diverged: a report without numbers and nothing else."""
         numbers = ("bits_per_weight", "quantized_weights", "total_parameters", "file_bytes", "formula_bytes")
-        self.change(model, recipe, "report.json", seed, status=status, error=reason, layers=[], hashes={},
+        self.change(model, recipe, "report.json", seed, status=status, reason=reason, layers=[], hashes={},
                     **dict.fromkeys(numbers))  # fmt: skip
         (self.folder(model, recipe, seed) / "evaluation.json").unlink()
 

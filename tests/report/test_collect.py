@@ -11,7 +11,7 @@ from r2q.report.scores import read_scores
 
 HEADER = (
     "run,model,family,recipe,method,granularity,group_size,bits_per_weight,file_bytes,seed,task,metric,value,stderr,n,"
-    "chance,majority,higher_is_better,in_table,status,seconds,peak_mib,provenance"
+    "chance,majority,higher_is_better,in_table,status,seconds,peak_mib,provenance,reason"
 )
 
 
@@ -60,24 +60,25 @@ def test_floats_survive_and_bytes_are_stable(run):
 
 def test_failed_units_are_rows(run):
     run.fail("mini-opt", "rtn-g64", "layer fc1: group size 64 does not divide 100")
-    run.change("mini-opt", "r2q-g64", "evaluation.json", status="failed", error="out of\n memory", scores=[])
+    run.change("mini-opt", "r2q-g64", "evaluation.json", status="failed", reason="out of memory", scores=[])
     rows = collected(run)
     quantize = rows[(rows["model"] == "mini-opt") & (rows["recipe"] == "rtn-g64")]
-    assert list(quantize["status"]) == ["failed: layer fc1: group size 64 does not divide 100"]
+    assert list(quantize["status"]) == ["failed"]
+    assert list(quantize["reason"]) == ["layer fc1: group size 64 does not divide 100"]
     assert quantize[["value", "bits_per_weight", "file_bytes", "n"]].isna().all().all()
     assert (quantize["task"].iloc[0], quantize["metric"].iloc[0]) == ("", "")
     evaluate = rows[(rows["model"] == "mini-opt") & (rows["recipe"] == "r2q-g64")]
-    assert list(evaluate["status"]) == ["failed: out of memory"]
+    assert list(zip(evaluate["status"], evaluate["reason"], strict=True)) == [("failed", "out of memory")]
     assert list(evaluate["bits_per_weight"]) == [2.5]  # the file is there
     assert len(rows) == 2 * 4 * 4 - 2 * 3
 
 
 def test_a_unit_that_diverged_is_a_row_of_its_own_kind(run):
-    reason = "diverged at step 4: loss nan,\n gradient norm 2.0; the checkpoint: of step 2"
+    reason = "step 4, loss nan, gradient norm 2.0; the checkpoint: of step 2"
     run.fail("mini-opt", "rtn-g64", reason, status="diverged")
     rows = collected(run)
     row = rows[(rows["model"] == "mini-opt") & (rows["recipe"] == "rtn-g64")]
-    assert list(row["status"]) == ["diverged: step 4, loss nan, gradient norm 2.0; the checkpoint: of step 2"]
+    assert list(zip(row["status"], row["reason"], strict=True)) == [("diverged", reason)]
     assert row[["value", "bits_per_weight", "file_bytes", "n"]].isna().all().all()
     assert len(rows) == 2 * 4 * 4 - 3
 
@@ -89,7 +90,9 @@ def test_a_score_without_value_says_so(run):
     run.change("mini-llama", "rtn-g64", "evaluation.json", scores=scores)
     rows = collected(run)
     row = rows[rows["value"].isna()]
-    assert list(zip(row["task"], row["status"], strict=True)) == [("mini_who", "failed: no finite value")]
+    assert list(zip(row["task"], row["status"], row["reason"], strict=True)) == [
+        ("mini_who", "failed", "no finite value")
+    ]
 
 
 def test_several_seeds(make_run):
@@ -123,15 +126,21 @@ def test_evaluation_of_other_weights_is_refused(run):
 
 def test_a_folder_with_another_unit_is_refused(run):
     run.change("mini-opt", "rtn-g64", "report.json", recipe="r2q-g64")
-    with pytest.raises(ValueError, match=r"report\.json is of \('mini-opt', 'r2q-g64', 0\), not of"):
+    with pytest.raises(ValueError, match=r"report\.json is of mini-opt/r2q-g64/seed0, not of mini-opt/rtn-g64/seed0"):
         collect(run.config_path, run.results)
 
 
 def test_layers(run):
     collect(run.config_path, run.results)
     lines = (run.results / "layers.csv").read_text().splitlines()
-    assert lines[0] == "run,model,recipe,seed,layer,shape,mse,relative_error,bits_per_weight,seconds,status,clipped"
-    assert lines[1] == "demo,mini-llama,r2q-g64,0,model.layers.0.self_attn.q_proj,128x64,0.0001,0.125,2.5,0.01,ok,0"
+    assert (
+        lines[0]
+        == "run,model,recipe,seed,layer,shape,mse,relative_error,bits_per_weight,seconds,status,block,kind,clipped"
+    )
+    assert (
+        lines[1]
+        == "demo,mini-llama,r2q-g64,0,model.layers.0.self_attn.q_proj,128x64,0.0001,0.125,2.5,0.01,ok,0,q_proj,0"
+    )
     assert len(lines) == 1 + 2 * 3 * 3  # full precision has none
 
 

@@ -62,6 +62,7 @@ def test_small_difference_is_not_flagged(two, capsys):
 def test_score_without_stderr_has_no_z(two, capsys):
     for run in two:
         collect(run.config_path, run.results)
+        (run.results / "collected.sha256").unlink()
     for run, value in zip(two, ("10.0", "11.0"), strict=True):
         path = run.results / "scores.csv"
         path.write_text(
@@ -102,6 +103,7 @@ def test_without_provenance_it_says_so(two, capsys):
 
 def test_missing_file_and_column(two, tmp_path):
     collect(two[0].config_path, two[0].results)
+    (two[0].results / "collected.sha256").unlink()
     scores = two[0].results / "scores.csv"
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.csv"):
         compare(scores, tmp_path / "nowhere.csv")
@@ -112,6 +114,7 @@ def test_missing_file_and_column(two, tmp_path):
 
 def test_a_number_given_twice_is_refused(two):
     collect(two[0].config_path, two[0].results)
+    (two[0].results / "collected.sha256").unlink()
     scores = two[0].results / "scores.csv"
     scores.write_text(scores.read_text() + scores.read_text().splitlines()[1] + "\n")
     with pytest.raises(

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from r2q.records import LayerRow, Point, columns, read_csv, write_csv
 from r2q.report import figure, lattice, weight_error
 from r2q.report.collect import collect
-from r2q.report.scores import read_csv, write_csv
 from r2q.report.style import recipe_mark, style
 
 LEVELS = {"rtn-g8": [-0.1, 0.0, 0.1, 0.2], "r2q-g8": [-0.15, 0.05, -0.05, 0.15]}  # in the order of the codes
@@ -49,7 +49,7 @@ def layers_csv(run):
 
 def test_lattice_draws_the_csv(lattice_csv):
     with style():
-        drawn = lattice.draw(read_csv(lattice_csv, lattice.COLUMNS))
+        drawn = lattice.draw(read_csv(lattice_csv, Point))
     stairs = [axes for axes in drawn.axes if axes.get_title(loc="left")]
     assert [axes.get_title(loc="left").strip() for axes in stairs] == list(LEVELS)
     for axes, (recipe, levels) in zip(stairs, LEVELS.items(), strict=True):
@@ -65,7 +65,7 @@ def test_lattice_draws_the_csv(lattice_csv):
 
 
 def test_lattice_shows_an_empty_level(lattice_csv):
-    frame = read_csv(lattice_csv, lattice.COLUMNS)
+    frame = read_csv(lattice_csv, Point)
     frame["level_3"] = frame["level_3"].where(frame["recipe"] != "rtn-g8", 0.9)
     keep = frame[(frame["recipe"] == "rtn-g8") & (frame["weight"] < 0.2)]
     with style():
@@ -83,13 +83,13 @@ def test_lattice_refuses_weights_off_their_levels(lattice_csv, tmp_path):
 
 def test_weight_error_draws_the_csv(layers_csv, tmp_path):
     figure.weight_error(layers_csv, tmp_path / "weight_error")
-    data = read_csv(tmp_path / "weight_error.csv", weight_error.DATA_COLUMNS)
+    data = pd.read_csv(tmp_path / "weight_error.csv")
     first = data[(data["model"] == "mini-opt") & (data["recipe"] == "rtn-g64")]
     assert list(first["kind"]) == ["q_proj", "q_proj", "down_proj"]  # by kind, then by depth
     assert list(first["block"].astype(int)) == [0, 1, 0]
     assert list(first["relative_error"]) == pytest.approx([0.25, 0.3, 0.275])
     with style():
-        drawn = weight_error.draw(weight_error.prepare(read_csv(layers_csv, weight_error.LAYER_COLUMNS)))
+        drawn = weight_error.draw(weight_error.prepare(read_csv(layers_csv, LayerRow)))
     maps = [axes for axes in drawn.axes if axes.get_title(loc="left").startswith("mini-")]
     assert [axes.get_title(loc="left") for axes in maps] == ["mini-llama", "mini-opt"]
     labels = [label.get_text() for label in maps[1].get_yticklabels()]
@@ -104,7 +104,7 @@ def test_weight_error_draws_the_csv(layers_csv, tmp_path):
 
 
 def test_missing_layer_is_crossed_out(layers_csv):
-    frame = weight_error.prepare(read_csv(layers_csv, weight_error.LAYER_COLUMNS))
+    frame = weight_error.prepare(read_csv(layers_csv, LayerRow))
     gone = (frame["model"] == "mini-llama") & (frame["recipe"] == "rtn-g64") & (frame["block"] == 1)
     with style():
         whole, holed = weight_error.draw(frame), weight_error.draw(frame[~gone])
@@ -112,7 +112,7 @@ def test_missing_layer_is_crossed_out(layers_csv):
 
 
 def test_bits_are_per_weight_not_per_layer(layers_csv):
-    frame = read_csv(layers_csv, weight_error.LAYER_COLUMNS)
+    frame = read_csv(layers_csv, LayerRow)
     wide = frame["layer"] == "model.layers.0.mlp.down_proj"
     frame.loc[wide, ["shape", "bits_per_weight"]] = ["128x256", 2.0]  # as many weights as four of the other two
     with style():
@@ -121,7 +121,7 @@ def test_bits_are_per_weight_not_per_layer(layers_csv):
 
 
 def test_seeds_are_averaged(layers_csv):
-    frame = read_csv(layers_csv, weight_error.LAYER_COLUMNS)
+    frame = read_csv(layers_csv, LayerRow)
     again = frame.assign(seed=1, relative_error=frame["relative_error"] * 3)
     both = weight_error.prepare(pd.concat([frame, again]))
     assert set(both["seeds"]) == {2}
@@ -180,7 +180,7 @@ def test_recipes_keep_their_marks():
 
 
 def test_no_layers_is_an_error(tmp_path):
-    write_csv(tmp_path / "layers.csv", weight_error.LAYER_COLUMNS, [])
+    write_csv(tmp_path / "layers.csv", columns(LayerRow), [])
     with pytest.raises(ValueError, match=r"layers\.csv has no layers"):
         figure.weight_error(tmp_path / "layers.csv", tmp_path / "x")
     assert not (tmp_path / "x.csv").exists()

@@ -23,7 +23,7 @@ RECIPES = {
 def units(tmp_path_factory):
     """A folder with the packed units of the two recipes that the figure must choose, and a writer of configs."""
     from r2q.config import parse
-    from r2q.quantize import quantize
+    from tests.units import quantize
 
     root = tmp_path_factory.mktemp("units")
 

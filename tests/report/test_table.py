@@ -8,9 +8,10 @@ import re
 import pandas as pd
 import pytest
 
+from r2q.records import Score, columns
 from r2q.report.collect import collect
 from r2q.report.render import terminal
-from r2q.report.scores import COLUMNS, read_scores
+from r2q.report.scores import read_scores
 from r2q.report.summary import AVERAGE, Column, by_size, show, summarize
 from r2q.report.table import table
 
@@ -19,14 +20,14 @@ def frame(rows):
     """Scores from short rows: recipe, bits, seed, task, value and changes; one model, four-choice items."""
     records = []
     for recipe, bits, seed, task, value, changes in rows:
-        record = dict.fromkeys(COLUMNS) | {
+        record = dict.fromkeys(columns(Score)) | {
             "run": "r", "model": "m", "family": "f", "recipe": recipe, "method": recipe.partition("-")[0],
             "bits_per_weight": bits, "file_bytes": 1000.0 * bits, "seed": seed, "task": task, "metric": "acc",
             "value": value, "stderr": 0.02, "n": 400, "chance": 0.25, "majority": 0.25, "higher_is_better": True,
-            "in_table": True, "status": "ok",
+            "in_table": True, "status": "ok", "reason": "",
         }  # fmt: skip
         records.append(record | changes)
-    return pd.DataFrame(records, columns=COLUMNS)
+    return pd.DataFrame(records, columns=columns(Score))
 
 
 PPL = {"metric": "token_ppl_128", "higher_is_better": False, "chance": None, "majority": None}
@@ -135,7 +136,15 @@ def test_several_seeds_are_mean_and_sd():
 
 
 def test_one_failed_seed_leaves_the_others():
-    failed = {"status": "failed: NaN", "value": None, "in_table": None, "metric": "", "chance": None, "majority": None}
+    failed = {
+        "status": "failed",
+        "reason": "NaN",
+        "value": None,
+        "in_table": None,
+        "metric": "",
+        "chance": None,
+        "majority": None,
+    }
     scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
     row = rows_of(summarize(scores))["rtn"]
     assert (row.seeds, row.failures, row.failed) == (1, (("failed", "seed 1: NaN"),), False)
@@ -151,7 +160,8 @@ def test_one_failed_seed_leaves_the_others():
 )
 def test_a_recipe_without_values_says_what_each_seed_did(first, second, status, reasons):
     lost = {"in_table": None, "metric": "", "chance": None, "majority": None}
-    rows = [("rtn", 2.0, seed, "", None, lost | {"status": text}) for seed, text in enumerate((first, second))]
+    rows = [("rtn", 2.0, seed, "", None, lost | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
+            for seed, text in enumerate((first, second))]  # fmt: skip
     summary = summarize(frame([("r2q", 2.5, 0, "a", 0.9, {}), ("r2q", 2.5, 1, "a", 0.9, {}), *rows]))
     row = rows_of(summary)["rtn"]
     assert (row.failed, row.status, row.reasons) == (True, status, reasons)
@@ -186,7 +196,7 @@ def test_failed_recipe_is_a_row(tables):
 
 
 def test_a_recipe_that_diverged_is_a_row(run, tmp_path, capsys):
-    run.fail("mini-opt", "r2q-g64", "diverged at step 4: loss nan, gradient norm 2.0", status="diverged")
+    run.fail("mini-opt", "r2q-g64", "step 4, loss nan, gradient norm 2.0", status="diverged")
     collect(run.config_path, run.results)
     table(run.results / "scores.csv", tmp_path, show=True)
     texts = {kind: (tmp_path / f"main.{kind}").read_text() for kind in ("csv", "md", "tex")}
@@ -291,5 +301,6 @@ def test_missing_column_is_named(run, tmp_path):
     collect(run.config_path, run.results)
     path = run.results / "scores.csv"
     path.write_text(path.read_text().replace(",chance,", ",luck,", 1))
+    (run.results / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"scores\.csv has no column chance; it has run, model"):
         table(path, tmp_path)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from r2q.records import Score, columns, write_csv
 from r2q.report.measures import Key, Unit
-from r2q.report.scores import COLUMNS, write_csv
 from r2q.training.state import DRIFT_COLUMNS, GRADIENT_COLUMNS, STEP_COLUMNS
 
 GRANULARITIES = ("g64", "channel")
@@ -41,11 +41,11 @@ def trained_run(folder: Path) -> Path:
             for seed in seeds:
                 write_unit(folder / model / name / f"seed{seed}", quantizer, granularity, 1 + 0.01 * seed)
                 value = {"r2q": 0.75, "rtn": 0.5}[quantizer] - (0.25 if granularity == "channel" else 0.0)
-                row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"run": "test", "model": model, "recipe": name}
+                row: dict[str, Any] = dict.fromkeys(columns(Score)) | {"run": "test", "model": model, "recipe": name}
                 row |= {"seed": seed, "task": "task", "metric": "acc", "value": value + 0.01 * seed, "stderr": 0.03}
                 row |= {"higher_is_better": True, "in_table": True, "status": "ok", "granularity": granularity}
                 scores.append(row | {"method": "bitdistiller"})
-    write_csv(folder / "scores.csv", COLUMNS, scores)
+    write_csv(folder / "scores.csv", columns(Score), scores)
     return folder
 
 
@@ -89,8 +89,8 @@ def diverge(results: Path, model: str, recipe: str, seed: int = 0, steps: int = 
     for row in rows:
         if (row["model"], row["recipe"], row["seed"]) == (model, recipe, str(seed)):
             row |= {"task": "", "metric": "", "value": "", "stderr": "", "in_table": "", "higher_is_better": ""}
-            row["status"] = f"diverged: step {steps + 1}, loss nan"
-    write_csv(results / "scores.csv", COLUMNS, rows)
+            row |= {"status": "diverged", "reason": f"step {steps + 1}, loss nan"}
+    write_csv(results / "scores.csv", columns(Score), rows)
 
 
 def unit(quantizer: str, value: float, model: str = "m", seed: int = 0, **changes: Any) -> Unit:

@@ -2,26 +2,26 @@
 rule world:
     input:
         expand(
-            "mini/models/{model}/{file}",
+            "{root}/mini/models/{model}/{file}",
+            root=ROOT,
             model=MINI_MODELS,
             file=["model.safetensors", "tokenizer.json", "provenance.json"],
         ),
     output:
         WORLD_FILES,
     log:
-        log_of("world"),
-    benchmark:
-        benchmark_of("world")
+        f"{RESULTS}/logs/world.log",
     params:
         source=source_hash(["mini/world.py"]),
         out=folder_of_output,
+        models=f"{ROOT}/mini/models",
     message:
         "world: write the text and the tasks of the embedded models"
     shell:
         r"""
         python -m mini.world \
             --out {params.out:q} \
-            --models mini/models \
+            --models {params.models:q} \
             2>&1 | tee {log:q}
         """
 
@@ -32,9 +32,7 @@ rule pretrain:
     output:
         directory("results/prepared/pretrained"),
     log:
-        log_of("pretrain"),
-    benchmark:
-        benchmark_of("pretrain")
+        f"{RESULTS}/logs/pretrain.log",
     resources:
         gpu=GPU,
     params:
@@ -49,41 +47,26 @@ rule pretrain:
         """
 
 
-# A job per model, so that a new model leaves the others alone. Its recipes are no part of `asked`: those that come later
-# are held against what this job found, when Snakemake reads the config (`check_before_work` above).
-for MODEL in CONFIG.models:
-
-    rule:
-        name:
-            rule_name("prepare", MODEL)
-        input:
-            model_files(MODEL),
-        output:
-            prepared_file(MODEL),
-        log:
-            log_of("prepare", MODEL),
-        benchmark:
-            benchmark_of("prepare", MODEL)
-        priority: 10
-        params:
-            asked=asked(path=CONFIG.models[MODEL].path, revision=CONFIG.models[MODEL].revision),
-            source=source_hash(["r2q/prepare.py", "r2q/models/targets.py"]),
-            config=RUN_CONFIG,
-            model=MODEL,
-        message:
-            f"prepare {MODEL}"
-        shell:
-            r"""
-            python -m r2q prepare \
-                --config {params.config:q} \
-                --model {params.model:q} \
-                --out {output:q} \
-                --log {log:q}
-            """
-
-
+# Its recipes are no part of `asked`: those that come later are held against what this job found, when Snakemake reads
+# the config.
 rule prepare:
     input:
-        [prepared_file(model) for model in CONFIG.models],
+        model=PLAN.model_files,
+        none=stale_outputs,
+    output:
+        f"{RESULTS}/{{model}}/prepared.json",
+    log:
+        f"{RESULTS}/logs/prepare-{{model}}.log",
+    priority: 10
+    params:
+        asked=PLAN.asked_prepare,
     message:
-        "prepare: done"
+        "prepare {wildcards.model}"
+    shell:
+        r"""
+        python -m r2q prepare \
+            --config {RUN_CONFIG:q} \
+            --model {wildcards.model:q} \
+            --out {output:q} \
+            --log {log:q}
+        """

@@ -1,33 +1,30 @@
 # Scores, tables and figures: from here on nothing imports torch, but for the one figure that looks into the weights.
-TABLES = expand("{folder}/tables/main.{ending}", folder=RESULTS, ending=["csv", "md", "tex"])
+TABLES = multiext(f"{RESULTS}/tables/main", ".csv", ".md", ".tex")
 DRAWN = ["lattice"] * (CONFIG.lattice_units() is not None) + ["weight_error"] * CONFIG.quantizes()
-FIGURES = expand("{folder}/{figure}.{ending}", folder=FIGURE_FOLDER, figure=DRAWN, ending=["png", "svg", "csv"])
+FIGURE_FILES = expand("{folder}/{figure}.{ending}", folder=FIGURES, figure=DRAWN, ending=["png", "svg", "csv"])
 
 
 rule collect:
     input:
-        reports=all_unit_files("report.json"),
-        evaluations=all_unit_files("evaluation.json"),
+        reports=PLAN.files("report.json"),
+        evaluations=PLAN.files("evaluation.json"),
     output:
         scores=f"{RESULTS}/scores.csv",
         layers=f"{RESULTS}/layers.csv",
         provenance=f"{RESULTS}/provenance.json",
+        sha256=f"{RESULTS}/collected.sha256",
     log:
-        log_of("collect"),
-    benchmark:
-        benchmark_of("collect")
+        f"{RESULTS}/logs/collect.log",
     params:
-        asked=asked(config={k: v for k, v in CONFIG.resolved().items() if k != "figures"}),
-        source=source_hash(["r2q/report", "r2q/status.py"]),
-        config=RUN_CONFIG,
-        results=folder_of_output,
+        asked=PLAN.asked_collect,
+        out=folder_of_output,
     message:
         "collect: gather all scores into {output.scores}"
     shell:
         r"""
         python -m r2q collect \
-            --config {params.config:q} \
-            --results {params.results:q} \
+            --config {RUN_CONFIG:q} \
+            --out {params.out:q} \
             --log {log:q}
         """
 
@@ -39,11 +36,9 @@ rule table:
         report(TABLES[0], caption="../report/main.rst", category="Tables"),
         TABLES[1:],
     log:
-        log_of("table"),
-    benchmark:
-        benchmark_of("table")
+        f"{RESULTS}/logs/table.log",
     params:
-        source=source_hash(["r2q/report", "r2q/status.py"]),
+        code=PLAN.asked_report,
         out=folder_of_output,
     message:
         "table: write {output[1]}"
@@ -58,28 +53,24 @@ rule table:
 
 rule figure_lattice:
     input:
-        all_unit_files("report.json"),
+        reports=PLAN.files("report.json"),
     output:
-        report(f"{FIGURE_FOLDER}/lattice.png", caption="../report/lattice.rst", category="Figures"),
-        f"{FIGURE_FOLDER}/lattice.svg",
-        f"{FIGURE_FOLDER}/lattice.csv",
+        report(f"{FIGURES}/lattice.png", caption="../report/lattice.rst", category="Figures"),
+        f"{FIGURES}/lattice.svg",
+        f"{FIGURES}/lattice.csv",
     log:
-        log_of("figure_lattice"),
-    benchmark:
-        benchmark_of("figure_lattice")
+        f"{RESULTS}/logs/figure_lattice.log",
     priority: -1
     params:
-        asked=asked(figure=CONFIG.figures.lattice.model_dump(), recipes=recipe_entries(CONFIG.recipes)),
-        source=source_hash(["r2q/report", "r2q/models", "r2q/quantization"]),
-        config=RUN_CONFIG,
-        results=run_folder,
+        asked=PLAN.asked_figure_lattice,
+        results=RESULTS,
         out=stem_of_output,
     message:
         "figure lattice: where the weights of one group map"
     shell:
         r"""
-        python -m r2q figure lattice \
-            --config {params.config:q} \
+        python -m r2q figure-lattice \
+            --config {RUN_CONFIG:q} \
             --results {params.results:q} \
             --out {params.out:q} \
             --log {log:q}
@@ -90,22 +81,124 @@ rule figure_weight_error:
     input:
         rules.collect.output.layers,
     output:
-        report(f"{FIGURE_FOLDER}/weight_error.png", caption="../report/weight_error.rst", category="Figures"),
-        f"{FIGURE_FOLDER}/weight_error.svg",
-        f"{FIGURE_FOLDER}/weight_error.csv",
+        report(f"{FIGURES}/weight_error.png", caption="../report/weight_error.rst", category="Figures"),
+        f"{FIGURES}/weight_error.svg",
+        f"{FIGURES}/weight_error.csv",
     log:
-        log_of("figure_weight_error"),
-    benchmark:
-        benchmark_of("figure_weight_error")
+        f"{RESULTS}/logs/figure_weight_error.log",
     params:
-        source=source_hash(["r2q/report"]),
+        code=PLAN.asked_report,
         out=stem_of_output,
     message:
         "figure weight_error: relative weight error by layer and recipe"
     shell:
         r"""
-        python -m r2q figure weight_error \
+        python -m r2q figure-weight-error \
             --layers {input:q} \
             --out {params.out:q} \
             --log {log:q}
         """
+
+
+# What training has to show: nothing of it is asked for where no recipe trains.
+TRAINING_FIGURES = [
+    f"{FIGURES}/{name}.{ending}" for name in ("training", "drift") for ending in ("png", "svg", "csv")
+]
+CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"]
+
+
+rule collect_training:
+    input:
+        reports=PLAN.files("report.json", units=PLAN.trained),
+    output:
+        steps=f"{RESULTS}/training.csv",
+        gradients=f"{RESULTS}/gradients.csv",
+        drift=f"{RESULTS}/drift.csv",
+        sha256=f"{RESULTS}/trained.sha256",
+    log:
+        f"{RESULTS}/logs/collect_training.log",
+    params:
+        asked=PLAN.asked_collect_training,
+        out=folder_of_output,
+    message:
+        "collect-training: gather the records of training"
+    shell:
+        r"""
+        python -m r2q collect-training \
+            --config {RUN_CONFIG:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule figure_training:
+    input:
+        rules.collect_training.output.steps,
+    output:
+        report(TRAINING_FIGURES[0], caption="../report/training.rst", category="Figures"),
+        TRAINING_FIGURES[1:3],
+    log:
+        f"{RESULTS}/logs/figure_training.log",
+    params:
+        code=PLAN.asked_report,
+        out=stem_of_output,
+    message:
+        "figure training: gradient norm and loss by step"
+    shell:
+        r"""
+        python -m r2q figure-training \
+            --steps {input:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule figure_drift:
+    input:
+        rules.collect_training.output.drift,
+    output:
+        report(TRAINING_FIGURES[3], caption="../report/drift.rst", category="Figures"),
+        TRAINING_FIGURES[4:],
+    log:
+        f"{RESULTS}/logs/figure_drift.log",
+    params:
+        code=PLAN.asked_report,
+        out=stem_of_output,
+    message:
+        "figure drift: distance to full precision before and after training"
+    shell:
+        r"""
+        python -m r2q figure-drift \
+            --layers {input:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+rule claims:
+    input:
+        steps=rules.collect_training.output.steps,
+        drift=rules.collect_training.output.drift,
+        scores=f"{RESULTS}/scores.csv",
+    output:
+        report(CLAIMS[0], caption="../report/claims.rst", category="Tables"),
+        CLAIMS[1:],
+    log:
+        f"{RESULTS}/logs/claims.log",
+    params:
+        code=PLAN.asked_report,
+        out=stem_of_output,
+    message:
+        "claims: hold the claims about training against the numbers"
+    shell:
+        r"""
+        python -m r2q claims \
+            --steps {input.steps:q} \
+            --drift {input.drift:q} \
+            --scores {input.scores:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
+TRAINING = [*rules.collect_training.output, *TRAINING_FIGURES, *CLAIMS] if TRAINED else []

@@ -1,0 +1,96 @@
+"""Looked at before the first job: what cannot work, and what is there but has to be made again.
+
+Snakemake asks whether a unit's report.json and evaluation.json are there and newer than what they depend on. They
+stand for a whole folder, whose other files differ from model to model: the report lists them. What is missing or cut
+off, and what failed for a reason outside of the run (a file, memory), is therefore found here, and asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from r2q.plan import Plan, model_files
+from r2q.prepare import FACTS, engine_problems, missing_paths, read_prepared, recipe_problems, task_problems
+from r2q.records import OK, Damaged, Evaluation, Report, check_signature, missing_files, read_json
+
+
+def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
+    """One sentence for everything that can be known before any work: paths, tasks, recipes that a model cannot have.
+
+    Args:
+        plan: of the run.
+        made_tasks: tasks that a rule writes.
+    """
+    config, there = plan.config, plan.config
+    if not all(Path(files[0]).is_file() for files in plan.made.values()):  # what the rule will write is known
+        texts = {name: text for name, text in config.perplexity.items() if not plan.is_made(text.path)}
+        there = config.model_copy(
+            update={
+                "tasks": {name: task for name, task in config.tasks.items() if name not in made_tasks},
+                "task_include": [path for path in config.task_include if not plan.is_made(path)],
+                "perplexity": texts,
+                "calibration": None,
+                "training": None,
+            }
+        )
+    found = missing_paths(there) or task_problems(there)
+    # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
+    rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
+    found += engine_problems(config, rows)
+    for model in config.models:
+        found += _of_model(plan, model)
+    return found
+
+
+def _of_model(plan: Plan, model: str) -> list[str]:
+    """Recipes that a model cannot have, by what `prepare` found of it; nothing where that is older than the model."""
+    path, entry = Path(plan.results, model, "prepared.json"), plan.config.models[model]
+    times = [Path(file).stat().st_mtime for file in model_files(entry)]
+    if not path.is_file() or path.stat().st_mtime < max(times, default=0):
+        return []
+    try:
+        facts = read_prepared(path, model, FACTS)
+    except Damaged:  # made again
+        return []
+    same = [facts["path"], facts["revision"]] == [entry.path, entry.revision]
+    return recipe_problems(plan.config, model, facts) if same else []
+
+
+def stale(plan: Plan) -> dict[str, str]:
+    """Outputs that are there and have to be made again, each with the reason."""
+    found = dict(_stale_units(plan))
+    for model in plan.config.models:
+        found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
+    for name in ("scores.csv", "layers.csv", "provenance.json", "training.csv", "gradients.csv", "drift.csv"):
+        found |= _damage(f"{plan.results}/{name}", check_signature)
+    return found
+
+
+def _damage(path: str, read: Any) -> dict[str, str]:
+    try:
+        if Path(path).is_file():
+            read(path)
+    except Damaged as error:
+        return {path: str(error)}
+    return {}
+
+
+def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
+    for unit in plan.units:
+        folder = Path(plan.results, unit.path)
+        kinds: dict[str, type[Report] | type[Evaluation]] = {"report.json": Report, "evaluation.json": Evaluation}
+        for name, kind in kinds.items():
+            if not (folder / name).is_file():
+                continue
+            try:
+                record = read_json(folder / name, kind)
+            except Damaged as error:
+                yield str(folder / name), str(error)
+                continue
+            files = missing_files(folder, record.files)
+            if record.retry:
+                yield str(folder / name), f"{folder}: {record.status} before ({record.reason}); tried again"
+            elif record.status == OK and files:
+                yield str(folder / name), f"{folder}: {', '.join(files)} missing or cut off; made again"

@@ -1,0 +1,136 @@
+"""What Snakemake has to be told besides rules: the config checked at once, and what to make again."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
+
+from r2q import config as configuration
+from r2q import server
+from r2q.config import Config
+from r2q.kept import ROOT, busy, held, write_atomic
+from r2q.plan import Plan
+
+
+def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
+    """The config with all its problems found at once, and what it was read from, for messages.
+
+    What is given with --config counts, too; but not where this workflow is a module: that is the other one's.
+    """
+    source, files = "the config of the module", []
+    if not is_module(workflow):
+        files = [os.path.relpath(path) for path in workflow.configfiles]
+        given = dict(workflow.config_settings.config)
+        update_config(config, _typed(given))
+        source = " + ".join(files + (["--config"] if given else [])) or "config"
+    try:
+        for path in files:
+            configuration.read_yaml(path)  # a key that stands twice is silent in Snakemake's own reading
+        return configuration.parse(_found_from_here(config), source=source), source
+    except configuration.ConfigError as error:
+        raise WorkflowError(f"the config is not valid\n{error}") from None
+
+
+def is_module(workflow: Any) -> bool:
+    """Whether this workflow is read as a module of another one."""
+    return workflow.modifier.parent_modifier is not None
+
+
+def write_config(config: Config, path: str) -> None:
+    """Write the config of the run, which all jobs read; kept untouched while it stays the same."""
+    text = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+    if not Path(path).is_file() or Path(path).read_text(errors="replace") != text:
+        write_atomic(path, text)
+
+
+def _typed(value: Any) -> Any:
+    """Values of --config as YAML means them: Snakemake leaves numbers inside of braces as text."""
+    if isinstance(value, dict):
+        return {key: _typed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_typed(part) for part in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def _found_from_here(config: dict[str, Any]) -> dict[str, Any]:
+    """The models that come with this repository, also in another working folder than the repository's."""
+    models = config.get("models")
+    for entry in models.values() if isinstance(models, dict) else []:
+        path = entry.get("path") if isinstance(entry, dict) else None
+        if isinstance(path, str) and path.startswith("mini/") and not Path(path).exists() and (ROOT / path).exists():
+            entry["path"] = str(ROOT / path)
+    return config
+
+
+def stop_with(source: str, problems: Iterable[str]) -> None:
+    """Stop before the first job where there are problems."""
+    text = "\n".join(f"{source}: {problem}" for problem in problems)
+    if text:
+        raise WorkflowError(text)
+
+
+def again(workflow: Any, stale: Mapping[str, str]) -> None:
+    """Have outputs made again, as --forcerun would, and say why; to be called while jobs are looked for.
+
+    Snakemake has no way to state that an output is there and no good. This set is what --forcerun fills.
+    """
+    if not stale.keys() <= workflow.dag.forcefiles:
+        workflow.dag.forcefiles.update(stale)
+        print("\n".join(dict.fromkeys(stale.values())), file=sys.stderr)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A wildcard's constraint: one of these names, of which there may be none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def run_alone(plan: Plan) -> ExitStack:
+    """Be the only Snakemake at work on a run, and have a server for its jobs, for as long as this process lives.
+
+    The profiles switch Snakemake's own lock off: it outlives a kill -9, and then asks for --unlock.
+
+    Raises:
+        WorkflowError: another Snakemake is at work, or jobs of one that was killed.
+    """
+    at_work, holds = busy(plan.results), ExitStack()
+    if at_work:
+        jobs = "; ".join(f"process {pid} on {path}" for path, pid in at_work.items())
+        raise WorkflowError(
+            f"another snakemake is at work on {plan.results}, or jobs of one that was killed; wait for it, or stop it "
+            f"first: {jobs}"
+        )
+    holds.enter_context(held(f"{plan.results}/snakemake"))
+    server.start(plan.config.limits.threads)
+    return holds
+
+
+def print_results(plan: Plan) -> None:
+    """What a finished run has to show, on the terminal."""
+    from r2q.report.render import terminal
+    from r2q.report.scores import read_scores
+    from r2q.report.summary import summarize
+
+    results = plan.results
+    if not Path(results, "scores.csv").is_file():  # only a part of the run was asked for
+        return
+    print(terminal(summarize(read_scores(Path(results, "scores.csv")))))
+    print(f"scores  {results}/scores.csv (one row per number), {results}/layers.csv, {results}/provenance.json")
+    print(f"tables  {results}/tables/main.md, main.csv, main.tex")
+    if plan.trained:
+        print(f"claims  {results}/tables/claims.md")
+    print(f"figures {plan.figures}/")
+
+
+def print_logs(plan: Plan) -> None:
+    """Where to look when a run stopped."""
+    print(f"\nThe run stopped. Each job's log, with warnings and tracebacks, is in {plan.results}/logs/;")
+    print("whatever was finished is kept, and the same command goes on from here.")

@@ -1,0 +1,15 @@
+"""The verbs: a file here is a verb of the command line, a function of the same name, and a rule of the workflow.
+
+The first line of a file's docstring is its help, the rest the epilog. The function's parameters are the arguments: the
+annotation is `Annotated[type, "METAVAR", "help"]`; what has no default is required, what stands before a `/` has no
+dashes. A verb gets paths and writes only below its `out`. Imports of torch stand inside of the function.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+Config = Annotated[Path, "YAML", "the run's config"]
+Prepared = Annotated[Path, "JSON", "what `prepare` wrote of the model"]
+Model = Annotated[str, "NAME", "a model of the config"]
+Results = Annotated[Path, "DIR", "results/<run>"]
+Stem = Annotated[Path, "STEM", "path without .png, .svg, .csv"]

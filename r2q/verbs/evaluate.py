@@ -1,0 +1,18 @@
+"""score a packed checkpoint, reading nothing but its folder
+
+r2q evaluate --config results/embedded/config.yaml --model mini-llama \\
+    --out results/embedded/mini-llama/r2q-g64/seed0
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from r2q.verbs import Config, Model
+
+HEAVY = True
+
+
+def evaluate(config: Config, model: Model, out: Annotated[Path, "DIR", "the unit's folder"]) -> None:
+    from r2q.evaluation.evaluate import evaluate
+
+    evaluate(config, model, out)

@@ -1,0 +1,50 @@
+# Everything but the rule `all`, which each Snakefile has to state itself.
+
+
+if not workflow.overwrite_configfiles:  # a config of the user's replaces the default, it is not merged into it
+
+    configfile: f"{workflow.current_basedir}/../../config/embedded.yaml"
+
+
+include: "common.smk"
+include: "prepare.smk"
+include: "quantize.smk"
+include: "evaluate.smk"
+include: "report.smk"
+
+
+report: "../report/workflow.rst"
+
+
+localrules:  # a second each: not worth a place in a cluster's queue
+    all,
+    collect,
+    table,
+    figure_weight_error,
+    collect_training,
+    figure_training,
+    figure_drift,
+    claims,
+
+
+# A unit's two records stand for its folder, see r2q/plan/checks.py.
+EVERYTHING = [
+    *PLAN.files("report.json", "evaluation.json", "lm_eval.json"),
+    *rules.collect.output,
+    *TABLES,
+    *FIGURE_FILES,
+    *TRAINING,
+]
+
+
+onstart:
+    RUNNING.append(run_alone(PLAN))
+    write_config(CONFIG, RUN_CONFIG)
+
+
+onsuccess:
+    print_results(PLAN)
+
+
+onerror:
+    print_logs(PLAN)
