@@ -224,10 +224,10 @@ def _over_seeds(a: pd.DataFrame, b: pd.DataFrame) -> tuple[statistics.Test, floa
 def _one_seed(a: pd.Series, b: pd.Series, change: float, side_a: Side, side_b: Side) -> tuple[statistics.Test, float]:
     """The strongest test that the numbers allow, and half the width of the difference's 95 % interval."""
     one, two = (side.items.of(row) for side, row in ((side_a, a), (side_b, b)))
-    if one is not None and two is not None and len(one) == len(two):
-        bootstrap, stderr = statistics.paired_bootstrap(one, two)
-        right_or_wrong = np.isin(np.concatenate([one, two]), (0, 1)).all()
-        return statistics.mcnemar(one, two) if right_or_wrong else bootstrap, statistics.Z * stderr
+    if one is not None and two is not None and one[0] == two[0]:  # the same was asked
+        bootstrap, stderr = statistics.paired_bootstrap(one[1], two[1])
+        right_or_wrong = np.isin(np.concatenate([one[1], two[1]]), (0, 1)).all()
+        return statistics.mcnemar(one[1], two[1]) if right_or_wrong else bootstrap, statistics.Z * stderr
     counts = [statistics.right_answers(row["value"], _count(row["n"])) for row in (a, b)]
     n = [_count(row["n"]) for row in (a, b)]
     if counts[0] is not None and counts[1] is not None and bool(a["higher_is_better"]):

@@ -41,10 +41,10 @@ class Items:
 
     values: Mapping[Key, tuple[str, str]]  # (asked, numbers as text)
 
-    def of(self, row: Mapping[Any, Any] | Any) -> np.ndarray | None:
-        """Numbers `[items]` behind a row of scores.csv; None where the run kept none."""
+    def of(self, row: Mapping[Any, Any] | Any) -> tuple[str, np.ndarray] | None:
+        """What was asked (a hash), and the numbers `[items]`, behind a row of scores.csv; None where none were kept."""
         found = self.values.get((row["model"], row["recipe"], int(row["seed"]), row["task"], row["metric"]))
-        return None if found is None else decode(found[1])
+        return None if found is None else (found[0], decode(found[1]))
 
 
 def read_items(path: str | Path) -> Items:
