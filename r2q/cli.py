@@ -55,7 +55,7 @@ def collect(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    from r2q.report.table import table
+    from r2q.report.tables import table
 
     table(args.scores, args.out, args.show)
 

@@ -88,6 +88,11 @@ def read_steps(path: str | Path) -> pd.DataFrame:
     return _numbers(read_csv(path, STEP_COLUMNS), STEP_NUMBERS)
 
 
+def read_gradients(path: str | Path) -> pd.DataFrame:
+    """A gathered gradients.csv with numbers as floats (see `read_csv` for errors)."""
+    return _numbers(read_csv(path, GRADIENT_COLUMNS), ["step", "gradient_norm"])
+
+
 def read_drift(path: str | Path) -> pd.DataFrame:
     """A gathered drift.csv with numbers as floats (see `read_csv` for errors)."""
     return _numbers(read_csv(path, DRIFT_COLUMNS), DRIFT_NUMBERS)

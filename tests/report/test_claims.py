@@ -11,7 +11,7 @@ import pytest
 
 from r2q.report import claims_page
 from r2q.report.claims import Claim, _rows, claims, judge, quantile, student
-from r2q.report.measures import measure, trained_units
+from r2q.report.claims.measures import measure, trained_units
 from r2q.report.scores import read_scores
 from r2q.report.training import gather_training, read_drift, read_steps
 from tests.report.trained import diverge, unit

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from r2q.report import figure, lattice, weight_error
+from r2q.report.figures import figure, lattice, layer_errors
 from r2q.report.collect import collect
 from r2q.report.scores import read_csv, write_csv
-from r2q.report.style import recipe_mark, style
+from r2q.report.figures.style import recipe_mark, style
 
 LEVELS = {"rtn-g8": [-0.1, 0.0, 0.1, 0.2], "r2q-g8": [-0.15, 0.05, -0.05, 0.15]}  # in the order of the codes
 WEIGHTS = [-0.14, -0.06, -0.01, 0.0, 0.02, 0.06, 0.11, 0.21]

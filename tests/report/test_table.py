@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from r2q.report.collect import collect
-from r2q.report.render import terminal
+from r2q.report.tables.render import terminal
 from r2q.report.scores import COLUMNS, read_scores
-from r2q.report.summary import AVERAGE, Column, by_size, show, summarize
-from r2q.report.table import table
+from r2q.report.tables.summary import AVERAGE, Column, by_size, show, summarize
+from r2q.report.tables import table
 
 
 def frame(rows):

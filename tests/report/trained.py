@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from r2q.report.measures import Key, Unit
+from r2q.report.claims.measures import Key, Unit
 from r2q.report.scores import COLUMNS, write_csv
 from r2q.training.state import DRIFT_COLUMNS, GRADIENT_COLUMNS, STEP_COLUMNS
 

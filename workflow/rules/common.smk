@@ -250,9 +250,9 @@ def print_results():
     scores = Path(RESULTS, "scores.csv")
     if not scores.is_file():  # only a part of the run was asked for
         return
-    from r2q.report.render import terminal
+    from r2q.report.tables.render import terminal
     from r2q.report.scores import read_scores
-    from r2q.report.summary import summarize
+    from r2q.report.tables.summary import summarize
 
     print(terminal(summarize(read_scores(scores))))
     print(f"scores  {RESULTS}/scores.csv (one row per number), {RESULTS}/layers.csv, {RESULTS}/provenance.json")

@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from r2q.report.scores import read_csv
-from r2q.report.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH, save, style
+from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH, save, style
 
 COLUMNS = ["recipe", "model", "layer", "row", "group", "index", "weight", "code", "quantized", "level_0", "level_1"]
 LEVEL_COLOURS = (BLUE, SKY, RED, ORANGE)  # lowest to highest, dark and light in turn; more levels repeat them

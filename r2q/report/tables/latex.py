@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from r2q.report.render import AVERAGE, CHANCE_MARK, label, legend, show_bits, show_spread, size_unit
-from r2q.report.summary import Block, Cell, Column, Row, Table, show
+from r2q.report.tables.render import AVERAGE, CHANCE_MARK, label, legend, show_bits, show_spread, size_unit
+from r2q.report.tables.summary import Block, Cell, Column, Row, Table, show
 
 REASON = 98  # characters of a failure
 _ESCAPES = {

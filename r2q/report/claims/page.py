@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from r2q.report.measures import Name
-from r2q.report.render import grid
+from r2q.report.claims.measures import Name
+from r2q.report.tables.render import grid
 
 Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
 RIVAL = "rtn"  # whom the paper's claims are about

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from r2q.kept import write_atomic
-from r2q.report.latex import latex
-from r2q.report.render import csv_rows, markdown, terminal
+from r2q.report.tables.latex import latex
+from r2q.report.tables.render import csv_rows, markdown, terminal
 from r2q.report.scores import read_scores, write_csv
-from r2q.report.summary import summarize
+from r2q.report.tables.summary import summarize
 
 
 def table(scores: str | Path, out: str | Path, show: bool = False) -> None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from r2q.report.scores import LAYER_COLUMNS, read_csv, write_csv
-from r2q.report.style import GREY, PALE, WIDTH, recipe_mark, save, style
+from r2q.report.figures.style import GREY, PALE, WIDTH, recipe_mark, save, style
 
 DATA_COLUMNS = ["model", "recipe", "bits_per_weight", "layer", "kind", "block", "weights", "relative_error", "seeds"]
 ROW, HEADER = 0.155, 0.62  # inches: a recipe's row, and what a model's panel needs besides its rows

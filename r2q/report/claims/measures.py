@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from r2q.report.summary import AVERAGE, table_columns
+from r2q.report.tables.summary import AVERAGE, table_columns
 from r2q.status import OK
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from r2q.report.summary import AVERAGE, Cell, Column, Row, Table, by_size, show
+from r2q.report.tables.summary import AVERAGE, Cell, Column, Row, Table, by_size, show
 
 CHANCE_MARK = "°"
 MIB = 2**20

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from r2q.report.scores import write_csv
-from r2q.report.style import GREY, PALE, WIDTH, recipe_mark, save, style
+from r2q.report.figures.style import GREY, PALE, WIDTH, recipe_mark, save, style
 from r2q.report.training import read_drift
-from r2q.report.training_curves import plain_ticks
+from r2q.report.figures.training import plain_ticks
 
 DEPTHS = ["0", "1", "-2", "-1", "head"]  # as in the paper: the first two blocks, the last two, the head
 NAMES = {"0": "0", "1": "1", "-2": "−2", "-1": "−1", "head": "head"}

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from r2q.report.scores import write_csv
-from r2q.report.style import PALE, WIDTH, recipe_mark, save, style
+from r2q.report.figures.style import PALE, WIDTH, recipe_mark, save, style
 from r2q.report.training import read_steps
 
 MEASURES = {"gradient_norm": "gradient norm", "loss": "loss"}

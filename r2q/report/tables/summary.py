@@ -1,6 +1,6 @@
 """The main table as data: which rows and columns there are, what is best, what is no better than chance.
 
-`summarize(scores)` decides; `r2q.report.render` only writes it down.
+`summarize(scores)` decides; `r2q.report.tables.render` only writes it down.
 """
 
 from __future__ import annotations
