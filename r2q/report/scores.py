@@ -26,12 +26,13 @@ LAYER_COLUMNS = [
     "run", "model", "recipe", "seed", "layer", "shape", "mse", "relative_error", "bits_per_weight", "seconds", "status",
 ]  # fmt: skip
 
-_FLOATS = {
-    "bits_per_weight", "value", "stderr", "chance", "majority", "seconds", "peak_mib", "mse", "relative_error",
-    "weight", "quantized", *(f"level_{code}" for code in range(16)),
+_TEXTS = {
+    "run", "model", "family", "recipe", "method", "granularity", "task", "metric", "status", "reason", "provenance",
+    "layer", "shape", "kind", "frame", "quantizer", "start", "label", "measure", "unit", "version", "depth", "values",
+    "asked",
 }  # fmt: skip
-_INTEGERS = {"group_size", "file_bytes", "seed", "n", "row", "group", "index", "code"}
-_FLAGS = {"higher_is_better", "in_table"}
+_INTEGERS = {"group_size", "file_bytes", "seed", "n", "row", "group", "index", "code", "num_fewshot", "seeds"}
+_FLAGS = {"higher_is_better", "in_table", "control", "front"}
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -60,24 +61,31 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header) or 'no columns'}")
     frame = pd.read_csv(path, dtype="str", keep_default_na=False)
     for column in frame.columns:
-        if column in _FLOATS | _INTEGERS | _FLAGS:
-            try:
-                frame[column] = _typed(column, frame[column])
-            except (ValueError, KeyError) as error:
-                raise ValueError(f"{path}, column {column}: {error}") from None
+        try:
+            frame[column] = _typed(column, frame[column], known=column in columns)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}, column {column}: {error}") from None
     return frame
 
 
-def _typed(column: str, texts: pd.Series) -> pd.Series:
-    if column in _FLOATS:
-        return texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
+def _typed(column: str, texts: pd.Series, known: bool) -> pd.Series:
+    """Texts, whole numbers and flags by the column's name; everything else is a number, or stays if it is none."""
+    if column in _TEXTS:
+        return texts
     if column in _INTEGERS:
         return pd.array([int(text) if text else None for text in texts], dtype="Int64")  # type: ignore[return-value]
-    flags = {"True": True, "False": False, "": None}
-    for text in texts:
-        if text not in flags:
-            raise ValueError(f"{text!r} is neither True nor False")
-    return pd.array([flags[text] for text in texts], dtype="boolean")  # type: ignore[return-value]
+    if column in _FLAGS:
+        flags = {"True": True, "False": False, "": None}
+        for text in texts:
+            if text not in flags:
+                raise ValueError(f"{text!r} is neither True nor False")
+        return pd.array([flags[text] for text in texts], dtype="boolean")  # type: ignore[return-value]
+    try:
+        return texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
+    except ValueError:
+        if known:
+            raise
+        return texts  # a method's own note on its layers
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:

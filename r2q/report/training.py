@@ -23,8 +23,8 @@ DRIFT_NUMBERS = [
     "weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after", "latent_moved",
 ]  # fmt: skip
 STEP_COLUMNS = [*UNIT_COLUMNS, *STEP_NUMBERS]
-GRADIENT_COLUMNS = [*UNIT_COLUMNS, "step", "layer", "depth", "gradient_norm"]
-DRIFT_COLUMNS = [*UNIT_COLUMNS, "layer", "depth", *DRIFT_NUMBERS]
+GRADIENT_COLUMNS = [*UNIT_COLUMNS, "step", "layer", "kind", "block", "gradient_norm"]
+DRIFT_COLUMNS = [*UNIT_COLUMNS, "layer", "kind", "block", *DRIFT_NUMBERS]
 
 
 def gather_training(config_path: str | Path, results: str | Path) -> None:
@@ -95,7 +95,7 @@ def read_gradients(path: str | Path) -> pd.DataFrame:
 
 def read_drift(path: str | Path) -> pd.DataFrame:
     """A gathered drift.csv with numbers as floats (see `read_csv` for errors)."""
-    return _numbers(read_csv(path, DRIFT_COLUMNS), DRIFT_NUMBERS)
+    return _numbers(read_csv(path, DRIFT_COLUMNS), ["block", *DRIFT_NUMBERS])
 
 
 def _numbers(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -1,124 +1,102 @@
-"""The drift figure: distance of the quantized weights to full precision, and how far training moved the latent ones."""
+"""Deviation of the weights: distance of the quantized ones to full precision, and how far training moved the latent ones.
+
+A line per quantizer, a point per decoder block; nothing is drawn for an output head that was not quantized.
+"""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from r2q.report.scores import write_csv
-from r2q.report.figures.style import GREY, PALE, WIDTH, recipe_mark, save, style
-from r2q.report.training import read_drift
-from r2q.report.figures.training import plain_ticks
+from r2q.report.figures.style import GREY, PALE, WIDTH, plain_ticks, quantizer_line, share_y
+from r2q.report.run import Run
 
-DEPTHS = ["0", "1", "-2", "-1", "head"]  # as in the paper: the first two blocks, the last two, the head
-NAMES = {"0": "0", "1": "1", "-2": "−2", "-1": "−1", "head": "head"}
-KINDS = {  # columns before and after training; the drawn ones have a title
+CAPTION = (
+    "Squared distances over the squared weights, block by block, mean over seeds. Left: the stored (quantized) weights "
+    "to full precision, before (dotted) and after training (solid). Right: how far training moved the latent weights."
+)
+READS = ("drift",)
+KINDS = {  # columns before and after training
     "quantized": ("quantized_before", "quantized_after"),
-    "latent": ("latent_before", "latent_after"),
     "moved": (None, "latent_moved"),
 }
-TITLES = {"quantized": "quantized", "moved": "moved"}
-COLUMNS = ["model", "frame", "granularity", "quantizer", "depth", "kind", "before", "after", "low", "high", "seeds"]
-ROW = 1.5  # inches
+TITLES = {"quantized": "stored weights", "moved": "latent weights moved"}
+COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "before", "after", "low", "high", "seeds"]
+ROW = 1.7  # inches
 
 
-def plot(drift: str | Path, out: str | Path) -> None:
-    """Draw a run's drift.csv as `<out>.png` and `<out>.svg`; what is drawn is written to `<out>.csv`.
-
-    Raises FileNotFoundError or ValueError when the CSV is missing, lacks a column, or has no layer.
-    """
-    frame = prepare(read_drift(drift))
-    if frame.empty:
-        raise ValueError(f"{drift} has no layers: no recipe of the run trained to its end")
-    write_csv(f"{out}.csv", COLUMNS, [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")])
-    with style():
-        save(draw(frame), out)
+def data(run: Run, variant: str) -> pd.DataFrame:
+    """Of each block, means over seeds before and after training, and the range after it."""
+    return prepare(run.drift)
 
 
 def prepare(drift: pd.DataFrame) -> pd.DataFrame:
-    """Squared distance over squared weights of each block: mean over seeds, and their range after training."""
-    unit = ["model", "frame", "granularity", "quantizer", "depth", "seed"]
+    """See `data`; layers outside of the blocks are left out."""
+    drift = drift[drift["block"] >= 0]
+    unit = ["model", "frame", "granularity", "quantizer", "block", "seed"]
     parts = []
-    for kind, columns in KINDS.items():
+    for measure, columns in KINDS.items():
         part = drift[unit].copy()
-        part["kind"] = kind
+        part["measure"] = measure
         for when, column in zip(("before", "after"), columns, strict=True):
             part[when] = 0.0 if column is None else drift[column] * drift["weights"]
         part["power"] = drift["power"] * drift["weights"]
         parts.append(part.dropna(subset=["after"]))
-    sums = pd.concat(parts).groupby([*unit, "kind"], sort=False, as_index=False).sum()
+    sums = pd.concat(parts).groupby([*unit, "measure"], sort=False, as_index=False).sum()
     for when in ("before", "after"):
         sums[when] /= sums["power"]
-    found = sums.groupby([*unit[:-1], "kind"], sort=False, as_index=False).agg(
+    return sums.groupby([*unit[:-1], "measure"], sort=False, as_index=False).agg(
         before=("before", "mean"),
+        after=("after", "mean"),
         low=("after", "min"),
         high=("after", "max"),
-        after=("after", "mean"),
         seeds=("seed", "nunique"),
-    )
-    return found[found["depth"].isin(DEPTHS)].reset_index(drop=True)[COLUMNS]
+    )[COLUMNS]
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A row for each model and frame; quantized weights and moved latent ones, fine and coarse."""
+    """A row for each model and frame; both measures, fine and coarse beside each other on one scale."""
     rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
     granularities = list(dict.fromkeys(frame["granularity"]))
-    quantizers = list(dict.fromkeys(frame["quantizer"]))
-    figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.85), layout="constrained")
-    axes = figure.subplots(len(rows), 2 * len(granularities), squeeze=False, sharex=True)
+    figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.8), layout="constrained")
+    axes = figure.subplots(len(rows), len(KINDS) * len(granularities), squeeze=False, sharex="row")
     several = len({name for _, name in rows}) > 1
     for i, (model, name) in enumerate(rows):
-        for k, (kind, label) in enumerate(TITLES.items()):
-            of_kind = frame[(frame["model"] == model) & (frame["frame"] == name) & (frame["kind"] == kind)]
-            for j, granularity in enumerate(granularities):
-                ax = axes[i, k * len(granularities) + j]
-                part = of_kind[of_kind["granularity"] == granularity]
-                _points(ax, part, quantizers)
+        for k, measure in enumerate(KINDS):
+            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
+            for ax, granularity in zip(row, granularities, strict=True):
+                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
+                _lines(ax, frame[here & (frame["measure"] == measure)])
                 if i == 0:
-                    ax.set_title(f"{label}, {granularity}")
-            row = [ax for ax in axes[i, k * len(granularities) : (k + 1) * len(granularities)] if ax.lines]
-            limits = [ax.get_ylim() for ax in row]
-            for ax in row:
-                ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-        axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
-    for ax in axes[-1]:
-        ax.set_xlabel("block")
-    handles = [Line2D([], [], **_marker(name, True), label=name) for name in quantizers]
-    title = (
-        "quantized: squared distance of the stored weights to full precision; open before training, filled after\n"
-        "moved: squared distance of the latent weights from where training started; both over squared weights"
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(quantizers), title=title, title_fontsize=7)
+                    ax.set_title(f"{TITLES[measure]}\n{granularity}")
+                if i == len(rows) - 1:
+                    ax.set_xlabel("block")
+            share_y(row)
+            for ax in row[1:]:
+                ax.tick_params(labelleft=False)
+        axes[i, 0].set_ylabel(f"{model}\n{name if several else ''}\nshare of Σw²".replace("\n\n", "\n"))
+    used = list(dict.fromkeys(frame["quantizer"]))
+    handles = [Line2D([], [], **quantizer_line(name), marker="o", markersize=3, label=name) for name in used]
+    handles += [Line2D([], [], color=GREY, linestyle=":", label="before training")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
     return figure
 
 
-def _marker(quantizer: str, filled: bool) -> dict[str, Any]:
-    mark = recipe_mark(f"{quantizer}-g64")
-    face = mark.colour if filled else "white"
-    return {"color": mark.colour, "marker": mark.marker, "linestyle": "none", "markerfacecolor": face, "markersize": 4}
-
-
-def _points(axes: Axes, part: pd.DataFrame, quantizers: list[str]) -> None:
-    width = 0.62 / max(1, len(quantizers))
-    for n, quantizer in enumerate(quantizers):
-        rows = part[part["quantizer"] == quantizer].set_index("depth").reindex(DEPTHS)
-        shift = (n - (len(quantizers) - 1) / 2) * width
-        for place, row in enumerate(rows.to_dict("records")):
-            x = place + shift
-            before, after, low, high = (float(row[key]) for key in ("before", "after", "low", "high"))
-            if before > 0:
-                axes.plot([x, x], [before, after], color=GREY, linewidth=0.7, zorder=1)
-                axes.plot([x], [before], **_marker(quantizer, False))
-            if after > 0:
-                axes.plot([x, x], [low, high], color=_marker(quantizer, True)["color"], linewidth=2.2)
-                axes.plot([x], [after], **_marker(quantizer, True))
+def _lines(axes: Axes, part: pd.DataFrame) -> None:
+    for quantizer, rows in part.groupby("quantizer", sort=False):
+        rows = rows.sort_values("block")
+        look = quantizer_line(str(quantizer))
+        axes.plot(rows["block"], rows["after"], **look, marker="o", markersize=2.5)
+        if (rows["before"] > 0).any():
+            axes.plot(rows["block"], rows["before"], color=look["color"], linewidth=0.9, linestyle=":")
+        if (rows["seeds"] > 1).any():
+            axes.fill_between(rows["block"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
     axes.set_yscale("log")
     plain_ticks(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(True, axis="y", color=PALE)
-    axes.set_xticks(range(len(DEPTHS)), [NAMES[depth] for depth in DEPTHS])
-    axes.set_xlim(-0.6, len(DEPTHS) - 0.4)
+    if part.empty:
+        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=7)
