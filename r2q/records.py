@@ -1,0 +1,463 @@
+"""Every file that one verb writes and another reads: its fields, their units, who writes it and who reads it.
+
+JSON holds one record, CSV one record a line. Both are written whole or not at all, and so that equal records give equal
+bytes; both are read back with their types checked. Whoever cannot use a damaged file computes it again: `Damaged` is
+the one error that says so. Nothing here imports torch, and pandas only where a CSV is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from r2q.kept import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OK, FAILED, DIVERGED = "ok", "failed", "diverged"
+Status = Literal["ok", "failed", "diverged"]  # diverged: a loss or gradient of the training was not finite
+FORMAT = 2  # of report.json and evaluation.json; a file of another format is made again
+
+Record = TypeVar("Record")
+
+
+class Damaged(ValueError):
+    """A file that is cut off, edited, or of another format; the message names it and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a recipe is, from its method and options and never from its name. In report.json; tables and claims read it.
+
+    Attributes:
+        frame: the method that trains; None where nothing is trained.
+        quantizer: the weight method that rounds: the recipe's own, or what a frame or an error feedback rounds with.
+        variant: what tells this quantizer from its default, in few letters; "" for the default.
+        start: name of the recipe whose packed weights training starts from.
+        label: quantizer and variant as figures print them.
+        control: whether the recipe is a control (full precision, random codes), which competes with nothing.
+    """
+
+    frame: str | None = None
+    quantizer: str | None = None
+    variant: str = ""
+    start: str | None = None
+    label: str = ""
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantized layer, in report.json; `collect` writes it to layers.csv (see `LayerRow`).
+
+    Attributes:
+        name: the module's name in the model.
+        shape: of its weight.
+        mse: mean squared error of a weight.
+        relative_error: squared error over squared weights, both summed.
+        bits_per_weight: with scales.
+        seconds: of quantizing it; None where layers are not quantized one by one.
+        output_error: relative squared error of its output on held-out calibration windows.
+        notes: what the method says of it, by name.
+    """
+
+    name: str
+    shape: list[int]
+    mse: float
+    relative_error: float
+    bits_per_weight: float
+    seconds: float | None = None
+    status: str = OK
+    output_error: float | None = None
+    block: int | None = None
+    kind: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
+
+    Attributes:
+        key: hash of all that can move the result; the same key means the same result.
+        status, reason: how it ended, and why where it is not ok (a sentence on one line, else "").
+        retry: whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again.
+        bits: of a code; None for a checkpoint that was quantized elsewhere.
+        bits_per_weight: effective, over the quantized layers, with scales.
+        file_bytes, formula_bytes: of the weight files; of their tensors by formula.
+        seconds, peak_mib: of quantizing, packing and writing the unit.
+        hashes: sha256 of the packed weights, of the source model, the code, the calibration tokens, the training rows.
+        files: bytes of every file of the unit, by its path in the folder; they are the result.
+    """
+
+    key: str
+    model: str
+    family: str
+    recipe: str
+    seed: int
+    method: str
+    granularity: str | None
+    group_size: int | None
+    bits: int | None
+    options: dict[str, Any]
+    facts: Facts
+    status: Status
+    reason: str
+    bits_per_weight: float | None
+    quantized_weights: int | None
+    total_parameters: int | None
+    file_bytes: int | None
+    formula_bytes: int | None
+    layers: list[Layer]
+    notes: dict[str, Any]
+    seconds: float
+    peak_mib: float
+    versions: dict[str, str]
+    hashes: dict[str, str | None]
+    files: dict[str, int]
+    retry: bool = False
+    format_version: Literal[2] = FORMAT
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One number of a unit, in evaluation.json: a task's metric under one of its filters (see `Score` for the rest)."""
+
+    task: str
+    metric: str
+    filter: str
+    value: float | None
+    stderr: float | None
+    n: int | None
+    chance: float | None
+    majority: float | None
+    higher_is_better: bool
+    in_table: bool
+    version: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan. lm_eval.json holds the raw results.
+
+    Attributes:
+        key, status, reason, retry: as in `Report`.
+        seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
+        truncated: prompts that were cut to the model's positions, by task.
+        hashes: sha256 of the weights that were scored, of the tasks with their data, and of the code.
+    """
+
+    key: str
+    status: Status
+    reason: str
+    scores: list[TaskScore]
+    seconds: float | None
+    task_seconds: dict[str, float]
+    peak_mib: float | None
+    device: str | None
+    dtype: str | None
+    batch_size: int
+    add_bos: bool | None
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    hashes: dict[str, str | None]
+    truncated: dict[str, int]
+    retry: bool = False
+    format_version: Literal[2] = FORMAT
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of scores.csv, one number of the run: written by `collect`; tables, claims and comparisons read it.
+
+    A unit without numbers is one line with an empty task.
+
+    Attributes:
+        bits_per_weight, file_bytes: of the unit's packed weights.
+        value: accuracies 0 to 1, perplexities by their metric's name; None where it is not finite.
+        stderr: standard error over the n items.
+        chance, majority: value of guessing, and of always the most frequent answer.
+        in_table: whether the main table shows it.
+        seconds: of the task (of the unit where it has no task); peak_mib: of the unit's evaluation.
+        provenance: key of provenance.json.
+        status, reason: see `Report`.
+    """
+
+    run: str
+    model: str
+    family: str | None
+    recipe: str
+    method: str
+    granularity: str | None
+    group_size: int | None
+    bits_per_weight: float | None
+    file_bytes: int | None
+    seed: int
+    task: str | None
+    metric: str | None
+    value: float | None
+    stderr: float | None
+    n: int | None
+    chance: float | None
+    majority: float | None
+    higher_is_better: bool | None
+    in_table: bool | None
+    status: str
+    seconds: float | None
+    peak_mib: float | None
+    provenance: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A line of layers.csv: a `Layer` of a unit. Written by `collect`, read by the weight-error figure.
+
+    The notes of the methods follow as columns of their own.
+
+    Attributes:
+        shape: as 384x128.
+        block: number of the decoder block, None outside of the blocks (the head).
+        kind: what the layer is within its block, such as q_proj.
+    """
+
+    run: str
+    model: str
+    recipe: str
+    seed: int
+    layer: str
+    shape: str
+    mse: float
+    relative_error: float
+    bits_per_weight: float
+    seconds: float | None
+    status: str
+    block: int | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training."""
+
+    run: str
+    model: str
+    recipe: str
+    frame: str
+    quantizer: str
+    granularity: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step(_Trained):
+    """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it.
+
+    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed since the
+    last look, `tokens` and `seconds` count from the start. Step 0 is before training.
+    """
+
+    step: float
+    loss: float | None
+    forward_kl: float | None
+    reverse_kl: float | None
+    gradient_norm: float | None
+    learning_rate: float | None
+    flipped: float | None
+    tokens: float | None
+    seconds: float | None
+    held_out_loss: float | None
+    held_out_forward_kl: float | None
+    held_out_reverse_kl: float | None
+
+
+@dataclass(frozen=True)
+class Gradient(_Trained):
+    """A line of gradients.csv: norm of a layer's gradient at a step. Written by the trainer.
+
+    `depth` is the decoder block, counted from the end for the later half; `head` outside of the blocks.
+    """
+
+    step: int
+    layer: str
+    depth: str
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Drift(_Trained):
+    """A line of drift.csv, one layer of a unit: written by the trainer; the drift figure and claims read it.
+
+    All but `weights` (their number) are sums of squares: `power` of the full-precision weights; distances to them of
+    the latent and the quantized weights before and after training; how far training moved the latent weights.
+    """
+
+    layer: str
+    depth: str
+    weights: float | None
+    power: float | None
+    latent_before: float | None
+    quantized_before: float | None
+    latent_after: float | None
+    quantized_after: float | None
+    latent_moved: float | None
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def one_line(error: object) -> str:
+    """The text of an error as a reason: one line, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_json(path: str | Path, kind: type[Record]) -> Record:
+    """The record of type `kind` in a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Damaged: it is not JSON, or lacks a field, or a field is of another type.
+    """
+    path = Path(path)
+    try:
+        return _adapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file {path}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{path}: damaged: {f'{where}: ' if where else ''}{one_line(first['msg'])}") from None
+
+
+def read_if_whole(path: str | Path, kind: type[Record]) -> Record | None:
+    """`read_json`, or None where the file is missing or damaged and will be made again; a damaged one is named."""
+    try:
+        return read_json(path, kind)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        print(f"{error}; it is made again", flush=True)
+        return None
+
+
+def write_json(path: str | Path, record: Any) -> None:
+    """Write a record, or plain data, as readable JSON; raises ValueError for NaN and infinity, which JSON has not."""
+    data = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def columns(kind: type) -> list[str]:
+    """The columns of a CSV of such records, in order."""
+    return [part.name for part in fields(kind)]
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Any]) -> None:
+    """Write records or mappings with exactly `columns`; raises ValueError for a field that is not among them.
+
+    Floats are their shortest exact decimals, None is an empty field, lines end with a line feed.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval=None, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) if is_dataclass(row) and not isinstance(row, type) else row for row in rows)
+    write_atomic(path, text.getvalue())
+
+
+def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
+    """A CSV of records of type `kind`, perhaps with more columns; an empty number is NaN / NA, an empty text is "".
+
+    A further column holds numbers where all of its fields are numbers or empty.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column is missing, or a field is not of its column's type.
+        Damaged: the file is not as its verb wrote it (see `sign`).
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    check_signature(path)
+    frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+    missing = [name for name in columns(kind) if name not in frame.columns]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
+    types = _types(kind)
+    for name in frame.columns:
+        try:
+            frame[name] = _typed(types.get(name), frame[name])
+        except ValueError as error:
+            raise ValueError(f"{path}, column {name}: {error}") from None
+    return frame
+
+
+@cache
+def _types(kind: type) -> dict[str, type]:
+    """The type of every field, without `| None`."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        plain = [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) is UnionType else [hint]
+        found[name] = plain[0]
+    return found
+
+
+def _typed(kind: type | None, texts: pd.Series) -> Any:
+    import pandas as pd
+
+    if kind is None:  # a further column: what a method said
+        try:
+            return texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
+        except ValueError:
+            return texts
+    if kind is float:
+        return texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
+    if kind is int:
+        return pd.array([int(text) if text else None for text in texts], dtype="Int64")
+    if kind is bool:
+        flags = {"True": True, "False": False, "": None}
+        wrong = next((text for text in texts if text not in flags), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong!r} is neither True nor False")
+        return pd.array([flags[text] for text in texts], dtype="boolean")
+    return texts
+
+
+def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
+    """Write the sha256 of derived files into `manifest`, beside them, in the form of `sha256sum --check`."""
+    write_atomic(manifest, "".join(f"{_sha256(Path(file))}  {Path(file).name}\n" for file in files))
+
+
+def check_signature(file: str | Path) -> None:
+    """Refuse a file that is not as the verb wrote it that signed it; a file that nobody signed is taken as it is.
+
+    Raises:
+        Damaged: edited or cut off since.
+    """
+    file = Path(file)
+    for manifest, digests in _signatures(file.parent):
+        if file.name in digests and digests[file.name] != _sha256(file):
+            raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
+
+
+def _signatures(folder: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    for manifest in sorted(folder.glob("*.sha256")):
+        lines = [line.split("  ", 1) for line in manifest.read_text(errors="replace").splitlines()]
+        yield manifest, {line[1]: line[0] for line in lines if len(line) == 2}
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
