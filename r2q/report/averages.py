@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from r2q.records import OK
 from r2q.report import statistics
-from r2q.status import OK
 
 SCORE = "average accuracy, %"
 FIDELITY = ("kl", "KL to full precision, nats per token")

@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from r2q.kept import write_atomic
+from r2q.records import OK
 from r2q.report import statistics
 from r2q.report.items import Items, read_items
-from r2q.report.scores import read_scores
-from r2q.status import OK
+from r2q.report.run import read_scores
 
 Format = Literal["text", "csv", "json", "markdown", "html"]
 SIGNIFICANT = 0.05
@@ -204,7 +204,8 @@ def _apart(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, side_b:
     for side, part in ((side_a, a), (side_b, b)):
         bad = part[(part["status"] != OK) | part["value"].isna()]
         if len(bad):
-            return f"{side.name}: {bad['status'].iloc[0] if bad['status'].iloc[0] != OK else 'no value'}"
+            first = bad.iloc[0]
+            return f"{side.name}: {'no value' if first['status'] == OK else first['status'] + ': ' + first['reason']}"
     for column, words in MUST_AGREE.items():
         if column in a and column in b:
             old, new = a[column].iloc[0], b[column].iloc[0]

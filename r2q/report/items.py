@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from r2q.report.scores import read_csv
+from r2q.records import ItemRow, read_csv
 
-COLUMNS = ["model", "recipe", "seed", "task", "metric", "asked", "values"]
 Key = tuple[str, str, int, str, str]
 
 
@@ -51,7 +50,7 @@ def read_items(path: str | Path) -> Items:
     """`items.csv`; without such a file no number has items."""
     if not Path(path).is_file():
         return Items({})
-    frame = read_csv(path, COLUMNS)
+    frame = read_csv(path, ItemRow)
     keys = frame[["model", "recipe", "seed", "task", "metric"]].itertuples(index=False, name=None)
     return Items(
         {

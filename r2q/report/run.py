@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from r2q.records import Drift, Gradient, LayerRow, Score, Step, read_csv, read_drawn
 from r2q.report.items import Items, read_items
-from r2q.report.scores import LAYER_COLUMNS, read_csv, read_scores
-from r2q.report.training import read_drift, read_gradients, read_steps
+
+KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
 
 
 class Run:
@@ -24,19 +25,19 @@ class Run:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        return read_csv(self.folder / "layers.csv", LAYER_COLUMNS)
+        return read_csv(self.folder / "layers.csv", LayerRow)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        return read_steps(self.folder / "training.csv")
+        return read_csv(self.folder / "training.csv", Step)
 
     @cached_property
     def gradients(self) -> pd.DataFrame:
-        return read_gradients(self.folder / "gradients.csv")
+        return read_csv(self.folder / "gradients.csv", Gradient)
 
     @cached_property
     def drift(self) -> pd.DataFrame:
-        return read_drift(self.folder / "drift.csv")
+        return read_csv(self.folder / "drift.csv", Drift)
 
     @cached_property
     def items(self) -> Items:
@@ -44,4 +45,14 @@ class Run:
 
     def csv(self, name: str, columns: list[str]) -> pd.DataFrame:
         """Any other CSV of the run."""
-        return read_csv(self.folder / f"{name}.csv", columns)
+        return read_drawn(self.folder / f"{name}.csv", columns)
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """A scores.csv (see `r2q.records.read_csv` for errors); also refuses a number given twice."""
+    frame = read_csv(path, Score)
+    twice = frame.duplicated(KEY)
+    if twice.any():
+        row = frame[twice].iloc[0]
+        raise ValueError(f"{path} has two rows for {', '.join(f'{column} {row[column]}' for column in KEY)}")
+    return frame

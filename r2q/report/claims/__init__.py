@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from r2q.kept import write_atomic
+from r2q.records import write_csv
 from r2q.report.claims import measures
-from r2q.report.claims.page import ENDS, GAINS, RIVAL, SCORE, STARTS, page
 from r2q.report.claims.measures import Unit
-from r2q.report.scores import read_scores, write_csv
+from r2q.report.claims.page import ENDS, GAINS, RIVAL, SCORE, STARTS, page
+from r2q.report.run import read_scores
 from r2q.report.training import read_drift, read_steps
 
 COLUMNS = [

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from r2q.records import OK
 from r2q.report.tables.summary import AVERAGE, table_columns
-from r2q.status import OK
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
 NAME = ["model", "recipe", "seed"]
@@ -64,8 +64,9 @@ def unfinished(units: Units, steps: pd.DataFrame, scores: pd.DataFrame) -> dict[
     mine = scores["method"].isin(frames) | np.array([name in units for name in known], dtype=bool)
     found: dict[Name, list[str]] = {name: [] for name in units if name not in known}
     bad = scores[mine & (scores["status"] != OK)]
-    for name, task, metric, status in zip(names(bad), bad["task"], bad["metric"], bad["status"], strict=True):
-        found.setdefault(name, []).append(f"{task} {metric}: {status}" if task else status)
+    for name, row in zip(names(bad), bad.to_dict("records"), strict=True):
+        words = f"{row['status']}: {row['reason']}"
+        found.setdefault(name, []).append(f"{row['task']} {row['metric']}: {words}" if row["task"] else words)
     return {name: "; ".join(reasons) or "no row in scores.csv" for name, reasons in found.items()}
 
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from r2q.report.figures.style import save, style
 from r2q.report.run import Run
-from r2q.report.scores import read_csv, write_csv
+from r2q.records import read_drawn, write_csv
 
 HELPERS = ("style",)
 
@@ -69,4 +69,4 @@ def figure(name: str, results: str | Path, out: str | Path) -> None:
     columns = [*module.COLUMNS, *(column for column in frame.columns if column not in module.COLUMNS)]
     write_csv(f"{out}.csv", columns, [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")])
     with style():
-        save(module.draw(read_csv(f"{out}.csv", module.COLUMNS)), out)
+        save(module.draw(read_drawn(f"{out}.csv", module.COLUMNS)), out)

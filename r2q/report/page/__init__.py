@@ -18,12 +18,11 @@ import jinja2
 import pandas as pd
 
 from r2q.kept import write_atomic
+from r2q.records import OK, read_drawn
 from r2q.report.figures import find
 from r2q.report.run import Run
-from r2q.report.scores import read_csv
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
 from r2q.report.tables.summary import AVERAGE, Block, Cell, Column, Row, Table, show, summarize
-from r2q.status import OK
 
 HERE = Path(__file__).parent
 LARGEST_SVG = 1_500_000  # bytes; a larger one is shown as PNG
@@ -109,7 +108,7 @@ def _verdicts(folder: Path) -> Iterator[dict[str, str]]:
     path = folder / "tables" / "claims.csv"
     if not path.is_file():
         return
-    rows = read_csv(path, [])
+    rows = read_drawn(path, ())
     whole = rows[rows["model"] == "all"] if "all" in set(rows["model"]) else rows
     for row in whole.to_dict("records"):
         sign = "×" if row["unit"] == "ratio" else "points"

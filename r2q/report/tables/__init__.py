@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from r2q.kept import write_atomic
+from r2q.records import write_csv
+from r2q.report.run import read_scores
 from r2q.report.tables.latex import latex
 from r2q.report.tables.render import csv_rows, markdown, terminal
-from r2q.report.scores import read_scores, write_csv
 from r2q.report.tables.summary import summarize
 
 
