@@ -11,9 +11,9 @@ from typing import Any
 from r2q import config as configuration
 from r2q.config import Config
 from r2q.kept import write_json
-from r2q.report.scores import COLUMNS, LAYER_COLUMNS, write_csv
-from r2q.status import FAILED, OK, in_words
+from r2q.records import FAILED, OK, LayerRow, Score, columns, write_csv
 
+COLUMNS, LAYER_COLUMNS = columns(Score), columns(LayerRow)
 SHOWN_MISSING = 10  # files named in the error about missing ones
 
 
@@ -37,7 +37,7 @@ def collect(config_path: str | Path, results: str | Path) -> None:
         record = _provenance(config, model, recipe, seed, report, evaluation)
         digest = short_hash(record)
         provenance[digest] = record
-        unit = {field: report.get(field) for field in COLUMNS if field in report}
+        unit = {field: report.get(field) for field in COLUMNS if field in report} | recipe_facts(report)
         unit |= {"run": config.run, "status": OK, "seconds": report.get("seconds"), "provenance": digest}
         scores += _score_rows(config, unit, report, evaluation)
         layers += [
@@ -100,11 +100,13 @@ def _score_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one unit; `unit` holds the columns that they share."""
     if evaluation is None:
-        yield unit | {"status": in_words(report)}
+        yield unit | {"status": report["status"], "reason": report["error"]}
         return
     unit = unit | {"peak_mib": evaluation.get("peak_mib")}
     if evaluation["status"] != OK:
-        yield unit | {"status": in_words(evaluation), "seconds": evaluation.get("seconds")}
+        yield unit | {"status": evaluation["status"], "reason": evaluation["error"]} | {
+            "seconds": evaluation.get("seconds")
+        }
         return
     order = {task: place for place, task in enumerate([*config.perplexity, *config.tasks])}
     for score in sorted(evaluation["scores"], key=lambda score: order.get(score["task"], len(order))):
@@ -112,8 +114,14 @@ def _score_rows(
         row["metric"] = metric_name(score["metric"], score.get("filter"))
         row["seconds"] = evaluation["task_seconds"].get(score["task"])
         if score["value"] is None:
-            row["status"] = f"{FAILED}: no finite value"
+            row |= {"status": FAILED, "reason": "no finite value"}
         yield row
+
+
+def recipe_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe is, as columns of scores.csv."""
+    facts = report["facts"]
+    return {"frame": facts["frame"], "quantizer": facts["label"], "control": facts["control"], "kind": facts["kind"]}
 
 
 def metric_name(metric: str, filter: str | None) -> str:

@@ -87,6 +87,7 @@ class Run:
             "bits_per_weight": bits, "quantized_weights": 10, "total_parameters": 20, "file_bytes": size,
             "formula_bytes": size, "layers": layers, "seconds": 1.5, "peak_mib": 90.0,
             "versions": {"torch": "2.13.0"}, "hashes": {**hashes, "source": f"source-of-{model}"}, "notes": {},
+            "facts": {"frame": None, "label": entry["method"], "control": error is None or error > 1, "kind": "weights"},
         }  # fmt: skip
         scores = [
             score("mini_who", "acc", accuracy + shift, chance=0.5, majority=0.5),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from r2q.report.collect import collect, metric_name
-from r2q.report.scores import read_scores
+from r2q.report.run import read_scores
 
 HEADER = (
     "run,model,family,recipe,method,granularity,group_size,bits_per_weight,file_bytes,seed,task,metric,value,stderr,n,"

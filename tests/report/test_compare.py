@@ -6,12 +6,11 @@ import json
 
 import pytest
 
+from r2q.records import ItemRow, columns, write_csv
 from r2q.report.collect import collect
 from r2q.report.compare import compare, differences
 from r2q.report.compare import _side as side
-from r2q.report.items import COLUMNS as ITEM_COLUMNS
 from r2q.report.items import encode
-from r2q.report.scores import write_csv
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def accuracy(run, recipe, right, n, items=None, **more):
     path.write_text("\n".join(lines) + "\n")
     if items is not None:
         kept = {"model": "mini-llama", "recipe": recipe, "seed": 0, "task": "mini_facts", "metric": "acc"}
-        write_csv(run / "items.csv", ITEM_COLUMNS, [kept | {"asked": "h", "values": encode(items)}])
+        write_csv(run / "items.csv", columns(ItemRow), [kept | {"asked": "h", "values": encode(items)}])
 
 
 def only(rows, recipe):
@@ -102,9 +101,9 @@ def test_items_make_the_test_a_paired_one(two):
 
 
 def test_other_task_versions_and_shots_are_not_compared(two):
-    two[1].change("mini-llama", "rtn-g64", "evaluation.json", version="2")
-    rows = rows_of(two)
-    row = only(rows, "rtn-g64")
+    a, b = gathered(two)
+    accuracy(b, "rtn-g64", 276, 400, version="2")
+    row = only(differences(side(a), side(b)), "rtn-g64")
     assert row.verdict == "not comparable"
     assert row.reason.startswith("task version: ")
 

@@ -10,7 +10,8 @@ import pytest
 
 from r2q.report.collect import collect
 from r2q.report.tables.render import terminal
-from r2q.report.scores import COLUMNS, read_scores
+from r2q.records import Score, columns
+from r2q.report.run import read_scores
 from r2q.report.tables.summary import AVERAGE, Column, by_size, show, summarize
 from r2q.report.tables import table
 
@@ -19,14 +20,14 @@ def frame(rows):
     """Scores from short rows: recipe, bits, seed, task, value and changes; one model, four-choice items."""
     records = []
     for recipe, bits, seed, task, value, changes in rows:
-        record = dict.fromkeys(COLUMNS) | {
+        record = dict.fromkeys(columns(Score)) | {
             "run": "r", "model": "m", "family": "f", "recipe": recipe, "method": recipe.partition("-")[0],
             "bits_per_weight": bits, "file_bytes": 1000.0 * bits, "seed": seed, "task": task, "metric": "acc",
             "value": value, "stderr": 0.02, "n": 400, "chance": 0.25, "majority": 0.25, "higher_is_better": True,
             "in_table": True, "status": "ok",
         }  # fmt: skip
         records.append(record | changes)
-    return pd.DataFrame(records, columns=COLUMNS)
+    return pd.DataFrame(records, columns=columns(Score))
 
 
 PPL = {"metric": "token_ppl_128", "higher_is_better": False, "chance": None, "majority": None}
@@ -76,7 +77,8 @@ def test_best_is_bold_among_rivals_of_equal_bits():
         ("rtn-g64", 2.28, 0, "a", 0.6, {}), ("rtn-g64", 2.28, 0, "p", 30.0, PPL),
         ("r2q-g64", 2.5, 0, "a", 0.7, {}), ("r2q-g64", 2.5, 0, "p", 20.0, PPL),
         ("rtn-3bit", 3.28, 0, "a", 0.8, {}), ("rtn-3bit", 3.28, 0, "p", 9.0, PPL),
-        ("random_codes", 2.28, 0, "a", 0.85, {}), ("random_codes", 2.28, 0, "p", 1.0, PPL),
+        ("random_codes", 2.28, 0, "a", 0.85, {"control": True}),
+        ("random_codes", 2.28, 0, "p", 1.0, PPL | {"control": True}),
     ])  # fmt: skip
     summary = summarize(scores)
     best = {(row.recipe, column.task) for row in summary.blocks[0].rows
@@ -135,7 +137,7 @@ def test_several_seeds_are_mean_and_sd():
 
 
 def test_one_failed_seed_leaves_the_others():
-    failed = {"status": "failed: NaN", "value": None, "in_table": None, "metric": "", "chance": None, "majority": None}
+    failed = {"status": "failed", "reason": "NaN", "value": None, "in_table": None, "metric": "", "chance": None, "majority": None}
     scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
     row = rows_of(summarize(scores))["rtn"]
     assert (row.seeds, row.failures, row.failed) == (1, (("failed", "seed 1: NaN"),), False)
@@ -151,7 +153,10 @@ def test_one_failed_seed_leaves_the_others():
 )
 def test_a_recipe_without_values_says_what_each_seed_did(first, second, status, reasons):
     lost = {"in_table": None, "metric": "", "chance": None, "majority": None}
-    rows = [("rtn", 2.0, seed, "", None, lost | {"status": text}) for seed, text in enumerate((first, second))]
+    rows = [
+        ("rtn", 2.0, seed, "", None, lost | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
+        for seed, text in enumerate((first, second))
+    ]
     summary = summarize(frame([("r2q", 2.5, 0, "a", 0.9, {}), ("r2q", 2.5, 1, "a", 0.9, {}), *rows]))
     row = rows_of(summary)["rtn"]
     assert (row.failed, row.status, row.reasons) == (True, status, reasons)

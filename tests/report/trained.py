@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from r2q.report.claims.measures import Key, Unit
-from r2q.report.scores import COLUMNS, write_csv
-from r2q.training.state import DRIFT_COLUMNS, GRADIENT_COLUMNS, STEP_COLUMNS
+from r2q.records import Drift, Gradient, Score, Step, columns, write_csv
 
 GRANULARITIES = ("g64", "channel")
 LAYERS = [f"model.layers.{i}.mlp.up_proj" for i in range(5)]
+COLUMNS = columns(Score)
 FACTOR = {"r2q": 0.5, "rtn": 1.0}
 SEEDS = {"one": [0, 1, 2], "two": [0], "three": [0]}
 
@@ -44,6 +44,8 @@ def trained_run(folder: Path) -> Path:
                 row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"run": "test", "model": model, "recipe": name}
                 row |= {"seed": seed, "task": "task", "metric": "acc", "value": value + 0.01 * seed, "stderr": 0.03}
                 row |= {"higher_is_better": True, "in_table": True, "status": "ok", "granularity": granularity}
+                row |= {"frame": "bitdistiller", "quantizer": quantizer, "kind": "training", "control": False}
+                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - (0.25 if granularity == "channel" else 0)
                 scores.append(row | {"method": "bitdistiller"})
     write_csv(folder / "scores.csv", COLUMNS, scores)
     return folder
@@ -52,6 +54,7 @@ def trained_run(folder: Path) -> Path:
 def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> None:
     (folder / "training").mkdir(parents=True)
     report = {"method": "bitdistiller", "granularity": granularity, "options": {"quantizer": quantizer}}
+    report["facts"] = {"frame": "bitdistiller", "label": quantizer, "control": False, "kind": "training"}
     (folder / "report.json").write_text(json.dumps(report | {"status": "ok"}))
     factor = FACTOR[quantizer] * scale
     steps: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "held_out_loss": 4 * factor}]
@@ -59,16 +62,18 @@ def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> 
         norm = factor * (2.0 if step % 2 else 1.0)
         steps.append({"step": step, "loss": factor * 8 / step, "gradient_norm": norm, "tokens": step})
     steps[-1]["held_out_loss"] = factor
-    _write(folder, "training", STEP_COLUMNS, steps)
-    gradients = [{"step": step, "layer": layer, "gradient_norm": factor * step} for step in (4, 8) for layer in LAYERS]
-    _write(folder, "gradients", GRADIENT_COLUMNS, gradients)
+    _write(folder, "training", steps)
+    gradients = [
+        {"step": step, "layer": layer, **place(layer), "gradient_norm": factor * step} for step in (4, 8) for layer in LAYERS
+    ]
+    _write(folder, "gradients", gradients)
     drift = []
     for layer in [*LAYERS, "lm_head"]:
-        row = {"layer": layer, "weights": 10, "power": 2.0, "latent_before": 0.0, "latent_after": 0.1 * factor}
+        row = {"layer": layer, **place(layer), "weights": 10, "power": 2.0, "latent_before": 0.0, "latent_after": 0.1 * factor}
         row["latent_moved"] = 0.1 * factor
         inside = {"quantized_before": 0.8 * factor, "quantized_after": 0.4 * factor}
         drift.append(row | (inside if layer != "lm_head" else {}))
-    _write(folder, "drift", DRIFT_COLUMNS, drift)
+    _write(folder, "drift", drift)
 
 
 def diverge(results: Path, model: str, recipe: str, seed: int = 0, steps: int = 2) -> None:
@@ -89,7 +94,7 @@ def diverge(results: Path, model: str, recipe: str, seed: int = 0, steps: int = 
     for row in rows:
         if (row["model"], row["recipe"], row["seed"]) == (model, recipe, str(seed)):
             row |= {"task": "", "metric": "", "value": "", "stderr": "", "in_table": "", "higher_is_better": ""}
-            row["status"] = f"diverged: step {steps + 1}, loss nan"
+            row |= {"status": "diverged", "reason": f"step {steps + 1}, loss nan"}
     write_csv(results / "scores.csv", COLUMNS, rows)
 
 
@@ -99,8 +104,15 @@ def unit(quantizer: str, value: float, model: str = "m", seed: int = 0, **change
     return Unit(key, value, **changes)
 
 
-def _write(folder: Path, name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    with (folder / "training" / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+def place(layer: str) -> dict[str, Any]:
+    """Block and kind of a layer."""
+    parts = layer.split(".")
+    return {"kind": parts[-1], "block": int(parts[2]) if len(parts) > 1 else None}
+
+
+RECORDS = {"training": Step, "gradients": Gradient, "drift": Drift}
+
+
+def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    own = columns(RECORDS[name])[7:]  # without those of the unit, which are put before them
+    write_csv(folder / "training" / f"{name}.csv", own, rows)
