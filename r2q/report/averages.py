@@ -44,7 +44,7 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
                 chances.append(100 * float(seed["chance"].mean()))
                 items = int(seed["n"].sum())
             if values:
-                low, high = interval(values, errors)
+                low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
                 mean = sum(values) / len(values)
                 found.append((model, recipe, SCORE, True, mean, low, high, chances[0], len(values), items))
     return pd.DataFrame(found, columns=COLUMNS)

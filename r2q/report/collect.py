@@ -104,9 +104,11 @@ def _score_rows(
         return
     unit = unit | {"peak_mib": evaluation.get("peak_mib")}
     if evaluation["status"] != OK:
-        yield unit | {"status": evaluation["status"], "reason": evaluation["error"]} | {
-            "seconds": evaluation.get("seconds")
-        }
+        yield (
+            unit
+            | {"status": evaluation["status"], "reason": evaluation["error"]}
+            | {"seconds": evaluation.get("seconds")}
+        )
         return
     order = {task: place for place, task in enumerate([*config.perplexity, *config.tasks])}
     for score in sorted(evaluation["scores"], key=lambda score: order.get(score["task"], len(order))):

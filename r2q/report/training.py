@@ -11,6 +11,7 @@ from typing import Any
 from r2q import config as configuration
 from r2q.records import OK, Drift, Gradient, Step, columns, write_csv
 
+
 def gather_training(config_path: str | Path, results: str | Path) -> None:
     """Write `training.csv`, `gradients.csv` and `drift.csv` into the folder of one run, in the order of its config.
 

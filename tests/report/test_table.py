@@ -137,7 +137,15 @@ def test_several_seeds_are_mean_and_sd():
 
 
 def test_one_failed_seed_leaves_the_others():
-    failed = {"status": "failed", "reason": "NaN", "value": None, "in_table": None, "metric": "", "chance": None, "majority": None}
+    failed = {
+        "status": "failed",
+        "reason": "NaN",
+        "value": None,
+        "in_table": None,
+        "metric": "",
+        "chance": None,
+        "majority": None,
+    }
     scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
     row = rows_of(summarize(scores))["rtn"]
     assert (row.seeds, row.failures, row.failed) == (1, (("failed", "seed 1: NaN"),), False)

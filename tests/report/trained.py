@@ -45,7 +45,9 @@ def trained_run(folder: Path) -> Path:
                 row |= {"seed": seed, "task": "task", "metric": "acc", "value": value + 0.01 * seed, "stderr": 0.03}
                 row |= {"higher_is_better": True, "in_table": True, "status": "ok", "granularity": granularity}
                 row |= {"frame": "bitdistiller", "quantizer": quantizer, "kind": "training", "control": False}
-                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - (0.25 if granularity == "channel" else 0)
+                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - (
+                    0.25 if granularity == "channel" else 0
+                )
                 scores.append(row | {"method": "bitdistiller"})
     write_csv(folder / "scores.csv", COLUMNS, scores)
     return folder
@@ -64,12 +66,21 @@ def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> 
     steps[-1]["held_out_loss"] = factor
     _write(folder, "training", steps)
     gradients = [
-        {"step": step, "layer": layer, **place(layer), "gradient_norm": factor * step} for step in (4, 8) for layer in LAYERS
+        {"step": step, "layer": layer, **place(layer), "gradient_norm": factor * step}
+        for step in (4, 8)
+        for layer in LAYERS
     ]
     _write(folder, "gradients", gradients)
     drift = []
     for layer in [*LAYERS, "lm_head"]:
-        row = {"layer": layer, **place(layer), "weights": 10, "power": 2.0, "latent_before": 0.0, "latent_after": 0.1 * factor}
+        row = {
+            "layer": layer,
+            **place(layer),
+            "weights": 10,
+            "power": 2.0,
+            "latent_before": 0.0,
+            "latent_after": 0.1 * factor,
+        }
         row["latent_moved"] = 0.1 * factor
         inside = {"quantized_before": 0.8 * factor, "quantized_after": 0.4 * factor}
         drift.append(row | (inside if layer != "lm_head" else {}))

@@ -83,7 +83,9 @@ def claims(results: str | Path, out: str | Path, subject: str = SUBJECT, against
     known = list(dict.fromkeys(run.steps["quantizer"]))
     for name in (subject, *against) if (subject, *against) != (SUBJECT,) else ():
         if name not in known:
-            raise ValueError(f"claims: no recipe of the run trained with quantizer {name}; there are {', '.join(known)}")
+            raise ValueError(
+                f"claims: no recipe of the run trained with quantizer {name}; there are {', '.join(known)}"
+            )
     others = list(against) or sorted((name for name in known if name != subject), key=_place)
     rows = list(judge(run.steps, run.drift, run.scores, subject, others))
     units, twice = measures.trained_units(run.steps, run.scores)

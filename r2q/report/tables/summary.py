@@ -242,11 +242,7 @@ def _mark_best(rows: list[Row], columns: Sequence[Column]) -> list[Row]:
     Controls do not compete, a value at chance is never best, and one recipe alone is not either.
     """
     for bits in {int(row.bits) for row in rows if row.bits is not None}:
-        rivals = [
-            i
-            for i, row in enumerate(rows)
-            if row.bits is not None and int(row.bits) == bits and not row.control
-        ]
+        rivals = [i for i, row in enumerate(rows) if row.bits is not None and int(row.bits) == bits and not row.control]
         for j, column in enumerate(columns):
             values = {i: value for i in rivals if (value := rows[i].cells[j].value) is not None}
             if len(values) < 2:
