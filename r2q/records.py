@@ -311,7 +311,7 @@ class Step(_Trained):
 
 @dataclass(frozen=True)
 class Gradient(_Trained):
-    """A line of gradients.csv: norm of a layer's gradient at a step. Written by the trainer; `kind`, `block`: see `LayerRow`."""
+    """A line of gradients.csv: norm of a layer's gradient at a step. Written by the trainer."""
 
     step: int
     layer: str

@@ -58,7 +58,7 @@ def common_tasks(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
-    """Per model and recipe the distance to full precision; without such rows, the first perplexity of the main table."""
+    """Per model and recipe the distance to full precision; else the main table's first perplexity."""
     rows = scores[(scores["status"] == OK) & scores["value"].notna()]
     of_kl = rows[rows["metric"] == FIDELITY[0]]
     if len(of_kl):

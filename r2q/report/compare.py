@@ -2,8 +2,8 @@
 
 Two numbers are compared only where they measure the same thing: the same model, task, metric, task version, worked
 examples and number of items. Everything else is listed as not comparable, with the reason. Proportions are tested
-exactly, item by item where the runs kept what each item gave (`r2q.report.items`); p values are corrected for the number
-of comparisons (Holm). A mean over seeds is compared by Student's t over the seeds.
+exactly, item by item where the runs kept what each item gave (`r2q.report.items`); p values are corrected for the
+number of comparisons (Holm). A mean over seeds is compared by Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -299,8 +299,9 @@ def _more(rows: Sequence[Difference]) -> list[str]:
 def _cells(row: Difference) -> list[str]:
     recipe = row.recipe_a if row.recipe_a == row.recipe_b else f"{row.recipe_a} / {row.recipe_b}"
     interval = "–" if row.low is None else f"{_digits(row.low, '+')} to {_digits(row.high, '+')}"
-    return [row.model, recipe, row.seed, f"{row.task} {row.metric}", _digits(row.value_a), _digits(row.value_b),
-            _digits(row.difference, "+"), interval, _digits(row.p_holm, "", 2), row.test, row.reason or row.verdict]  # fmt: skip
+    numbers = [_digits(row.value_a), _digits(row.value_b), _digits(row.difference, "+"), interval]
+    said = [_digits(row.p_holm, "", 2), row.test, row.reason or row.verdict]
+    return [row.model, recipe, row.seed, f"{row.task} {row.metric}", *numbers, *said]
 
 
 HEAD = ["model", "recipe", "seed", "number", "a", "b", "b - a", "95 % interval", "p (Holm)", "test", "verdict"]

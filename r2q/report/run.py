@@ -14,7 +14,7 @@ KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
 
 
 class Run:
-    """A run's folder, results/<run>; every property raises FileNotFoundError or ValueError for a file that is not right."""
+    """A run's folder, results/<run>; properties raise FileNotFoundError or ValueError for a file that is not right."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -1,8 +1,8 @@
 """Intervals and tests of everything that is compared, by scipy; no number of a table is computed anywhere else.
 
-Proportions (accuracies: right answers out of items) have Wilson's interval and exact tests: at 0 or 100 % their standard
-error is 0, and a normal test would call any difference significant. Two recipes that answered the same items are compared
-item by item (`paired`); the same difference is then worth more.
+Proportions (accuracies: right answers out of items) have Wilson's interval and exact tests: at 0 or 100 % their
+standard error is 0, and a normal test would call any difference significant. Two recipes that answered the same items
+are compared item by item (`paired`); the same difference is then worth more.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ class Run:
         hashes = {"weights": f"weights-of-{model}-{recipe}-{seed}", "code": "c0de"}
         layers = [
             {"name": name, "shape": [128, 64], "mse": 1e-4 * (i + 1), "relative_error": error * (1 + i / 10),
-             "bits_per_weight": bits, "seconds": 0.01, "status": "ok", "clipped": i}
+             "bits_per_weight": bits, "seconds": 0.01, "status": "ok", "clipped": i,
+             "block": int(name.split(".")[2]), "kind": name.rsplit(".", 1)[1]}
             for i, name in enumerate(LAYERS)
         ] if error else []  # fmt: skip
         report = {
@@ -87,7 +88,7 @@ class Run:
             "bits_per_weight": bits, "quantized_weights": 10, "total_parameters": 20, "file_bytes": size,
             "formula_bytes": size, "layers": layers, "seconds": 1.5, "peak_mib": 90.0,
             "versions": {"torch": "2.13.0"}, "hashes": {**hashes, "source": f"source-of-{model}"}, "notes": {},
-            "facts": {"frame": None, "label": entry["method"], "control": error is None or error > 1, "kind": "weights"},
+            "facts": {"frame": None, "label": entry["method"], "control": not error or error > 1, "kind": "weights"},
         }  # fmt: skip
         scores = [
             score("mini_who", "acc", accuracy + shift, chance=0.5, majority=0.5),

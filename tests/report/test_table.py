@@ -8,12 +8,12 @@ import re
 import pandas as pd
 import pytest
 
-from r2q.report.collect import collect
-from r2q.report.tables.render import terminal
 from r2q.records import Score, columns
+from r2q.report.collect import collect
 from r2q.report.run import read_scores
-from r2q.report.tables.summary import AVERAGE, Column, by_size, show, summarize
 from r2q.report.tables import table
+from r2q.report.tables.render import terminal
+from r2q.report.tables.summary import AVERAGE, Column, by_size, show, summarize
 
 
 def frame(rows):

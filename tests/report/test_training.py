@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from r2q.report.scores import write_csv
 
 from r2q.report import drift, training_curves
-from r2q.report.scores import write_csv
 from r2q.report.training import STEP_COLUMNS as GATHERED
 from r2q.report.training import gather_training, quantizer_label, read_drift, read_steps
 from tests.report.trained import diverge

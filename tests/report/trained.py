@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from r2q.report.claims.measures import Key, Unit
 from r2q.records import Drift, Gradient, Score, Step, columns, write_csv
+from r2q.report.claims.measures import Key, Unit
 
 GRANULARITIES = ("g64", "channel")
 LAYERS = [f"model.layers.{i}.mlp.up_proj" for i in range(5)]

@@ -1,8 +1,8 @@
 """The claims of the R2Q paper about training against a run's own numbers: difference, 95 % interval, verdict.
 
 A claim compares one quantizer, R2Q unless the config names another, with every other one in the same training frame,
-model, seed and data: at equal granularity, and for the numbers that users see also at equal size, where the rival is the
-smallest one that is no smaller. Two kinds of rows say the same claim: one per model, with the interval over its seeds
+model, seed and data: at equal granularity, and for the numbers that users see also at equal size, where the rival is
+the smallest one that is no smaller. Two kinds of rows say the same: one per model, with the interval over its seeds
 (where it has several; for scores of a single seed over items), and one over all models, each model being the mean over
 its seeds. Few seeds and few models give wide intervals by Student's t: that is what they are worth.
 
@@ -29,8 +29,8 @@ from r2q.kept import write_atomic
 from r2q.records import write_csv
 from r2q.report import statistics
 from r2q.report.claims import measures
-from r2q.report.claims.measures import Key, Unit
 from r2q.report.claims.markdown import ENDS, GAINS, SCORE, STARTS, page
+from r2q.report.claims.measures import Key, Unit
 from r2q.report.run import Run
 
 COLUMNS = [
@@ -74,7 +74,7 @@ def claims(results: str | Path, out: str | Path, subject: str = SUBJECT, against
         results: results/<run>.
         out: path without ending.
         subject: label of the quantizer whose claims are judged.
-        against: labels of the others, the main rival first; empty = every other one of the run, the paper's rival first.
+        against: labels of the others, the main rival first; empty = all others, the paper's rival first.
 
     Raises:
         FileNotFoundError, ValueError: a CSV is missing or damaged, or no recipe trained with such a quantizer.

@@ -1,4 +1,4 @@
-"""One page that shows a run, or several: verdicts, the headline figure, tables that sort and filter, where every number is from.
+"""One page that shows a run, or several: verdicts, the headline figure, a table that sorts and filters, all figures.
 
 A single HTML file that needs no network and works without script: figures are inline SVG, links lead from every number
 to the unit it is of, and each unit says which recipe, options and hashes it has, where its raw JSON lies and which

@@ -139,8 +139,10 @@ def cost(run: Run) -> Sheet | None:
         run.layers.groupby(["model", "recipe", "seed"])["seconds"].sum(min_count=1).groupby(["model", "recipe"]).mean()
     )
     trained = run.steps if (run.folder / "training.csv").is_file() else None
-    tokens = {} if trained is None else trained.groupby(["model", "recipe", "seed"])[["tokens", "seconds"]].max().groupby(
-        ["model", "recipe"]).mean().to_dict("index")  # fmt: skip
+    tokens = {}
+    if trained is not None:
+        ends = trained.groupby(["model", "recipe", "seed"])[["tokens", "seconds"]].max()
+        tokens = ends.groupby(["model", "recipe"]).mean().to_dict("index")
     body: list[list[Entry | str]] = []
     for row in scores.to_dict("records"):
         key = (row["model"], row["recipe"])
