@@ -330,7 +330,7 @@ def _json(rows: Sequence[Difference], a: Side, b: Side) -> str:
 
 
 def _markdown(rows: Sequence[Difference], a: Side, b: Side) -> str:
-    from r2q.report.tables.render import grid
+    from r2q.report.tables.sheet import grid
 
     return "\n".join([f"a: `{a.name}`, b: `{b.name}`", "", *grid(HEAD, map(_cells, rows), left=(0, 1, 3, 9, 10)), ""])
 

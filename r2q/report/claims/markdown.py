@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from r2q.report.claims.measures import Name
-from r2q.report.tables.render import grid
+from r2q.report.tables.sheet import grid
 
 Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
 STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"

@@ -7,7 +7,7 @@ standard error above chance. ±: standard error over items, or standard deviatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
@@ -24,14 +24,6 @@ MARKS = [
     "±: standard error over the items; standard deviation over the seeds where a row names several.",
 ]
 GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")
-
-
-def sheets(run: Run) -> Iterator[Sheet]:
-    """Every table that the run has rows for."""
-    for make in TABLES:
-        found = make(run)
-        if found is not None and found.body:
-            yield found
 
 
 def fine(run: Run) -> Sheet | None:
@@ -54,17 +46,21 @@ def _scores(run: Run, name: str, title: str, wanted: Callable[[str], bool]) -> S
 
 def _of_table(table: Table, name: str, title: str) -> Sheet:
     body: list[list[Entry | str]] = []
+    lost = []
     for block in table.blocks:
         for row in block.rows:
+            lost += [f"{block.model}, {row.recipe} {status}: {reason}." for status, reason in row.failures]
             if row.recipe in ("chance", "majority") and all(cell.value is None for cell in row.cells):
                 continue
             cells = [
                 Entry(show(c.value, k), show_spread(c, k), c.value, c.best, c.at_chance)
                 for c, k in zip(row.cells, table.columns, strict=True)
             ]
+            if row.failed:
+                cells[0] = Entry(row.status)
             body.append([block.model, _named(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
     head = ["model", "recipe", "bits", "MiB", *(_heading(column) for column in table.columns)]
-    return Sheet(name, title, head, body, [*MARKS, *_counts(table)], left=(0, 1))
+    return Sheet(name, title, head, body, [*lost, *MARKS, *_counts(table)], left=(0, 1))
 
 
 def families(run: Run) -> Sheet | None:
@@ -180,9 +176,18 @@ def main(run: Run) -> Sheet | None:
     return _of_table(summarize(run.scores), "main", f"Every recipe: {run.scores['run'].iloc[0]}")
 
 
-TABLES: tuple[Callable[[Run], Sheet | None], ...] = (
-    main, fine, coarse, families, residual, frames, generative, group_sizes, cost, memory_matched,
-)  # fmt: skip
+TABLES: dict[str, Callable[[Run], Sheet | None]] = {
+    "main": main,
+    "fine": fine,
+    "coarse": coarse,
+    "families": families,
+    "residual": residual,
+    "frames": frames,
+    "generative": generative,
+    "groups": group_sizes,
+    "cost": cost,
+    "memory": memory_matched,
+}
 
 
 def _pivot(

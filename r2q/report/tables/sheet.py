@@ -16,8 +16,8 @@ _ESCAPES = {
     "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$", "Σ": r"$\Sigma$", "α": r"$\alpha$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
-NARROW = 6  # columns that fit into a column of a two-column page
-WIDE = 14  # columns that fit across a page in footnotesize; a wider table is cut in two
+NARROW, WIDE = 46, 100  # letters of footnotesize that fit into a column of a two-column page, and across the page
+GAP = 2  # letters between two columns
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,33 @@ def grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int]
 def latex(sheet: Sheet) -> str:
     r"""A `table` (one column of a page) or `table*`, at its natural size; needs `\usepackage{booktabs,xcolor}`.
 
-    A table of more than `WIDE` columns is set in parts, each with the columns of texts.
+    A table that is too wide for a page is set in parts, each with the columns of texts; ± stands only where there is
+    room for it in a single column.
     """
     fixed = list(sheet.left)
     rest = [j for j in range(len(sheet.head)) if j not in fixed]
-    room = max(1, WIDE - len(fixed))
-    parts = [rest[i : i + room] for i in range(0, len(rest), room)] or [[]]
-    return "\n".join(_latex_part(sheet, fixed + part, k, len(parts)) for k, part in enumerate(parts, 1))
+    whole = sum(_width(sheet, j, spreads=True) for j in fixed + rest)
+    if whole <= NARROW:
+        return _latex_part(sheet, fixed + rest, 1, 1, star="", spreads=True)
+    start = sum(_width(sheet, j) for j in fixed)
+    parts: list[list[int]] = [[]]
+    for j in rest:
+        if parts[-1] and start + sum(_width(sheet, k) for k in [*parts[-1], j]) > WIDE:
+            parts.append([])
+        parts[-1].append(j)
+    made = (_latex_part(sheet, fixed + part, k, len(parts), "*", False) for k, part in enumerate(parts, 1))
+    return "\n".join(made)
 
 
-def _latex_part(sheet: Sheet, columns: list[int], number: int, count: int) -> str:
-    wide = len(columns) > NARROW
-    star = "*" if wide else ""
+def _width(sheet: Sheet, column: int, spreads: bool = False) -> int:
+    """Letters that a column needs."""
+    entries = [_entry(row[column]) for row in sheet.body]
+    longest = max((len(entry.text) + (len(entry.spread) if spreads else 0) for entry in entries), default=0)
+    return max([longest, *map(len, _broken(sheet.head[column]))]) + GAP
+
+
+def _latex_part(sheet: Sheet, columns: list[int], number: int, count: int, star: str, spreads: bool) -> str:
     more = f" ({number} of {count})" if count > 1 else ""
-    spreads = not wide  # across a page there is room for the numbers alone; the CSV has the rest
     lines = [
         rf"\begin{{table{star}}}[t]", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escape(sheet.title + more)}}}", rf"\label{{tab:{sheet.name}{number if count > 1 else ''}}}",
@@ -147,16 +160,15 @@ def _latex_part(sheet: Sheet, columns: list[int], number: int, count: int) -> st
 
 def _latex_head(names: Sequence[str]) -> list[str]:
     """Long names broken at blanks and underscores into up to three lines, bottom-aligned."""
-    broken = [re.findall(r"[^ _]+[_ ]?", name) or [""] for name in names]
-    lines = [_joined(words) for words in broken]
+    lines = [_broken(name) for name in names]
     height = max(map(len, lines))
     padded = [[""] * (height - len(part)) + part for part in lines]
     return [" & ".join(escape(part[i].strip()) for part in padded) + r" \\" for i in range(height)]
 
 
-def _joined(words: Sequence[str], width: int = 9) -> list[str]:
+def _broken(name: str, width: int = 9) -> list[str]:
     lines = [""]
-    for word in words:
+    for word in re.findall(r"[^ _]+[_ ]?", name):
         if lines[-1] and len(lines[-1]) + len(word) > width:
             lines.append("")
         lines[-1] += word

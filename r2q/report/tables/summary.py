@@ -120,23 +120,6 @@ def summarize(scores: pd.DataFrame) -> Table:
     return Table(scores["run"].iloc[0], tuple(columns), tuple(blocks))
 
 
-def by_size(table: Table) -> list[tuple[Block, Row, bool]]:
-    """Every (model, recipe) with a file, smallest first; True where no file of at most its bytes averages as high."""
-
-    def average(row: Row) -> float | None:
-        return row.cells[-1].value if table.columns[-1].task == AVERAGE else None
-
-    rows = [(block, row) for block in table.blocks for row in block.rows if row.file_bytes is not None]
-    rows.sort(key=lambda pair: (pair[1].file_bytes or 0, -(average(pair[1]) or 0)))  # stable
-    best, ordered = -math.inf, []
-    for block, row in rows:
-        value = average(row)
-        above = value is not None and value > best
-        best = value if value is not None and above else best
-        ordered.append((block, row, above))
-    return ordered
-
-
 def table_columns(shown: pd.DataFrame) -> list[Column]:
     """Perplexities and other errors first, then accuracies, then their average; else in the order of the scores."""
     columns = []
