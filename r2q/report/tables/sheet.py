@@ -16,7 +16,7 @@ _ESCAPES = {
     "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$", "Σ": r"$\Sigma$", "α": r"$\alpha$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
-NARROW, WIDE = 46, 100  # letters of footnotesize that fit into a column of a two-column page, and across the page
+NARROW, WIDE = 46, 118  # letters of footnotesize that fit into a column of a two-column page, and across the page
 GAP = 2  # letters between two columns
 
 
