@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TextIO, get_args, get_type_hints
+from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from r2q import __version__
 from r2q.kept import held
@@ -66,11 +66,19 @@ def parser(verb: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for parameter, kind, metavar, text in _arguments(of):
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            made.add_argument(parameter.name, type=kind, metavar=metavar, help=text)
-            continue
-        more: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": metavar}
         needed = parameter.default is parameter.empty
+        several: dict[str, Any] = {"nargs": "+"} if get_origin(kind) is list else {}
+        if several:
+            (kind,) = get_args(kind)
+        choices: dict[str, Any] = {"choices": get_args(kind)} if get_origin(kind) is Literal else {}
+        plain: Any = str if choices else kind
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            optional: dict[str, Any] = {} if needed else {"nargs": "?", "default": parameter.default}
+            made.add_argument(parameter.name, type=plain, metavar=metavar, help=text, **several, **optional)
+            continue
+        more: dict[str, Any] = {"action": "store_true"}
+        if kind is not bool:
+            more = {"type": plain, "metavar": metavar, **several, **choices}
         more |= {"required": True} if needed else {"default": parameter.default}
         made.add_argument(f"--{parameter.name.replace('_', '-')}", help=text, **more)
     made.add_argument("--log", type=Path, metavar="FILE", help="also write progress, and all warnings only, there")

@@ -46,6 +46,7 @@ class Facts:
         start: name of the recipe whose packed weights training starts from.
         label: quantizer and variant as figures print them.
         control: whether the recipe is a control (full precision, random codes), which competes with nothing.
+        kind: what it works from: `weights`, `calibration`, `training` or `checkpoint`.
     """
 
     frame: str | None = None
@@ -54,6 +55,7 @@ class Facts:
     start: str | None = None
     label: str = ""
     control: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,9 @@ class Score:
         seconds: of the task (of the unit where it has no task); peak_mib: of the unit's evaluation.
         provenance: key of provenance.json.
         status, reason: see `Report`.
+        version, num_fewshot: of the task; numbers with other ones are not compared.
+        kind: what a recipe works from: `weights`, `calibration`, `training` or `checkpoint`.
+        frame, quantizer, control: see `Facts`; `quantizer` is its label.
     """
 
     run: str
@@ -218,6 +223,30 @@ class Score:
     peak_mib: float | None
     provenance: str
     reason: str = ""
+    version: str | None = None
+    num_fewshot: int | None = None
+    kind: str = ""
+    frame: str | None = None
+    quantizer: str = ""
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """A line of items.csv: what every item of a task gave under a metric. Written by `collect`, read by comparisons.
+
+    Attributes:
+        asked: hash of the items; only numbers of the same items are compared one by one.
+        values: of all items in the order of the task (see `r2q.report.items`).
+    """
+
+    model: str
+    recipe: str
+    seed: int
+    task: str
+    metric: str
+    asked: str
+    values: str
 
 
 @dataclass(frozen=True)
@@ -256,6 +285,7 @@ class Point:
     """
 
     recipe: str
+    method: str
     model: str
     layer: str
     row: int
@@ -307,12 +337,13 @@ class Step(_Trained):
 class Gradient(_Trained):
     """A line of gradients.csv: norm of a layer's gradient at a step. Written by the trainer.
 
-    `depth` is the decoder block, counted from the end for the later half; `head` outside of the blocks.
+    `block` and `kind` are as in `LayerRow`.
     """
 
     step: int
     layer: str
-    depth: str
+    block: int | None
+    kind: str
     gradient_norm: float
 
 
@@ -325,7 +356,8 @@ class Drift(_Trained):
     """
 
     layer: str
-    depth: str
+    block: int | None
+    kind: str
     weights: float | None
     power: float | None
     latent_before: float | None
@@ -447,12 +479,33 @@ def _types(kind: type) -> dict[str, type]:
     return found
 
 
+def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The CSV of a figure: columns of numbers, of flags or of texts, by what is in them.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
+    for name in frame.columns:
+        flags = set(frame[name]) <= {"True", "False"} and len(frame) > 0
+        frame[name] = _typed(bool if flags else None, frame[name])
+    return frame
+
+
 def _typed(kind: type | None, texts: pd.Series) -> Any:
     import pandas as pd
 
     if kind is None:  # a further column: what a method said
         try:
-            return texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
+            return (
+                texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
+                if texts.any()
+                else texts
+            )
         except ValueError:
             return texts
     if kind is float:

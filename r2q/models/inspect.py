@@ -15,10 +15,10 @@ from r2q.options import nearest
 from r2q.records import OK, Report, read_json, write_csv
 
 
-def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) -> None:
-    """Write where RTN and R2Q put every weight of one group: the data of the lattice figure.
+def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> None:
+    """Write where RTN and R2Q put every weight of one group, for the lattice figure.
 
-    The group is the one that `figures.lattice` of the config names. Columns of the CSV: recipe, model, layer, row,
+    The group is the one that `figures.lattice` of the config names. Columns of the CSV: recipe, method, model, layer, row,
     group, index (of the weight in its group), weight, code, quantized, level_0 ... (the level of each code).
 
     Args:
@@ -49,7 +49,8 @@ def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) 
     rows: list[dict[str, Any]] = []
     for recipe in recipes:
         folder = Path(results) / model / recipe / f"seed{config.seeds_of(recipe, model)[0]}"
-        rows += _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
+        points = _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
+        rows += [{"method": config.recipes[recipe].method} | point for point in points]
     write_csv(out, list(rows[0]), rows)
 
 

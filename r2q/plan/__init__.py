@@ -177,9 +177,9 @@ class Plan:
             {name: self.recipes[name] for name in sorted({u.recipe for u in self.trained})}, code=code("report")
         )
 
-    def asked_figure_lattice(self, at: Any = None) -> str:
+    def asked_lattice(self, at: Any = None) -> str:
         section = self.config.figures.lattice.model_dump()
-        return _line({"figure": section, "recipes": self.recipes}, code=code("figure_lattice"))
+        return _line({"figure": section, "recipes": self.recipes}, code=code("lattice"))
 
     def asked_report(self, at: Any = None) -> str:
         """Of tables and figures: nothing but their code."""
@@ -188,6 +188,35 @@ class Plan:
     def _model(self, at: Any, *more: str, without: Sequence[str] = ()) -> dict[str, Any]:
         entry = self.config.models[at.model]
         return {name: getattr(entry, name) for name in ("path", "revision", *more) if name not in without}
+
+    # Tables and figures: what a run shows, and the CSV files that each is made from
+
+    @property
+    def tables(self) -> list[str]:
+        return ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory"]
+
+    @property
+    def drawn(self) -> dict[str, tuple[str, ...]]:
+        """The figures of the run by name: a module of `r2q.report.figures` and its variant."""
+        changed = [unit.model for unit in self.units if self.recipes[unit.recipe]["granularity"] is not None]
+        models = list(dict.fromkeys(changed))
+        found: dict[str, tuple[str, ...]] = {"frontier-bytes": ("scores",), "frontier-bits": ("scores",)}
+        found |= {"granularity": ("scores",)}
+        found |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
+        found |= {f"layer_errors-{model}": ("layers",) for model in models}
+        if self.config.lattice_units() is not None:
+            found |= {"lattice": ("lattice",), "mechanism": ("lattice",)}
+        if self.trained:
+            found |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
+        return found
+
+    def csv_of(self, *names: str) -> list[str]:
+        """The CSV files of the run so named, as far as it has them: those of training only where a recipe trains."""
+        of_training = ("training", "gradients", "drift")
+        return [f"{self.results}/{name}.csv" for name in names if self.trained or name not in of_training]
+
+    def csv_of_figure(self, at: Any) -> list[str]:
+        return self.csv_of(*self.drawn[at.figure])
 
     # What a job takes
 

@@ -115,19 +115,18 @@ def run_alone(plan: Plan) -> ExitStack:
 
 def print_results(plan: Plan) -> None:
     """What a finished run has to show, on the terminal."""
-    from r2q.report.render import terminal
-    from r2q.report.scores import read_scores
-    from r2q.report.summary import summarize
+    from r2q.report.run import read_scores
+    from r2q.report.tables.render import terminal
+    from r2q.report.tables.summary import summarize
 
     results = plan.results
     if not Path(results, "scores.csv").is_file():  # only a part of the run was asked for
         return
     print(terminal(summarize(read_scores(Path(results, "scores.csv")))))
     print(f"scores  {results}/scores.csv (one row per number), {results}/layers.csv, {results}/provenance.json")
-    print(f"tables  {results}/tables/main.md, main.csv, main.tex")
-    if plan.trained:
-        print(f"claims  {results}/tables/claims.md")
+    print(f"tables  {results}/tables/{', '.join(plan.tables)}: .md, .csv, .tex{'; claims.md' * bool(plan.trained)}")
     print(f"figures {plan.figures}/")
+    print(f"page    {results}/report.html, which shows all of it")
 
 
 def print_logs(plan: Plan) -> None:

@@ -21,7 +21,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "train": (*QUANTIZE, "r2q/training"),  # and frame and quantizer
     "evaluate": ("r2q/evaluation", "r2q/models", "r2q/quantization", "r2q/kernels", *TEXT),
     "report": ("r2q/report", "r2q/records.py"),
-    "figure_lattice": ("r2q/report", "r2q/records.py", "r2q/models", "r2q/quantization"),
+    "lattice": ("r2q/records.py", "r2q/models", "r2q/quantization"),
 }
 
 

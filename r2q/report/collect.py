@@ -100,6 +100,8 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
     unit: dict[str, Any] = dict.fromkeys(columns(Score)) | {name: getattr(report, name) for name in UNIT_FIELDS}
     record = report if evaluation is None else evaluation
     unit |= {"run": config.run, "provenance": provenance, "status": record.status, "reason": record.reason}
+    facts = report.facts
+    unit |= {"kind": facts.kind, "frame": facts.frame, "quantizer": facts.label, "control": facts.control}
     blank = Score(**unit | {"seconds": record.seconds, "peak_mib": None if evaluation is None else evaluation.peak_mib})
     if evaluation is None or evaluation.status != OK:
         yield blank

@@ -1,19 +1,20 @@
-"""hold the paper's claims about training against a run's numbers
+"""hold the paper's claims about training against a run's numbers, for R2Q or for any other quantizer
 
-r2q claims --steps results/embedded/training.csv --drift results/embedded/drift.csv \\
-    --scores results/embedded/scores.csv --out results/embedded/tables/claims
+r2q claims --results results/embedded --out results/embedded/tables/claims --subject r2q-alternating --against rtn r2q
 """
 
 from pathlib import Path
 from typing import Annotated
 
+from r2q.verbs import Results
+
 
 def claims(
-    steps: Annotated[Path, "CSV", "training.csv of the run"],
-    drift: Annotated[Path, "CSV", "drift.csv of the run"],
-    scores: Annotated[Path, "CSV", "scores.csv of the run"],
+    results: Results,
     out: Annotated[Path, "STEM", "path without .csv, .md"],
+    subject: Annotated[str, "QUANTIZER", "whose claims: a quantizer as the tables call it"] = "r2q",
+    against: Annotated[list[str], "QUANTIZER", "the others, the main rival first; all that there are without"] = [],  # noqa: B006
 ) -> None:
     from r2q.report.claims import claims
 
-    claims(steps, drift, scores, out)
+    claims(results, out, subject, against)

@@ -1,17 +1,19 @@
-"""write the main table as CSV, Markdown and LaTeX
+"""write every table of a run as CSV, Markdown and LaTeX
 
-r2q table --scores results/embedded/scores.csv --out results/embedded/tables --show
+r2q table --results results/embedded --out results/embedded/tables --show
 """
 
 from pathlib import Path
 from typing import Annotated
 
+from r2q.verbs import Results
+
 
 def table(
-    scores: Annotated[Path, "CSV", "what `collect` wrote"],
-    out: Annotated[Path, "DIR", "where main.csv, main.md, main.tex go"],
-    show: Annotated[bool, "", "also print the table"] = False,
+    results: Results,
+    out: Annotated[Path, "DIR", "where main.csv, main.md, main.tex and the others go"],
+    show: Annotated[bool, "", "also print the main table"] = False,
 ) -> None:
-    from r2q.report.table import table
+    from r2q.report.tables import table
 
-    table(scores, out, show)
+    table(results, out, show)

@@ -81,8 +81,10 @@ class Run:
              "notes": {"clipped": i}}
             for i, name in enumerate(LAYERS)
         ] if error else []  # fmt: skip
+        facts = {"quantizer": entry["method"], "label": entry["method"], "kind": "weights",
+                 "control": entry["method"] in ("full_precision", "random_codes")}  # fmt: skip
         report = {
-            "format_version": 2, "key": "k", "status": "ok", "reason": "", "files": {}, "facts": {},
+            "format_version": 2, "key": "k", "status": "ok", "reason": "", "files": {}, "facts": facts,
             "model": model, "family": "llama",
             "recipe": recipe, "method": entry["method"], "granularity": entry.get("granularity"),
             "group_size": 64 if "granularity" in entry else None, "bits": 2, "seed": seed, "options": {},

@@ -7,11 +7,12 @@ import json
 import pytest
 
 from r2q.report.collect import collect, metric_name
-from r2q.report.scores import read_scores
+from r2q.report.run import read_scores
 
 HEADER = (
     "run,model,family,recipe,method,granularity,group_size,bits_per_weight,file_bytes,seed,task,metric,value,stderr,n,"
-    "chance,majority,higher_is_better,in_table,status,seconds,peak_mib,provenance,reason"
+    "chance,majority,higher_is_better,in_table,status,seconds,peak_mib,provenance,reason,version,num_fewshot,kind,frame,"
+    "quantizer,control"
 )
 
 

@@ -1,13 +1,16 @@
-"""compare: differences with standard errors, rows of one run only, and what else differed."""
+"""compare: only what measures the same thing, exact and paired tests, exit statuses, what else differed."""
 
 from __future__ import annotations
 
-import math
+import json
 
 import pytest
 
+from r2q.records import ItemRow, columns, write_csv
 from r2q.report.collect import collect
-from r2q.report.compare import compare
+from r2q.report.compare import _side as side
+from r2q.report.compare import compare, differences
+from r2q.report.items import encode
 
 
 @pytest.fixture
@@ -16,108 +19,139 @@ def two(make_run):
     return make_run("a", models=("mini-llama",)), make_run("b", models=("mini-llama",))
 
 
-def compared(two, capsys, out=None):
+def gathered(two):
     for run in two:
         collect(run.config_path, run.results)
-    rows = compare(two[0].results / "scores.csv", two[1].results / "scores.csv", out)
-    return rows, capsys.readouterr().out
+    return [run.results for run in two]
+
+
+def rows_of(two):
+    return differences(*map(side, gathered(two)))
 
 
 def test_identical_runs(two, capsys):
-    rows, printed = compared(two, capsys)
-    assert len(rows) == 16
-    assert (rows["difference"] == 0).all()
-    assert (rows["z"] == 0).all()
-    assert (rows["p"] == 1).all()
-    assert "16 numbers in both, 16 equal to the last digit, 0 differ." in printed
-    assert "Code, config, data, weights, versions and device are the same." in printed
+    assert compare(*gathered(two)) == 0
+    printed = capsys.readouterr().out
+    assert "16 numbers: 16 equal." in printed
+    assert "Code, config, data, weights, versions and device of the 4 units in both are the same." in printed
 
 
-def test_known_difference(two, capsys, tmp_path):
-    two[1].unit("mini-llama", "r2q-g64", shift=0.1)
-    rows, printed = compared(two, capsys, tmp_path / "c.csv")
-    moved = rows[rows["difference"] != 0]
-    assert set(moved["recipe"]) == {"r2q-g64"}
-    assert set(moved["task"]) == {"mini_facts", "mini_who"}
-    assert moved["difference"].to_list() == pytest.approx([0.1] * 3)  # b - a
-    assert moved["stderr"].to_list() == pytest.approx([math.sqrt(0.02**2 + 0.02**2)] * 3)
-    assert moved["z"].to_list() == pytest.approx([3.5355339] * 3)
-    assert moved["p"].to_list() == pytest.approx([4.0695e-4] * 3, rel=1e-4)  # two-sided, from a table
-    assert set(moved["flag"]) == {">2 se"}
-    assert "3 of 3 differences are above 2 stderr" in printed
-    lines = (tmp_path / "c.csv").read_text().splitlines()
-    assert lines[0].startswith(
-        "model,recipe,seed,task,metric,where,value_a,value_b,difference,stderr_a,stderr_b,stderr,z"
-    )
-    assert len(lines) == 17
+def test_disjoint_runs_are_an_error(make_run):
+    runs = make_run("a", models=("mini-llama",)), make_run("b", models=("mini-opt",))
+    with pytest.raises(ValueError, match="have no number in common"):
+        compare(*gathered(runs))
 
 
-def test_small_difference_is_not_flagged(two, capsys):
-    two[1].unit("mini-llama", "r2q-g64", shift=0.05)  # 1.8 standard errors
-    rows, printed = compared(two, capsys)
-    assert (rows["flag"] == "").all()
-    assert "0 of 3 differences" in printed
+def accuracy(run, recipe, right, n, items=None, **more):
+    """Give a unit's mini_facts so many right answers, in the collected CSV."""
+    path = run / "scores.csv"
+    lines = path.read_text().splitlines()
+    head = lines[0].split(",")
+    for number, line in enumerate(lines):
+        row = dict(zip(head, line.split(","), strict=False))
+        if row["recipe"] == recipe and (row["task"], row["metric"]) == ("mini_facts", "acc"):
+            row |= {"value": repr(right / n), "stderr": "0.0", "n": str(n), **more}
+            lines[number] = ",".join(row[name] for name in head)
+    path.write_text("\n".join(lines) + "\n")
+    (run / "collected.sha256").unlink(missing_ok=True)  # it is not what was collected
+    if items is not None:
+        kept = {"model": "mini-llama", "recipe": recipe, "seed": 0, "task": "mini_facts", "metric": "acc"}
+        write_csv(run / "items.csv", columns(ItemRow), [kept | {"asked": "h", "values": encode(items)}])
 
 
-def test_score_without_stderr_has_no_z(two, capsys):
-    for run in two:
-        collect(run.config_path, run.results)
-        (run.results / "collected.sha256").unlink()
-    for run, value in zip(two, ("10.0", "11.0"), strict=True):
-        path = run.results / "scores.csv"
-        path.write_text(
-            path.read_text().replace("mini_text,word_perplexity,10.0,0.5,", f"mini_text,word_perplexity,{value},,")
-        )
-    rows = compare(two[0].results / "scores.csv", two[1].results / "scores.csv")
-    row = rows[(rows["recipe"] == "full-precision") & (rows["task"] == "mini_text")].iloc[0]
-    assert row["difference"] == 1.0
-    assert math.isnan(row["z"])
-    assert row["flag"] == "no stderr"
+def only(rows, recipe):
+    (row,) = [r for r in rows if (r.recipe_a or r.recipe_b, r.task, r.metric) == (recipe, "mini_facts", "acc")]
+    return row
+
+
+def test_eight_of_eight_is_no_evidence_against_459_of_500(two):
+    """A standard error of 0 at 100 % is no certainty; other numbers of items are not compared at all."""
+    from r2q.report.statistics import fisher
+
+    a, b = gathered(two)
+    accuracy(a, "rtn-g64", 8, 8)
+    accuracy(b, "rtn-g64", 459, 500)
+    row = only(differences(side(a), side(b)), "rtn-g64")
+    assert (row.verdict, row.reason, row.p) == ("not comparable", "items: 8 and 500", None)
+    assert fisher(8, 8, 459, 500).p > 0.5  # one side alone: 0.918^8 = 0.5
+    assert compare(a, b) == 3
+
+
+def test_proportions_are_tested_exactly(two):
+    a, b = gathered(two)
+    accuracy(a, "rtn-g64", 10, 10)
+    accuracy(b, "rtn-g64", 7, 10)
+    row = only(differences(side(a), side(b)), "rtn-g64")
+    # both margins fixed: 17 right of 20, ten of them in a; P(10 or 7 in a) = 2 C(10,0) C(10,3) / C(20,3)
+    assert row.p == pytest.approx(2 * 120 / 1140)
+    assert (row.test, row.paired, row.verdict) == ("Fisher", False, "no difference found")
+    assert row.low < row.difference < row.high
+
+
+def test_items_make_the_test_a_paired_one(two):
+    a, b = gathered(two)
+    accuracy(a, "rtn-g64", 90, 100, [0] * 10 + [1] * 90)
+    accuracy(b, "rtn-g64", 100, 100, [1] * 100)
+    row = only(differences(side(a), side(b)), "rtn-g64")
+    assert (row.test, row.paired) == ("McNemar", True)
+    assert row.p == pytest.approx(2 * 0.5**10)  # ten items changed, all one way
+    assert row.verdict == "better"
+    assert compare(a, b) == 1
+    assert compare(a, b, fail_on_regression=True) == 0
+    assert compare(b, a, fail_on_regression=True) == 1
+
+
+def test_other_task_versions_and_shots_are_not_compared(two):
+    a, b = gathered(two)
+    accuracy(b, "rtn-g64", 276, 400, version="2")
+    row = only(differences(side(a), side(b)), "rtn-g64")
+    assert row.verdict == "not comparable"
+    assert row.reason.startswith("task version: ")
+
+
+def test_recipes_of_one_run(two, capsys):
+    two[0].unit("mini-llama", "r2q-g64", shift=0.1)
+    run = gathered(two)[0]
+    compare(run, recipes=["rtn-g64", "r2q-g64"], format="json")
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {(row["recipe_a"], row["recipe_b"]) for row in rows} == {("rtn-g64", "r2q-g64")}
+    with pytest.raises(ValueError, match="has no recipe nothing; it has "):
+        compare(run, recipes=["rtn-g64", "nothing"])
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "markdown", "html"])
+def test_every_format_has_every_comparison(two, tmp_path, format):
+    compare(*gathered(two), format=format, out=tmp_path / "c")
+    assert (tmp_path / "c").read_text().count("word_perplexity") >= 4
 
 
 def test_rows_of_one_run_only(two, capsys):
     two[1].fail("mini-llama", "rtn-g64", "weights are not finite")
-    rows, printed = compared(two, capsys)
-    assert rows["where"].value_counts().to_dict() == {"both": 12, "only a": 4, "only b": 1}
-    assert rows.loc[rows["where"] != "both", "difference"].isna().all()
-    assert "only a, 4 rows:\n  mini-llama rtn-g64 seed0: mini_text word_perplexity, mini_facts acc" in printed
-    assert "only b, 1 rows:\n  mini-llama rtn-g64 seed0: failed: weights are not finite" in printed
+    assert compare(*gathered(two)) == 3
+    printed = capsys.readouterr().out
+    assert "numbers, only in" in printed
 
 
 def test_provenance_differences(make_run, capsys):
     two = make_run("a", models=("mini-llama",)), make_run("b", models=("mini-llama",), limits={"items": 5})
     two[1].change("mini-llama", "rtn-g64", "evaluation.json", versions={"torch": "2.11.0", "lm_eval": "0.4.13"})
-    printed = compared(two, capsys)[1]
+    compare(*gathered(two))
+    printed = capsys.readouterr().out
     assert "  config.tasks.mini_facts.items: null -> 5\n" in printed  # of all units
-    assert "  versions.evaluate.torch: 2.13.0 -> 2.11.0   (mini-llama rtn-g64)\n" in printed
-    assert "lm_eval" not in printed.split("What else differs")[1]
+    assert "  versions.evaluate.torch: 2.13.0 -> 2.11.0   (1 of 4 units, mini-llama rtn-g64 first)\n" in printed
 
 
 def test_without_provenance_it_says_so(two, capsys):
-    for run in two:
-        collect(run.config_path, run.results)
-    (two[0].results / "provenance.json").unlink()
-    compare(two[0].results / "scores.csv", two[1].results / "scores.csv")
+    a, b = gathered(two)
+    (a / "provenance.json").unlink()
+    compare(a, b)
     assert "whether code, config, data or versions differ is not known" in capsys.readouterr().out
 
 
 def test_missing_file_and_column(two, tmp_path):
-    collect(two[0].config_path, two[0].results)
-    (two[0].results / "collected.sha256").unlink()
-    scores = two[0].results / "scores.csv"
+    scores = gathered(two)[0] / "scores.csv"
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.csv"):
         compare(scores, tmp_path / "nowhere.csv")
     (tmp_path / "bad.csv").write_text("run,model\nx,y\n")
     with pytest.raises(ValueError, match=r"bad\.csv has no column family, recipe"):
         compare(scores, tmp_path / "bad.csv")
-
-
-def test_a_number_given_twice_is_refused(two):
-    collect(two[0].config_path, two[0].results)
-    (two[0].results / "collected.sha256").unlink()
-    scores = two[0].results / "scores.csv"
-    scores.write_text(scores.read_text() + scores.read_text().splitlines()[1] + "\n")
-    with pytest.raises(
-        ValueError, match=r"two rows for model mini-llama, recipe full-precision, seed 0, task mini_text"
-    ):
-        compare(scores, scores)

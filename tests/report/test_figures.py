@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -10,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from r2q.records import LayerRow, Point, columns, read_csv, write_csv
-from r2q.report import figure, lattice, weight_error
+from r2q.records import read_drawn, write_csv
 from r2q.report.collect import collect
-from r2q.report.style import recipe_mark, style
+from r2q.report.figures import drift, figure, frontier, lattice, layer_errors, mechanism, tasks, training
+from r2q.report.figures.style import quantizer_mark, style
+from r2q.report.run import Run
+from r2q.report.training import gather_training
 
 LEVELS = {"rtn-g8": [-0.1, 0.0, 0.1, 0.2], "r2q-g8": [-0.15, 0.05, -0.05, 0.15]}  # in the order of the codes
 WEIGHTS = [-0.14, -0.06, -0.01, 0.0, 0.02, 0.06, 0.11, 0.21]
@@ -41,15 +44,9 @@ def lattice_csv(tmp_path):
     return tmp_path / "lattice.csv"
 
 
-@pytest.fixture
-def layers_csv(run):
-    collect(run.config_path, run.results)
-    return run.results / "layers.csv"
-
-
 def test_lattice_draws_the_csv(lattice_csv):
     with style():
-        drawn = lattice.draw(read_csv(lattice_csv, Point))
+        drawn = lattice.draw(read_drawn(lattice_csv, lattice.COLUMNS))
     stairs = [axes for axes in drawn.axes if axes.get_title(loc="left")]
     assert [axes.get_title(loc="left").strip() for axes in stairs] == list(LEVELS)
     for axes, (recipe, levels) in zip(stairs, LEVELS.items(), strict=True):
@@ -65,7 +62,7 @@ def test_lattice_draws_the_csv(lattice_csv):
 
 
 def test_lattice_shows_an_empty_level(lattice_csv):
-    frame = read_csv(lattice_csv, Point)
+    frame = read_drawn(lattice_csv, lattice.COLUMNS)
     frame["level_3"] = frame["level_3"].where(frame["recipe"] != "rtn-g8", 0.9)
     keep = frame[(frame["recipe"] == "rtn-g8") & (frame["weight"] < 0.2)]
     with style():
@@ -78,117 +75,161 @@ def test_lattice_refuses_weights_off_their_levels(lattice_csv, tmp_path):
     assert ",3,0.2," in text
     lattice_csv.write_text(text.replace(",3,0.2,", ",3,0.19,"))
     with pytest.raises(ValueError, match="recipe rtn-g8: a quantized weight is on none of the levels"):
-        lattice.plot(lattice_csv, tmp_path / "x")
+        figure("lattice", lattice_csv.parent, tmp_path / "x")
 
 
-def test_weight_error_draws_the_csv(layers_csv, tmp_path):
-    figure.weight_error(layers_csv, tmp_path / "weight_error")
-    data = pd.read_csv(tmp_path / "weight_error.csv")
-    first = data[(data["model"] == "mini-opt") & (data["recipe"] == "rtn-g64")]
+def test_layer_errors_draw_the_csv(run, tmp_path):
+    collect(run.config_path, run.results)
+    figure("layer_errors-mini-opt", run.results, tmp_path / "e")
+    data = read_drawn(tmp_path / "e.csv", layer_errors.COLUMNS)
+    first = data[data["recipe"] == "rtn-g64"]
     assert list(first["kind"]) == ["q_proj", "q_proj", "down_proj"]  # by kind, then by depth
     assert list(first["block"].astype(int)) == [0, 1, 0]
-    assert list(first["relative_error"]) == pytest.approx([0.25, 0.3, 0.275])
+    assert list(first["error"]) == pytest.approx([0.25, 0.3, 0.275])
     with style():
-        drawn = weight_error.draw(weight_error.prepare(read_csv(layers_csv, LayerRow)))
-    maps = [axes for axes in drawn.axes if axes.get_title(loc="left").startswith("mini-")]
-    assert [axes.get_title(loc="left") for axes in maps] == ["mini-llama", "mini-opt"]
-    labels = [label.get_text() for label in maps[1].get_yticklabels()]
-    assert labels == ["rtn-g64  2.28", "random-codes-g64  2.28", "r2q-g64  2.50"]  # by bits, then as in the config
-    cells = np.asarray(maps[1].collections[0].get_array()).reshape(3, 3)
-    assert cells[0].tolist() == first["relative_error"].to_list()
-    beside = drawn.axes[3]
-    assert [text.get_text() for text in beside.texts] == ["0.275", "2.200", "0.138"]  # medians
-    assert [line.get_xdata()[0] for line in beside.lines if line.get_marker() == "s"] == pytest.approx([0.275])
-    low, high = maps[1].collections[0].get_clim()
-    assert (low, high) == pytest.approx((0.125, 0.3))  # the control, worse than zeros, does not stretch the scale
+        drawn = layer_errors.draw(data)
+    (chart,) = [axes for axes in drawn.axes if axes.get_title(loc="left")]
+    labels = [label.get_text() for label in chart.get_yticklabels()]
+    assert labels == ["r2q-g64  2.50", "rtn-g64  2.28", "random-codes-g64  2.28"]  # by their medians
+    cells = np.asarray(chart.collections[0].get_array()).reshape(3, 3)
+    assert cells[1].tolist() == first["error"].to_list()
+    assert [text.get_text() for text in chart.texts] == ["0.14", "0.28", "2.2", "bits/weight"]
+    low, high = chart.collections[0].get_clim()
+    assert 0.125 <= low < high <= 0.3  # the control, worse than zeros, does not stretch the scale
 
 
-def test_missing_layer_is_crossed_out(layers_csv):
-    frame = weight_error.prepare(read_csv(layers_csv, LayerRow))
-    gone = (frame["model"] == "mini-llama") & (frame["recipe"] == "rtn-g64") & (frame["block"] == 1)
+def test_output_errors_stand_beside_those_of_the_weights(run, tmp_path):
+    collect(run.config_path, run.results)
+    frame = Run(run.results).layers.assign(output_error=0.5)
+    both = layer_errors.prepare(frame[frame["model"] == "mini-opt"])
+    assert set(both["measure"]) == {"relative_error", "output_error"}
     with style():
-        whole, holed = weight_error.draw(frame), weight_error.draw(frame[~gone])
-    assert len(holed.axes[0].lines) == len(whole.axes[0].lines) + 1
+        drawn = layer_errors.draw(both)
+    titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_title(loc="left")]
+    assert titles == ["mini-opt: weights", "mini-opt: layer outputs"]
 
 
-def test_bits_are_per_weight_not_per_layer(layers_csv):
-    frame = read_csv(layers_csv, LayerRow)
-    wide = frame["layer"] == "model.layers.0.mlp.down_proj"
-    frame.loc[wide, ["shape", "bits_per_weight"]] = ["128x256", 2.0]  # as many weights as four of the other two
-    with style():
-        drawn = weight_error.draw(weight_error.prepare(frame))
-    assert "r2q-g64  2.17" in [label.get_text() for label in drawn.axes[0].get_yticklabels()]  # (2.5 + 2.5 + 4 * 2) / 6
-
-
-def test_seeds_are_averaged(layers_csv):
-    frame = read_csv(layers_csv, LayerRow)
-    again = frame.assign(seed=1, relative_error=frame["relative_error"] * 3)
-    both = weight_error.prepare(pd.concat([frame, again]))
+def test_seeds_are_averaged(run):
+    collect(run.config_path, run.results)
+    frame = Run(run.results).layers
+    both = layer_errors.prepare(pd.concat([frame, frame.assign(seed=1, relative_error=frame["relative_error"] * 3)]))
     assert set(both["seeds"]) == {2}
-    once = weight_error.prepare(frame)
-    assert both["relative_error"].to_list() == pytest.approx((2 * once["relative_error"]).to_list())
+    assert both["error"].to_list() == pytest.approx((2 * layer_errors.prepare(frame)["error"]).to_list())
 
 
-@pytest.mark.parametrize(
-    ("layer", "parts"),
-    [
-        ("model.layers.11.self_attn.q_proj", ("q_proj", 11)),
-        ("model.decoder.layers.3.fc1", ("fc1", 3)),
-        ("model.layers.2.mlp.experts.gate_up_proj", ("experts.gate_up_proj", 2)),
-        ("model.layers.2.block_sparse_moe.experts.7.w1", ("experts.w1", 2)),
-        ("lm_head", ("lm_head", -1)),
-    ],
-)
-def test_layer_names(layer, parts):
-    assert weight_error.split_name(layer) == parts
+def test_the_front_is_what_no_smaller_recipe_beats(run, tmp_path):
+    """By hand: rtn 2.28 bits and 69.5, r2q 2.5 and 84.5; full precision and random codes stand apart."""
+    collect(run.config_path, run.results)
+    figure("frontier-bits", run.results, tmp_path / "f")
+    data = read_drawn(tmp_path / "f.csv", frontier.COLUMNS)
+    points = data[(data["model"] == "mini-llama") & data["measure"].str.startswith("average")]
+    assert dict(zip(points["recipe"], points["value"], strict=True)) == pytest.approx(
+        {"full-precision": 94.5, "r2q-g64": 84.5, "rtn-g64": 69.5, "random-codes-g64": 25.5}
+    )
+    assert set(points.loc[points["front"].astype(bool), "recipe"]) == {"rtn-g64", "r2q-g64"}
+    error = 1.959964 * 100 * (2 * 0.02**2) ** 0.5 / 2  # two tasks as independent samples
+    rtn = points[points["recipe"] == "rtn-g64"].iloc[0]
+    assert (rtn["low"], rtn["high"]) == pytest.approx((69.5 - error, 69.5 + error))
+    mean = data[(data["model"] == "mean of models") & (data["recipe"] == "rtn-g64")]
+    assert sorted(mean["value"]) == pytest.approx([30.5, 69.5])  # both models are alike
 
 
-def test_same_bytes_whatever_the_user_has_set(lattice_csv, layers_csv, tmp_path):
+def test_tasks_are_measured_from_chance_to_full_precision(run, tmp_path):
+    collect(run.config_path, run.results)
+    figure("tasks-mini-llama", run.results, tmp_path / "t")
+    data = read_drawn(tmp_path / "t.csv", tasks.COLUMNS).set_index(["recipe", "task"])
+    assert data["share"]["rtn-g64", "mini_facts"] == pytest.approx((0.69 - 0.25) / (0.94 - 0.25))
+    assert data["share"]["full-precision", "mini_who"] == 1
+
+
+def test_the_mechanism_adds_up(tmp_path):
+    weights = [0.3, -0.1, 0.05, -0.4]
+    alpha = 0.2125, 0.1375  # mean |w|, mean ||w| - alpha|
+    levels = [-alpha[0] - alpha[1], -alpha[0] + alpha[1], alpha[0] - alpha[1], alpha[0] + alpha[1]]
+    rows = [
+        {"recipe": "mine", "method": "r2q", "model": "m", "layer": "l", "row": 0, "group": 0, "index": i, "weight": w,
+         "quantized": min(levels, key=lambda level: abs(level - w))} | {f"level_{j}": v for j, v in enumerate(levels)}
+        for i, w in enumerate(weights)
+    ]  # fmt: skip
+    write_csv(tmp_path / "lattice.csv", list(rows[0]), rows)
+    figure("mechanism", tmp_path, tmp_path / "m")
+    data = read_drawn(tmp_path / "m.csv", mechanism.COLUMNS)
+    assert (data["alpha_1"][0], data["alpha_2"][0]) == pytest.approx(alpha)
+    assert (data["first"] + data["second"]).to_list() == pytest.approx(data["quantized"].to_list())
+
+
+def test_running_medians_and_ranges_over_seeds(results, tmp_path):
+    gather_training(results / "config.yaml", results)
+    figure("training-all", results, tmp_path / "t")
+    data = read_drawn(tmp_path / "t.csv", training.COLUMNS)
+    one = data[
+        (data["model"] == "one") & (data["measure"] == "loss") & (data["step"] == 1) & (data["granularity"] == "g64")
+    ]
+    assert one.set_index("quantizer")["mean"].to_dict() == pytest.approx({"r2q": 4 * 1.01, "rtn": 8 * 1.01})
+    assert one["low"].to_list() == pytest.approx([4.0, 8.0])  # a window of one step: the range over seeds 0, 1, 2
+    assert one["high"].to_list() == pytest.approx([4 * 1.02, 8 * 1.02])
+
+
+def test_every_block_is_a_point_of_the_drift_and_no_head(results, tmp_path):
+    gather_training(results / "config.yaml", results)
+    figure("drift", results, tmp_path / "d")
+    data = read_drawn(tmp_path / "d.csv", drift.COLUMNS)
+    assert set(data["block"]) == {0, 1, 2, 3, 4}
+    point = data[(data["model"] == "two") & (data["quantizer"] == "rtn") & (data["measure"] == "quantized")].iloc[0]
+    assert (point["before"], point["after"]) == pytest.approx((0.4, 0.2))  # 0.8 and 0.4 over 2.0
+
+
+def test_an_unknown_figure_names_those_there_are(run, tmp_path):
+    with pytest.raises(ValueError, match=r"there is no figure latice; there are .*lattice"):
+        figure("latice", run.results, tmp_path / "x")
+    with pytest.raises(ValueError, match="figure frontier has the variants bytes, bits, not size"):
+        figure("frontier-size", run.results, tmp_path / "x")
+
+
+def test_same_bytes_whatever_the_user_has_set(lattice_csv, run, tmp_path):
     """In a second process with another hash seed, day and matplotlibrc."""
-    lattice.plot(lattice_csv, tmp_path / "lattice")
-    figure.weight_error(layers_csv, tmp_path / "weight_error")
+    collect(run.config_path, run.results)
+    shutil.copy(lattice_csv, run.results / "lattice.csv")
+    names = ["lattice", "layer_errors-mini-opt", "frontier-bytes", "tasks-mini-opt"]
+    for name in names:
+        figure(name, run.results, tmp_path / name)
     (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\nsvg.fonttype: none\n")
     code = (
-        "import sys; from r2q.report import lattice, weight_error; "
-        "lattice.plot(sys.argv[1], sys.argv[3] + '/lattice'); "
-        "weight_error.plot(sys.argv[2], sys.argv[3] + '/weight_error')"
+        "import sys; from r2q.report.figures import figure; "
+        "[figure(name, sys.argv[1], sys.argv[2] + '/' + name) for name in sys.argv[3:]]"
     )
     (tmp_path / "again").mkdir()
     environment = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "SOURCE_DATE_EPOCH": "0", "PATH": ""}
-    command = [sys.executable, "-c", code, str(lattice_csv), str(layers_csv), str(tmp_path / "again")]
+    command = [sys.executable, "-c", code, str(run.results), str(tmp_path / "again"), *names]
     subprocess.run(command, check=True, env=environment)
-    for name in ("lattice.png", "lattice.svg", "weight_error.png", "weight_error.svg", "weight_error.csv"):
+    for name in (f"{drawn}.{ending}" for drawn in names for ending in ("png", "svg", "csv")):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_drawing_leaves_matplotlib_as_it_was(lattice_csv, tmp_path):
     before = dict(mpl.rcParams)
-    lattice.plot(lattice_csv, tmp_path / "lattice")
+    figure("lattice", lattice_csv.parent, tmp_path / "again")
     assert dict(mpl.rcParams) == before
 
 
-def test_recipes_keep_their_marks():
-    names = ["full-precision", "random-codes-g64", "rtn-g64", "rtn-clip-g64", "r2q-g64", "r2q-refit-g64",
-             "r2q-alternating-g64", "rtn-channel", "r2q-channel"]  # fmt: skip
-    marks = [recipe_mark(name) for name in names]
-    assert len(set(marks)) == len(names)  # all told apart
-    shapes = {(mark.marker, mark.filled) for mark in marks}
-    assert len(shapes) == len(names)  # without colour too
-    assert recipe_mark("r2q-g128") == recipe_mark("r2q-g64")
-    assert recipe_mark("full_precision") == recipe_mark("full-precision")
-    assert recipe_mark("new-method-g64") == recipe_mark("new-method-g128") != recipe_mark("new-method-channel")
+def test_quantizers_keep_their_marks():
+    names = ["full_precision", "random_codes", "rtn", "rtn-clip", "r2q", "r2q-refit", "r2q-alternating"]
+    marks = [quantizer_mark(name, filled) for name in names for filled in (True, False)]
+    assert len(set(marks)) == len(marks)  # all told apart
+    assert len({(mark.marker, mark.filled) for mark in marks}) == len(marks)  # without colour too
+    assert quantizer_mark("rtn (clipped start)").colour == quantizer_mark("rtn").colour
+    assert quantizer_mark("new method") == quantizer_mark("new method") != quantizer_mark("newer method")
 
 
-def test_no_layers_is_an_error(tmp_path):
-    write_csv(tmp_path / "layers.csv", columns(LayerRow), [])
-    with pytest.raises(ValueError, match=r"layers\.csv has no layers"):
-        figure.weight_error(tmp_path / "layers.csv", tmp_path / "x")
-    assert not (tmp_path / "x.csv").exists()
+def test_nothing_to_draw_is_said(run, tmp_path):
+    collect(run.config_path, run.results)
+    figure("layer_errors-nobody", run.results, tmp_path / "x")
+    assert (tmp_path / "x.csv").read_text().splitlines() == [",".join(layer_errors.COLUMNS)]
+    assert (tmp_path / "x.svg").is_file()
 
 
 def test_report_never_imports_torch():
-    modules = ["collect", "compare", "figure", "latex", "lattice", "render", "scores", "style", "summary", "table",
-               "weight_error"]  # fmt: skip
+    modules = ["collect", "compare", "claims", "figures.lattice", "figures.frontier", "page", "tables"]
     code = f"import sys, importlib; [importlib.import_module('r2q.report.' + m) for m in {modules}]; "
     code += "print([m for m in ('torch', 'transformers', 'lm_eval', 'matplotlib.pyplot') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

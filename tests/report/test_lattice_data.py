@@ -43,10 +43,10 @@ def units(tmp_path_factory):
 def test_weights_and_levels_of_the_group_asked_for(units):
     from safetensors import safe_open
 
-    from r2q.models.inspect import lattice_data
+    from r2q.models.inspect import lattice
 
     root, config = units
-    lattice_data(config(layer=LAYER, row=5, group=2), root, root / "lattice.csv")
+    lattice(config(layer=LAYER, row=5, group=2), root, root / "lattice.csv")
     data = pd.read_csv(root / "lattice.csv")
     assert list(dict.fromkeys(data["recipe"])) == ["rtn-g64", "r2q-g64"]  # equal granularity, defaults, RTN first
     with safe_open(MODEL / "model.safetensors", "pt") as file:
@@ -67,34 +67,34 @@ def test_weights_and_levels_of_the_group_asked_for(units):
 
 
 @pytest.mark.parametrize(
-    ("lattice", "message"),
+    ("place", "message"),
     [
         ({"layer": LAYER.replace("down", "dawn")}, rf"qwen has no layer .*; nearest valid: {LAYER}"),
         ({"layer": LAYER, "row": 128}, "rows 0 to 127 and groups 0 to 5, not row 128, group 0"),
         ({"layer": LAYER, "group": 6}, "rows 0 to 127 and groups 0 to 5, not row 0, group 6"),
     ],
 )
-def test_what_is_not_there_is_named(units, lattice, message):
-    from r2q.models.inspect import lattice_data
+def test_what_is_not_there_is_named(units, place, message):
+    from r2q.models.inspect import lattice
 
     root, config = units
     with pytest.raises(ValueError, match=message):
-        lattice_data(config(**lattice), root, root / "none.csv")
+        lattice(config(**place), root, root / "none.csv")
     assert not (root / "none.csv").exists()
 
 
 def test_two_recipes_of_one_granularity_are_needed(units):
-    from r2q.models.inspect import lattice_data
+    from r2q.models.inspect import lattice
 
     root, config = units
     path = config(recipes={name: RECIPES[name] for name in ("rtn-channel", "rtn-clip-g64", "r2q-g64")})
     with pytest.raises(ValueError, match="needs for qwen a recipe rtn and a recipe r2q with default options"):
-        lattice_data(path, root, root / "none.csv")
+        lattice(path, root, root / "none.csv")
 
 
 def test_a_missing_unit_is_named(units):
-    from r2q.models.inspect import lattice_data
+    from r2q.models.inspect import lattice
 
     root, config = units
     with pytest.raises(FileNotFoundError, match=r"elsewhere/qwen/rtn-g64/seed0/report\.json"):
-        lattice_data(config(), root / "elsewhere", root / "none.csv")
+        lattice(config(), root / "elsewhere", root / "none.csv")

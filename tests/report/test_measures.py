@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from r2q.report.measures import (
+from r2q.report.claims.measures import (
     Key,
     average_scores,
     degradation,

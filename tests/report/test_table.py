@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
 
 from r2q.records import Score, columns
 from r2q.report.collect import collect
-from r2q.report.render import terminal
-from r2q.report.scores import read_scores
-from r2q.report.summary import AVERAGE, Column, by_size, show, summarize
-from r2q.report.table import table
+from r2q.report.run import read_scores
+from r2q.report.tables import NAMES, table
+from r2q.report.tables.render import terminal
+from r2q.report.tables.sheet import Entry, Sheet, latex
+from r2q.report.tables.summary import AVERAGE, Column, show, summarize
 
 
 def frame(rows):
@@ -24,7 +27,7 @@ def frame(rows):
             "run": "r", "model": "m", "family": "f", "recipe": recipe, "method": recipe.partition("-")[0],
             "bits_per_weight": bits, "file_bytes": 1000.0 * bits, "seed": seed, "task": task, "metric": "acc",
             "value": value, "stderr": 0.02, "n": 400, "chance": 0.25, "majority": 0.25, "higher_is_better": True,
-            "in_table": True, "status": "ok", "reason": "",
+            "in_table": True, "status": "ok", "reason": "", "control": False,
         }  # fmt: skip
         records.append(record | changes)
     return pd.DataFrame(records, columns=columns(Score))
@@ -42,7 +45,7 @@ def tables(run, tmp_path):
     """main.{csv,md,tex} of the hand-made run with one failed recipe."""
     run.fail("mini-opt", "r2q-g64", "layer model.layers.0.fc_1: 50 % & more | of it is not finite")
     collect(run.config_path, run.results)
-    table(run.results / "scores.csv", tmp_path / "tables")
+    table(run.results, tmp_path / "tables")
     return {kind: (tmp_path / "tables" / f"main.{kind}").read_text() for kind in ("csv", "md", "tex")}
 
 
@@ -56,18 +59,16 @@ def test_row_order(tables):
         "random-codes-g64",
         "r2q-g64",  # 2.5 bits
     ]
-    assert rows[0]["mini_facts acc"] == "0.25"
-    assert rows[1]["mini_facts acc"] == "0.27"
+    assert rows[0]["mini_facts acc ↑"] == "0.25"
+    assert rows[1]["mini_facts acc ↑"] == "0.27"
 
 
 def test_column_order_and_average(tables):
     rows = {row["recipe"]: row for row in csv.DictReader(tables["csv"].splitlines()) if row["model"] == "mini-llama"}
-    names = [name for name in rows["rtn-g64"] if name.startswith(("mini_", "average")) and not name.endswith("r")]
-    shown = [name for name in names if not name.endswith((" sd", " stderr"))]
-    assert shown[0] == "mini_text word_perplexity"
-    assert "mini_facts acc_norm" not in shown  # in_table is False
+    shown = [name for name in rows["rtn-g64"] if name.endswith(("↑", "↓", "average"))]
+    assert shown == ["mini_text word_perplexity ↓", "mini_facts acc ↑", "mini_who acc ↑", "average"]
     assert float(rows["rtn-g64"]["average"]) == pytest.approx((0.69 + 0.70) / 2)  # no perplexity in it
-    assert float(rows["rtn-g64"]["average stderr"]) == pytest.approx(0.02 / 2**0.5)
+    assert float(rows["rtn-g64"]["average spread"]) == pytest.approx(100 * 0.02 / 2**0.5, abs=0.05)
     assert float(rows["chance"]["average"]) == pytest.approx((0.25 + 0.5) / 2)
 
 
@@ -77,7 +78,8 @@ def test_best_is_bold_among_rivals_of_equal_bits():
         ("rtn-g64", 2.28, 0, "a", 0.6, {}), ("rtn-g64", 2.28, 0, "p", 30.0, PPL),
         ("r2q-g64", 2.5, 0, "a", 0.7, {}), ("r2q-g64", 2.5, 0, "p", 20.0, PPL),
         ("rtn-3bit", 3.28, 0, "a", 0.8, {}), ("rtn-3bit", 3.28, 0, "p", 9.0, PPL),
-        ("random_codes", 2.28, 0, "a", 0.85, {}), ("random_codes", 2.28, 0, "p", 1.0, PPL),
+        ("random_codes", 2.28, 0, "a", 0.85, {"control": True}),
+        ("random_codes", 2.28, 0, "p", 1.0, PPL | {"control": True}),
     ])  # fmt: skip
     summary = summarize(scores)
     best = {(row.recipe, column.task) for row in summary.blocks[0].rows
@@ -160,8 +162,10 @@ def test_one_failed_seed_leaves_the_others():
 )
 def test_a_recipe_without_values_says_what_each_seed_did(first, second, status, reasons):
     lost = {"in_table": None, "metric": "", "chance": None, "majority": None}
-    rows = [("rtn", 2.0, seed, "", None, lost | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
-            for seed, text in enumerate((first, second))]  # fmt: skip
+    rows = [
+        ("rtn", 2.0, seed, "", None, lost | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
+        for seed, text in enumerate((first, second))
+    ]
     summary = summarize(frame([("r2q", 2.5, 0, "a", 0.9, {}), ("r2q", 2.5, 1, "a", 0.9, {}), *rows]))
     row = rows_of(summary)["rtn"]
     assert (row.failed, row.status, row.reasons) == (True, status, reasons)
@@ -188,54 +192,84 @@ def test_free_answers_have_no_majority():
 
 def test_failed_recipe_is_a_row(tables):
     reason = "layer model.layers.0.fc_1: 50 % & more | of it is not finite"
-    row = [row for row in csv.DictReader(tables["csv"].splitlines()) if row["status"] != "ok"]
-    assert [(r["model"], r["recipe"], r["status"]) for r in row] == [("mini-opt", "r2q-g64", f"failed: {reason}")]
+    row = [r for r in csv.DictReader(tables["csv"].splitlines()) if r["mini_text word_perplexity ↓"] == "failed"]
+    assert [(r["model"], r["recipe"], r["mini_facts acc ↑"]) for r in row] == [("mini-opt", "r2q-g64", "–")]
     assert re.search(r"\| r2q-g64 +\| +– \| +– \| +failed \|", tables["md"])
-    assert f"- r2q-g64 failed: {reason.replace('|', '/')}" in tables["md"]
-    assert r"\multicolumn{4}{l}{failed: layer model.layers.0.fc\_1: 50 \% \& more" in tables["tex"]
+    assert f"- mini-opt, r2q-g64 failed: {reason}." in tables["md"]
+    assert r"r2q-g64 failed: layer model.layers.0.fc\_1: 50 \% \& more \textbar{} of it" in tables["tex"]
 
 
 def test_a_recipe_that_diverged_is_a_row(run, tmp_path, capsys):
     run.fail("mini-opt", "r2q-g64", "step 4, loss nan, gradient norm 2.0", status="diverged")
     collect(run.config_path, run.results)
-    table(run.results / "scores.csv", tmp_path, show=True)
+    table(run.results, tmp_path, show=True)
     texts = {kind: (tmp_path / f"main.{kind}").read_text() for kind in ("csv", "md", "tex")}
     reason = "step 4, loss nan, gradient norm 2.0"
-    row = [row for row in csv.DictReader(texts["csv"].splitlines()) if row["status"] != "ok"]
-    assert [(r["model"], r["recipe"], r["status"]) for r in row] == [("mini-opt", "r2q-g64", f"diverged: {reason}")]
     assert re.search(r"\| r2q-g64 +\| +– \| +– \| +diverged \|", texts["md"])
-    assert f"- r2q-g64 diverged: {reason}\n" in texts["md"]
-    assert rf"\multicolumn{{4}}{{l}}{{diverged: {reason}}}" in texts["tex"]
+    assert f"- mini-opt, r2q-g64 diverged: {reason}.\n" in texts["md"]
     assert re.search(rf"r2q-g64 +– +– +diverged: {reason}\n", capsys.readouterr().out)
     assert "failed" not in "".join(texts.values())
 
 
 def test_markdown_grid_is_whole(tables):
-    blocks = re.findall(r"(?:^\|.*\n)+", tables["md"], flags=re.M)
-    assert len(blocks) == 3  # two models and the order by size
-    for block in blocks:
-        assert len({line.count("|") for line in block.splitlines()}) == 1
-        assert len({len(line) for line in block.splitlines()}) == 1  # aligned in the source
+    (block,) = re.findall(r"(?:^\|.*\n)+", tables["md"], flags=re.M)
+    assert len({line.count("|") for line in block.splitlines()}) == 1
+    assert len({len(line) for line in block.splitlines()}) == 1  # aligned in the source
     assert "**84.0** ±2.0" in tables["md"]
     assert "25.0° ±2.0" in tables["md"]
     assert "| mini_text word_perplexity ↓ | mini_facts acc ↑ |" in tables["md"]
 
 
-def test_latex_is_balanced(tables):
-    tex = tables["tex"]
-    body = tex.replace(r"\{", "").replace(r"\}", "").replace("{%\n", "{")
-    assert body.count("{") == body.count("}")
-    for kind in ("table", "tabular"):
-        assert tex.count(rf"\begin{{{kind}}}") == tex.count(rf"\end{{{kind}}}") == 2
-    columns = {len(spec) for spec in re.findall(r"\\begin{tabular}{([lr]+)}", tex)}
-    for line in re.findall(r"^(.*) \\\\$", tex, flags=re.M):
-        spans = [int(n) - 1 for n in re.findall(r"\\multicolumn{(\d+)}", line)]
-        assert {len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans)} == columns
-    code = tex.replace(r"\_", "").replace(r"\%", "").replace(r"\#", "").replace(r"\&", "")
-    assert "_" not in re.sub(r"\\label{[^}]*}", "", code)
-    assert tex.isascii()
+def test_latex_is_balanced(run, tmp_path):
+    """Every table: as many fields in each row as columns, nothing scaled, braces closed."""
+    run.fail("mini-opt", "r2q-g64", "a {brace} and 50 %")
+    collect(run.config_path, run.results)
+    table(run.results, tmp_path)
+    for name in NAMES:
+        tex = (tmp_path / f"{name}.tex").read_text()
+        body = tex.replace(r"\{", "").replace(r"\}", "")
+        assert body.count("{") == body.count("}")
+        assert "resizebox" not in tex
+        assert tex.isascii()
+        (columns,) = {len(spec) for spec in re.findall(r"\\begin{tabular}{([lr]+)}", tex)}
+        for line in re.findall(r"^(.*) \\\\$", tex, flags=re.M):
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 == columns
+        code = tex.replace(r"\_", "").replace(r"\%", "").replace(r"\#", "").replace(r"\&", "")
+        assert "_" not in re.sub(r"\\label{[^}]*}", "", code)
+    tex = (tmp_path / "main.tex").read_text()
     assert r"\textbf{84.0}" in tex
     assert r"\textcolor{gray}{25.0" in tex
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_without_overfull_boxes(run, tmp_path):
+    collect(run.config_path, run.results)
+    table(run.results, tmp_path)
+    text = "\\documentclass[twocolumn,a4paper]{article}\\usepackage[margin=2cm]{geometry}\\usepackage{booktabs,xcolor}"
+    inputs = "".join(f"\\input{{{name}.tex}}\\clearpage" for name in NAMES)
+    (tmp_path / "all.tex").write_text(f"{text}\\begin{{document}}{inputs}\\end{{document}}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-2000:]
+    assert "Overfull" not in found.stdout
+
+
+def test_a_wide_table_is_set_in_parts():
+    head = ["recipe", *(f"task {i}" for i in range(30))]
+    tex = latex(Sheet("wide", "Wide", head, [["rtn", *(Entry(f"{i}.0", value=float(i)) for i in range(30))]]))
+    assert tex.count(r"\begin{table*}") == 3  # 30 columns of 7 to 9 letters
+    assert all(f"{i}.0" in tex for i in range(30))
+
+
+def test_files_in_the_order_of_their_size(run, tmp_path):
+    """Of equal size the better one first named best; full precision takes no part."""
+    collect(run.config_path, run.results)
+    table(run.results, tmp_path)
+    rows = [row for row in csv.DictReader((tmp_path / "memory.csv").open()) if row["model"] == "mini-opt"]
+    assert [row["recipe"] for row in rows] == ["rtn-g64", "random-codes-g64", "r2q-g64", "full-precision"]
+    marked = [row["recipe"] for row in csv.DictReader((tmp_path / "memory.csv").open())
+              if row["average accuracy, % bold"]]  # fmt: skip
+    assert marked == ["rtn-g64", "r2q-g64"]  # of the model that stands first
 
 
 def test_terminal_fits():
@@ -256,21 +290,11 @@ def test_terminal_fits():
 
 def test_show_prints_the_compact_form(run, tmp_path, capsys):
     collect(run.config_path, run.results)
-    table(run.results / "scores.csv", tmp_path / "t", show=True)
+    table(run.results, tmp_path / "t", show=True)
     printed = capsys.readouterr().out
     assert printed == terminal(summarize(read_scores(run.results / "scores.csv")))
-    table(run.results / "scores.csv", tmp_path / "t")
+    table(run.results, tmp_path / "t")
     assert capsys.readouterr().out == ""
-
-
-def test_equal_memory_order():
-    def sized(recipe, size, value):
-        return [(recipe, 2.0, 0, task, value, {"file_bytes": float(size)}) for task in "ab"]
-
-    scores = frame(sized("large", 300, 0.9) + sized("small", 100, 0.5) + sized("worse", 200, 0.4)
-                   + sized("tie", 100, 0.6))  # fmt: skip
-    order = [(row.recipe, above) for _, row, above in by_size(summarize(scores))]
-    assert order == [("tie", True), ("small", False), ("worse", False), ("large", True)]
 
 
 def test_numbers_as_shown():
@@ -294,7 +318,7 @@ def test_nothing_to_show_is_an_error(run, tmp_path):
             run.fail(model, recipe, "no memory")
     collect(run.config_path, run.results)
     with pytest.raises(ValueError, match=r"no score has in_table = True.*failed: no memory"):
-        table(run.results / "scores.csv", tmp_path)
+        table(run.results, tmp_path)
 
 
 def test_missing_column_is_named(run, tmp_path):
@@ -303,4 +327,4 @@ def test_missing_column_is_named(run, tmp_path):
     path.write_text(path.read_text().replace(",chance,", ",luck,", 1))
     (run.results / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"scores\.csv has no column chance; it has run, model"):
-        table(path, tmp_path)
+        table(run.results, tmp_path)

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from r2q.records import Score, columns, write_csv
-from r2q.report.measures import Key, Unit
+from r2q.kept import write_json
+from r2q.records import Facts, Layer, Report, Score, columns, write_csv
+from r2q.report.claims.measures import Key, Unit
 from r2q.training.state import DRIFT_COLUMNS, GRADIENT_COLUMNS, STEP_COLUMNS
 
 GRANULARITIES = ("g64", "channel")
@@ -44,38 +45,48 @@ def trained_run(folder: Path) -> Path:
                 row: dict[str, Any] = dict.fromkeys(columns(Score)) | {"run": "test", "model": model, "recipe": name}
                 row |= {"seed": seed, "task": "task", "metric": "acc", "value": value + 0.01 * seed, "stderr": 0.03}
                 row |= {"higher_is_better": True, "in_table": True, "status": "ok", "granularity": granularity}
-                scores.append(row | {"method": "bitdistiller"})
+                row |= {"frame": "bitdistiller", "quantizer": quantizer, "kind": "training", "control": False}
+                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - (
+                    0.25 if granularity == "channel" else 0
+                )
+                scores.append(row | {"method": "bitdistiller", "reason": ""})
     write_csv(folder / "scores.csv", columns(Score), scores)
     return folder
 
 
 def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> None:
-    (folder / "training").mkdir(parents=True)
-    report = {"method": "bitdistiller", "granularity": granularity, "options": {"quantizer": quantizer}}
-    (folder / "report.json").write_text(json.dumps(report | {"status": "ok"}))
+    facts = Facts("bitdistiller", quantizer, label=quantizer, kind="training")
+    layers = [Layer(name, [2, 5], 0.1, 0.1, 2.5, block=i, kind="up_proj") for i, name in enumerate(LAYERS)]
+    report = Report(
+        key="k", model="m", family="llama", recipe="r", seed=0, method="bitdistiller", granularity=granularity,
+        group_size=None, bits=2, options={}, facts=facts, status="ok", reason="", bits_per_weight=2.5,
+        quantized_weights=50, total_parameters=50, file_bytes=9, formula_bytes=9, layers=layers, notes={}, seconds=1.0,
+        peak_mib=1.0, versions={}, hashes={}, files={},
+    )  # fmt: skip
+    write_json(folder / "report.json", report)
     factor = FACTOR[quantizer] * scale
     steps: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "held_out_loss": 4 * factor}]
     for step in range(1, 9):
         norm = factor * (2.0 if step % 2 else 1.0)
         steps.append({"step": step, "loss": factor * 8 / step, "gradient_norm": norm, "tokens": step})
     steps[-1]["held_out_loss"] = factor
-    _write(folder, "training", STEP_COLUMNS, steps)
+    write_csv(folder / "training" / "training.csv", STEP_COLUMNS, steps)
     gradients = [{"step": step, "layer": layer, "gradient_norm": factor * step} for step in (4, 8) for layer in LAYERS]
-    _write(folder, "gradients", GRADIENT_COLUMNS, gradients)
+    write_csv(folder / "training" / "gradients.csv", GRADIENT_COLUMNS, gradients)
     drift = []
     for layer in [*LAYERS, "lm_head"]:
         row = {"layer": layer, "weights": 10, "power": 2.0, "latent_before": 0.0, "latent_after": 0.1 * factor}
         row["latent_moved"] = 0.1 * factor
         inside = {"quantized_before": 0.8 * factor, "quantized_after": 0.4 * factor}
         drift.append(row | (inside if layer != "lm_head" else {}))
-    _write(folder, "drift", DRIFT_COLUMNS, drift)
+    write_csv(folder / "training" / "drift.csv", DRIFT_COLUMNS, drift)
 
 
 def diverge(results: Path, model: str, recipe: str, seed: int = 0, steps: int = 2) -> None:
     """A unit that made so many steps; its report and scores say so, -1 for nothing recorded at all."""
     folder = results / model / recipe / f"seed{seed}"
     error = f"diverged at step {steps + 1}: loss nan, gradient norm 1.0; no checkpoint before it"
-    report = json.loads((folder / "report.json").read_text()) | {"status": "diverged", "error": error}
+    report = json.loads((folder / "report.json").read_text()) | {"status": "diverged", "reason": error}
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "training" / "drift.csv").unlink()
     for name in ("training", "gradients"):
@@ -97,10 +108,3 @@ def unit(quantizer: str, value: float, model: str = "m", seed: int = 0, **change
     """A measured number on its own."""
     key = Key("frame", changes.pop("granularity", "g64"), quantizer, model, seed)
     return Unit(key, value, **changes)
-
-
-def _write(folder: Path, name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    with (folder / "training" / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)

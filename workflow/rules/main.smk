@@ -19,21 +19,22 @@ report: "../report/workflow.rst"
 localrules:  # a second each: not worth a place in a cluster's queue
     all,
     collect,
-    table,
-    figure_weight_error,
     collect_training,
-    figure_training,
-    figure_drift,
+    table,
+    figure,
     claims,
+    page,
 
 
 # A unit's two records stand for its folder, see r2q/plan/checks.py.
 EVERYTHING = [
     *PLAN.files("report.json", "evaluation.json", "lm_eval.json"),
     *rules.collect.output,
+    *(rules.collect_training.output if TRAINED else []),
     *TABLES,
-    *FIGURE_FILES,
-    *TRAINING,
+    *DRAWN,
+    *CLAIMS,
+    *rules.page.output,
 ]
 
 

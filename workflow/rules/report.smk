@@ -1,7 +1,7 @@
-# Scores, tables and figures: from here on nothing imports torch, but for the one figure that looks into the weights.
-TABLES = multiext(f"{RESULTS}/tables/main", ".csv", ".md", ".tex")
-DRAWN = ["lattice"] * (CONFIG.lattice_units() is not None) + ["weight_error"] * CONFIG.quantizes()
-FIGURE_FILES = expand("{folder}/{figure}.{ending}", folder=FIGURES, figure=DRAWN, ending=["png", "svg", "csv"])
+# Scores, tables, figures, claims and the page: from here on nothing imports torch, but for `lattice`, which reads weights.
+TABLES = [f"{RESULTS}/tables/{name}.{ending}" for name in PLAN.tables for ending in ("csv", "md", "tex")]
+DRAWN = [f"{FIGURES}/{name}.{ending}" for name in PLAN.drawn for ending in ("png", "svg", "csv")]
+CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"] if TRAINED else []
 
 
 rule collect:
@@ -29,86 +29,9 @@ rule collect:
         """
 
 
-rule table:
-    input:
-        rules.collect.output.scores,
-    output:
-        report(TABLES[0], caption="../report/main.rst", category="Tables"),
-        TABLES[1:],
-    log:
-        f"{RESULTS}/logs/table.log",
-    params:
-        code=PLAN.asked_report,
-        out=folder_of_output,
-    message:
-        "table: write {output[1]}"
-    shell:
-        r"""
-        python -m r2q table \
-            --scores {input:q} \
-            --out {params.out:q} \
-            --log {log:q}
-        """
-
-
-rule figure_lattice:
-    input:
-        reports=PLAN.files("report.json"),
-    output:
-        report(f"{FIGURES}/lattice.png", caption="../report/lattice.rst", category="Figures"),
-        f"{FIGURES}/lattice.svg",
-        f"{FIGURES}/lattice.csv",
-    log:
-        f"{RESULTS}/logs/figure_lattice.log",
-    priority: -1
-    params:
-        asked=PLAN.asked_figure_lattice,
-        results=RESULTS,
-        out=stem_of_output,
-    message:
-        "figure lattice: where the weights of one group map"
-    shell:
-        r"""
-        python -m r2q figure-lattice \
-            --config {RUN_CONFIG:q} \
-            --results {params.results:q} \
-            --out {params.out:q} \
-            --log {log:q}
-        """
-
-
-rule figure_weight_error:
-    input:
-        rules.collect.output.layers,
-    output:
-        report(f"{FIGURES}/weight_error.png", caption="../report/weight_error.rst", category="Figures"),
-        f"{FIGURES}/weight_error.svg",
-        f"{FIGURES}/weight_error.csv",
-    log:
-        f"{RESULTS}/logs/figure_weight_error.log",
-    params:
-        code=PLAN.asked_report,
-        out=stem_of_output,
-    message:
-        "figure weight_error: relative weight error by layer and recipe"
-    shell:
-        r"""
-        python -m r2q figure-weight-error \
-            --layers {input:q} \
-            --out {params.out:q} \
-            --log {log:q}
-        """
-
-
-# What training has to show: nothing of it is asked for where no recipe trains.
-TRAINING_FIGURES = [
-    f"{FIGURES}/{name}.{ending}" for name in ("training", "drift") for ending in ("png", "svg", "csv")
-]
-CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"]
-
-
 rule collect_training:
     input:
+        config=ancient(RUN_CONFIG),
         reports=PLAN.files("report.json", units=PLAN.trained),
     output:
         steps=f"{RESULTS}/training.csv",
@@ -125,51 +48,80 @@ rule collect_training:
     shell:
         r"""
         python -m r2q collect-training \
-            --config {RUN_CONFIG:q} \
+            --config {input.config:q} \
             --out {params.out:q} \
             --log {log:q}
         """
 
 
-rule figure_training:
+# Where every weight of one group went, out of the packed checkpoints.
+rule lattice:
     input:
-        rules.collect_training.output.steps,
+        config=ancient(RUN_CONFIG),
+        reports=PLAN.files("report.json"),
     output:
-        report(TRAINING_FIGURES[0], caption="../report/training.rst", category="Figures"),
-        TRAINING_FIGURES[1:3],
+        f"{RESULTS}/lattice.csv",
     log:
-        f"{RESULTS}/logs/figure_training.log",
+        f"{RESULTS}/logs/lattice.log",
+    priority: -1
     params:
-        code=PLAN.asked_report,
-        out=stem_of_output,
+        asked=PLAN.asked_lattice,
+        results=RESULTS,
     message:
-        "figure training: gradient norm and loss by step"
+        "lattice: where the weights of one group go"
     shell:
         r"""
-        python -m r2q figure-training \
-            --steps {input:q} \
+        python -m r2q lattice \
+            --config {input.config:q} \
+            --results {params.results:q} \
+            --out {output:q} \
+            --log {log:q}
+        """
+
+
+rule table:
+    input:
+        PLAN.csv_of("scores", "layers", "training"),
+    output:
+        report(TABLES, caption="../report/tables.rst", category="Tables"),
+    log:
+        f"{RESULTS}/logs/table.log",
+    params:
+        code=PLAN.asked_report,
+        results=RESULTS,
+        out=folder_of_output,
+    message:
+        "table: write {params.out}"
+    shell:
+        r"""
+        python -m r2q table \
+            --results {params.results:q} \
             --out {params.out:q} \
             --log {log:q}
         """
 
 
-rule figure_drift:
+rule figure:
     input:
-        rules.collect_training.output.drift,
+        PLAN.csv_of_figure,
     output:
-        report(TRAINING_FIGURES[3], caption="../report/drift.rst", category="Figures"),
-        TRAINING_FIGURES[4:],
+        report(f"{FIGURES}/{{figure}}.png", caption="../report/figure.rst", category="Figures"),
+        f"{FIGURES}/{{figure}}.svg",
+        f"{FIGURES}/{{figure}}.csv",
     log:
-        f"{RESULTS}/logs/figure_drift.log",
+        f"{RESULTS}/logs/figure-{{figure}}.log",
+    wildcard_constraints:
+        figure=one_of(PLAN.drawn),
     params:
         code=PLAN.asked_report,
+        results=RESULTS,
         out=stem_of_output,
     message:
-        "figure drift: distance to full precision before and after training"
+        "figure {wildcards.figure}"
     shell:
         r"""
-        python -m r2q figure-drift \
-            --layers {input:q} \
+        python -m r2q figure {wildcards.figure:q} \
+            --results {params.results:q} \
             --out {params.out:q} \
             --log {log:q}
         """
@@ -177,28 +129,47 @@ rule figure_drift:
 
 rule claims:
     input:
-        steps=rules.collect_training.output.steps,
-        drift=rules.collect_training.output.drift,
-        scores=f"{RESULTS}/scores.csv",
+        PLAN.csv_of("training", "drift", "scores"),
     output:
-        report(CLAIMS[0], caption="../report/claims.rst", category="Tables"),
-        CLAIMS[1:],
+        report(f"{RESULTS}/tables/claims.csv", caption="../report/claims.rst", category="Tables"),
+        f"{RESULTS}/tables/claims.md",
     log:
         f"{RESULTS}/logs/claims.log",
     params:
         code=PLAN.asked_report,
+        results=RESULTS,
         out=stem_of_output,
     message:
         "claims: hold the claims about training against the numbers"
     shell:
         r"""
         python -m r2q claims \
-            --steps {input.steps:q} \
-            --drift {input.drift:q} \
-            --scores {input.scores:q} \
+            --results {params.results:q} \
             --out {params.out:q} \
             --log {log:q}
         """
 
 
-TRAINING = [*rules.collect_training.output, *TRAINING_FIGURES, *CLAIMS] if TRAINED else []
+rule page:
+    input:
+        PLAN.csv_of("scores"),
+        f"{RESULTS}/provenance.json",
+        CLAIMS,
+        DRAWN,
+    output:
+        report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Page"),
+    log:
+        f"{RESULTS}/logs/page.log",
+    params:
+        code=PLAN.asked_report,
+        results=RESULTS,
+        figures=FIGURES,
+    message:
+        "page: write {output}"
+    shell:
+        r"""
+        python -m r2q page {params.results:q} \
+            --figures {params.figures:q} \
+            --out {output:q} \
+            --log {log:q}
+        """

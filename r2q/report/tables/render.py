@@ -1,12 +1,11 @@
-"""The main table as text: CSV for programs, Markdown for reading, plain text for the terminal (LaTeX: `latex.py`)."""
+"""How numbers of the main table are printed, and the table as plain text for the terminal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from r2q.report.summary import AVERAGE, Cell, Column, Row, Table, by_size, show
+from r2q.report.tables.summary import AVERAGE, Cell, Column, Row, Table, show
 
 CHANCE_MARK = "°"
 MIB = 2**20
@@ -16,69 +15,6 @@ PERPLEXITIES = (  # pattern of a metric's name, what it is
     (r"byte_perplexity", "byte_perplexity is per byte of whole documents"),
     (r"token_ppl_\d+", "token_ppl_N is per token of the joined text in windows of N tokens"),
 )
-
-
-def csv_rows(table: Table) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows of main.csv: values as they are (accuracies as fractions), marks as lists of column names."""
-    head = ["run", "model", "family", "recipe", "method", "bits_per_weight", "file_bytes", "seeds", "status"]
-    parts = [f"{column.name}{part}" for column in table.columns for part in ("", " stderr", " sd")]
-    rows = []
-    for block in table.blocks:
-        for row in block.rows:
-            record: dict[str, Any] = {"run": table.run, "model": block.model, "family": block.family}
-            record |= {"recipe": row.recipe, "method": row.method, "bits_per_weight": row.bits}
-            record |= {"file_bytes": None if row.file_bytes is None else int(row.file_bytes)}
-            record |= {"seeds": row.seeds or None}
-            record["status"] = row.reasons or row.status
-            marks: dict[str, list[str]] = {"best": [], "at_chance": []}
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                record |= {column.name: cell.value, f"{column.name} stderr": cell.stderr, f"{column.name} sd": cell.sd}
-                for mark, names in marks.items():
-                    names += [column.name] if getattr(cell, mark) else []
-            rows.append(record | {mark: "; ".join(names) for mark, names in marks.items()})
-    return [*head, *parts, "best", "at_chance"], rows
-
-
-def markdown(table: Table) -> str:
-    """One block per model, every (model, recipe) by file size, and a legend."""
-    unit, size = size_unit(table)
-    head = ["recipe", "bits/weight", f"file ({unit})", *map(heading, table.columns)]
-    lines = [f"# {table.run}", ""]
-    for block in table.blocks:
-        body, notes = [], []
-        for row in block.rows:
-            cells = [_markdown_cell(cell, column) for column, cell in zip(table.columns, row.cells, strict=True)]
-            if row.failed:
-                cells[0] = row.status
-            body.append([label(row), show_bits(row), size(row), *cells])
-            notes += [f"- {row.recipe} {word}: {_one_line(reason)}" for word, reason in row.failures]
-        lines += [f"## {block.model} ({block.family})", "", *grid(head, body), ""]
-        lines += [*notes, ""] if notes else []
-    lines += ["## By file size", "", *_size_table(table, unit, size), ""]
-    return "\n".join([*lines, *(f"- {line}" for line in legend(table, "**bold**", "±"))]) + "\n"
-
-
-def _size_table(table: Table, unit: str, size: Callable[[Row], str]) -> list[str]:
-    errors = [(i, column) for i, column in enumerate(table.columns) if not column.higher_is_better]
-    last = [(len(table.columns) - 1, table.columns[-1])] if table.columns[-1].percent else []
-    body = []
-    for block, row, above in by_size(table):
-        shown = [_plain(row.cells[i], column, spread=True) for i, column in [*errors, *last]]
-        body.append([size(row), "▲" if above else "", block.model, label(row), show_bits(row), *shown])
-    head = [
-        f"file ({unit})",
-        "",
-        "model",
-        "recipe",
-        "bits/weight",
-        *(heading(column) for _, column in [*errors, *last]),
-    ]
-    text = grid(head, body, left=(2, 3))
-    return (
-        [*text, "", "▲ = no other file that is as small or smaller has an average as high."]
-        if last and last[0][1].task == AVERAGE
-        else text
-    )
 
 
 def terminal(table: Table) -> str:
@@ -172,35 +108,8 @@ def show_spread(cell: Cell, column: Column) -> str:
     return f"{cell.spread * (100 if column.percent else 1):.{len(shown.partition('.')[2])}f}"
 
 
-def _plain(cell: Cell, column: Column, spread: bool) -> str:
-    around = show_spread(cell, column) if spread else ""
-    mark = CHANCE_MARK if cell.at_chance else ""
-    return f"{show(cell.value, column)}{mark}{f' ±{around}' if around else ''}"
-
-
-def _markdown_cell(cell: Cell, column: Column) -> str:
-    text = _plain(cell, column, spread=True)
-    return re.sub(r"^[^ ]+", lambda match: f"**{match[0]}**", text) if cell.best else text
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
-
-
-def grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """A Markdown table whose source is aligned too; columns of `left` are left-aligned."""
-    rows = [list(head), *map(list, body)]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]
-
-    def line(fields: Sequence[str]) -> str:
-        padded = [
-            field.ljust(width) if i in left else field.rjust(width)
-            for i, (field, width) in enumerate(zip(fields, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [("-" * width if i in left else "-" * (width - 1) + ":") for i, width in enumerate(widths)]
-    return [line(rows[0]), line(rule), *map(line, rows[1:])]
 
 
 def _wrapped_heading(column: Column) -> list[str]:

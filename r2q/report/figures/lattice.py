@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from r2q.records import Point, read_csv
-from r2q.report.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH, save, style
+from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH
+from r2q.report.run import Run
 
+CAPTION = "Where each method puts every weight of one group, and how many land on each level."
+COLUMNS = ["recipe", "model", "layer", "row", "group", "index", "weight", "code", "quantized", "level_0", "level_1"]
 LEVEL_COLOURS = (BLUE, SKY, RED, ORANGE)  # lowest to highest, dark and light in turn; more levels repeat them
 BINS = 24
 MANY = 1000  # weights from which single marks are pixels in the SVG too
@@ -45,16 +47,9 @@ class Group:
         return LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
 
 
-def plot(data: str | Path, out: str | Path) -> None:
-    """Draw the CSV `data` of `r2q.models.inspect.lattice_data` as `<out>.png` and `<out>.svg`.
-
-    Raises FileNotFoundError or ValueError when the CSV is missing or lacks a column.
-    """
-    frame = read_csv(data, Point)
-    if frame.empty:
-        raise ValueError(f"{data} has no rows: there is no group to draw")
-    with style():
-        save(draw(frame), out)
+def data(run: Run, variant: str) -> pd.DataFrame:
+    """The run's lattice.csv as it is (see `r2q.models.inspect.lattice_data`)."""
+    return run.csv("lattice", COLUMNS)
 
 
 def draw(frame: pd.DataFrame) -> Figure:

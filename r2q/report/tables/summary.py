@@ -1,6 +1,6 @@
 """The main table as data: which rows and columns there are, what is best, what is no better than chance.
 
-`summarize(scores)` decides; `r2q.report.render` only writes it down.
+`summarize(scores)` decides; `r2q.report.tables.render` only writes it down.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from r2q.records import FAILED, OK
-from r2q.report.scores import in_words
 
-FULL_PRECISION, CONTROLS = "full_precision", ("random_codes",)  # methods that do not compete for the best value
+FULL_PRECISION = "full_precision"  # stands before the others
 AVERAGE = "average"
 
 
@@ -63,6 +62,7 @@ class Row:
 
     recipe: str
     method: str = ""
+    control: bool = False
     bits: float | None = None
     file_bytes: float | None = None
     seeds: int = 0  # that have values
@@ -103,7 +103,7 @@ class Table:
 
 
 def summarize(scores: pd.DataFrame) -> Table:
-    """The main table of one run's scores (the columns of `Score`).
+    """The main table of one run's scores (records `Score`).
 
     A block per model in the order of the scores; in it chance, majority, full precision, then the recipes by effective
     bits. Raises ValueError when nothing stands in the table, or when one task has two chance levels for one model.
@@ -111,30 +111,13 @@ def summarize(scores: pd.DataFrame) -> Table:
     shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
     columns = table_columns(shown)
     if not columns:
-        reasons = "; ".join(dict.fromkeys(in_words(scores))) or "there are no rows"
+        reasons = "; ".join(dict.fromkeys(scores["status"] + ": " + scores["reason"])) or "there are no rows"
         raise ValueError(f"no score has in_table = True, so there is no table to write ({reasons})")
     blocks = [
         _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
         for model in dict.fromkeys(scores["model"])
     ]
     return Table(scores["run"].iloc[0], tuple(columns), tuple(blocks))
-
-
-def by_size(table: Table) -> list[tuple[Block, Row, bool]]:
-    """Every (model, recipe) with a file, smallest first; True where no file of at most its bytes averages as high."""
-
-    def average(row: Row) -> float | None:
-        return row.cells[-1].value if table.columns[-1].task == AVERAGE else None
-
-    rows = [(block, row) for block in table.blocks for row in block.rows if row.file_bytes is not None]
-    rows.sort(key=lambda pair: (pair[1].file_bytes or 0, -(average(pair[1]) or 0)))  # stable
-    best, ordered = -math.inf, []
-    for block, row in rows:
-        value = average(row)
-        above = value is not None and value > best
-        best = value if value is not None and above else best
-        ordered.append((block, row, above))
-    return ordered
 
 
 def table_columns(shown: pd.DataFrame) -> list[Column]:
@@ -200,15 +183,14 @@ def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floo
     for row in rows[rows["status"] != OK].to_dict("records"):
         where = [f"seed {row['seed']}"] if several else []
         where += [f"{row['task']} {row['metric']}"] if row["task"] else []
-        status, reason = row["status"], row["reason"]
-        failures.append(Failure(status, f"{', '.join(where)}: {reason}" if where else reason))
+        failures.append(Failure(row["status"], f"{', '.join(where)}: {row['reason']}" if where else row["reason"]))
     cells = tuple(
         _over_seeds([unit[i] for unit in units], None if not column.higher_is_better else floor[i])
         for i, column in enumerate(columns)
     )
     first = rows.iloc[0]
-    return Row(recipe, str(first["method"]), _max(rows["bits_per_weight"]), _max(rows["file_bytes"]), len(units),
-               tuple(failures), cells)  # fmt: skip
+    return Row(recipe, str(first["method"]), bool(first["control"]), _max(rows["bits_per_weight"]),
+               _max(rows["file_bytes"]), len(units), tuple(failures), cells)  # fmt: skip
 
 
 def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
@@ -240,14 +222,10 @@ def _over_seeds(cells: Sequence[Cell], floor: float | None) -> Cell:
 def _mark_best(rows: list[Row], columns: Sequence[Column]) -> list[Row]:
     """Mark the best value of each column among recipes with the same whole number of bits per weight.
 
-    Full precision and random codes do not compete, a value at chance is never best, and one recipe alone is not either.
+    Controls do not compete, a value at chance is never best, and one recipe alone is not either.
     """
     for bits in {int(row.bits) for row in rows if row.bits is not None}:
-        rivals = [
-            i
-            for i, row in enumerate(rows)
-            if row.bits is not None and int(row.bits) == bits and row.method not in (FULL_PRECISION, *CONTROLS)
-        ]
+        rivals = [i for i, row in enumerate(rows) if row.bits is not None and int(row.bits) == bits and not row.control]
         for j, column in enumerate(columns):
             values = {i: value for i in rivals if (value := rows[i].cells[j].value) is not None}
             if len(values) < 2:

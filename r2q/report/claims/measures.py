@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from r2q.records import OK
-from r2q.report.scores import in_words
-from r2q.report.summary import AVERAGE, table_columns
+from r2q.report.tables.summary import AVERAGE, table_columns
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
 NAME = ["model", "recipe", "seed"]
@@ -53,6 +52,17 @@ def trained_units(steps: pd.DataFrame, scores: pd.DataFrame) -> tuple[Units, lis
     return units, [*map(str, recipes.index[twice])]
 
 
+def bits(units: Units, scores: pd.DataFrame) -> dict[tuple[str, str, str, str], float]:
+    """Effective bits a weight by frame, granularity, quantizer and model."""
+    known = scores[scores["bits_per_weight"].notna()]
+    sizes = dict(zip(names(known), known["bits_per_weight"], strict=True))
+    found = {}
+    for name, key in units.items():
+        if name in sizes:
+            found[key.frame, key.granularity, key.quantizer, key.model] = float(sizes[name])
+    return found
+
+
 def names(frame: pd.DataFrame) -> list[Name]:
     """The unit of every row."""
     return [(str(m), str(r), int(s)) for m, r, s in zip(*(frame[column] for column in NAME), strict=True)]
@@ -65,8 +75,9 @@ def unfinished(units: Units, steps: pd.DataFrame, scores: pd.DataFrame) -> dict[
     mine = scores["method"].isin(frames) | np.array([name in units for name in known], dtype=bool)
     found: dict[Name, list[str]] = {name: [] for name in units if name not in known}
     bad = scores[mine & (scores["status"] != OK)]
-    for name, task, metric, status in zip(names(bad), bad["task"], bad["metric"], in_words(bad), strict=True):
-        found.setdefault(name, []).append(f"{task} {metric}: {status}" if task else status)
+    for name, row in zip(names(bad), bad.to_dict("records"), strict=True):
+        words = f"{row['status']}: {row['reason']}"
+        found.setdefault(name, []).append(f"{row['task']} {row['metric']}: {words}" if row["task"] else words)
     return {name: "; ".join(reasons) or "no row in scores.csv" for name, reasons in found.items()}
 
 
@@ -139,16 +150,16 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
     Standard errors of the tasks add up as of independent items.
     """
     shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
-    wanted = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.task != AVERAGE}
-    of_table = np.array([pair in wanted for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
+    asked = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.task != AVERAGE}
+    of_table = np.array([pair in asked for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
     rows = _by_unit(shown[of_table & (shown["status"] == OK) & shown["value"].notna()])
     found = []
     for name, key in units.items():
-        if not wanted or len(rows.get(name, ())) < len(wanted):
+        if not asked or len(rows.get(name, ())) < len(asked):
             found.append(Unit(key, math.nan))
             continue
         values, errors = rows[name]["value"], rows[name]["stderr"]
-        error = math.sqrt(float((errors**2).sum(skipna=False))) / len(wanted)
+        error = math.sqrt(float((errors**2).sum(skipna=False))) / len(asked)
         found.append(Unit(key, 100 * float(values.mean()), 100 * error))
     return found
 

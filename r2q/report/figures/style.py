@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from r2q.kept import write_atomic
 
@@ -59,7 +61,7 @@ class Mark:
 
     colour: str
     marker: str
-    line: str = "-"
+    line: Any = "-"
     filled: bool = True
 
     def plot(self) -> dict[str, Any]:
@@ -71,12 +73,11 @@ class Mark:
         }  # fmt: skip
 
 
-_FAMILIES = {  # a recipe without its granularity: colour, marker, line
-    "full-precision": (BLACK, "*", "-"),
-    "random-codes": (GREY, "x", ":"),
+_QUANTIZERS = {  # colour, marker, line of what the levels are, wherever it stands
+    "full_precision": (BLACK, "*", "-"),
+    "random_codes": (GREY, "x", ":"),
     "rtn": (ORANGE, "s", "--"),
     "rtn-clip": (RED, "D", "-."),
-    "rtn-unclipped": (PURPLE, "p", ":"),
     "r2q": (BLUE, "o", "-"),
     "r2q-refit": (SKY, "^", "--"),
     "r2q-alternating": (GREEN, "v", "-."),
@@ -85,21 +86,43 @@ _FAMILIES = {  # a recipe without its granularity: colour, marker, line
 _SPARE_COLOURS = (PURPLE, GREEN, RED, SKY, ORANGE)  # blue is R2Q's alone, yellow is too pale on white
 _SPARE_MARKERS = ("h", "<", ">", "p", "X", "d")
 _SPARE_LINES = ("-", "--", "-.", ":")
-_GRANULARITY = re.compile(r"-(g\d+|channel|tensor)$")
 
 
-def recipe_mark(recipe: str) -> Mark:
-    """The mark of a recipe, from its name alone, so that it is the same in every figure and every run."""
-    granularity = _GRANULARITY.search(recipe)
-    family = _GRANULARITY.sub("", recipe).replace("_", "-")
-    if family in _FAMILIES:
-        colour, marker, line = _FAMILIES[family]
+def quantizer_mark(quantizer: str, filled: bool = True) -> Mark:
+    """The mark of a quantizer, from what it is (`r2q-alternating`), so that it is the same in every figure and run.
+
+    A start in brackets, `rtn (clipped start)`, changes only the line.
+    """
+    bare, _, start = quantizer.partition(" (")
+    if bare in _QUANTIZERS:
+        colour, marker, line = _QUANTIZERS[bare]
     else:
-        number = int.from_bytes(hashlib.sha256(family.encode()).digest()[:4], "big")
+        number = int.from_bytes(hashlib.sha256(bare.encode()).digest()[:4], "big")
         colour = _SPARE_COLOURS[number % len(_SPARE_COLOURS)]
         marker = _SPARE_MARKERS[number // 64 % len(_SPARE_MARKERS)]
         line = _SPARE_LINES[number // 4096 % len(_SPARE_LINES)]
-    return Mark(colour, marker, line, granularity is None or granularity[1].startswith("g"))
+    return Mark(colour, marker, (0, (5, 1)) if start else line, filled)
+
+
+def quantizer_line(quantizer: str) -> dict[str, Any]:
+    """Keyword arguments of a line without markers."""
+    mark = quantizer_mark(quantizer)
+    return {"color": mark.colour, "linestyle": mark.line, "linewidth": 1.2}
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Round numbers on a logarithmic axis, written out."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def share_y(row: Iterable[Axes]) -> None:
+    """One scale for all axes of a row that have something on them."""
+    drawn = [axes for axes in row if axes.lines]
+    limits = [axes.get_ylim() for axes in drawn]
+    for axes in drawn:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def save(figure: Figure, out: str | Path) -> None:

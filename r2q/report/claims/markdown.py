@@ -6,30 +6,32 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from r2q.report.measures import Name
-from r2q.report.render import grid
+from r2q.report.claims.measures import Name
+from r2q.report.tables.sheet import grid
 
 Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
-RIVAL = "rtn"  # whom the paper's claims are about
 STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"
 SCORE = "higher average score"
 VERDICTS = ("supported", "not supported", "undecided")
 NONE = "–"
 
 READING = """\
-Every comparison is R2Q against another quantizer, trained in the same frame on the same rows from the same model with
-the same seed and granularity. Equal granularity is not equal size: the main table has the bits.
+Every comparison is one quantizer against another, trained in the same frame on the same rows from the same model with
+the same seed and granularity. Equal granularity is not equal size: that has a section of its own.
 
-- `0.82 ×` is a ratio, R2Q / other: R2Q's number is 0.82 times the other's. `-1.2 points` is a difference, R2Q - other,
-  of percentages.
+- `0.82 ×` is a ratio: the number is 0.82 times the other's. `-1.2 points` is a difference of percentages.
 - 95 % intervals are Student's, over the models, each of which is the mean over its seeds; in a run of one model, over
   its seeds. Two or three give wide ones. One interval in twenty misses the truth, so of many verdicts some are luck.
 - **supported**: the whole interval is on the claimed side. **not supported**: the whole interval is on the other side.
-  **undecided**: the interval holds both sides, or there is none."""
+  **undecided**: the interval holds both sides, or there is none; in brackets the true effect that so many pairs, as
+  different as these, would find in four of five cases."""
+
+BY_SIZE = """\
+The rival is the one in the same frame with the fewest bits that are no fewer, at whatever granularity that is."""
 
 SURVIVAL = """\
-The ratio R2Q / other of the held-out loss (to the teacher, where the frame distils) before and after training; below 1
-R2Q is ahead. `after / before` is the second ratio over the first: above 1 R2Q has lost ground.
+The ratio of the held-out losses (to the teacher, where the frame distils) before and after training; below 1 is ahead.
+`after / before` is the second ratio over the first: above 1 is ground lost.
 
 - **kept**: the intervals before and after exclude 1 on the same side; **reversed**: on opposite sides.
 - **lost**: before excludes 1, after does not, and `after / before` excludes 1 on the other side than before: whoever
@@ -43,28 +45,41 @@ Average scores of a single seed have an interval over the items, as if both quan
 rather too wide. The rest has neither interval nor verdict."""
 
 
-def page(run: str, rows: Sequence[Row], trained: int, unfinished: Mapping[Name, str], twice: Sequence[str]) -> str:
+def page(
+    run: str,
+    subject: str,
+    rival: str,
+    rows: Sequence[Row],
+    trained: int,
+    unfinished: Mapping[Name, str],
+    twice: Sequence[str],
+) -> str:
     """The whole page.
 
     Args:
         run: its name.
+        subject: label of the quantizer that the claims are about.
+        rival: whom it is compared with first.
         rows: what `judge` found.
         trained: number of units that trained or should have.
         unfinished: units without numbers, and why.
         twice: recipes that are not compared, because an earlier one has the same frame, quantizer and granularity.
     """
-    every = _overall(rows)
-    paper = [row for row in every if row["other"] == RIVAL and row["claim"] not in (STARTS, ENDS, GAINS)]
+    every = _overall([row for row in rows if row["pairing"] == "granularity"])
+    paper = [row for row in every if row["other"] == rival and row["claim"] not in (STARTS, ENDS, GAINS)]
+    by_size = _overall([row for row in rows if row["pairing"] == "bits"])
     frames = list(dict.fromkeys(row["frame"] for row in rows))
     lines = [f"# Claims of the R2Q paper about training, held against the run {run}".rstrip(), ""]
     if not rows:
-        lines += ["The run trained no model with both R2Q and another quantizer.", ""]
+        lines += [f"The run trained no model with both {subject} and another quantizer.", ""]
     else:
-        lines += [*_summary(paper), *_starts_in_short(every), *_unfinished_in_short(unfinished, trained), ""]
+        lines += [*_summary(paper), *_starts_in_short(every, subject), *_unfinished_in_short(unfinished, trained), ""]
         lines += [f"Trained with {', '.join(frames)}.", "", "## How to read this", "", READING, ""]
     if paper:
-        lines += [f"## The paper's claims, against {RIVAL}", "", *_claims(paper), ""]
-    table = _start_table(every)
+        lines += [f"## The paper's claims for {subject}, against {rival}", "", *_claims(paper), ""]
+    if by_size:
+        lines += ["## At equal size", "", BY_SIZE, "", *_claims(by_size), ""]
+    table = _start_table(every, subject)
     if table:
         lines += ["## Does the start survive?", "", SURVIVAL, "", *table, ""]
     models = list(dict.fromkeys(row["model"] for row in rows if row["model"] != "all"))
@@ -78,13 +93,13 @@ def page(run: str, rows: Sequence[Row], trained: int, unfinished: Mapping[Name, 
     return "\n".join(lines)
 
 
-def survival(start: Row, end: Row, gain: Row) -> str:
+def survival(start: Row, end: Row, gain: Row, subject: str = "R2Q") -> str:
     """What became of the start, from the intervals before training, after it, and of the one over the other."""
     before, after, change = _side(start), _side(end), _side(gain)
     if before and after == before:
-        return f"kept: R2Q {_place(after)}"
+        return f"kept: {subject} {_place(after)}"
     if before and after == -before:
-        return f"reversed: R2Q {_place(after)}"
+        return f"reversed: {subject} {_place(after)}"
     return "lost" if before and change == -before else "undecided"
 
 
@@ -132,10 +147,10 @@ def _starts(every: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
             yield row, by_kind[ENDS, *rest], by_kind[GAINS, *rest]
 
 
-def _starts_in_short(every: Sequence[Row]) -> Iterator[str]:
+def _starts_in_short(every: Sequence[Row], subject: str) -> Iterator[str]:
     for start, end, gain in _starts(every):
         ratios = f"{_number(start)} before and {_number(end)} after training"
-        yield f"- start {_where(start, every)}: {survival(start, end, gain)} ({ratios})"
+        yield f"- start {_where(start, every)}: {survival(start, end, gain, subject)} ({ratios})"
 
 
 def _unfinished_in_short(unfinished: Mapping[Name, str], trained: int) -> Iterator[str]:
@@ -145,9 +160,9 @@ def _unfinished_in_short(unfinished: Mapping[Name, str], trained: int) -> Iterat
 
 def _claims(paper: Sequence[Row]) -> Iterator[str]:
     """Verdicts, and what was measured."""
-    head = ["claim", "frame", "granularity", "verdict", f"R2Q against {RIVAL}", "95 % interval", "from"]
+    head = ["claim", "frame", "granularity", "verdict", "measured", "95 % interval", "from"]
     body = [
-        [row["claim"], row["frame"], row["granularity"], row["verdict"], _number(row), _interval(row), _source(row)]
+        [row["claim"], row["frame"], row["granularity"], _said(row), _number(row), _interval(row), _source(row)]
         for row in paper
     ]
     yield from _table(head, body, {"frame"})
@@ -156,7 +171,7 @@ def _claims(paper: Sequence[Row]) -> Iterator[str]:
         yield f"- {claim}: {measure}; {side}"
 
 
-def _start_table(every: Sequence[Row]) -> list[str]:
+def _start_table(every: Sequence[Row], subject: str) -> list[str]:
     scores = {_kind(row)[1:]: row for row in every if row["claim"] == SCORE}
     head = ["against", "frame", "granularity", "verdict", "before training", "after training", "after / before",
             "average score after training", "from"]  # fmt: skip
@@ -164,7 +179,7 @@ def _start_table(every: Sequence[Row]) -> list[str]:
     for start, end, gain in _starts(every):
         score = scores.get(_kind(start)[1:])
         shown = [_with_interval(row) for row in (start, end, gain)] + [NONE if score is None else _with_interval(score)]
-        verdict = survival(start, end, gain)
+        verdict = survival(start, end, gain, subject)
         body.append([start["other"], start["frame"], start["granularity"], verdict, *shown, _source(end)])
     return _table(head, body, {"frame"}) if body else []
 
@@ -204,6 +219,13 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]], optional: set[str
     body = list(body)
     shown = [i for i, name in enumerate(head) if name not in optional or len({row[i] for row in body}) > 1]
     return grid([head[i] for i in shown], [[row[i] for i in shown] for row in body], left=range(len(shown)))
+
+
+def _said(row: Row) -> str:
+    """The verdict; where it is undecided, with the effect that would have been found."""
+    if row["verdict"] != "undecided" or row["detectable"] is None:
+        return row["verdict"]
+    return f"undecided ({_digits(row['detectable'], row)} {'×' if row['unit'] == 'ratio' else 'points'} would be found)"
 
 
 def _number(row: Row) -> str:

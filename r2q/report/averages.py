@@ -1,0 +1,88 @@
+"""One number for how good a recipe is, with its interval: the average score, and the distance to full precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from r2q.records import OK
+from r2q.report import statistics
+
+SCORE = "average accuracy, %"
+FIDELITY = ("kl", "KL to full precision, nats per token")
+COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "seeds", "n"]
+
+
+def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the main table that are shares of right answers."""
+    shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    share = shown.groupby(["task", "metric"])["value"].transform(lambda v: v.dropna().between(0, 1).all())
+    return shown[share.astype(bool) & shown["higher_is_better"].fillna(False).astype(bool)]
+
+
+def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Per model and recipe the mean accuracy in percent, over tasks that every recipe of the model has.
+
+    A seed that lacks one of them has no average. The interval is over the items (tasks as independent samples); with
+    several seeds it is Student's over the seeds, or the one over items where that is wider.
+    """
+    rows = accuracies(scores)
+    rows = rows[(rows["status"] == OK) & rows["value"].notna()]
+    found = []
+    for model, of_model in rows.groupby("model", sort=False):
+        tasks = common_tasks(of_model)
+        for recipe, part in of_model.groupby("recipe", sort=False):
+            values, errors, chances, items = [], [], [], 0
+            for _, seed in part.groupby("seed", sort=False):
+                seed = seed[pd.MultiIndex.from_frame(seed[["task", "metric"]]).isin(tasks)]
+                if len(seed) < len(tasks) or not len(tasks):
+                    continue
+                values.append(100 * float(seed["value"].mean()))
+                errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
+                chances.append(100 * float(seed["chance"].mean()))
+                items = int(seed["n"].sum())
+            if values:
+                low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
+                mean = sum(values) / len(values)
+                found.append((model, recipe, SCORE, True, mean, low, high, chances[0], len(values), items))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def common_tasks(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(task, metric) that every recipe of `rows` has a value of."""
+    have = [set(zip(part["task"], part["metric"], strict=True)) for _, part in rows.groupby("recipe", sort=False)]
+    everywhere = set.intersection(*have) if have else set()
+    return [pair for pair in dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)) if pair in everywhere]
+
+
+def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
+    """Per model and recipe the distance to full precision; else the main table's first perplexity."""
+    rows = scores[(scores["status"] == OK) & scores["value"].notna()]
+    of_kl = rows[rows["metric"] == FIDELITY[0]]
+    if len(of_kl):
+        rows, measure = of_kl[of_kl["task"] == of_kl["task"].iloc[0]], FIDELITY[1]
+        rows = rows[rows["value"] > 0]  # full precision is at 0
+    else:
+        rows = rows[rows["in_table"].fillna(False).astype(bool) & rows["metric"].str.contains("ppl|perplexity")]
+        if rows.empty:
+            return pd.DataFrame(columns=COLUMNS)
+        task, metric = rows[["task", "metric"]].iloc[0]
+        rows, measure = rows[(rows["task"] == task) & (rows["metric"] == metric)], f"{task} {metric}"
+    found = []
+    for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
+        values, errors = list(part["value"]), list(part["stderr"])
+        low, high = interval(values, errors)
+        mean = sum(values) / len(values)
+        low = mean * math.exp(-(mean - low) / mean) if low <= 0 else low  # a positive number's interval is positive
+        found.append((model, recipe, measure, False, mean, low, high, math.nan, len(values), int(part["n"].iloc[0])))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds whose items have these standard errors: the wider of both kinds."""
+    mean, half = statistics.student(values)
+    of_items = statistics.Z * sum(errors) / len(errors)
+    wide = max([part for part in (half, of_items) if not math.isnan(part)], default=math.nan)
+    return mean - wide, mean + wide

@@ -1,0 +1,101 @@
+"""Deviation of the weights: distance of the quantized ones to full precision, and how far training moved the latent ones.
+
+A line per quantizer, a point per decoder block; nothing is drawn for an output head that was not quantized.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from r2q.report.figures.style import GREY, PALE, WIDTH, plain_ticks, quantizer_line, share_y
+from r2q.report.run import Run
+
+CAPTION = (
+    "Squared distances over the squared weights, block by block, mean over seeds. Left: the stored (quantized) weights "
+    "to full precision, before (dotted) and after training (solid). Right: how far training moved the latent weights."
+)
+KINDS = {  # columns before and after training
+    "quantized": ("quantized_before", "quantized_after"),
+    "moved": (None, "latent_moved"),
+}
+TITLES = {"quantized": "stored weights", "moved": "latent weights moved"}
+COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "before", "after", "low", "high", "seeds"]
+ROW = 1.7  # inches
+
+
+def data(run: Run, variant: str) -> pd.DataFrame:
+    """Of each block, means over seeds before and after training, and the range after it."""
+    return prepare(run.drift)
+
+
+def prepare(drift: pd.DataFrame) -> pd.DataFrame:
+    """See `data`; layers outside of the blocks are left out."""
+    drift = drift[drift["block"] >= 0]
+    unit = ["model", "frame", "granularity", "quantizer", "block", "seed"]
+    parts = []
+    for measure, columns in KINDS.items():
+        part = drift[unit].copy()
+        part["measure"] = measure
+        for when, column in zip(("before", "after"), columns, strict=True):
+            part[when] = 0.0 if column is None else drift[column] * drift["weights"]
+        part["power"] = drift["power"] * drift["weights"]
+        parts.append(part.dropna(subset=["after"]))
+    sums = pd.concat(parts).groupby([*unit, "measure"], sort=False, as_index=False).sum()
+    for when in ("before", "after"):
+        sums[when] /= sums["power"]
+    return sums.groupby([*unit[:-1], "measure"], sort=False, as_index=False).agg(
+        before=("before", "mean"),
+        after=("after", "mean"),
+        low=("after", "min"),
+        high=("after", "max"),
+        seeds=("seed", "nunique"),
+    )[COLUMNS]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """A row for each model and frame; both measures, fine and coarse beside each other on one scale."""
+    rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
+    granularities = list(dict.fromkeys(frame["granularity"]))
+    figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.8), layout="constrained")
+    axes = figure.subplots(len(rows), len(KINDS) * len(granularities), squeeze=False, sharex="row")
+    several = len({name for _, name in rows}) > 1
+    for i, (model, name) in enumerate(rows):
+        for k, measure in enumerate(KINDS):
+            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
+            for ax, granularity in zip(row, granularities, strict=True):
+                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
+                _lines(ax, frame[here & (frame["measure"] == measure)])
+                if i == 0:
+                    ax.set_title(f"{TITLES[measure]}\n{granularity}")
+                if i == len(rows) - 1:
+                    ax.set_xlabel("block")
+            share_y(row)
+            for ax in row[1:]:
+                ax.tick_params(labelleft=False)
+        axes[i, 0].set_ylabel(f"{model}\n{name if several else ''}\nshare of Σw²".replace("\n\n", "\n"))
+    used = list(dict.fromkeys(frame["quantizer"]))
+    handles = [Line2D([], [], **quantizer_line(name), marker="o", markersize=3, label=name) for name in used]
+    handles += [Line2D([], [], color=GREY, linestyle=":", label="before training")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    return figure
+
+
+def _lines(axes: Axes, part: pd.DataFrame) -> None:
+    for quantizer, rows in part.groupby("quantizer", sort=False):
+        rows = rows.sort_values("block")
+        look = quantizer_line(str(quantizer))
+        axes.plot(rows["block"], rows["after"], **look, marker="o", markersize=2.5)
+        if (rows["before"] > 0).any():
+            axes.plot(rows["block"], rows["before"], color=look["color"], linewidth=0.9, linestyle=":")
+        if (rows["seeds"] > 1).any():
+            axes.fill_between(rows["block"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
+    axes.set_yscale("log")
+    plain_ticks(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(True, axis="y", color=PALE)
+    if part.empty:
+        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=7)

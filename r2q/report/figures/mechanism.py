@@ -1,0 +1,67 @@
+"""How R2Q adds up: a row's weights, the first sign with its scale, the residual, the second sign, and their sum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, WIDTH
+from r2q.report.run import Run
+
+CAPTION = (
+    "One group of real weights (grey bars) in two steps: the first sign with its scale α₁, the mean magnitude; the second "
+    "sign with α₂, of what is left; and the sum of both, which is what is stored, in four levels."
+)
+COLUMNS = ["model", "layer", "index", "weight", "first", "residual", "second", "quantized", "alpha_1", "alpha_2"]
+SHOWN = 64  # weights; more cannot be told apart
+
+
+def data(run: Run, variant: str) -> pd.DataFrame:
+    """The first weights of the group in the run's lattice.csv under R2Q; raises ValueError where its levels are no sum."""
+    rows = run.csv("lattice", ["method", "model", "layer", "index", "weight", "quantized", "level_0"])
+    rows = rows[rows["method"] == "r2q"]
+    if rows.empty:
+        raise ValueError(f"figure mechanism: {run.folder}/lattice.csv has no recipe of method r2q")
+    rows = rows[rows["recipe"] == rows["recipe"].iloc[0]].head(SHOWN)
+    levels = rows[[name for name in rows.columns if name.startswith("level_")]].iloc[0].abs()
+    alpha = (levels.max() + levels.min()) / 2, (levels.max() - levels.min()) / 2
+    first = np.where(rows["weight"] >= 0, alpha[0], -alpha[0])
+    second = rows["quantized"] - first
+    if not np.allclose(second.abs(), alpha[1], atol=1e-3 * max(alpha)):
+        raise ValueError("figure mechanism: the levels are not two signs in a row")
+    return pd.DataFrame(
+        {
+            "model": rows["model"],
+            "layer": rows["layer"],
+            "index": rows["index"],
+            "weight": rows["weight"],
+            "first": first,
+            "residual": rows["weight"] - first,
+            "second": second,
+            "quantized": rows["quantized"],
+            "alpha_1": alpha[0],
+            "alpha_2": alpha[1],
+        }
+    )
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Three panels over the same weights."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True, sharey=True)
+    a, b = frame["alpha_1"].iloc[0], frame["alpha_2"].iloc[0]
+    steps = (
+        (f"weights, and ±α₁ = {a:.3g}", "weight", "first", ORANGE),
+        (f"residual, and ±α₂ = {b:.3g}", "residual", "second", RED),
+        ("weights, and the sum of both signs", "weight", "quantized", BLUE),
+    )
+    for axes, (title, bars, line, colour) in zip(panels, steps, strict=True):
+        axes.bar(frame["index"], frame[bars], color=PALE, edgecolor=GREY, linewidth=0.3, width=0.8)
+        axes.plot(frame["index"], frame[line], drawstyle="steps-mid", color=colour, lw=1.1)
+        error = float(((frame[bars] - frame[line]) ** 2).mean())
+        axes.set_title(f"{title}; mean squared rest {error:.2e}")
+        axes.axhline(0, color=GREY, lw=0.5)
+    panels[-1].set_xlabel(f"weight of the group ({frame['model'].iloc[0]}, {frame['layer'].iloc[0]})")
+    panels[1].set_ylabel("value")
+    return figure

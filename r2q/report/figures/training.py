@@ -1,0 +1,93 @@
+"""Gradient norm and loss by training step: R2Q and round to nearest as the paper compares them, or every quantizer.
+
+Single steps are noisy: they are drawn pale, and over them their running median, which is what can be compared.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from r2q.report.figures.style import PALE, WIDTH, plain_ticks, quantizer_line, share_y
+from r2q.report.run import Run
+
+CAPTION = (
+    "Gradient norm before clipping and training loss per token, by step: pale the mean over seeds of every step, dark "
+    "its running median over a tenth of the steps; shade: the range over seeds of that median."
+)
+VARIANTS = ("paper", "all")
+PAPER = ("r2q", "rtn (clipped start)")  # what the paper's figure shows
+MEASURES = {"gradient_norm": "gradient norm", "loss": "loss (nats per token)"}
+COLUMNS = ["model", "frame", "granularity", "quantizer", "step", "measure", "mean", "median", "low", "high", "seeds"]
+ROW = 1.55  # inches
+SMOOTHED = 10  # a running median is over the steps divided by this
+
+
+def data(run: Run, variant: str) -> pd.DataFrame:
+    """Of every step the mean over seeds, and mean and range over seeds of the running median."""
+    steps = run.steps
+    return prepare(steps[steps["quantizer"].isin(PAPER)] if variant == "paper" else steps)
+
+
+def prepare(steps: pd.DataFrame) -> pd.DataFrame:
+    """See `data`."""
+    steps = steps[steps["step"] > 0]
+    long = steps.melt(
+        ["model", "frame", "granularity", "quantizer", "step", "recipe", "seed"], list(MEASURES), "measure", "mean"
+    ).dropna(subset="mean")
+    unit = ["model", "recipe", "seed", "measure"]
+    window = max(1, int(steps["step"].max() / SMOOTHED)) if len(steps) else 1
+    smooth = long.groupby(unit, sort=False)["mean"].rolling(window, center=True, min_periods=1).median()
+    long["median"] = smooth.droplevel(unit).reindex(long.index)
+    keys = ["model", "frame", "granularity", "quantizer", "step", "measure"]
+    return long.groupby(keys, sort=False, as_index=False).agg(
+        mean=("mean", "mean"),
+        median=("median", "mean"),
+        low=("median", "min"),
+        high=("median", "max"),
+        seeds=("seed", "nunique"),
+    )[COLUMNS]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """A row for each model and frame; for each granularity the gradient norm and the loss."""
+    rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
+    granularities = list(dict.fromkeys(frame["granularity"]))
+    figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(MEASURES) * len(granularities), squeeze=False, sharex="row")
+    several = len({name for _, name in rows}) > 1
+    for i, (model, name) in enumerate(rows):
+        for k, (measure, label) in enumerate(MEASURES.items()):
+            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
+            for ax, granularity in zip(row, granularities, strict=True):
+                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
+                _lines(ax, frame[here & (frame["measure"] == measure)])
+                if i == 0:
+                    ax.set_title(f"{label}\n{granularity}")
+                if i == len(rows) - 1:
+                    ax.set_xlabel("step")
+            share_y(row)
+            for ax in row[1:]:
+                ax.tick_params(labelleft=False)
+        axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
+    used = list(dict.fromkeys(frame["quantizer"]))
+    handles = [Line2D([], [], **quantizer_line(name), label=name) for name in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(used)))
+    return figure
+
+
+def _lines(axes: Axes, part: pd.DataFrame) -> None:
+    for quantizer, rows in part.groupby("quantizer", sort=False):
+        rows = rows.sort_values("step")
+        look = quantizer_line(str(quantizer))
+        axes.plot(rows["step"], rows["mean"], color=look["color"], linewidth=0.5, alpha=0.35)
+        axes.plot(rows["step"], rows["median"], **look)
+        if (rows["seeds"] > 1).any():
+            axes.fill_between(rows["step"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
+    axes.set_yscale("log")
+    plain_ticks(axes)
+    axes.grid(True, axis="y", color=PALE)
+    if part.empty:
+        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=7)

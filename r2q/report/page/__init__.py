@@ -1,0 +1,226 @@
+"""One page that shows a run, or several: verdicts, the headline figure, a table that sorts and filters, all figures.
+
+A single HTML file that needs no network and works without script: figures are inline SVG, links lead from every number
+to the unit it is of, and each unit says which recipe, options and hashes it has, where its raw JSON lies and which
+command makes it again. Sorting is tablesort (vendor/, MIT).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from r2q.kept import write_atomic
+from r2q.records import OK, read_drawn
+from r2q.report.figures import find
+from r2q.report.run import Run
+from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
+from r2q.report.tables.summary import AVERAGE, Block, Cell, Column, Row, Table, show, summarize
+
+HERE = Path(__file__).parent
+LARGEST_SVG = 1_500_000  # bytes; a larger one is shown as PNG
+HEADLINE = "frontier-bytes"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A recipe and seed of a model: what is behind the numbers of a row."""
+
+    id: str
+    model: str
+    recipe: str
+    seed: int
+    status: str
+    folder: str
+    command: str
+    options: str
+    provenance: str
+    hashes: dict[str, str]
+    numbers: list[tuple[str, str, str]]  # what, value, items
+
+
+@dataclass(frozen=True)
+class Drawing:
+    name: str
+    caption: str
+    svg: str
+
+
+def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None = None) -> None:
+    """Write the page of one run's folder, or of several, to `out`.
+
+    Args:
+        runs: folders results/<run>.
+        out: the HTML file.
+        figures: folder of the drawn figures; None = figures/<run> beside results/.
+
+    Raises:
+        FileNotFoundError, ValueError: a run lacks its scores, or its CSV are damaged.
+    """
+    described = [_describe(Path(run), None if figures is None else Path(figures)) for run in runs]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    script = (HERE / "vendor" / "tablesort.min.js").read_text(encoding="utf-8")
+    text = environment.get_template("page.html.jinja").render(
+        runs=described, title=" and ".join(run["name"] for run in described), tablesort=script
+    )
+    write_atomic(out, text)
+
+
+def _describe(folder: Path, figures: Path | None) -> dict[str, Any]:
+    run = Run(folder)
+    table = summarize(run.scores)
+    name = str(run.scores["run"].iloc[0])
+    drawn = list(_drawings(figures or folder.parent.parent / "figures" / name))
+    unit, size = size_unit(table)
+    facts = run.scores.drop_duplicates(["model", "recipe"]).set_index(["model", "recipe"])
+    return {
+        "name": name,
+        "verdicts": list(_verdicts(folder)),
+        "headline": next((drawing for drawing in drawn if drawing.name == HEADLINE), None),
+        "figures": [drawing for drawing in drawn if drawing.name != HEADLINE],
+        "columns": [_column(column) for column in table.columns],
+        "size_unit": unit,
+        "rows": [_row(table, block, row, facts, size) for block in table.blocks for row in block.rows],
+        "filters": _filters(table, facts),
+        "legend": legend(table, "Bold", "±"),
+        "failures": [
+            (block.model, row.recipe, failure.status, failure.reason)
+            for block in table.blocks
+            for row in block.rows
+            for failure in row.failures
+        ],
+        "units": list(_units(run, folder)),
+    }
+
+
+def _verdicts(folder: Path) -> Iterator[dict[str, str]]:
+    """The claims over all models, as `claims.csv` has them; none where the run has no claims."""
+    path = folder / "tables" / "claims.csv"
+    if not path.is_file():
+        return
+    rows = read_drawn(path, ())
+    whole = rows[rows["model"] == "all"] if "all" in set(rows["model"]) else rows
+    for row in whole.to_dict("records"):
+        sign = "×" if row["unit"] == "ratio" else "points"
+        number = (
+            f"{float(row['difference']):.3g} {sign}" if row["difference"] != "" and pd.notna(row["difference"]) else "–"
+        )
+        between = "" if pd.isna(row["low"]) else f"{float(row['low']):.3g} to {float(row['high']):.3g}"
+        yield {
+            "claim": str(row["claim"]), "verdict": str(row["verdict"]), "number": number, "interval": between,
+            "against": f"{row['quantizer']} against {row['other']}", "where": f"{row['frame']}, {row['granularity']}",
+        }  # fmt: skip
+
+
+def _drawings(folder: Path) -> Iterator[Drawing]:
+    """Every figure of the run, the headline first."""
+    for path in sorted(folder.glob("*.svg"), key=lambda path: (path.stem != HEADLINE, path.stem)):
+        if path.with_suffix(".csv").read_text(encoding="utf-8").count("\n") < 2:
+            continue  # the run has nothing to draw there
+        module, _ = find(path.stem)
+        svg = path.read_text(encoding="utf-8")
+        svg = svg[svg.index("<svg") :]
+        ids = re.sub(r"\W", "-", path.stem)  # ids are of one figure: two figures of one page must not share any
+        svg = re.sub(r'\bid="', f'id="{ids}-', svg)
+        svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{ids}-", svg)
+        label = f'<svg role="img" aria-label="{path.stem}: see the caption"'
+        yield Drawing(path.stem, module.CAPTION, svg.replace("<svg", label, 1))
+
+
+def _column(column: Column) -> dict[str, str]:
+    metric = column.metric if column.task != AVERAGE else "over tasks"
+    return {
+        "task": column.task,
+        "metric": metric,
+        "arrow": "↑ higher is better" if column.higher_is_better else "↓ lower is better",
+    }
+
+
+def _row(table: Table, block: Block, row: Row, facts: pd.DataFrame, size: Any) -> dict[str, Any]:
+    known = facts.loc[(block.model, row.recipe)] if (block.model, row.recipe) in facts.index else None
+    return {
+        "model": block.model,
+        "recipe": row.recipe,
+        "unit": None if known is None else unit_id(block.model, row.recipe, int(known["seed"])),
+        "kind": "level" if known is None else str(known["kind"]),
+        "granularity": "" if known is None else str(known["granularity"] or "none"),
+        "nominal": "" if row.bits is None else str(int(row.bits)),
+        "bits": show_bits(row),
+        "bits_sort": row.bits or "",
+        "size": size(row),
+        "size_sort": row.file_bytes or "",
+        "seeds": row.seeds or "",
+        "failed": row.reasons if row.failed else "",
+        "cells": [_cell(cell, column) for cell, column in zip(row.cells, table.columns, strict=True)],
+    }
+
+
+def _cell(cell: Cell, column: Column) -> dict[str, Any]:
+    return {
+        "text": show(cell.value, column),
+        "spread": show_spread(cell, column),
+        "sort": "" if cell.value is None else repr(cell.value),
+        "best": cell.best,
+        "at_chance": cell.at_chance,
+    }
+
+
+def _filters(table: Table, facts: pd.DataFrame) -> dict[str, list[str]]:
+    nominal = sorted(
+        {str(int(row.bits)) for block in table.blocks for row in block.rows if row.bits is not None}, key=int
+    )
+    return {
+        "model": [block.model for block in table.blocks],
+        "granularity": [str(value) for value in dict.fromkeys(facts["granularity"]) if value],
+        "kind": [str(value) for value in dict.fromkeys(facts["kind"])],
+        "nominal": nominal,
+    }
+
+
+def unit_id(model: str, recipe: str, seed: int) -> str:
+    """The anchor of a unit on the page."""
+    return f"unit-{model}-{recipe}-seed{seed}"
+
+
+def _units(run: Run, folder: Path) -> Iterator[Unit]:
+    path = folder / "provenance.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for (model, recipe, seed), rows in run.scores.groupby(["model", "recipe", "seed"], sort=False):
+        digest = str(rows["provenance"].iloc[0])
+        record = known.get(digest, {})
+        asked = record.get("config", {}).get("recipe", {})
+        options = {key: value for key, value in asked.items() if key not in ("name", "seeds")}
+        place = folder / str(model) / str(recipe) / f"seed{seed}"
+        bad = rows[rows["status"] != OK]
+        yield Unit(
+            unit_id(str(model), str(recipe), int(seed)),
+            str(model),
+            str(recipe),
+            int(seed),
+            str(bad["status"].iloc[0]) if len(bad) else OK,
+            place.as_posix(),
+            f"snakemake --cores all --configfile {folder.as_posix()}/config.yaml {place.as_posix()}/evaluation.json",
+            json.dumps(options),
+            digest,
+            {**_texts(record.get("weights")), **_texts(record.get("code")), **_texts(record.get("data"))},
+            [
+                (f"{row['task']} {row['metric']}", "" if pd.isna(row["value"]) else repr(float(row["value"])),
+                 "" if pd.isna(row["n"]) else str(row["n"]))
+                for row in rows.to_dict("records")
+                if row["task"]
+            ],
+        )  # fmt: skip
+
+
+def _texts(part: Any) -> dict[str, str]:
+    return {str(key): str(value)[:16] for key, value in (part or {}).items() if value}

@@ -1,0 +1,58 @@
+"""The CSV files of one run, read when they are asked for: all that tables, figures, claims and the page look at."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from r2q.records import Drift, Gradient, LayerRow, Score, Step, read_csv, read_drawn
+from r2q.report.items import Items, read_items
+
+KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
+
+
+class Run:
+    """A run's folder, results/<run>; properties raise FileNotFoundError or ValueError for a file that is not right."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        return read_scores(self.folder / "scores.csv")
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        return read_csv(self.folder / "layers.csv", LayerRow)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return read_csv(self.folder / "training.csv", Step)
+
+    @cached_property
+    def gradients(self) -> pd.DataFrame:
+        return read_csv(self.folder / "gradients.csv", Gradient)
+
+    @cached_property
+    def drift(self) -> pd.DataFrame:
+        return read_csv(self.folder / "drift.csv", Drift)
+
+    @cached_property
+    def items(self) -> Items:
+        return read_items(self.folder / "items.csv")
+
+    def csv(self, name: str, columns: list[str]) -> pd.DataFrame:
+        """Any other CSV of the run."""
+        return read_drawn(self.folder / f"{name}.csv", columns)
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """A scores.csv (see `r2q.records.read_csv` for errors); also refuses a number given twice."""
+    frame = read_csv(path, Score)
+    twice = frame.duplicated(KEY)
+    if twice.any():
+        row = frame[twice].iloc[0]
+        raise ValueError(f"{path} has two rows for {', '.join(f'{column} {row[column]}' for column in KEY)}")
+    return frame

@@ -1,0 +1,31 @@
+"""The tables of a run: every one as CSV, Markdown and LaTeX, and the main one on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r2q.report.run import Run
+from r2q.report.tables.nine import TABLES
+from r2q.report.tables.render import terminal
+from r2q.report.tables.sheet import Sheet, write
+from r2q.report.tables.summary import summarize
+
+NAMES = tuple(TABLES)
+
+
+def table(results: str | Path, out: str | Path, show: bool = False) -> None:
+    """Write every table of `NAMES` into the folder `out`; `show` also prints the main one in a compact form.
+
+    A table for which the run has no rows is a file that says so.
+
+    Raises FileNotFoundError or ValueError when a CSV of the run is missing, lacks a column or holds nothing to show.
+    """
+    run = Run(results)
+    summary = summarize(run.scores)
+    for name, make in TABLES.items():
+        title, sheet = (make.__doc__ or name).strip(), make(run)
+        if sheet is None or not sheet.body:
+            sheet = Sheet(name, title.rstrip("."), ["model"], [], ["This run has no rows for this table."])
+        write(sheet, out)
+    if show:
+        print(terminal(summary), end="")

@@ -1,0 +1,262 @@
+"""The tables that a paper on 2-bit quantization needs, each a choice of rows and columns of the same scores.
+
+Bold: best among recipes of the same nominal bits (2.00 to 2.99 effective bits count as 2). Grey or °: at most one
+standard error above chance. ±: standard error over items, or standard deviation over seeds where there are several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pandas as pd
+
+from r2q.report.averages import FIDELITY, SCORE, average_scores, fidelity_of
+from r2q.report.run import Run
+from r2q.report.tables.render import show_spread
+from r2q.report.tables.sheet import Entry, Sheet
+from r2q.report.tables.summary import Column, Row, Table, show, summarize
+
+MARKS = [
+    "Bold: best among recipes with the same whole number of bits a weight; controls do not compete.",
+    "Grey (°): at most one standard error above chance or above the majority rate.",
+    "±: standard error over the items; standard deviation over the seeds where a row names several.",
+]
+GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")
+
+
+def fine(run: Run) -> Sheet | None:
+    """Groups, every task."""
+    return _scores(run, "fine", "Groups of input features", lambda g: g.startswith("g"))
+
+
+def coarse(run: Run) -> Sheet | None:
+    """Whole channels or tensors, every task."""
+    return _scores(run, "coarse", "Whole channels and tensors", lambda g: g in ("channel", "tensor"))
+
+
+def _scores(run: Run, name: str, title: str, wanted: Callable[[str], bool]) -> Sheet | None:
+    scores = run.scores
+    chosen = scores[scores["granularity"].map(wanted) | (scores["method"] == "full_precision")]
+    if not chosen["granularity"].map(wanted).any():
+        return None
+    return _of_table(summarize(chosen), name, f"{title}: {scores['run'].iloc[0]}")
+
+
+def _of_table(table: Table, name: str, title: str) -> Sheet:
+    body: list[list[Entry | str]] = []
+    lost = []
+    for block in table.blocks:
+        for row in block.rows:
+            lost += [f"{block.model}, {row.recipe} {status}: {reason}." for status, reason in row.failures]
+            if row.recipe in ("chance", "majority") and all(cell.value is None for cell in row.cells):
+                continue
+            cells = [
+                Entry(show(c.value, k), show_spread(c, k), c.value, c.best, c.at_chance)
+                for c, k in zip(row.cells, table.columns, strict=True)
+            ]
+            if row.failed:
+                cells[0] = Entry(row.status)
+            body.append([block.model, _named(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
+    head = ["model", "recipe", "bits", "MiB", *(_heading(column) for column in table.columns)]
+    return Sheet(name, title, head, body, [*lost, *MARKS, *_counts(table)], left=(0, 1))
+
+
+def families(run: Run) -> Sheet | None:
+    """Every recipe on every model: average accuracy."""
+    rows = average_scores(run.scores)
+    if run.scores["model"].nunique() < 2 or rows.empty:
+        return None
+    return _pivot(run, rows, "families", "Families and sizes: average accuracy in percent", "recipe", "model")
+
+
+def frames(run: Run) -> Sheet | None:
+    """Training frames by quantizers: average accuracy."""
+    scores = run.scores[run.scores["kind"] == "training"]
+    if scores["quantizer"].nunique() < 2:
+        return None
+    facts = scores.drop_duplicates("recipe").set_index("recipe")
+    rows = average_scores(scores)
+    rows["frame"] = [f"{facts['frame'][r]}, {facts['granularity'][r]}" for r in rows["recipe"]]
+    rows["quantizer"] = [facts["quantizer"][r] for r in rows["recipe"]]
+    return _pivot(
+        run, rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer"
+    )
+
+
+def group_sizes(run: Run) -> Sheet | None:
+    """Untrained and trained recipes by granularity: average accuracy."""
+    scores = run.scores[run.scores["granularity"] != ""]
+    if scores["granularity"].nunique() < 2:
+        return None
+    facts = scores.drop_duplicates("recipe").set_index("recipe")
+    rows = average_scores(scores)
+    rows["method"] = [_family(facts.loc[r]) for r in rows["recipe"]]
+    rows["granularity"] = [facts["granularity"][r] for r in rows["recipe"]]
+    order = sorted(set(rows["granularity"]), key=_width)
+    found = _pivot(run, rows, "groups", "Granularity: average accuracy in percent", "method", "granularity", order)
+    return found
+
+
+def residual(run: Run) -> Sheet | None:
+    """What the second sign and its refits are worth: weight error, distance to full precision, average accuracy."""
+    scores = run.scores
+    chosen = scores[(scores["method"] == "r2q") & (scores["kind"] == "weights")]
+    if chosen["quantizer"].nunique() < 2:
+        return None
+    layers = run.layers
+    error = layers.groupby(["model", "recipe"])["relative_error"].median()
+    points, distance = _indexed(average_scores(scores)), _indexed(fidelity_of(scores))
+    body: list[list[Entry | str]] = []
+    for row in chosen.drop_duplicates(["model", "recipe"]).to_dict("records"):
+        key = (row["model"], row["recipe"])
+        body.append([row["model"], row["quantizer"], row["granularity"], _number(row["bits_per_weight"], 2),
+                     _number(error.get(key), 3), _ranged(distance.get(key)), _ranged(points.get(key))])  # fmt: skip
+    measure = next(iter(distance.values()))["measure"] if distance else FIDELITY[1]
+    head = ["model", "quantizer", "granularity", "bits", "weight error", measure, SCORE]
+    notes = ["Weight error: median over layers of Σ(w − ŵ)² / Σw². In brackets: 95 % intervals."]
+    return Sheet("residual", "Ablation of the residual stage", head, body, notes, left=(0, 1, 2))
+
+
+def generative(run: Run) -> Sheet | None:
+    """Tasks whose answer is written, not chosen."""
+    scores = run.scores
+    wrote = scores["metric"].str.partition("/")[0].isin(GENERATED) & scores["in_table"].fillna(False).astype(bool)
+    if not wrote.any():
+        return None
+    return _of_table(summarize(scores[wrote]), "generative", "Written answers")
+
+
+def cost(run: Run) -> Sheet | None:
+    """What each recipe takes to make and to keep."""
+    scores = run.scores.drop_duplicates(["model", "recipe"])
+    seconds = (
+        run.layers.groupby(["model", "recipe", "seed"])["seconds"].sum(min_count=1).groupby(["model", "recipe"]).mean()
+    )
+    trained = run.steps if (run.folder / "training.csv").is_file() else None
+    tokens = {}
+    if trained is not None:
+        ends = trained.groupby(["model", "recipe", "seed"])[["tokens", "seconds"]].max()
+        tokens = ends.groupby(["model", "recipe"]).mean().to_dict("index")
+    body: list[list[Entry | str]] = []
+    for row in scores.to_dict("records"):
+        key = (row["model"], row["recipe"])
+        of_training = tokens.get(key, {"tokens": math.nan, "seconds": math.nan})
+        body.append([row["model"], row["recipe"], _number(row["bits_per_weight"], 2), _mib(row["file_bytes"]),
+                     _number(seconds.get(key), 1), _number(of_training["tokens"], 0),
+                     _number(of_training["seconds"], 0), _number(row["peak_mib"], 0)])  # fmt: skip
+    head = ["model", "recipe", "bits", "MiB", "s to quantize", "training tokens", "training s", "peak MiB, evaluation"]
+    notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
+             "Seconds to quantize: sum over the layers, where a method quantizes layer by layer."]  # fmt: skip
+    return Sheet("cost", "Cost", head, body, notes, left=(0, 1))
+
+
+def memory_matched(run: Run) -> Sheet | None:
+    """Every checkpoint by its size, full precision of smaller models among them."""
+    points, distance = _indexed(average_scores(run.scores)), _indexed(fidelity_of(run.scores))
+    rows = run.scores.drop_duplicates(["model", "recipe"]).dropna(subset="file_bytes").sort_values("file_bytes")
+    best, body = -math.inf, []
+    for row in rows.to_dict("records"):
+        key = (row["model"], row["recipe"])
+        value = points[key]["value"] if key in points else None
+        above = value is not None and value > best and not row["control"]
+        best = value if above and value is not None else best
+        marked = replace(_ranged(points.get(key)), bold=above)
+        body.append([row["model"], row["recipe"], _mib(row["file_bytes"]), _number(row["bits_per_weight"], 2),
+                     _ranged(distance.get(key)), marked])  # fmt: skip
+    measure = next(iter(distance.values()))["measure"] if distance else FIDELITY[1]
+    notes = ["Bold: no other file that is as small or smaller has an average as high. In brackets: 95 % intervals."]
+    head = ["model", "recipe", "MiB", "bits", measure, SCORE]
+    return Sheet("memory", "By file size", head, body, notes, left=(0, 1))
+
+
+def main(run: Run) -> Sheet | None:
+    """Everything in one."""
+    return _of_table(summarize(run.scores), "main", f"Every recipe: {run.scores['run'].iloc[0]}")
+
+
+TABLES: dict[str, Callable[[Run], Sheet | None]] = {
+    "main": main,
+    "fine": fine,
+    "coarse": coarse,
+    "families": families,
+    "residual": residual,
+    "frames": frames,
+    "generative": generative,
+    "groups": group_sizes,
+    "cost": cost,
+    "memory": memory_matched,
+}
+
+
+def _pivot(
+    run: Run, rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None
+) -> Sheet:
+    """Average accuracies, one row per value of `down` (and model), a column per value of `across`."""
+    columns = order or list(dict.fromkeys(rows[across]))
+    keys = ["model", down] if across != "model" else [down]
+    body: list[list[Entry | str]] = []
+    for key, part in rows.groupby(keys, sort=False):
+        found = {row[across]: row for row in part.to_dict("records")}
+        body.append([*map(str, key), *(_ranged(found.get(column)) for column in columns)])
+    note = "Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."
+    return Sheet(name, title, [*keys, *columns], body, [note, *_chances(rows)], left=tuple(range(len(keys))))
+
+
+def _chances(rows: pd.DataFrame) -> list[str]:
+    chance = rows["chance"].dropna()
+    return [f"Chance: {chance.mean():.1f}."] if len(chance) else []
+
+
+def _indexed(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+    return {(row["model"], row["recipe"]): row for row in rows.to_dict("records")}
+
+
+def _ranged(row: dict[str, float] | None) -> Entry:
+    """A number with its interval."""
+    if row is None:
+        return Entry("–")
+    value = float(row["value"])
+    text = f"{value:.1f}" if row["measure"] == SCORE else f"{value:.3g}"
+    if math.isnan(row["low"]):
+        return Entry(text, value=value)
+    between = (
+        f"{row['low']:.1f}, {row['high']:.1f}" if row["measure"] == SCORE else f"{row['low']:.3g}, {row['high']:.3g}"
+    )
+    chance = row["measure"] == SCORE and not math.isnan(row["chance"]) and row["low"] <= row["chance"]
+    return Entry(f"{text} ({between})", value=value, grey=chance)
+
+
+def _family(facts: pd.Series) -> str:
+    """What a recipe is but for its granularity."""
+    parts = [facts["frame"] or "", facts["method"] if facts["kind"] == "calibration" else "", facts["quantizer"]]
+    return " ".join(dict.fromkeys(part for part in parts if part))
+
+
+def _width(granularity: str) -> float:
+    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
+
+
+def _named(row: Row) -> str:
+    return f"{row.recipe} ({row.seeds} seeds)" if any(cell.sd is not None for cell in row.cells) else row.recipe
+
+
+def _heading(column: Column) -> str:
+    return (
+        column.task if not column.metric else f"{column.task} {column.metric} {'↑' if column.higher_is_better else '↓'}"
+    )
+
+
+def _counts(table: Table) -> list[str]:
+    counts = [(column.name, column.n) for column in table.columns if column.n]
+    shown = [f"{name} {low}" if low == high else f"{name} {low}-{high}" for name, (low, high) in counts]
+    return [f"Items: {', '.join(shown)}."] if shown else []
+
+
+def _number(value: float | None, places: int) -> Entry:
+    return Entry("–") if value is None or pd.isna(value) else Entry(f"{value:,.{places}f}", value=float(value))
+
+
+def _mib(value: float | None) -> Entry:
+    return Entry("–") if value is None or pd.isna(value) else Entry(f"{value / 2**20:.2f}", value=float(value) / 2**20)

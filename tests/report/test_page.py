@@ -1,0 +1,108 @@
+"""The page: every number is one of a raw JSON; it sorts, filters and opens in a browser, and says so without script."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from r2q.report.collect import collect
+from r2q.report.figures import figure
+from r2q.report.page import page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def report(run, tmp_path: Path) -> Path:
+    """The page of the hand-made run, with one failed recipe and two figures."""
+    run.fail("mini-opt", "r2q-g64", "weights are not finite")
+    collect(run.config_path, run.results)
+    for name in ("frontier-bytes", "tasks-mini-llama"):
+        figure(name, run.results, tmp_path / "figures" / name)
+    page([run.results], tmp_path / "report.html", tmp_path / "figures")
+    return tmp_path / "report.html"
+
+
+def test_every_number_is_one_of_a_raw_json(report: Path, run) -> None:
+    """Numbers of the units' tables, exactly, and those of the large table, as the mean of a unit rounded."""
+    text = report.read_text()
+    for model in run.config["models"]:
+        for recipe in run.config["recipes"]:
+            found = re.search(rf'<details id="unit-{model}-{recipe}-seed0">.*?</details>', text, re.S)
+            assert found is not None
+            shown = dict(re.findall(r"<tr><td>([^<]+)</td><td>([^<]*)</td>", found[0]))
+            path = run.folder(model, recipe) / "evaluation.json"
+            if not path.is_file():
+                assert shown == {}
+                assert "failed" in found[0]
+                continue
+            raw = {f"{s['task']} {s['metric']}": s["value"] for s in json.loads(path.read_text())["scores"]}
+            assert {name: float(value) for name, value in shown.items()} == raw
+            (row,) = re.findall(rf'<tr data-model="{model}"[^>]*data-recipe="{recipe}".*?</tr>', text, re.S)
+            cells = [float(value) for value in re.findall(r'data-sort="([^"]+)"', row)][3:]
+            table = [raw["mini_text word_perplexity"], raw["mini_facts acc"], raw["mini_who acc"]]
+            assert cells == pytest.approx([*table, sum(table[1:]) / 2])
+
+
+def test_it_is_one_file_that_asks_for_nothing(report: Path) -> None:
+    text = re.sub(r"<svg.*?</svg>", "", report.read_text(), flags=re.S)
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', text)
+    assert "weights are not finite" in text
+    assert "<svg" in report.read_text()
+    ids = re.findall(r'\bid="([^"]+)"', report.read_text())
+    assert len(ids) == len(set(ids))
+    for anchor in re.findall(r'href="#([^"]+)"', text):
+        assert html.unescape(anchor) in ids
+
+
+def test_names_are_escaped(run, tmp_path: Path) -> None:
+    run.fail("mini-opt", "r2q-g64", "<script>alert(1)</script> & more")
+    collect(run.config_path, run.results)
+    page([run.results], tmp_path / "report.html", tmp_path / "none")
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+
+
+ACTIONS = """
+<script>
+const errors = []; addEventListener("error", (event) => errors.push(event.message));
+const rows = () => [...document.querySelectorAll("#demo-main tbody tr")].filter((row) => !row.hidden);
+const sizes = () => rows().map((row) => row.cells[2].dataset.sort).filter(Boolean).map(Number);
+const found = { all: rows().length };
+const head = document.querySelectorAll("#demo-main thead th")[2];
+head.focus(); found.focus = document.activeElement === head;
+head.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+found.ascending = sizes(); found.aria = head.getAttribute("aria-sort"); head.click(); found.descending = sizes();
+const choose = (name, value) => { const f = document.querySelector(`[data-filter=${name}]`); f.value = value;
+  f.dispatchEvent(new Event("input", { bubbles: true })); };
+choose("model", "mini-opt"); found.model = [...new Set(rows().map((row) => row.dataset.model))];
+choose("recipe", "rtn"); found.recipes = [...new Set(rows().map((row) => row.dataset.recipe))];
+choose("model", ""); choose("recipe", "");
+location.hash = "#unit-mini-llama-rtn-g64-seed0"; dispatchEvent(new HashChangeEvent("hashchange"));
+found.open = document.getElementById("unit-mini-llama-rtn-g64-seed0").open; found.errors = errors;
+document.body.innerHTML = ""; document.body.append(Object.assign(document.createElement("pre"),
+  { id: "found", textContent: JSON.stringify(found) }));
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_in_a_browser(report: Path) -> None:
+    report.write_text(report.read_text().replace("</body>", f"{ACTIONS}</body>"))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", report.as_uri()]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', text, re.S)[1]))  # type: ignore[index]
+    assert found["all"] == 12  # two models with chance, majority and four recipes
+    assert found["focus"]  # by the keyboard alone
+    assert found["ascending"] == sorted(found["ascending"])
+    assert found["aria"] == "ascending"
+    assert found["descending"] == sorted(found["ascending"], reverse=True)
+    assert found["model"] == ["mini-opt"]
+    assert found["recipes"] == ["rtn-g64"]
+    assert found["open"]
+    assert found["errors"] == []

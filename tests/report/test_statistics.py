@@ -1,0 +1,57 @@
+"""Intervals and tests against closed forms, tables and brute force."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from r2q.report import statistics
+
+
+def test_wilson_at_the_end_of_the_scale():
+    low, high = statistics.wilson(8, 8)
+    z = 1.959964
+    assert (low, high) == pytest.approx((8 / (8 + z**2), 1.0), rel=1e-5)  # closed form for k = n
+
+
+def test_mcnemar_is_the_sign_test_of_the_items_that_changed():
+    a, b = np.array([1, 1, 1, 0, 0, 1]), np.array([0, 0, 0, 1, 0, 1])
+    tails = sum(math.comb(4, k) for k in (0, 1, 3, 4)) / 2**4
+    assert statistics.mcnemar(a, b).p == pytest.approx(tails)
+    assert statistics.mcnemar(a, a).p == 1
+
+
+def test_paired_bootstrap_agrees_with_all_resamples():
+    a, b = np.zeros(5), np.array([1.0, 2.0, -1.0, 0.5, 3.0])
+    change = b - a
+    means = np.array([change[list(draw)].mean() for draw in product(range(5), repeat=5)])
+    exact = (np.abs(means - change.mean()) >= abs(change.mean())).mean()
+    test, stderr = statistics.paired_bootstrap(a, b)
+    assert test.p == pytest.approx(exact, abs=0.02)
+    assert stderr == pytest.approx(means.std(), rel=0.05)
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+
+
+def test_student_by_the_table():
+    mean, half = statistics.student([1.0, 2.0, 3.0])
+    assert (mean, half) == pytest.approx((2.0, 4.3027 / math.sqrt(3)), rel=1e-4)
+    assert math.isnan(statistics.student([1.0])[1])
+
+
+def test_a_detectable_effect_is_found_as_often_as_it_says():
+    effect = statistics.detectable(1.0, 12)
+    draws = np.random.default_rng(0).normal(effect, 1.0, (4000, 12))
+    found = np.mean([statistics.one_sample_t(list(row)).p < 0.05 for row in draws[:800]])
+    assert found == pytest.approx(0.8, abs=0.05)
+
+
+def test_newcombe_holds_where_the_normal_interval_collapses():
+    assert statistics.newcombe(10, 10, 10, 10) > 0.25
+    p, n = 0.5, 10_000
+    assert statistics.newcombe(5000, n, 5000, n) == pytest.approx(1.96 * math.sqrt(2 * p * (1 - p) / n), rel=0.01)
