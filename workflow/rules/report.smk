@@ -16,6 +16,7 @@ rule collect:
     log:
         f"{RESULTS}/logs/collect.log",
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_collect,
         out=folder_of_output,
     message:
@@ -23,7 +24,7 @@ rule collect:
     shell:
         r"""
         python -m r2q collect \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --out {params.out:q} \
             --log {log:q}
         """
@@ -62,6 +63,7 @@ rule figure_lattice:
         f"{RESULTS}/logs/figure_lattice.log",
     priority: -1
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_figure_lattice,
         results=RESULTS,
         out=stem_of_output,
@@ -70,7 +72,7 @@ rule figure_lattice:
     shell:
         r"""
         python -m r2q figure-lattice \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --results {params.results:q} \
             --out {params.out:q} \
             --log {log:q}
@@ -118,6 +120,7 @@ rule collect_training:
     log:
         f"{RESULTS}/logs/collect_training.log",
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_collect_training,
         out=folder_of_output,
     message:
@@ -125,7 +128,7 @@ rule collect_training:
     shell:
         r"""
         python -m r2q collect-training \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --out {params.out:q} \
             --log {log:q}
         """
