@@ -65,7 +65,7 @@ class Plan:
 
     def model_files(self, at: Any) -> list[str]:
         """Files of a local model folder that are read."""
-        return model_files(self.config.models[at.model])
+        return _named(model_files(self.config.models[at.model]))
 
     def tokenizer_files(self, at: Any) -> list[str]:
         """Those of them that a tokenizer is made of."""
@@ -75,7 +75,7 @@ class Plan:
         """Files of a checkpoint that was quantized elsewhere."""
         if method_info(self.recipes[at.recipe]["method"]).needs != "checkpoint":
             return []
-        return model_files(Model(path=self.recipes[at.recipe]["options"]["path"]))
+        return _named(model_files(Model(path=self.recipes[at.recipe]["options"]["path"])))
 
     def calibration(self, at: Any) -> list[str]:
         """Tokens that methods of a model look at, if any does."""
@@ -85,7 +85,7 @@ class Plan:
     def calibration_text(self, at: Any = None) -> list[str]:
         """The file that calibration tokens are cut from, if it is one."""
         section = self.config.calibration
-        return self._inputs([section.source] if section is not None and section.is_file else [])
+        return _named(self._inputs([section.source] if section is not None and section.is_file else []))
 
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""
@@ -95,7 +95,7 @@ class Plan:
     def training_text(self, at: Any = None) -> list[str]:
         """The files that training rows come from."""
         texts = self.config.training.texts if self.config.training is not None else []
-        return self._inputs([text.path for text in texts if TEXT_FILE.search(text.path)])
+        return _named(self._inputs([text.path for text in texts if TEXT_FILE.search(text.path)]))
 
     def start(self, at: Any) -> list[str]:
         """The report of the unit whose packed weights a training starts from, if it names one."""
@@ -106,6 +106,9 @@ class Plan:
 
     def task_files(self, at: Any = None) -> list[str]:
         """Tasks with their data, and texts for perplexities."""
+        return _named(self._task_files())
+
+    def _task_files(self) -> list[str]:
         texts = [text.path for text in self.config.perplexity.values() if text.is_file]
         return self._inputs(texts, [*self.config.task_include, *self._task_data()])
 
@@ -167,6 +170,7 @@ class Plan:
             limits={"items": limits.items, "batch_size": limits.batch_size, "samples": limits.samples},
             device=config.device,
             code=code("evaluate"),
+            **_unnamed(self._task_files()),
         )
 
     def asked_collect(self, at: Any = None) -> str:
@@ -187,7 +191,8 @@ class Plan:
 
     def _model(self, at: Any, *more: str, without: Sequence[str] = ()) -> dict[str, Any]:
         entry = self.config.models[at.model]
-        return {name: getattr(entry, name) for name in ("path", "revision", *more) if name not in without}
+        fields = {name: getattr(entry, name) for name in ("path", "revision", *more) if name not in without}
+        return fields | _unnamed([] if "path" in without else model_files(entry))
 
     # Tables and figures: what a run shows, and the CSV files that each is made from
 
@@ -227,6 +232,20 @@ class Plan:
 
 def _line(parts: Mapping[str, Any], **more: Any) -> str:
     return json.dumps({**parts, **more}, sort_keys=True)
+
+
+def _named(paths: Sequence[str]) -> list[str]:
+    """Those that can be inputs of a rule: Snakemake has no way to write a brace in one."""
+    return [path for path in paths if "{" not in path and "}" not in path]
+
+
+def _unnamed(paths: Sequence[str]) -> dict[str, list[list[Any]]]:
+    """The state of the others, for what is asked."""
+    others = sorted(set(paths) - set(_named(paths)))
+    states = [
+        [path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in others if Path(path).exists()
+    ]
+    return {"files": states} if states else {}
 
 
 def model_files(entry: Model) -> list[str]:

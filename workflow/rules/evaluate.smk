@@ -12,6 +12,7 @@ rule evaluate:
     resources:
         gpu=GPU,
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_evaluate,
         out=folder_of_output,
     message:
@@ -19,7 +20,7 @@ rule evaluate:
     shell:
         r"""
         python -m r2q evaluate \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --model {wildcards.model:q} \
             --out {params.out:q} \
             --log {log:q}

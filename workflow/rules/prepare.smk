@@ -59,13 +59,14 @@ rule prepare:
         f"{RESULTS}/logs/prepare-{{model}}.log",
     priority: 10
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_prepare,
     message:
         "prepare {wildcards.model}"
     shell:
         r"""
         python -m r2q prepare \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --model {wildcards.model:q} \
             --out {output:q} \
             --log {log:q}

@@ -9,13 +9,14 @@ rule calibrate:
     log:
         f"{RESULTS}/logs/calibrate-{{model}}.log",
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_calibrate,
     message:
         "calibrate {wildcards.model}"
     shell:
         r"""
         python -m r2q calibrate \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --model {wildcards.model:q} \
             --out {output:q} \
             --log {log:q}
@@ -36,13 +37,14 @@ rule teacher_data:
     resources:
         gpu=GPU,
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_teacher_data,
     message:
         "teacher_data {wildcards.model}"
     shell:
         r"""
         python -m r2q teacher-data \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --prepared {input.prepared:q} \
             --model {wildcards.model:q} \
             --out {output:q} \
@@ -67,6 +69,7 @@ rule quantize:
     resources:
         gpu=GPU,
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_quantize,
         out=folder_of_output,
         options=optional_inputs,
@@ -75,7 +78,7 @@ rule quantize:
     shell:
         r"""
         python -m r2q quantize \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --prepared {input.prepared:q} \
             --model {wildcards.model:q} \
             --recipe {wildcards.recipe:q} \

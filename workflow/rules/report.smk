@@ -16,6 +16,7 @@ rule collect:
     log:
         f"{RESULTS}/logs/collect.log",
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_collect,
         out=folder_of_output,
     message:
@@ -23,7 +24,7 @@ rule collect:
     shell:
         r"""
         python -m r2q collect \
-            --config {RUN_CONFIG:q} \
+            --config {params.config:q} \
             --out {params.out:q} \
             --log {log:q}
         """
@@ -31,7 +32,6 @@ rule collect:
 
 rule collect_training:
     input:
-        config=ancient(RUN_CONFIG),
         reports=PLAN.files("report.json", units=PLAN.trained),
     output:
         steps=f"{RESULTS}/training.csv",
@@ -41,6 +41,7 @@ rule collect_training:
     log:
         f"{RESULTS}/logs/collect_training.log",
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_collect_training,
         out=folder_of_output,
     message:
@@ -48,7 +49,7 @@ rule collect_training:
     shell:
         r"""
         python -m r2q collect-training \
-            --config {input.config:q} \
+            --config {params.config:q} \
             --out {params.out:q} \
             --log {log:q}
         """
@@ -57,7 +58,6 @@ rule collect_training:
 # Where every weight of one group went, out of the packed checkpoints.
 rule lattice:
     input:
-        config=ancient(RUN_CONFIG),
         reports=PLAN.files("report.json"),
     output:
         f"{RESULTS}/lattice.csv",
@@ -65,6 +65,7 @@ rule lattice:
         f"{RESULTS}/logs/lattice.log",
     priority: -1
     params:
+        config=RUN_CONFIG,
         asked=PLAN.asked_lattice,
         results=RESULTS,
     message:
@@ -72,7 +73,7 @@ rule lattice:
     shell:
         r"""
         python -m r2q lattice \
-            --config {input.config:q} \
+            --config {params.config:q} \
             --results {params.results:q} \
             --out {output:q} \
             --log {log:q}
