@@ -103,7 +103,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def schema(args: argparse.Namespace) -> int:
-    from r2q.schema import schema_path, schema_text
+    from r2q.config.schema import schema_path, schema_text
 
     if not args.check:
         sys.stdout.write(schema_text())

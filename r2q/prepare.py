@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, ConfigError, Model
+from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.options import nearest
 
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "lm_eval", "datasets", "numpy")
@@ -83,7 +82,7 @@ def missing_paths(config: Config) -> list[str]:
     wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
     wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
     if config.calibration is not None and config.calibration.is_file:
-        wanted.append(("calibration.source", config.calibration.source, "file"))
+        wanted.append(("calibration.path", config.calibration.path, "file"))
     for number, texts in enumerate(config.training.texts if config.training is not None else []):
         if TEXT_FILE.search(texts.path):
             wanted.append((f"training.texts[{number}].path", texts.path, "file"))

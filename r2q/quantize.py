@@ -61,7 +61,7 @@ def quantize(
     units = [recipe for name in recipes for recipe in units_of(config, name, model)]
     data = None
     if calibration is not None:
-        how = config.calibration or configuration.Calibration(source="unknown")
+        how = config.calibration or configuration.Calibration(path="unknown")
         data = load_calibration(calibration, device, how.offload, how.minimum_tokens)
     for recipe in units:
         if data is None and configuration.method_info(recipe.method).needs == "calibration":
@@ -125,14 +125,15 @@ def _identity(
     recipe: Recipe, fingerprint: str, device: torch.device, data: Calibration | None = None
 ) -> dict[str, Any]:
     """Everything that can move a packed file or its report."""
-    info = configuration.method_info(recipe.method)
+    names = {recipe.method, recipe.options.get("quantizer", recipe.method)}
+    sources = sorted(configuration.method_info(name).path for name in names)
     looked_at = {} if data is None else {"tokens": data.facts["sha256"], "minimum_tokens": data.minimum_tokens}
     return {
         "calibration": looked_at,
         "recipe": dict(vars(recipe)),
         "source": fingerprint,
         "device": device.type,
-        "code": source_hash(["r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels", info.path]),
+        "code": source_hash(["r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels", *sources]),
         "versions": versions("torch", "transformers", "safetensors"),
     }
 

@@ -15,8 +15,8 @@ import jsonschema
 import pytest
 
 from r2q.config import Config, ConfigError, built_in_methods, load, method_info, parse, resolve_method
+from r2q.config.schema import schema_path, schema_text
 from r2q.kept import ROOT
-from r2q.schema import schema_path, schema_text
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 
@@ -224,9 +224,9 @@ def test_a_method_file_that_breaks_the_rules_is_refused(
     method_info.cache_clear()
     name = "mymethods.mine.Mine"
     if "class B" in body:  # only a bare name has to find out which class is meant
-        import r2q.options
+        import r2q.config.methods
 
-        monkeypatch.setattr(r2q.options, "_where", lambda _: ("mymethods.mine", None))
+        monkeypatch.setattr(r2q.config.methods, "_where", lambda _: ("mymethods.mine", None))
     with pytest.raises(ConfigError, match=message):
         method_info(name)
 
@@ -263,7 +263,7 @@ def test_every_key_is_explained() -> None:
 
 def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Like the engine of teacher data: found out without importing anything."""
-    from r2q import consistency
+    from r2q.config import consistency
 
     recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}

@@ -27,11 +27,10 @@ from safetensors.torch import save
 from transformers import AutoConfig
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, nearest
 from r2q.files import read_documents
 from r2q.kept import write_atomic
 from r2q.models.load import load_tokenizer
-from r2q.options import nearest
 from r2q.tokens import Encoder
 
 CPU = torch.device("cpu")
@@ -96,12 +95,12 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         )
     tokenizer = load_tokenizer(entry.path, entry.revision)
     encoder = Encoder(tokenizer, entry.add_bos)
-    documents = read_source(wanted.source, wanted.field)
+    documents = read_source(wanted.path, wanted.field)
     if wanted.lines:
         documents = [line for text in documents for line in text.splitlines() if line.strip()]
     slicing = wanted.slicing
     if slicing == "auto":
-        slicing = "document" if wanted.source in DOCUMENT_PRESETS else "joined"
+        slicing = "document" if wanted.path in DOCUMENT_PRESETS else "joined"
     count = wanted.windows + -(-wanted.windows // 8)
     try:
         if slicing == "joined":
@@ -110,11 +109,11 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         else:
             windows, text_tokens = cut_documents(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
     except ValueError as error:
-        raise ValueError(f"calibration.source {wanted.source}: {error}") from None
+        raise ValueError(f"calibration.source {wanted.path}: {error}") from None
     tokens, held_out = windows[: wanted.windows].contiguous(), windows[wanted.windows :].contiguous()
     facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "source": wanted.source,
+        "source": wanted.path,
         "field": wanted.field,
         "slicing": slicing,
         "lines": wanted.lines,
@@ -131,7 +130,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     write_atomic(out, save({"tokens": tokens, "held_out": held_out}, metadata))
     print(
         f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {wanted.window} tokens out of {text_tokens} "
-        f"from {wanted.source}, sha256 {digest[:12]}",
+        f"from {wanted.path}, sha256 {digest[:12]}",
         flush=True,
     )
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
+from r2q.config import nearest
 from r2q.kept import write_atomic
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.targets import list_targets
-from r2q.options import nearest
 
 
 def lattice_data(config_path: str | Path, results: str | Path, out: str | Path) -> None:

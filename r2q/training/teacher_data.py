@@ -20,7 +20,8 @@ import torch
 from transformers import AutoConfig
 
 from r2q import config as configuration
-from r2q.config import ConfigError, Model
+from r2q.config import ConfigError, Model, nearest
+from r2q.config.texts import Texts, Training
 from r2q.files import read_documents
 from r2q.kept import key, source_hash, write_json
 from r2q.measure import versions
@@ -28,7 +29,6 @@ from r2q.models.apply import pick_device
 from r2q.models.calibration import vocabulary_sha256
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.targets import refuse_quantized
-from r2q.options import nearest
 from r2q.prepare import engine_problems
 from r2q.tokens import Encoder
 from r2q.training.data import Rows, write
@@ -42,7 +42,6 @@ from r2q.training.generation import (
     with_transformers,
     with_vllm,
 )
-from r2q.training.section import Texts, Training
 from r2q.training.unfinished import Unfinished
 
 SHOWN = 5  # rows that the description shows as text

@@ -21,7 +21,7 @@ from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q import config as r2q_config
 from r2q.kept import source_hash, write_atomic
 from r2q.prepare import engine_problems, missing_paths, recipe_problems, task_problems
-from r2q.strict_yaml import read_yaml
+from r2q.config.strict_yaml import read_yaml
 
 # Jobs run in the environment that Snakemake runs in, also when that was not activated.
 os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
@@ -187,7 +187,7 @@ def calibration_file(model):
 
 def calibration_text():
     """The file that calibration tokens are cut from, if it is one; the world's comes by its rule."""
-    return [CONFIG.calibration.source] if CONFIG.calibration is not None and CONFIG.calibration.is_file else []
+    return [CONFIG.calibration.path] if CONFIG.calibration is not None and CONFIG.calibration.is_file else []
 
 
 def training_file(model):
@@ -239,10 +239,8 @@ def asked(**parts):
 
 def method_sources(recipes):
     """Source files of the recipes' methods, and the trainer for those that train."""
-    methods = {CONFIG.recipes[name].method for name in recipes}
-    methods |= {entry["options"]["quantizer"] for entry in recipe_entries(trained(recipes)).values()}
     trainer = ["r2q/training"] if trained(recipes) else []
-    return sorted({str(r2q_config.method_info(method).path) for method in methods}) + trainer
+    return [str(path) for path in CONFIG.method_sources(recipes)] + trainer
 
 
 def print_results():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from r2q.config import Config
+from r2q.config.run import Config
 from r2q.kept import ROOT
 
 
