@@ -44,6 +44,7 @@ rule all:
 
 
 onstart:
+    check_machine()
     hold_lock()
     write_config()
 

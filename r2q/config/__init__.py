@@ -7,7 +7,7 @@ JSON schema for editors and the table of keys in config/README.md are generated 
     sections   models, recipes, tasks, limits, figures        texts   perplexity, calibration, training
     run        Config: all of it, and what follows from it    facts   what a recipe is, whatever its name
     methods    what a method says of itself                   quantizer   options that name another method
-    consistency, bounds, leaks, machine   what no single key can say
+    consistency, leaks, lattice, machine   what no single key can say
     problems   findings as sentences                          strict_yaml, schema
 """
 
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from r2q.config.base import Closed, ConfigError, MethodOptions, Section, nearest
 from r2q.config.consistency import find_problems
 from r2q.config.facts import RecipeFacts, describe_recipe
+from r2q.config.lattice import lattice_problems
 from r2q.config.leaks import leaks
 from r2q.config.machine import machine_problems
 from r2q.config.methods import MethodInfo, built_in_methods, import_method, method_info, resolve_method
@@ -65,6 +66,7 @@ __all__ = [
     "built_in_methods",
     "describe_recipe",
     "import_method",
+    "lattice_problems",
     "leaks",
     "load",
     "machine_problems",

@@ -37,7 +37,9 @@ def find_problems(config: Config) -> list[str]:
             if recipe not in config.recipes:
                 found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
         found += _twice(f"models.{name}.recipes", model.recipes or [])
-    wrong = [line for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)]
+    wrong = [
+        f"recipes.{name}{line}" for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)
+    ]
     found += wrong or [line for name in config.recipes for line in _in_this_run(config, name)]
     for name, text in config.perplexity.items():
         found += _no_text(f"perplexity.{name}.path", text)

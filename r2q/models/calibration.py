@@ -35,12 +35,6 @@ from r2q.tokens import Encoder
 
 CPU = torch.device("cpu")
 FORMAT_VERSION = 1
-C4_FILE = "en/c4-train.00000-of-01024.json.gz"
-PRESETS = {
-    "wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:train",
-    "c4": "allenai/c4",
-    "pile": "mit-han-lab/pile-val-backup::validation",
-}
 DOCUMENT_PRESETS = ("c4", "pile")
 TRIES = 10_000  # places drawn for one held-out window, or documents for one window, before the text counts as too short
 
@@ -80,9 +74,11 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     config = configuration.load(config_path)
     wanted = config.calibration
     if wanted is None:
-        raise ConfigError(f"{config_path}: calibration: this key is required to calibrate; name at least its source")
+        raise ConfigError(f"{config_path}: calibration: this key is required to calibrate; name at least its path")
     if model not in config.models:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    for problem in configuration.leaks(config):
+        raise ConfigError(f"{config_path}: {problem}")
     entry = config.models[model]
     positions = getattr(
         AutoConfig.from_pretrained(entry.path, revision=entry.revision).get_text_config(decoder=True),
@@ -186,11 +182,7 @@ def check_tokenizer(calibration: Calibration, tokenizer: Any, model: str) -> Non
 
 def read_source(source: str, field: str) -> list[str]:
     """Documents of a file, a hub data set or a preset; see :func:`r2q.files.read_documents` for errors."""
-    if source == "c4":
-        from huggingface_hub import hf_hub_download
-
-        return read_documents(hf_hub_download(PRESETS["c4"], C4_FILE, repo_type="dataset"), field)
-    return read_documents(PRESETS.get(source, source), field)
+    return read_documents(configuration.CALIBRATION_PRESETS.get(source, source), field)
 
 
 def cut_joined(ids: Sequence[int], windows: int, count: int, window: int, seed: int) -> torch.Tensor:

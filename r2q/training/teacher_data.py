@@ -66,7 +66,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         raise ConfigError(f"{config_path}: training: this key is required to make training data")
     if model not in config.models:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
-    for problem in engine_problems(config):
+    for problem in [*engine_problems(config), *configuration.leaks(config)]:
         raise ConfigError(f"{config_path}: {problem}")
     facts = json.loads(Path(prepared).read_text())["models"][model]
     entry, device, out = config.models[model], pick_device(config.device), Path(out)

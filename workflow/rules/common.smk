@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version, update_config, validate
+from snakemake.utils import min_version, update_config
 
 min_version("9.27")
 
@@ -21,7 +21,7 @@ from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q import config as r2q_config
 from r2q.kept import source_hash, write_atomic
 from r2q.prepare import engine_problems, missing_paths, recipe_problems, task_problems
-from r2q.config.strict_yaml import read_yaml
+from r2q.config.strict_yaml import parse_yaml, read_yaml
 
 # Jobs run in the environment that Snakemake runs in, also when that was not activated.
 os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
@@ -39,23 +39,23 @@ def typed(value):
         return {key: typed(part) for key, part in value.items()}
     if isinstance(value, list):
         return [typed(part) for part in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    return parse_yaml(value) if isinstance(value, str) else value
 
 
 def checked_config():
     """The config with all its problems found at once; what was given with --config counts, too."""
-    update_config(config, typed(dict(workflow.config_settings.config)))
     try:
+        data = {}  # not Snakemake's own reading: a key that stands twice is silent there, and 1e-5 is text
         for path in workflow.configfiles:
-            read_yaml(os.path.relpath(path))  # a key that stands twice is silent in Snakemake's own reading
-        return r2q_config.parse(config, source=CONFIG_SOURCE)
+            update_config(data, read_yaml(os.path.relpath(path)))
+        update_config(data, typed(dict(workflow.config_settings.config)))
+        return r2q_config.parse(data, source=CONFIG_SOURCE)
     except r2q_config.ConfigError as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
 
 CONFIG_SOURCE = config_source()
 CONFIG = checked_config()
-validate(config, "../schemas/config.schema.json", set_default=False)
 
 RESULTS = f"results/{CONFIG.run}"
 FIGURE_FOLDER = f"figures/{CONFIG.run}"
@@ -293,6 +293,14 @@ def check_before_work():
                 problems += recipe_problems(CONFIG, model, facts)
     if problems:
         raise WorkflowError("\n".join([f"{CONFIG_SOURCE}: {problem}" for problem in problems]))
+
+
+def check_machine():
+    """GPUs and processors that the config asks for; a cluster's jobs run elsewhere, and a dry run nowhere."""
+    if workflow.is_main_process and workflow.local_exec:
+        problems = r2q_config.machine_problems(CONFIG)
+        if problems:
+            raise WorkflowError("\n".join(f"{CONFIG_SOURCE}: {problem}" for problem in problems))
 
 
 check_before_work()
