@@ -29,10 +29,10 @@ def evaluated_texts(config: Config) -> list[tuple[str, str]]:
         part = getattr(config, section, None)
         if part is None:
             continue
-        entries = (
-            {section: part} if hasattr(part, "path") else {f"{section}.{name}": text for name, text in part.items()}
-        )
-        found += [(key, text.path) for key, text in entries.items() if getattr(text, "path", None)]
+        if hasattr(part, "path"):
+            found.append((f"{section}.path", part.path))
+        else:
+            found += [(f"{section}.{name}", text.path) for name, text in part.items()]
     if config.task_data is not None:
         for file in sorted(Path(config.task_data).glob("*/*")):
             if file.name.split(".")[0] in ("test", "validation") and TEXT_FILE.search(file.name):

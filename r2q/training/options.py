@@ -88,7 +88,5 @@ class TrainingOptions(QuantizerOptions):
         found, rows = super().problems(recipe, config), config.training.rows if config.training is not None else None
         if rows is not None and self.batch_rows > rows >= 1:
             held_out = config.training.held_out
-            found.append(
-                f"batch_rows: {self.batch_rows} are more than the {rows} training rows ({held_out} are held out)"
-            )
+            found.append(f"batch_rows: {self.batch_rows} are more than the {rows} rows ({held_out} more are held out)")
         return found

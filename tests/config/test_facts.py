@@ -21,11 +21,9 @@ def described(data: dict[str, Any]) -> list[Any]:
 def test_names_of_recipes_mean_nothing(path: Any) -> None:
     data = read_yaml(path)
     shuffled = random.Random(0).sample(list(data["recipes"]), len(data["recipes"]))
+    pairs = zip(data["recipes"], shuffled, strict=True)
     # the name of another recipe, without the granularity that a name has to agree with
-    new = {
-        old: f"{other.rsplit('-', 1)[0]}-x" + str(i)
-        for i, (old, other) in enumerate(zip(data["recipes"], shuffled, strict=True))
-    }
+    new = {old: f"{other.rsplit('-', 1)[0]}-x" + str(i) for i, (old, other) in enumerate(pairs)}
     renamed = read_yaml(path)
     renamed["recipes"] = {new[name]: entry for name, entry in renamed["recipes"].items()}
     for entry in renamed["recipes"].values():
