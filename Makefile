@@ -10,7 +10,7 @@ SNAKEMAKE := $(VENV)/bin/snakemake
 .PHONY: run test check paper clean help lock schema
 
 run: $(READY)    ## everything: install, quantize, evaluate, tables, figures (CONFIG=config/smoke.yaml for another run)
-	@$(SNAKEMAKE) --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+	@$(if $(CONFIG),$(VENV)/bin/python -m r2q.config $(CONFIG) &&) $(SNAKEMAKE) --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 test: $(READY)   ## install, then all tests, the smoke run of the whole workflow included
 	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
@@ -35,8 +35,8 @@ lock:            ## requirements.lock from pyproject.toml; keeps the versions th
 		--generate-hashes --no-header --no-annotate --no-emit-package torch \
 		--override .ci/without_torch.txt --output-file requirements.lock
 
-schema: $(READY) ## the JSON schema of configs, from r2q/config.py
-	$(VENV)/bin/python -m r2q schema > workflow/schemas/config.schema.json
+schema: $(READY) ## the JSON schema of configs and the table of keys in config/README.md, from r2q/config
+	$(VENV)/bin/python -m r2q.config.schema
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -77,6 +77,7 @@ def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
         return Steps(grid.scale.float().t().contiguous(), zero, 2**grid.bits - 1, grid.zero.dtype != torch.uint8)
     if (
         isinstance(lattice, R2Q)
+        and own is R2Q.encode_groups
         and lattice.options.refine == "none"
         and isinstance(grid, BinaryGrid)
         and grid.bits == 2
@@ -85,7 +86,7 @@ def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
         thresholds = torch.stack([-first, torch.zeros_like(first), first], -1)
         codes = torch.tensor([0, 2, 1, 3], device=first.device).expand(*first.shape, 4)
         return _ladder(thresholds, grid.levels().gather(-1, codes), codes)
-    if isinstance(grid, BinaryGrid | CodebookGrid) and (isinstance(lattice, R2Q) or own is WeightMethod.encode_groups):
+    if isinstance(grid, BinaryGrid | CodebookGrid) and own in (R2Q.encode_groups, WeightMethod.encode_groups):
         levels, codes = grid.levels().sort(dim=-1, stable=True)
         return _ladder((levels[..., 1:] + levels[..., :-1]) / 2, levels, codes)
     return None

@@ -33,7 +33,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from baselines._calibrated import (
     encode,
@@ -44,30 +43,12 @@ from baselines._calibrated import (
     sample_inputs,
     search_range,
 )
+from baselines.options.awq import Options
 from baselines.rtn import affine_grid
-from r2q.config import MethodOptions
 from r2q.models.blocks import Block, walk
 from r2q.models.targets import Target
 from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import Method, Quantized
-
-
-class Options(MethodOptions):
-    """Options of AWQ.
-
-    Attributes:
-        exponents: how many r are tried, evenly spaced from 0, below 1; 1 tries r = 0 alone: no scales.
-        clip: whether ranges are searched.
-        clip_steps: bounds tried; the i-th is 1 - i / clip_grid of the whole.
-        clip_grid: divides the unit: the repository's ``n_grid``.
-        tokens: inputs that ranges are judged by.
-    """
-
-    exponents: int = Field(default=20, ge=1, le=1000)
-    clip: bool = True
-    clip_steps: int = Field(default=10, ge=1, le=1000)
-    clip_grid: int = Field(default=20, ge=1, le=1000)
-    tokens: int = Field(default=512, ge=1)
 
 
 def lattice(values: torch.Tensor, bits: int) -> AffineGrid:

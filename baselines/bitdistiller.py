@@ -13,21 +13,11 @@ That start belongs to the min-max quantizer: R2Q's levels are means, not ends of
 
 from __future__ import annotations
 
-from typing import Literal
-
+from baselines.options.bitdistiller import Options
 from r2q.training.frame import TrainingMethod
-from r2q.training.options import TrainingOptions
-
-
-class Options(TrainingOptions):
-    """Options of BitDistiller; all but the defaults are shared with the other frames."""
-
-    loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "cakld"
 
 
 class BitDistillerMethod(TrainingMethod):
     """Confidence-aware distillation of a model into its quantized copy."""
 
     Options = Options
-    needs = "training"
-    stochastic = True

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from baselines._calibrated import (
     encode,
@@ -36,26 +35,12 @@ from baselines._calibrated import (
     sample_inputs,
     search_range,
 )
-from r2q.config import MethodOptions
+from baselines.options.bitdistiller_clip import Options
 from r2q.models.blocks import walk
 from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import Method, Quantized
 
 Range = tuple[torch.Tensor, torch.Tensor]
-
-
-class Options(MethodOptions):
-    """Options of the search.
-
-    Attributes:
-        steps: factors of each end; the i-th is 1 - i / grid.
-        grid: divides the unit: the repository's ``n_grid``.
-        tokens: inputs that the error is measured on.
-    """
-
-    steps: int = Field(default=10, ge=1, le=100)
-    grid: int = Field(default=20, ge=1, le=1000)
-    tokens: int = Field(default=512, ge=1)
 
 
 def awq_lattice(values: torch.Tensor, bits: int) -> AffineGrid:

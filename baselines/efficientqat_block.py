@@ -26,34 +26,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from baselines._calibrated import group_sizes
 from baselines._reconstruct import block_mse, clamp_through, fit, local_names, pairs, round_through
-from r2q.config import MethodOptions
+from baselines.options.efficientqat_block import Options
 from r2q.models.blocks import Block
 from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import Method, Quantized, QuantizedWeight
 
 LEAST, MOST = 1e-4, 1e4  # bounds of a scale
-
-
-class Options(MethodOptions):
-    """Options of the training.
-
-    Attributes:
-        epochs: passes over the calibration windows, per block.
-        batch: windows a step.
-        rate: learning rate of scales and zero points.
-        weight_rate: learning rate of weights.
-        final: both rates end at this part of themselves.
-    """
-
-    epochs: int = Field(default=2, ge=0)
-    batch: int = Field(default=2, ge=1)
-    rate: float = Field(default=1e-4, gt=0)
-    weight_rate: float = Field(default=2e-5, gt=0)
-    final: float = Field(default=0.05, ge=0, le=1)
 
 
 class EfficientQATBlock(Method):

@@ -21,28 +21,13 @@ The checkpoint must be one of the model it stands under: name such a recipe in `
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from r2q.config import MethodOptions
+from baselines.options.external import Options
 from r2q.quantization.method import CheckpointMethod
-
-
-class Options(MethodOptions):
-    """Where the checkpoint is.
-
-    Attributes:
-        path: a folder in Hugging Face layout with safetensors, or a hub id ``owner/name``.
-        revision: commit, tag or branch of a hub id.
-    """
-
-    path: str = Field(min_length=1)
-    revision: str | None = None
 
 
 class External(CheckpointMethod):
     """Takes a quantized checkpoint as it is."""
 
-    needs = "checkpoint"
     Options = Options
 
     def checkpoint(self) -> tuple[str, str | None]:

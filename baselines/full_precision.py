@@ -7,18 +7,14 @@ from typing import Any
 
 import torch
 
-from r2q.config import MethodOptions
 from r2q.quantization.method import Method, Quantized, Weighted
-
-
-class Options(MethodOptions):
-    """None."""
 
 
 class FullPrecision(Method):
     """Leaves every weight as it is."""
 
-    Options = Options
+    control = True
+    quantizes = False
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         return Quantized({})

@@ -5,7 +5,7 @@ With H = 2/n sum x x^T over the calibration tokens that a layer reads, and U upp
     e_i = (w_i - Q(w_i)) / U_ii,     w_j <- w_j - e_i U_ij   for all later columns j
 
 which is optimal brain quantization with a fixed order. Blocks are quantized in order, with inputs from the already
-quantized ones. The lattice Q is pluggable: RTN's (plain or with a range search) and R2Q's (greedy or alternating).
+quantized ones. The lattice Q is that of any method of one weight (``quantizer``): RTN, R2Q, HQQ, ...
 
 From the repository (IST-DASLab/gptq): damping 0.01 of the mean diagonal, lazy blocks of 128 columns, columns that no
 token reaches are set to zero with H_ii = 1, 128 windows of 2048 tokens; act-order, static groups and true-sequential
@@ -29,49 +29,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from baselines._error_feedback import Factor, factorize, quantize_rows, split_rows
-from baselines.rtn import RTN
-from r2q.config import MethodOptions
+from baselines.options.gptq import Options
 from r2q.models.blocks import Block, Seen, walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
 from r2q.models.targets import Target
 from r2q.quantization.grid import Grid
-from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
-from r2q.quantization.residual import R2Q
-
-LATTICES: dict[str, tuple[type[WeightMethod], dict[str, Any]]] = {
-    "rtn": (RTN, {}),
-    "rtn-clip": (RTN, {"clip": "mse"}),
-    "r2q": (R2Q, {}),
-    "r2q-alternating": (R2Q, {"refine": "alternating"}),
-}
-
-
-class Options(MethodOptions):
-    """Options of GPTQ.
-
-    Attributes:
-        lattice: whose levels are used.
-        damping: first share of the mean diagonal that is added to the diagonal.
-        act_order: columns with large activations first; implies static groups.
-        static_groups: levels of all groups are fitted before the first column is rounded.
-        true_sequential: inside a block, layers see inputs from the layers before them already quantized.
-        compat: ``reference`` fits groups of fewer than 128 columns from stale weights, as the repository does.
-    """
-
-    lattice: Literal["rtn", "rtn-clip", "r2q", "r2q-alternating"] = "rtn"
-    damping: float = Field(default=0.01, gt=0, le=1)
-    act_order: bool = False
-    static_groups: bool = False
-    true_sequential: bool = False
-    compat: Literal["none", "reference"] = "none"
+from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe
 
 
 def original(block: Block, target: Target) -> torch.Tensor:
@@ -89,8 +58,7 @@ class GPTQ(Method):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        method, options = LATTICES[self.options.lattice]
-        self.lattice = method(replace(recipe, options=options))
+        self.lattice = self.quantizer()
 
     @torch.no_grad()
     def quantize(self, model: torch.nn.Module, targets: Sequence[Target], data: Calibration) -> Quantized:  # type: ignore[override]

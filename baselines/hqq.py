@@ -22,29 +22,12 @@ out: each takes 16 bits, 2 + 32/g bits a weight in all.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 
-from r2q.config import MethodOptions
+from baselines.options.hqq import Options
 from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import WeightMethod
 
 LEAST_STEP = 1 / 2e4  # keeps the zero point of a nearly constant group within 16 bits
-
-
-class Options(MethodOptions):
-    """Options of HQQ.
-
-    Attributes:
-        p: norm of the error; 1 is soft thresholding.
-        beta: weight of the quadratic term, at first.
-        kappa: its growth a step.
-        steps: at most so many steps.
-    """
-
-    p: float = Field(default=0.7, gt=0, le=1)
-    beta: float = Field(default=10.0, gt=0)
-    kappa: float = Field(default=1.01, ge=1)
-    steps: int = Field(default=20, ge=0, le=1000)
 
 
 def shrink(x: torch.Tensor, p: float, beta: float) -> torch.Tensor:

@@ -19,23 +19,11 @@ Above two bits the constant zero point is stored as everywhere else, ``b`` bits 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-from r2q.config import MethodOptions
+from baselines.options.llm_qat import Options
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, Grid, SymmetricGrid, stored
 from r2q.quantization.method import WeightMethod
-
-
-class Options(MethodOptions):
-    """Options of the symmetric rule.
-
-    Attributes:
-        scale: ``mean`` is LLM-QAT's s = 2 mean |w|, ``max`` SEQ's start s = max |w|; at two bits only.
-    """
-
-    scale: Literal["mean", "max"] = "mean"
 
 
 class LLMQAT(WeightMethod):

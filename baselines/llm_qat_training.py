@@ -6,25 +6,11 @@ KL(teacher || student) per token, AdamW, cosine from 2e-5. Its quantizer is the 
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
-
+from baselines.options.llm_qat_training import Options
 from r2q.training.frame import TrainingMethod
-from r2q.training.options import TrainingOptions
-
-
-class Options(TrainingOptions):
-    """Options of LLM-QAT; all but the defaults are shared with the other frames."""
-
-    quantizer: str = "llm_qat"
-    learning_rate: float = Field(default=2e-5, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
 
 
 class LLMQATMethod(TrainingMethod):
     """Distillation by forward divergence."""
 
     Options = Options
-    needs = "training"
-    stochastic = True

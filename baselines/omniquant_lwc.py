@@ -25,31 +25,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from baselines._calibrated import group_sizes
 from baselines._reconstruct import block_mse, fit, local_names, pairs, round_through
+from baselines.options.omniquant_lwc import Options
 from baselines.rtn import affine_grid
-from r2q.config import MethodOptions
 from r2q.quantization.method import Method, Quantized, QuantizedWeight
-
-
-class Options(MethodOptions):
-    """Options of the training.
-
-    Attributes:
-        epochs: passes over the calibration windows, per block.
-        batch: windows a step.
-        rate: learning rate.
-        start: where b_lo and b_hi start.
-        aug_loss: also match the full-precision block on the quantized block's inputs.
-    """
-
-    epochs: int = Field(default=40, ge=0)
-    batch: int = Field(default=1, ge=1)
-    rate: float = Field(default=1e-2, gt=0)
-    start: float = 4.0
-    aug_loss: bool = True
 
 
 class OmniQuantLWC(Method):

@@ -9,20 +9,15 @@ from __future__ import annotations
 import torch
 
 from baselines.rtn import affine_grid
-from r2q.config import MethodOptions
 from r2q.quantization.grid import AffineGrid, Grid
 from r2q.quantization.method import WeightMethod, generator
-
-
-class Options(MethodOptions):
-    """None."""
 
 
 class RandomCodes(WeightMethod):
     """RTN's levels, evenly drawn codes; the seed is the recipe's, for each layer its own stream."""
 
     stochastic = True
-    Options = Options
+    control = True
 
     def begin(self, name: str) -> None:
         self._generator = generator(self.recipe.seed, name)

@@ -18,12 +18,9 @@ larger than without it (before the scales are rounded to 16 bits).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 
-from r2q.config import MethodOptions
+from baselines.options.rtn import Options
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, stored
 from r2q.quantization.method import WeightMethod
 
@@ -34,20 +31,6 @@ def affine_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> AffineGrid:
     scale = stored(((high - low) / steps).clamp_min(SMALLEST_SCALE))
     zero = torch.round(-low / scale.float()).clamp_(0, steps).to(torch.uint8)
     return AffineGrid(scale, zero, bits)
-
-
-class Options(MethodOptions):
-    """Options of round to nearest.
-
-    Attributes:
-        clip: ``none`` keeps the whole range; ``mse`` searches the range by weight error.
-        steps: factors tried, evenly spaced from 1 down to ``smallest``.
-        smallest: the smallest factor tried.
-    """
-
-    clip: Literal["none", "mse"] = "none"
-    steps: int = Field(default=81, ge=2, le=1000)
-    smallest: float = Field(default=0.2, gt=0, lt=1)
 
 
 class RTN(WeightMethod):

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"r2q {__version__}" if verb == "--version" else _usage())
         return 0
     if verb not in (known := verbs()):
-        from r2q.options import nearest
+        from r2q.config import nearest
 
         print(
             f"usage: r2q VERB ...\nerror: unknown verb {verb}{nearest(verb, known)}" if verb else _usage(),

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, ConfigError, Model
+from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.options import nearest
 from r2q.records import Damaged
 
 FORMAT_VERSION = 1
@@ -89,15 +88,15 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
                 f"recipes.{recipe}.granularity: group size {size} does not divide the {bad[0]['shape'][-1]} "
                 f"input features of {bad[0]['name']}{more} of model {name}"
             )
-    return problems
+    return problems + configuration.lattice_problems(config, name, facts)
 
 
 def missing_paths(config: Config) -> list[str]:
-    """One sentence for every local path of the config that is not there."""
+    """One sentence for every local path of the config that is not there; else for every text that leaks by content."""
     wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
     wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
     if config.calibration is not None and config.calibration.is_file:
-        wanted.append(("calibration.source", config.calibration.source, "file"))
+        wanted.append(("calibration.path", config.calibration.path, "file"))
     for number, texts in enumerate(config.training.texts if config.training is not None else []):
         if TEXT_FILE.search(texts.path):
             wanted.append((f"training.texts[{number}].path", texts.path, "file"))
@@ -109,7 +108,8 @@ def missing_paths(config: Config) -> list[str]:
     if config.task_data is not None:
         wanted.append(("task_data", config.task_data, "folder"))
     found = {"folder": Path.is_dir, "file": Path.is_file}
-    return [f"{key}: there is no {kind} {path}" for key, path, kind in wanted if not found[kind](Path(path))]
+    missing = [f"{key}: there is no {kind} {path}" for key, path, kind in wanted if not found[kind](Path(path))]
+    return missing or configuration.leaks(config)
 
 
 def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) -> list[str]:

@@ -25,7 +25,7 @@ from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
 from r2q.prepare import read_prepared
 from r2q.quantization.method import CheckpointMethod, Recipe
-from r2q.records import DIVERGED, FAILED, OK, Facts, Layer, Report, missing_files, one_line, passing, read_if_whole
+from r2q.records import DIVERGED, FAILED, OK, Layer, Report, missing_files, one_line, passing, read_if_whole
 from r2q.training.data import TrainingData
 from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
@@ -71,7 +71,7 @@ def quantize(
     quiet()
     data = None
     if calibration is not None:
-        how = config.calibration or configuration.Calibration(source="unknown")
+        how = config.calibration or configuration.Calibration(path="unknown")
         data = load_calibration(calibration, device, how.offload, how.minimum_tokens)
     if data is None and needs == "calibration":
         raise ValueError(f"recipe {recipe} needs calibration tokens: `r2q calibrate` writes them")
@@ -106,7 +106,7 @@ def quantize(
         granularity=unit.granularity,
         group_size=unit.fixed_group_size,
         options=unit.options,
-        facts=_facts(unit, needs),
+        facts=configuration.describe_recipe(config, unit.name),
         seconds=cost.seconds,
         peak_mib=cost.peak_mib,
         versions=identity["versions"],
@@ -138,13 +138,6 @@ def _files(folder: Path) -> dict[str, int]:
     names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     result = [name for name in names if not any(fnmatch(name, pattern) for pattern in passing_by)]
     return {name: names[name].stat().st_size for name in result}
-
-
-def _facts(recipe: Recipe, needs: str) -> Facts:
-    """What a recipe is, by its method and options."""
-    trains = needs == "training"
-    quantizer = recipe.options["quantizer"] if trains else recipe.method
-    return Facts(recipe.method if trains else None, quantizer, start=recipe.options.get("start"), label=quantizer)
 
 
 def _layer(described: dict[str, Any]) -> Layer:

@@ -40,13 +40,14 @@ class Facts:
     """What a recipe is, from its method and options and never from its name. In report.json; tables and claims read it.
 
     Attributes:
-        frame: the method that trains; None where nothing is trained.
-        quantizer: the weight method that rounds: the recipe's own, or what a frame or an error feedback rounds with.
-        variant: what tells this quantizer from its default, in few letters; "" for the default.
-        start: name of the recipe whose packed weights training starts from.
-        label: quantizer and variant as figures print them.
+        frame: the method around a quantizer (gptq, bitdistiller, ...); None where the quantizer stands alone.
+        quantizer: the method that chooses the levels: rtn, r2q, awq, ...
+        variant: its options with a few values that are not the default, in words: `clip`, `alternating`; or "".
+        start: label of the recipe that training starts from, or None.
+        label: quantizer, variant and start: `rtn`, `rtn-clip`, `r2q-alternating`, `rtn (clipped start)`.
         control: whether the recipe is a control (full precision, random codes), which competes with nothing.
         kind: what it works from: `weights`, `calibration`, `training` or `checkpoint`.
+        settings: the quantizer's other options that are not the default: `{"rounds": 3}`.
     """
 
     frame: str | None = None
@@ -56,6 +57,7 @@ class Facts:
     label: str = ""
     control: bool = False
     kind: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

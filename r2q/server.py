@@ -1,6 +1,6 @@
 """Start-up paid once: a process that has imported torch, transformers and lm-eval, and forks itself for every verb.
 
-Importing them takes 5 s, much of what a job on a small model takes. The workflow opens a socket and starts
+Importing them takes 5 s, much of what a job on a small model takes, and what draws figures another two. The workflow opens a socket and starts
 `python -m r2q.server`; a verb that finds the socket in R2Q_SERVER hands its command line over, with its folder,
 environment, stdout and stderr, and gets an exit status back. Without a server, as on the nodes of a cluster, the verb
 does the same work itself. Nothing is computed before a fork, and no GPU is touched: a child is like any process.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 ADDRESS = "R2Q_SERVER"
 HEAVY = ("r2q.quantize", "r2q.evaluation.evaluate", "r2q.evaluation.adapter", "r2q.training.teacher_data")
+SHOWN = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims")
 LIBRARIES = ("lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama")
 
 
@@ -71,7 +72,7 @@ def serve(path: str, listener: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the verbs; this process ends with its parent
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: the verbs do
     while listener in select.select([listener, sys.stdin], [], [])[0]:
-        for module in (*LIBRARIES, *HEAVY):
+        for module in (*LIBRARIES, *HEAVY, *SHOWN):
             import_module(module)
         connection, _ = listener.accept()
         if os.fork() == 0:

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable
 from typing import Any
 
-from r2q.options import ConfigError
+from r2q.config import ConfigError
 
 
 class Encoder:

@@ -133,7 +133,7 @@ def test_the_last_word_of_a_failure_reaches_terminal_and_log(tmp_path: Path, err
 
 
 def test_schema_is_printed_and_checked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from r2q import schema
+    from r2q.config import schema
 
     assert cli.main(["schema"]) == 0
     assert capsys.readouterr().out == schema.schema_path().read_text()

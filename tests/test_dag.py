@@ -23,7 +23,7 @@ RECIPES = {
     "mini-llama": ["full_precision", "rtn-g64", "r2q-g64", "random_codes-channel"],
     "mini-opt": ["full_precision", "r2q-g64"],
 }
-AFTERWARDS = {"collect", "table", "figure_lattice", "figure_weight_error", "all"}
+AFTERWARDS = {"collect", "table", "figure", "lattice", "page", "all"}
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     assert "config/smoke.yaml + --config: limits.itms: unknown key; nearest valid: items" in done.stdout
     again = ("--config", "limits={batch_size: 32}")
     assert finished.units(*again) == EVALUATE
-    assert set(finished.planned(*again)) == {"evaluate"} | AFTERWARDS - {"figure_lattice"}
+    assert set(finished.planned(*again)) == {"evaluate"} | AFTERWARDS - {"lattice"}
 
 
 def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
@@ -182,7 +182,7 @@ def test_a_change_runs_again_what_depends_on_it(
         assert planned == set()
     else:
         rest = planned - {"quantize", "evaluate", "prepare"}
-        only_scores = {"figure_lattice"} if expected == EVALUATE else set()  # that figure is of packed weights
+        only_scores = {"lattice"} if expected == EVALUATE else set()  # it reads packed weights
         assert rest == AFTERWARDS - only_scores
 
 

@@ -15,8 +15,8 @@ import pytest
 from r2q.config import load
 from tests.workflow import Copy
 
-FILES = "config.yaml scores.csv layers.csv provenance.json tables/main.csv tables/main.md tables/main.tex"
-DRAWN = [f"{name}.{ending}" for name in ("lattice", "weight_error") for ending in ("png", "svg", "csv")]
+FILES = "config.yaml scores.csv layers.csv provenance.json tables/main.csv tables/main.md tables/main.tex report.html"
+DRAWN = [f"{name}.{ending}" for name in ("lattice", "mechanism", "frontier-bytes", "layer_errors-mini-llama", "tasks-mini-opt") for ending in ("png", "svg", "csv")]
 
 
 def lines(output: str, verb: str) -> list[str]:
@@ -37,10 +37,10 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> No
     assert {row["run"] for row in scores} == {"smoke"}
     provenance = json.loads(finished.path("provenance.json").read_text())
     assert {row["provenance"] for row in scores} <= provenance.keys()
-    assert "20 of 20 steps (100%) done" in finished.output
-    shown = finished.output.split("20 of 20 steps (100%) done")[1]
+    assert "29 of 29 steps (100%) done" in finished.output
+    shown = finished.output.split("29 of 29 steps (100%) done")[1]
     assert all(
-        text in shown for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main.md", "figures/smoke")
+        text in shown for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main", "results/smoke/report.html")
     )
     assert "quantize mini-llama rtn-g64: done in" in finished.output
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r2q.config import ConfigError
 from r2q.evaluation.task_files import TaskFile
 from r2q.files import COMPRESSION, find_compressed, read_rows
-from r2q.options import ConfigError
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 ENDINGS = tuple(f".jsonl{ending}" for ending in COMPRESSION)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from r2q.config import Config
+from r2q.config import Config, ConfigError
 from r2q.evaluation.chance import levels
 from r2q.evaluation.errors import bootstrap
 from r2q.evaluation.perplexity import TokenPerplexity
 from r2q.evaluation.tasks import TaskSet
-from r2q.options import ConfigError
 
 SHOWN_FIRST = ("acc", "exact_match", "word_perplexity", "perplexity")  # in the main table, unless the config says else
 NOT_METRICS = {"name", "alias", "sample_len", "sample_count"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from r2q.options import ConfigError, nearest
+from r2q.config import ConfigError, nearest
 
 _KEY = re.compile(rb"""^["']?(task|group|tag|include|class)["']?[ \t]*:(.*(?:\n(?:[ \t-].*)?)*)""", re.MULTILINE)
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}

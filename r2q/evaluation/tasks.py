@@ -14,13 +14,12 @@ from typing import Any
 
 import yaml
 
-from r2q.config import Config
+from r2q.config import Config, ConfigError, nearest
 from r2q.evaluation.chance import Items, items_of
 from r2q.evaluation.local_data import LocalData, instead_of_hub, local_data
 from r2q.evaluation.sharing import freeze
 from r2q.evaluation.task_files import TaskFile, TaskFiles, default_folder
 from r2q.files import COMPRESSION, sha256
-from r2q.options import ConfigError, nearest
 
 DEFAULT_METRICS = {  # lm-eval 0.4.13, api/registry.py: DEFAULT_METRIC_REGISTRY
     "loglikelihood": ["perplexity", "acc"],

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from typing import Any
 
 import torch
 
-from r2q import config as configuration
 from r2q.models.calibration import Calibration
 from r2q.models.calibration import describe as describe_calibration
 from r2q.models.moments import output_errors
 from r2q.models.packed import PackedWeight, replace
 from r2q.models.targets import Target
 from r2q.quantization.grid import SMALLEST_SCALE
-from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
+from r2q.quantization.method import Method, Quantized, QuantizedWeight, WeightMethod
 
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
-
-
-def make_method(recipe: Recipe) -> Method:
-    """The method that a recipe names, with its options checked."""
-    module, name = configuration.resolve_method(recipe.method)
-    return getattr(importlib.import_module(module), name)(recipe)
 
 
 def pick_device(wanted: str) -> torch.device:

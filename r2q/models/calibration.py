@@ -28,21 +28,14 @@ from safetensors.torch import save
 from transformers import AutoConfig
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, nearest
 from r2q.files import read_documents
 from r2q.kept import write_atomic
 from r2q.models.load import load_tokenizer
-from r2q.options import nearest
 from r2q.tokens import Encoder
 
 CPU = torch.device("cpu")
 FORMAT_VERSION = 1
-C4_FILE = "en/c4-train.00000-of-01024.json.gz"
-PRESETS = {
-    "wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:train",
-    "c4": "allenai/c4",
-    "pile": "mit-han-lab/pile-val-backup::validation",
-}
 DOCUMENT_PRESETS = ("c4", "pile")
 TRIES = 10_000  # places drawn for one held-out window, or documents for one window, before the text counts as too short
 
@@ -82,9 +75,11 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     config = configuration.load(config_path)
     wanted = config.calibration
     if wanted is None:
-        raise ConfigError(f"{config_path}: calibration: this key is required to calibrate; name at least its source")
+        raise ConfigError(f"{config_path}: calibration: this key is required to calibrate; name at least its path")
     if model not in config.models:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    for problem in configuration.leaks(config):
+        raise ConfigError(f"{config_path}: {problem}")
     entry = config.models[model]
     positions = getattr(
         AutoConfig.from_pretrained(entry.path, revision=entry.revision, trust_remote_code=False).get_text_config(
@@ -99,12 +94,12 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         )
     tokenizer = load_tokenizer(entry.path, entry.revision)
     encoder = Encoder(tokenizer, entry.add_bos)
-    documents = read_source(wanted.source, wanted.field)
+    documents = read_source(wanted.path, wanted.field)
     if wanted.lines:
         documents = [line for text in documents for line in text.splitlines() if line.strip()]
     slicing = wanted.slicing
     if slicing == "auto":
-        slicing = "document" if wanted.source in DOCUMENT_PRESETS else "joined"
+        slicing = "document" if wanted.path in DOCUMENT_PRESETS else "joined"
     count = wanted.windows + -(-wanted.windows // 8)
     try:
         if slicing == "joined":
@@ -113,11 +108,11 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         else:
             windows, text_tokens = cut_documents(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
     except ValueError as error:
-        raise ValueError(f"calibration.source {wanted.source}: {error}") from None
+        raise ValueError(f"calibration.source {wanted.path}: {error}") from None
     tokens, held_out = windows[: wanted.windows].contiguous(), windows[wanted.windows :].contiguous()
     facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "source": wanted.source,
+        "source": wanted.path,
         "field": wanted.field,
         "slicing": slicing,
         "lines": wanted.lines,
@@ -135,7 +130,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     write_atomic(out, save({"tokens": tokens, "held_out": held_out}, one))
     print(
         f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {wanted.window} tokens out of {text_tokens} "
-        f"from {wanted.source}, sha256 {digest[:12]}",
+        f"from {wanted.path}, sha256 {digest[:12]}",
         flush=True,
     )
 
@@ -191,11 +186,7 @@ def check_tokenizer(calibration: Calibration, tokenizer: Any, model: str) -> Non
 
 def read_source(source: str, field: str) -> list[str]:
     """Documents of a file, a hub data set or a preset; see :func:`r2q.files.read_documents` for errors."""
-    if source == "c4":
-        from huggingface_hub import hf_hub_download
-
-        return read_documents(hf_hub_download(PRESETS["c4"], C4_FILE, repo_type="dataset"), field)
-    return read_documents(PRESETS.get(source, source), field)
+    return read_documents(configuration.CALIBRATION_PRESETS.get(source, source), field)
 
 
 def cut_joined(ids: Sequence[int], windows: int, count: int, window: int, seed: int) -> torch.Tensor:

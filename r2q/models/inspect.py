@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
+from r2q.config import nearest
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.targets import list_targets
-from r2q.options import nearest
 from r2q.records import OK, Report, read_json, write_csv
 
 
 def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> None:
-    """Write where RTN and R2Q put every weight of one group, for the lattice figure.
+    """Write where RTN and R2Q put every weight of one group, for the figures lattice and mechanism.
 
-    The group is the one that `figures.lattice` of the config names. Columns of the CSV: recipe, method, model, layer, row,
-    group, index (of the weight in its group), weight, code, quantized, level_0 ... (the level of each code).
+    The group is the one that `figures.lattice` of the config names. Columns of the CSV: recipe, method, model, layer,
+    row, group, index (of the weight in its group), weight, code, quantized, level_0 ... (the level of each code).
 
     Args:
         config_path: the run's config.

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
+from r2q.config import nearest
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
-from r2q.options import nearest
 
 
 def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> Any:

@@ -85,7 +85,7 @@ class Plan:
     def calibration_text(self, at: Any = None) -> list[str]:
         """The file that calibration tokens are cut from, if it is one."""
         section = self.config.calibration
-        return _named(self._inputs([section.source] if section is not None and section.is_file else []))
+        return _named(self._inputs([section.path] if section is not None and section.is_file else []))
 
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""

@@ -17,6 +17,7 @@ from snakemake.utils import update_config
 from r2q import config as configuration
 from r2q import server
 from r2q.config import Config
+from r2q.config.strict_yaml import parse_yaml, read_yaml
 from r2q.kept import ROOT, busy, held, write_atomic
 from r2q.plan import Plan
 
@@ -24,18 +25,19 @@ from r2q.plan import Plan
 def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
     """The config with all its problems found at once, and what it was read from, for messages.
 
-    What is given with --config counts, too; but not where this workflow is a module: that is the other one's.
+    Files are read anew: in Snakemake's own reading a key that stands twice is silent, and 1e-5 is text. What is given
+    with --config counts, too; but not where this workflow is a module: that is the other one's.
     """
-    source, files = "the config of the module", []
-    if not is_module(workflow):
-        files = [os.path.relpath(path) for path in workflow.configfiles]
-        given = dict(workflow.config_settings.config)
-        update_config(config, _typed(given))
-        source = " + ".join(files + (["--config"] if given else [])) or "config"
+    source, data = "the config of the module", config
     try:
-        for path in files:
-            configuration.read_yaml(path)  # a key that stands twice is silent in Snakemake's own reading
-        return configuration.parse(_found_from_here(config), source=source), source
+        if not is_module(workflow):
+            data, given = {}, dict(workflow.config_settings.config)
+            files = [os.path.relpath(path) for path in workflow.configfiles]
+            source = " + ".join(files + (["--config"] if given else [])) or "config"
+            for path in files:
+                update_config(data, read_yaml(path))
+            update_config(data, _typed(given))
+        return configuration.parse(_found_from_here(data), source=source), source
     except configuration.ConfigError as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
@@ -58,7 +60,7 @@ def _typed(value: Any) -> Any:
         return {key: _typed(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_typed(part) for part in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    return parse_yaml(value) if isinstance(value, str) else value
 
 
 def _found_from_here(config: dict[str, Any]) -> dict[str, Any]:

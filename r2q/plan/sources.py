@@ -32,8 +32,6 @@ def code(verb: str) -> str:
 
 def method_code(method: str, options: Mapping[str, Any]) -> str:
     """sha256 over the source behind a recipe: of the verb, its method, and the methods that its options name."""
-    infos = [method_info(method)]
-    if infos[0].needs == "training":
-        infos.append(method_info(options["quantizer"]))
-    verb = "train" if infos[0].needs == "training" else "quantize"
-    return source_hash([*SOURCES[verb], *(info.path for info in infos)])
+    names = {method, options.get("quantizer", method)}
+    verb = "train" if method_info(method).needs == "training" else "quantize"
+    return source_hash([*SOURCES[verb], *sorted(method_info(name).path for name in names)])

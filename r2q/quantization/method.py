@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
-from r2q.config import MethodOptions
+from r2q.config import MethodOptions, import_method
 from r2q.quantization.grid import Grid
 from r2q.quantization.packing import pack, packed_width, unpack
 
@@ -149,16 +149,28 @@ class Method(ABC):
         stochastic: whether the seed can change its result.
         Options: its options, closed, with defaults.
         version: raised whenever the numbers it produces can change.
+        control: whether it is there to be held against: a control does not compete for the best value of a table.
+        quantizes: whether it chooses levels; a method that does not takes no granularity and no bits.
     """
 
     needs: ClassVar[Literal["weights", "calibration", "training", "checkpoint"]] = "weights"
     stochastic: ClassVar[bool] = False
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     version: ClassVar[int] = 1
+    control: ClassVar[bool] = False
+    quantizes: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.options: Any = self.Options(**recipe.options)
+
+    def quantizer(self) -> WeightMethod:
+        """The method that the options name as `quantizer`, at this recipe's granularity, bits and seed."""
+        name, options = self.options.quantizer, self.options.quantizer_options
+        method = make_method(replace(self.recipe, method=name, options=options))
+        if not isinstance(method, WeightMethod):
+            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
+        return method
 
     @abstractmethod
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
@@ -213,12 +225,20 @@ class WeightMethod(Method):
 class CheckpointMethod(Method):
     """A method that quantizes nothing: it names a checkpoint, quantized by somebody else, to be taken as it is."""
 
+    needs = "checkpoint"
+    quantizes = False
+
     @abstractmethod
     def checkpoint(self) -> tuple[str, str | None]:
         """Folder or hub id of the checkpoint, and its revision."""
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         raise ValueError(f"recipe {self.recipe.name}: method {self.recipe.method} quantizes nothing by itself")
+
+
+def make_method(recipe: Recipe) -> Method:
+    """The method that a recipe names, with its options checked. Raises ConfigError for a name that leads nowhere."""
+    return import_method(recipe.method)(recipe)  # type: ignore[no-any-return]
 
 
 def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -19,14 +19,11 @@ more than half of |w| lies below its mean, so quantizing R2Q's own output moves 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 
-from r2q.config import MethodOptions
 from r2q.quantization.grid import BinaryGrid, Grid, stored
 from r2q.quantization.method import WeightMethod
+from r2q.quantization.options import Options
 
 
 def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -105,19 +102,6 @@ def optimal_scales(values: torch.Tensor) -> torch.Tensor:
     low = below.gather(-1, split) / (split + 1)
     high = (whole - below.gather(-1, split)) / (n - 1 - split)
     return torch.cat([(high + low) / 2, (high - low) / 2], -1).float()
-
-
-class Options(MethodOptions):
-    """Options of R2Q.
-
-    Attributes:
-        refine: ``none`` is R2Q itself; ``refit`` one least-squares refit of the scales with new codes;
-            ``alternating`` repeats that (Xu et al. 2018); ``optimal`` the exhaustive two-bit optimum (an oracle).
-        rounds: refits of ``alternating``; 15 is LUT-GEMM's default.
-    """
-
-    refine: Literal["none", "refit", "alternating", "optimal"] = "none"
-    rounds: int = Field(default=15, ge=1, le=1000)
 
 
 class R2Q(WeightMethod):

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from r2q import config as configuration
 from r2q.models.targets import Target
-from r2q.quantization.method import Method, Quantized, Recipe, WeightMethod
+from r2q.quantization.method import Method, Quantized
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
@@ -33,18 +32,6 @@ class TrainingMethod(Method):
     needs = "training"
     stochastic = True
     scales_only: ClassVar[bool] = False
-
-    def quantizer(self) -> WeightMethod:
-        """The method that runs at every step, at the recipe's granularity and bits."""
-        recipe, options = self.recipe, self.options
-        module, name = configuration.resolve_method(options.quantizer)
-        inner = Recipe(
-            recipe.name, options.quantizer, recipe.granularity, recipe.bits, recipe.seed, options.quantizer_options
-        )
-        method = getattr(__import__(module, fromlist=[name]), name)(inner)
-        if not isinstance(method, WeightMethod):
-            raise ValueError(f"recipe {recipe.name}: quantizer {options.quantizer} is no function of one weight")
-        return method
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Any], data: Any) -> Quantized:
         """Train a copy of the model and quantize what came out.

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from r2q.config.texts import Training
 from r2q.tokens import Encoder
 from r2q.training.data import Rows
-from r2q.training.section import Training
 from r2q.training.unfinished import Unfinished
 
 VLLM_BATCHES = 16  # that a file of unfinished rows grows by at once: each time the engine runs empty and fills up again

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from r2q.options import ConfigError, MethodOptions, method_info
+from r2q.config import QuantizerOptions
 
 
-class TrainingOptions(MethodOptions):
+class TrainingOptions(QuantizerOptions):
     """Options of a training frame. Its own file sets the defaults that its paper or code has.
 
     Attributes:
-        quantizer: any method that is a pure function of one weight: rtn, r2q, llm_qat, ...
-        quantizer_options: that method's own options.
+        quantizer, quantizer_options: see :class:`r2q.config.QuantizerOptions`.
         loss: see r2q/training/losses.py; all are means per token.
         gradient: how the gradient passes the quantizer; see r2q/training/fake_quant.py.
         coefficient: cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's
@@ -46,23 +45,21 @@ class TrainingOptions(MethodOptions):
         chunk: tokens whose logits are in memory at once.
     """
 
-    quantizer: str = "rtn"
-    quantizer_options: dict[str, Any] = Field(default_factory=dict)
     loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "forward_kl"
     gradient: Literal["identity", "clipped", "through-scales"] = "identity"
     coefficient: Literal["max_probability", "label_probability"] | float = "max_probability"
-    coefficient_batches: int = Field(default=10, ge=1)
+    coefficient_batches: int = Field(default=10, ge=1, le=10**6)
     start: str | None = None
     train: Literal["all", "layers"] = "all"
     loss_on: Literal["auto", "all", "response"] = "auto"
-    steps: int = Field(default=200, ge=1)
-    batch_rows: int = Field(default=128, ge=1)
-    micro_rows: int = Field(default=0, ge=0)
+    steps: int = Field(default=200, ge=1, le=10**7)
+    batch_rows: int = Field(default=128, ge=1, le=10**6)
+    micro_rows: int = Field(default=0, ge=0, le=10**6)
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    learning_rate: float = Field(default=8e-6, gt=0)
+    learning_rate: float = Field(default=8e-6, gt=0, le=100)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=10**7)
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
     beta2: float = Field(default=0.999, gt=0, lt=1)
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     latent: Literal["float32", "bfloat16"] = "float32"
@@ -70,38 +67,26 @@ class TrainingOptions(MethodOptions):
     compiled: bool = False
     activation_checkpointing: bool = False
     keep: Literal["last", "best"] = "last"
-    evaluate_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=50, ge=0)
-    gradients_every: int = Field(default=10, ge=0)
-    flips_every: int = Field(default=1, ge=0)
-    chunk: int = Field(default=4096, ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_quantizer(cls, values: Any) -> Any:
-        """Check the quantizer and fill in its options, so that a result's key holds all of them."""
-        if not isinstance(values, dict):
-            return values
-        name = values.get("quantizer", cls.model_fields["quantizer"].default)
-        given = values.get("quantizer_options", {})
-        if not isinstance(name, str) or not isinstance(given, dict):
-            return values
-        try:
-            info = method_info(name)
-        except ConfigError as error:
-            raise ValueError(f"quantizer: {error}") from None
-        if not info.weight_method:
-            raise ValueError(f"quantizer: {name} is no function of one weight, so it cannot run at every step")
-        try:
-            filled = info.options.model_validate(given).model_dump(mode="json")
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"quantizer_options.{where} of {name}: {first['msg']}") from None
-        return values | {"quantizer_options": filled}
+    evaluate_every: int = Field(default=20, ge=1, le=10**7)
+    checkpoint_every: int = Field(default=50, ge=0, le=10**7)
+    gradients_every: int = Field(default=10, ge=0, le=10**7)
+    flips_every: int = Field(default=1, ge=0, le=10**7)
+    chunk: int = Field(default=4096, ge=1, le=2**24)
 
     @model_validator(mode="after")
     def _check_coefficient(self) -> TrainingOptions:
         if isinstance(self.coefficient, float) and not 0 <= self.coefficient <= 1:
             raise ValueError(f"coefficient: {self.coefficient} is not between 0 and 1")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} are more than the {self.steps} steps there are")
+        if self.micro_rows > self.batch_rows:
+            raise ValueError(f"micro_rows: {self.micro_rows} are more than the {self.batch_rows} rows of a step")
         return self
+
+    def problems(self, recipe: Any, config: Any) -> list[str]:
+        """A step with more rows than there are, beside what the quantizer says."""
+        found, rows = super().problems(recipe, config), config.training.rows if config.training is not None else None
+        if rows is not None and self.batch_rows > rows >= 1:
+            held_out = config.training.held_out
+            found.append(f"batch_rows: {self.batch_rows} are more than the {rows} rows ({held_out} more are held out)")
+        return found

@@ -19,7 +19,8 @@ import torch
 from transformers import AutoConfig
 
 from r2q import config as configuration
-from r2q.config import ConfigError, Model
+from r2q.config import ConfigError, Model, nearest
+from r2q.config.texts import Texts, Training
 from r2q.files import read_documents
 from r2q.kept import key, write_json
 from r2q.measure import versions
@@ -27,7 +28,6 @@ from r2q.models.apply import pick_device
 from r2q.models.calibration import vocabulary_sha256
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.targets import refuse_quantized
-from r2q.options import nearest
 from r2q.plan.sources import code
 from r2q.prepare import engine_problems, read_prepared
 from r2q.tokens import Encoder
@@ -42,7 +42,6 @@ from r2q.training.generation import (
     with_transformers,
     with_vllm,
 )
-from r2q.training.section import Texts, Training
 from r2q.training.unfinished import Unfinished
 
 SHOWN = 5  # rows that the description shows as text
@@ -66,7 +65,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         raise ConfigError(f"{config_path}: training: this key is required to make training data")
     if model not in config.models:
         raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
-    for problem in engine_problems(config):
+    for problem in [*engine_problems(config), *configuration.leaks(config)]:
         raise ConfigError(f"{config_path}: {problem}")
     facts = read_prepared(prepared, model)
     entry, device, out = config.models[model], pick_device(config.device), Path(out)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from r2q.verbs import Results
 
+HEAVY = True
+
 
 def table(
     results: Results,

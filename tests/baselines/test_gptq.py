@@ -10,22 +10,31 @@ import torch
 
 import baselines.gptq
 from baselines._error_feedback import BLOCK, blocks_of, factorize, quantize_rows, runs_of
-from baselines.gptq import LATTICES
-from r2q.models.apply import make_method
 from r2q.models.blocks import walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
 from r2q.models.targets import list_targets
 from r2q.quantization.grid import Grid
-from r2q.quantization.method import Quantized, Recipe, WeightMethod
+from r2q.quantization.method import Quantized, Recipe, WeightMethod, make_method
 from tests.models.tiny import CASES, tiny_model
 
 DAMPING = 0.01
+LATTICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "rtn": ("rtn", {}),
+    "rtn-clip": ("rtn", {"clip": "mse"}),
+    "r2q": ("r2q", {}),
+    "r2q-alternating": ("r2q", {"refine": "alternating"}),
+    "r2q-optimal": ("r2q", {"refine": "optimal"}),
+    "llm_qat": ("llm_qat", {}),
+    "hqq": ("hqq", {}),
+}
 
 
 def lattice(name: str, granularity: str = "g32", bits: int = 2) -> WeightMethod:
     method, options = LATTICES[name]
-    return method(Recipe("own", "own", granularity, bits, options=options))
+    found = make_method(Recipe("own", method, granularity, bits, options=options))
+    assert isinstance(found, WeightMethod)
+    return found
 
 
 def problem(rows: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +188,7 @@ def test_output_errors_on_calibration_text_are_below_those_of_the_lattice(case: 
     """Every layer of every kind of model; inputs come from quantized blocks, for both the same ones."""
     model, data = tiny_model(case), text()
     name = "r2q" if case in ("llama", "opt-projected", "mixtral") else "rtn"
-    result = quantize(model, data, lattice=name)
+    result = quantize(model, data, quantizer=name)
     own = lattice(name)
     targets = list_targets(model)
     assert set(result.layers) == {target.name for target in targets}

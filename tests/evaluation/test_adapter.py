@@ -10,9 +10,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.rows import arrange, inputs
-from r2q.options import ConfigError
 from r2q.tokens import Encoder
 from tests.evaluation import tiny
 from tests.models.tiny import CASES, byte_tokenizer

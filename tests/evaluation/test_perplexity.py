@@ -11,10 +11,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.perplexity import check_window, token_perplexity
 from r2q.files import read_documents
-from r2q.options import ConfigError
 from r2q.tokens import Encoder
 from tests.evaluation import tiny
 from tests.models.tiny import byte_tokenizer

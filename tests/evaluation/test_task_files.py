@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks._index import TaskIndex
 
+from r2q.config import ConfigError
 from r2q.evaluation.task_files import TaskFiles, default_folder, read_settings
-from r2q.options import ConfigError
 from tests.evaluation import tiny
 
 FILES = TaskFiles()

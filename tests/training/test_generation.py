@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from r2q.config import ConfigError
+from r2q.config.texts import Training
 from r2q.models.load import load_full, load_tokenizer
 from r2q.training.data import Rows
 from r2q.training.generation import _seed, with_transformers
-from r2q.training.section import Training
 from r2q.training.teacher_data import draw
 from r2q.training.unfinished import Unfinished
 from tests.models.tiny import tiny_model

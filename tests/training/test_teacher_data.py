@@ -11,7 +11,7 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import ConfigError
-from r2q.training.section import Training
+from r2q.config.texts import Training
 from r2q.training.teacher_data import draw
 from tests.training.teacher import RECIPE, make, teacher_folder
 

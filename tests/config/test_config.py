@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from r2q.config import Config, ConfigError, built_in_methods, load, method_info, parse, resolve_method
+from r2q.config import ConfigError, load, method_info, parse
+from r2q.config.schema import key_table, readme_path, readme_text, schema_path, schema_text
 from r2q.kept import ROOT
-from r2q.schema import schema_path, schema_text
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 
@@ -110,7 +108,7 @@ def test_a_slip_is_named_with_its_key_and_the_nearest_valid_one(path: str, value
 
 
 def test_what_vllm_would_change_in_silence_is_refused() -> None:
-    rows = {"texts": [{"path": "a.txt", "rows": 1}], "engine": "vllm", "temperature": 0.001}
+    rows = {"texts": [{"path": "a.txt", "rows": 200}], "held_out": 8, "engine": "vllm", "temperature": 0.001}
     assert problems(GOOD | {"device": "cuda:1", "training": rows}) == [
         "device: vllm takes the first GPU that it sees, not cuda:1; set CUDA_VISIBLE_DEVICES",
         "training.temperature: vllm takes 0 or 0.01 to 2, not 0.001",
@@ -189,61 +187,6 @@ def test_the_schema_file_is_what_the_models_say() -> None:
     assert not validator.is_valid(changed("models/small/pth", "x"))
 
 
-@pytest.mark.parametrize("name", built_in_methods())
-def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
-    info = method_info(name)
-    cls = getattr(importlib.import_module(info.module), info.name)
-    assert resolve_method(name) == (cls.__module__, cls.__name__)
-    assert info.options.model_json_schema() == cls.Options.model_json_schema()
-    assert info.options.model_config == cls.Options.model_config
-    assert (info.needs, info.stochastic, info.version) == (cls.needs, cls.stochastic, cls.version)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("x = 1\n", "has no class Options"),
-        ("class Options(MethodOptions):\n    x: torch.Tensor\n", "line 2 uses torch; it may only use names of typing"),
-        ("class Options(MethodOptions):\n    x: int = Field(default=1, ge='a')\n", "cannot be built"),
-        ("class Options:\n    x: int = 1\n", "must be a subclass of MethodOptions"),
-        (
-            "class Options(MethodOptions):\n    pass\n\nclass A(Method):\n    pass\n\nclass B(Method):\n    pass\n",
-            "has A, B",
-        ),
-        ("class Options(MethodOptions)\n", "line 1 is not valid Python"),
-    ],
-)
-def test_a_method_file_that_breaks_the_rules_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
-) -> None:
-    (tmp_path / "mymethods").mkdir()
-    (tmp_path / "mymethods" / "mine.py").write_text(
-        body + "\nclass Mine(Method):\n    pass\n" * ("class B" not in body)
-    )
-    monkeypatch.chdir(tmp_path)
-    method_info.cache_clear()
-    name = "mymethods.mine.Mine"
-    if "class B" in body:  # only a bare name has to find out which class is meant
-        import r2q.options
-
-        monkeypatch.setattr(r2q.options, "_where", lambda _: ("mymethods.mine", None))
-    with pytest.raises(ConfigError, match=message):
-        method_info(name)
-
-
-def test_a_method_of_ones_own_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mymethods.py").write_text(
-        "import torch\nclass Options(MethodOptions):\n    power: float = Field(default=2, gt=0)\n\n"
-        "class Mine(WeightMethod):\n    stochastic = True\n    version: ClassVar[int] = 7\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    method_info.cache_clear()
-    info = method_info("mymethods.Mine")
-    assert (info.module, info.name, info.stochastic, info.version) == ("mymethods", "Mine", True, 7)
-    recipe = {"method": "mymethods.Mine", "granularity": "g64", "options": {"powr": 3}}
-    assert problems(changed("recipes/mine", recipe)) == ["recipes.mine.options.powr: unknown key; nearest valid: power"]
-
-
 def test_no_config_imports_torch() -> None:
     code = (
         "import sys; from r2q import config; "
@@ -255,19 +198,27 @@ def test_no_config_imports_torch() -> None:
 
 
 def test_every_key_is_explained() -> None:
-    """config/README.md names every key of every model."""
-    text = (ROOT / "config" / "README.md").read_text()
+    """Each key of each model stands in config/README.md, with what it means."""
+    rows = {row.split("|")[1].strip(" `"): row.split("|")[3].strip() for row in key_table().splitlines()[2:]}
+    assert readme_path().read_text() == readme_text(), "run: python -m r2q.config.schema"
+    assert all(rows.values()), [key for key, meaning in rows.items() if not meaning]
     keys = {name for definition in json.loads(schema_text())["$defs"].values() for name in definition["properties"]}
-    assert not sorted(key for key in keys | set(Config.model_fields) if not re.search(rf"[`.{{,]{key}[`.,}}\[]", text))
+    assert {key.rpartition(".")[2].removesuffix("[]") for key in rows} - {"<name>"} >= keys - {
+        "models",
+        "recipes",
+        "tasks",
+        "perplexity",
+    }
+    assert rows["training.texts[].rows"] == "how many are drawn"
 
 
 def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Like the engine of teacher data: found out without importing anything."""
-    from r2q import consistency
+    from r2q.config import consistency
 
     recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
-    data |= {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}
+    data |= {"training": {"texts": [{"path": "a.txt", "rows": 200}], "held_out": 8}}
     monkeypatch.setattr(consistency, "find_spec", lambda name: name)
     parse(data, "x.yaml")
     monkeypatch.setattr(consistency, "find_spec", lambda name: None)
@@ -278,7 +229,10 @@ def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyP
 def test_several_processes_and_one_gpu_by_number_are_refused() -> None:
     recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64"}}
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
-    data |= {"training": {"texts": [{"path": "a.txt", "rows": 1}]}, "limits": {"training_processes": 2}}
+    data |= {
+        "training": {"texts": [{"path": "a.txt", "rows": 200}], "held_out": 8},
+        "limits": {"training_processes": 2},
+    }
     parse(data | {"device": "cuda"}, "x.yaml")
     with pytest.raises(ConfigError, match="device: training_processes take the first GPUs, not cuda:1"):
         parse(data | {"device": "cuda:1"}, "x.yaml")

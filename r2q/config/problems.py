@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from r2q.options import nearest
+from r2q.config.base import DEVICE, GRANULARITY, NAME, nearest
 
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
-GRANULARITY = r"^(g[1-9][0-9]*|channel|tensor)$"
-DEVICE = r"^(auto|cpu|cuda(:[0-9]+)?)$"
 _IN_WORDS = {
     NAME: "letters, digits and . _ - (not . or - first)",
     GRANULARITY: "g<size> such as g64, channel or tensor",
@@ -25,7 +24,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     lines: list[str] = []
     for item in error.errors(include_url=False):
         where = [part for part in item["loc"] if part != "[key]"]
-        key = ".".join(str(part) for part in where) or "config"
+        key = ".".join(_short(part, str) for part in where) or "config"
         allowed = _keys(model, tuple(where[:-1]))
         kind, context = item["type"], item.get("ctx", {})
         if kind == "extra_forbidden":
@@ -33,17 +32,42 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif kind == "missing":
             lines.append(f"{key}: this key is required")
         elif kind == "string_pattern_mismatch":
-            lines.append(f"{key}: {item['input']!r} must be {_IN_WORDS.get(context['pattern'], context['pattern'])}")
+            lines.append(
+                f"{key}: {_short(item['input'])} must be {_IN_WORDS.get(context['pattern'], context['pattern'])}"
+            )
         elif kind == "literal_error":
             close = nearest(item["input"], [w.strip("' ") for w in context["expected"].replace(" or ", ",").split(",")])
-            lines.append(f"{key}: {item['input']!r} is not allowed{close}")
+            lines.append(f"{key}: {_short(item['input'])} is not allowed{close}")
+        elif kind == "value_error" and not isinstance(item["input"], str):  # of several keys at once, which it names
+            lines.append(".".join([*map(str, where), str(context["error"])]))
         else:
-            lines.append(f"{key}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {_short(item['input'])}")
+            message = str(context["error"]) if kind == "value_error" else item["msg"]
+            lines.append(f"{key}: {message[:1].lower()}{message[1:]}, got {_short(item['input'])}")
     return lines
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def unusable_values(data: Any, key: str = "") -> list[str]:
+    """A sentence for every number that is not finite and every text that cannot be written to a file."""
+    return [f"{where or 'config'}: {what}" for where, what in _unusable(data, key)]
+
+
+def _unusable(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, f"{value} is not a finite number"
+    elif isinstance(value, str):
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            yield key, f"{_short(value)!a} has a null character or half a surrogate pair, which no file can hold"
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _unusable(name, f"{key}.<key>".lstrip("."))
+            yield from _unusable(part, f"{key}.{ascii(name)[1:-1] if isinstance(name, str) else name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _unusable(part, f"{key}.{number}".lstrip("."))
+
+
+def _short(value: object, form: Any = repr) -> str:
+    text = form(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -1,0 +1,24 @@
+"""What the options of calibrated methods have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from r2q.config import MethodOptions
+
+
+class GroupedOptions(MethodOptions):
+    """Options of a method whose error is told group by group: whole tensors are refused."""
+
+    def problems(self, recipe: Any, config: Any) -> list[str]:
+        """A whole tensor; batches of more windows than there are."""
+        found = []
+        if recipe.granularity == "tensor":
+            found.append(f"granularity: method {recipe.method} needs groups: g<size> or channel, not tensor")
+        batch, windows = (
+            getattr(self, "batch", 1),
+            config.calibration.windows if config.calibration is not None else None,
+        )
+        if windows is not None and batch > windows:
+            found.append(f"batch: {batch} are more than the {windows} windows of calibration.windows")
+        return found

@@ -1,0 +1,20 @@
+"""Options of `baselines/e2e_scales.py`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from r2q.training.options import TrainingOptions
+
+
+class Options(TrainingOptions):
+    """Options of the phase; `train` and `gradient` do not apply, the rest is shared with the other frames."""
+
+    loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "ce"
+    train: Literal["layers"] = "layers"  # type: ignore[assignment]
+    gradient: Literal["identity"] = "identity"  # type: ignore[assignment]
+    learning_rate: float = Field(default=2e-5, gt=0, le=100)
+    batch_rows: int = Field(default=32, ge=1, le=10**6)
+    max_gradient_norm: float | None = Field(default=0.3, gt=0)

@@ -1,0 +1,97 @@
+"""What may be asked for: closed models, checked at once, without importing torch or transformers.
+
+`load(path)` and `parse(dict, source)` return a frozen `Config` or raise ConfigError with one sentence per problem. The
+JSON schema for editors and the table of keys in config/README.md are generated from these models (`r2q schema`).
+
+    base       the error, closed models, kinds of values
+    sections   models, recipes, tasks, limits, figures        texts   perplexity, calibration, training
+    run        Config: all of it, and what follows from it    facts   what a recipe is, whatever its name
+    methods    what a method says of itself                   quantizer   options that name another method
+    consistency, leaks, lattice, machine   what no single key can say
+    problems   findings as sentences                          strict_yaml, schema
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from r2q.config.base import Closed, ConfigError, MethodOptions, Section, nearest
+from r2q.config.consistency import find_problems
+from r2q.config.facts import describe_recipe
+from r2q.config.lattice import lattice_problems
+from r2q.config.leaks import leaks
+from r2q.config.machine import machine_problems
+from r2q.config.methods import MethodInfo, built_in_methods, import_method, method_info, resolve_method
+from r2q.config.problems import describe, unusable_values
+from r2q.config.quantizer import QuantizerOptions
+from r2q.config.run import Config
+from r2q.config.sections import Limits, Model, Recipe, Task
+from r2q.config.strict_yaml import read_yaml
+from r2q.config.texts import (
+    CALIBRATION_PRESETS,
+    HUB_TEXT,
+    TEXT_FILE,
+    Calibration,
+    Perplexity,
+    Texts,
+    TextSource,
+    Training,
+)
+
+__all__ = [
+    "CALIBRATION_PRESETS",
+    "HUB_TEXT",
+    "TEXT_FILE",
+    "Calibration",
+    "Closed",
+    "Config",
+    "ConfigError",
+    "Limits",
+    "MethodInfo",
+    "MethodOptions",
+    "Model",
+    "Perplexity",
+    "QuantizerOptions",
+    "Recipe",
+    "Section",
+    "Task",
+    "TextSource",
+    "Texts",
+    "Training",
+    "built_in_methods",
+    "describe_recipe",
+    "import_method",
+    "lattice_problems",
+    "leaks",
+    "load",
+    "machine_problems",
+    "method_info",
+    "nearest",
+    "parse",
+    "read_yaml",
+    "resolve_method",
+]
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a config file. Raises ConfigError naming file, key and nearest valid key for every problem."""
+    return parse(read_yaml(path), source=str(path))
+
+
+def parse(data: Mapping[str, Any], source: str) -> Config:
+    """Check a config that is already plain data; `source` names it in messages. Raises ConfigError."""
+    problems = unusable_values(data)
+    if not problems:
+        try:
+            config = Config.model_validate(data)
+        except ValidationError as error:
+            problems = describe(error, Config)
+        else:
+            problems = find_problems(config)
+            if not problems:
+                return config
+    raise ConfigError("\n".join(f"{source}: {line}" for line in problems))

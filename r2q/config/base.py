@@ -1,0 +1,69 @@
+"""What every part of a config is made of: the error, closed models, checked kinds of values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+GRANULARITY = r"^(g[1-9][0-9]{0,8}|channel|tensor)$"
+DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
+
+
+class ConfigError(ValueError):
+    """Something asked for cannot be; the message has one sentence per problem."""
+
+
+def nearest(word: object, allowed: Iterable[str]) -> str:
+    """The end of an error message: the closest allowed word, or all of them when there are few, or nothing."""
+    words = [str(w) for w in allowed]
+    close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.5)
+    if close:
+        return f"; nearest valid: {close[0]}"
+    return f"; valid: {', '.join(words)}" if 0 < len(words) <= 16 else ""
+
+
+class Closed(BaseModel):
+    """No unknown keys, no changes, no conversions ('30' is no number, true is not 1), nothing infinite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Section(Closed):
+    """A part of a config. The docstring below a key is its description in the JSON schema and in config/README.md."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class MethodOptions(Closed):
+    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds."""
+
+    def problems(self, recipe: Any, config: Any) -> list[str]:
+        """What these options cannot do in a recipe (`r2q.config.Recipe`) of a run (`r2q.config.Config`).
+
+        One sentence for each, starting with the option's name, or with `granularity` or `bits` of the recipe.
+        """
+        return []
+
+
+def _fits(path: str) -> str:
+    """Raise ValueError where a part of a path is longer than file systems take."""
+    if any(len(part.encode()) > 255 for part in path.split("/")) or len(path.encode()) > 4000:
+        raise ValueError("a path may have 4000 bytes, and each part of it 255")
+    return path
+
+
+def null_is_empty(kind: Any) -> BeforeValidator:
+    """`key:` with nothing after it means `key: {}`."""
+    return BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=kind)
+
+
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]  # of files and folders, with other names beside it
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_fits)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1000)]
+Tokens = Annotated[int, Field(ge=2, le=2**20)]

@@ -1,0 +1,185 @@
+"""What no single key of a config can say: names that must exist elsewhere, options of methods, texts to keep apart."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import ValidationError
+
+from r2q.config.base import ConfigError, nearest
+from r2q.config.leaks import leaks
+from r2q.config.methods import method_info
+from r2q.config.problems import describe
+from r2q.config.run import Config
+from r2q.config.sections import Recipe
+from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_KINDS, TextSource
+
+RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
+RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
+SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
+
+
+def find_problems(config: Config) -> list[str]:
+    """One sentence for each, starting with the dotted key; none when all is well."""
+    found: list[str] = []
+    if config.run in RESERVED_RUNS:
+        found.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
+    if not config.tasks and not config.perplexity:
+        found.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity")
+    for name, model in config.models.items():
+        if name in RESERVED_MODELS:
+            found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
+        if model.revision is not None and model.is_folder:
+            found.append(f"models.{name}.revision: only a hub model has one, {model.path} is a folder")
+        for recipe in model.recipes or []:
+            if recipe not in config.recipes:
+                found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
+        found += _twice(f"models.{name}.recipes", model.recipes or [])
+    wrong = [
+        f"recipes.{name}{line}" for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)
+    ]
+    found += wrong or [line for name in config.recipes for line in _in_this_run(config, name)]
+    for name, text in config.perplexity.items():
+        found += _no_text(f"perplexity.{name}.path", text)
+        if name in config.tasks:
+            found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
+    found += _calibration_problems(config)
+    found += _training_problems(config) + leaks(config, content=False)
+    found += _twice("seeds", config.seeds)
+    for name, model in config.models.items():
+        found += _twice(f"models.{name}.seeds", model.seeds or [])
+    shown = config.figures.lattice.model
+    if shown is not None and shown not in config.models:
+        found.append(f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}")
+    elif shown is not None and not found and config.lattice_units() is None:
+        needs = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
+        found.append(f"figures.lattice.model: the figure needs {needs}; {shown} lacks them")
+    return found
+
+
+def _calibration_problems(config: Config) -> list[str]:
+    """Text that is missing or cannot be read."""
+    wanted = config.calibration
+    if wanted is None:
+        return _missing(config, "calibration", "path")
+    return [] if wanted.path in CALIBRATION_PRESETS else _no_text("calibration.path", wanted, list(CALIBRATION_PRESETS))
+
+
+def _training_problems(config: Config) -> list[str]:
+    """Rows that are missing, cannot be read, or are too few."""
+    wanted = config.training
+    if wanted is None:
+        return _missing(config, "training", "texts")
+    found = [
+        line for number, text in enumerate(wanted.texts) for line in _no_text(f"training.texts[{number}].path", text)
+    ]
+    if wanted.rows is not None and wanted.rows < 1:
+        rows = wanted.rows + wanted.held_out
+        found.append(f"training.held_out: {wanted.held_out} of only {rows} rows; none would be left to train on")
+    if wanted.kind == "generated" and (wanted.prompt_tokens or 0) >= wanted.length:
+        found.append(
+            f"training.prompt_tokens: {wanted.prompt_tokens} leave nothing to generate in rows of "
+            f"training.length, {wanted.length} tokens"
+        )
+    if config.limits.training_processes > 1 and ":" in config.device:
+        found.append(f"device: training_processes take the first GPUs, not {config.device}; set CUDA_VISIBLE_DEVICES")
+    return found + (_vllm_problems(config) if wanted.uses_vllm else [])
+
+
+def _missing(config: Config, section: str, key: str) -> list[str]:
+    """A sentence where a section is not there and recipes of some model need it."""
+    used = dict.fromkeys(name for model in config.models for name in config.recipes_of(model))
+    needy = [name for name in used if _needs(config.recipes[name].method, section)]
+    names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
+    return [f"{section}: required by recipes {names}; name at least its {key}"] if needy else []
+
+
+def _no_text(key: str, text: TextSource, presets: list[str] | None = None) -> list[str]:
+    """A sentence where a text is neither a file nor a hub data set (nor a preset)."""
+    if text.is_file or HUB_TEXT.match(text.path):
+        return []
+    if presets is None:
+        return [f"{key}: {text.path} is neither {TEXT_KINDS}"]
+    close = nearest(text.path, presets) if "/" not in text.path else ""
+    return [f"{key}: {text.path} is none of {', '.join([*presets, TEXT_KINDS])}{close}"]
+
+
+def _vllm_problems(config: Config) -> list[str]:
+    """What vLLM would change in silence."""
+    assert config.training is not None
+    found, temperature = [], config.training.temperature
+    if ":" in config.device:
+        found.append(f"device: vllm takes the first GPU that it sees, not {config.device}; set CUDA_VISIBLE_DEVICES")
+    if temperature != 0 and not 0.01 <= temperature <= 2:
+        found.append(f"training.temperature: vllm takes 0 or 0.01 to 2, not {temperature}")
+    return found
+
+
+def _in_this_run(config: Config, name: str) -> list[str]:
+    """What one recipe cannot do beside the others, the texts and the models; all recipes are right by themselves."""
+    recipe, options = config.recipes[name], config.options_of(name)
+    found = []
+    for line in options.problems(recipe, config):
+        own = line.startswith(("granularity", "bits"))
+        found.append(f"recipes.{name}.{line}" if own else f"recipes.{name}.options.{line}")
+    start = getattr(options, "start", None)
+    return found if start is None or not config.trains(name) else found + _start_problems(config, name, start)
+
+
+def _start_problems(config: Config, name: str, start: str) -> list[str]:
+    """A recipe to start from that is not there, trains itself, or has other levels or layers."""
+    key = f"recipes.{name}.options.start: {start}"
+    if start not in config.recipes:
+        return [f"{key} is no recipe{nearest(start, config.recipes)}"]
+    entry, other = config.recipes[name], config.recipes[start]
+    if config.trains(start) or not method_info(other.method).quantizes:
+        return [f"{key} must be a recipe that quantizes and does not train"]
+    found = []
+    for field in ("granularity", "bits", "lm_head"):
+        mine, theirs = getattr(entry, field), getattr(other, field)
+        if mine != theirs:
+            found.append(f"{key} must be a recipe with {field} {_text(mine)}, as this one has; it has {_text(theirs)}")
+    without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
+    return found + [f"{key} is not among the recipes of model {model}" for model in without]
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _needs(method: str, what: str) -> bool:
+    try:
+        return method_info(method).needs == what
+    except ConfigError:  # reported with the recipe
+        return False
+
+
+def _recipe_problems(name: str, entry: Recipe) -> list[str]:
+    """Problems of one recipe; each starts with the rest of its key."""
+    found = [f".{line}" for line in _twice("seeds", entry.seeds or [])]
+    suffix = SUFFIX.search(name)
+    if suffix and suffix[1] != entry.granularity:
+        found.append(f".granularity: the name ends in -{suffix[1]} but the value is {entry.granularity or 'null'}")
+    try:
+        info = method_info(entry.method)
+    except ConfigError as error:
+        return [*found, f".method: {error}"]
+    if info.quantizes and entry.granularity is None:
+        found.append(f".granularity: method {entry.method} needs one: g<size>, channel or tensor")
+    if not info.quantizes:
+        for field, default in (("granularity", None), ("bits", 2), ("lm_head", False)):
+            if (value := getattr(entry, field)) != default:
+                found.append(f".{field}: method {entry.method} has none, not {_text(value)}")
+    try:
+        options = info.options.model_validate(entry.options)
+    except ValidationError as error:
+        return found + [f".options.{line}" for line in describe(error, info.options)]
+    if getattr(options, "optimizer", None) == "adamw_8bit" and find_spec("torchao") is None:
+        found.append(".options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao")
+    return found
+
+
+def _twice(key: str, values: list[Any]) -> list[str]:
+    return [f"{key}: {value} stands twice" for value in dict.fromkeys(values) if values.count(value) > 1]

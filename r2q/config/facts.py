@@ -1,0 +1,67 @@
+"""What a recipe is: it follows from method, quantizer, options and start, never from the recipe's name."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal
+
+from r2q.config.base import MethodOptions
+from r2q.config.methods import MethodInfo, method_info
+from r2q.config.quantizer import QuantizerOptions
+from r2q.config.run import Config
+from r2q.records import Facts
+
+STARTS = {"bitdistiller_clip": "clipped"}  # what a start is called in a label, where not by its own
+
+
+def describe_recipe(config: Config, name: str) -> Facts:
+    """What recipe `name` of a config is; the same for every name that it could have."""
+    outer, options = method_info(config.recipes[name].method), config.options_of(name)
+    inner, chosen = outer, options
+    if isinstance(options, QuantizerOptions):
+        inner = method_info(options.quantizer)
+        chosen = inner.options.model_validate(options.quantizer_options)
+    words, settings = _differences(chosen)
+    start_name = getattr(options, "start", None) if outer.needs == "training" else None
+    start = describe_recipe(config, start_name).label if start_name is not None else None
+    label = "-".join([_short(inner), *words])
+    if start is not None:
+        label += f" ({STARTS.get(start, start)} start)"
+    frame = outer.label if inner is not outer else None
+    control = outer.control or inner.control
+    return Facts(frame, inner.label, "-".join(words), start, label, control, outer.needs, settings)
+
+
+def _short(info: MethodInfo) -> str:
+    return info.label.rpartition(".")[2]
+
+
+def _differences(options: MethodOptions) -> tuple[list[str], dict[str, Any]]:
+    """Choices that are not the default, as words; other values that are not, by name.
+
+    A switch (`none` and one more, or true and false) gives its own name, a choice among several its value.
+    """
+    words, settings = [], {}
+    for name, declared in type(options).model_fields.items():
+        value = getattr(options, name)
+        if value == declared.get_default(call_default_factory=True):
+            continue
+        choices = _choices(declared.annotation)
+        if isinstance(value, bool):
+            words.append(name if value else f"no-{name}")
+        elif value in choices:
+            words.append(name if len(choices) == 2 and "none" in choices else str(value))
+        else:
+            settings[name] = value
+    return words, settings
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """Values of a Literal, also one inside of a union."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return tuple(value for part in typing.get_args(annotation) for value in _choices(part))
+    return ()

@@ -1,0 +1,35 @@
+"""Whether the lattice figure's layer, row and group are there, by the shapes that `prepare` found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from r2q.config.base import nearest
+from r2q.config.run import Config
+
+
+def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> list[str]:
+    """A sentence when `figures.lattice` asks for what this model does not have; none when it is about another one.
+
+    Args:
+        config: the run.
+        model: a model of it.
+        facts: what `prepare` wrote of it: `targets`, each with `name` and `shape` ([out, in] or [experts, out, in]).
+    """
+    units, wanted = config.lattice_units(), config.figures.lattice
+    if units is None or units[0] != model or not facts["targets"]:
+        return []
+    shapes = {target["name"]: target["shape"] for target in facts["targets"]}
+    layer = wanted.layer or next(iter(shapes))
+    if layer not in shapes:
+        return [f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, shapes)}"]
+    granularity = config.recipes[units[1][0]].granularity or ""
+    *out, width = shapes[layer]
+    size = int(granularity[1:]) if granularity.startswith("g") else width
+    found = []
+    for name, value, count in (("row", wanted.row, math.prod(out)), ("group", wanted.group, max(width // size, 1))):
+        if value >= count:
+            found.append(f"figures.lattice.{name}: {layer} of {model} has {name}s 0 to {count - 1}, not {value}")
+    return found

@@ -1,0 +1,114 @@
+"""Texts that must be kept apart: what is evaluated is neither calibrated on nor trained on.
+
+The same text can be spelled in many ways: another path to the same file, a link, a copy, a compressed copy, another
+case of a hub id, a preset and what it stands for, a split and a file of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import os
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from r2q.config.run import Config
+from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE
+
+OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
+
+
+def evaluated_texts(config: Config) -> list[tuple[str, str]]:
+    """(key, text) of everything that scores are measured on: texts by sections, and local data of tasks."""
+    found = []
+    for section in ("perplexity", "fidelity"):
+        part = getattr(config, section, None)
+        if part is None:
+            continue
+        if hasattr(part, "path"):
+            found.append((f"{section}.path", part.path))
+        else:
+            found += [(f"{section}.{name}", text.path) for name, text in part.items()]
+    if config.task_data is not None:
+        for file in sorted(Path(config.task_data).glob("*/*")):
+            if file.name.split(".")[0] in ("test", "validation") and TEXT_FILE.search(file.name):
+                found.append((f"task_data of {file.parent.name}", str(file)))
+    return found
+
+
+def used_texts(config: Config) -> list[tuple[str, str]]:
+    """(key, text) of everything that methods look at while they quantize or train."""
+    found = [] if config.calibration is None else [("calibration.path", config.calibration.path)]
+    texts = config.training.texts if config.training is not None else []
+    return found + [(f"training.texts[{number}].path", text.path) for number, text in enumerate(texts)]
+
+
+def leaks(config: Config, content: bool = True) -> list[str]:
+    """A sentence for every text of `used_texts` that is also one of `evaluated_texts`.
+
+    Without `content` only by what the texts are called and which files they are; with it, also by what the files hold.
+    """
+    return common(used_texts(config), evaluated_texts(config), content)
+
+
+def common(used: Iterable[tuple[str, str]], evaluated: Iterable[tuple[str, str]], content: bool = True) -> list[str]:
+    """The same for any two lists of (key, text)."""
+    held = list(evaluated)
+    return [
+        f"{key}: {text} is evaluated as {other}{'' if text == path else f' ({path})'}; choose other text"
+        for key, text in used
+        for other, path in held
+        if same_text(text, path, content)
+    ]
+
+
+def same_text(a: str, b: str, content: bool = True) -> bool:
+    """Whether two texts of a config are the same: files by identity and content, hub data sets by what they name."""
+    if TEXT_FILE.search(a) and TEXT_FILE.search(b):
+        if Path(a).is_file() and Path(b).is_file():
+            return Path(a).samefile(b) or (content and _digest(a) is not None and _digest(a) == _digest(b))
+        return os.path.realpath(a) == os.path.realpath(b)
+    one, other = _hub_text(a), _hub_text(b)
+    if one is None or other is None:
+        return False
+    if one[:2] != other[:2]:
+        return False
+    (split, whole), (other_split, other_whole) = one[2:], other[2:]
+    return split == other_split or (whole != other_whole and _within(split, other_split, whole))
+
+
+def _hub_text(text: str) -> tuple[str, str, str, bool] | None:
+    """Repository, config, split or file, and whether it is a whole split; letters of ids and splits made small."""
+    text = CALIBRATION_PRESETS.get(text, text)
+    if not HUB_TEXT.match(text):
+        return None
+    repository, config, split = text.lower().split(":")
+    return repository, config or "default", split, not split.endswith((".json", ".json.gz", ".jsonl", ".parquet"))
+
+
+def _within(one: str, other: str, one_is_whole: bool) -> bool:
+    """Whether a file's name has the name of a split as a word: c4-validation.00000-of-00008.json.gz."""
+    split, file = (one, other) if one_is_whole else (other, one)
+    return split in re.split(r"[^a-z0-9]+", file)
+
+
+def _digest(path: str) -> str | None:
+    """SHA-256 of what a file holds, decompressed; None where it cannot be read, which its reader will say."""
+    try:
+        stat = Path(path).stat()
+        return _content(os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    except (OSError, EOFError, lzma.LZMAError):
+        return None
+
+
+@cache  # of this process only
+def _content(path: str, *_: int) -> str:
+    digest = hashlib.sha256()
+    with OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

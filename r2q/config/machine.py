@@ -1,0 +1,39 @@
+"""What a config asks of the machine that its jobs run on; said before the first job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from r2q.config.run import Config
+
+
+def machine_problems(config: Config) -> list[str]:
+    """One sentence for everything that this machine does not have: GPUs, processors. Asks torch only about GPUs."""
+    found, limits = [], config.limits
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    trains = any(config.trains(recipe) for model in config.models for recipe in config.recipes_of(model))
+    spread = limits.training_processes if trains else 1
+    if limits.threads > processors:
+        found.append(f"limits.threads: {limits.threads}, but this machine has {processors} processors")
+    gpus = count_gpus() if config.device.startswith("cuda") or (config.device == "auto" and spread > 1) else 0
+    wanted = config.device.removeprefix("cuda").removeprefix(":")
+    if config.device.startswith("cuda") and gpus == 0:
+        found.append(f"device: {config.device} is asked for, but torch finds no GPU here; use auto or cpu")
+    elif config.device.startswith("cuda:") and int(wanted) >= gpus:
+        found.append(f"device: {config.device} is asked for, but this machine has cuda:0 to cuda:{gpus - 1}")
+    if gpus and spread > gpus:
+        found.append(f"limits.training_processes: {spread}, but this machine has {gpus} GPUs")
+    elif not gpus and spread > processors and not config.device.startswith("cuda"):
+        found.append(
+            f"limits.training_processes: {spread}, but this machine has no GPU to be used and {processors} processors"
+        )
+    return found
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use, asked in a process of its own: importing torch takes seconds and memory."""
+    code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else 0

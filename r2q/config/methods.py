@@ -1,0 +1,240 @@
+"""What the config asks of a method: where its class is, what options it takes, what it needs.
+
+A config is checked on every `snakemake -n`, and importing torch takes seconds. So a class is first looked up in the
+text of its file: its bases, followed through import statements, and attributes that are plain values. Its options are
+imported as any Python is, from the module that the file imports them from (``baselines/options/`` here), which has
+to do without torch. A method for which that does not do (options in the file itself, values that are computed) is
+imported as a whole: the same answer, a few seconds later.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from r2q.config.base import ConfigError, MethodOptions, nearest
+
+R2Q = "r2q.quantization.residual"
+CONTRACT = "r2q.quantization.method"
+FACTS = ("needs", "stochastic", "version", "control", "quantizes")  # class attributes of the contract
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One method.
+
+    Attributes:
+        module, name: where the class is imported from.
+        path: the source file.
+        options: its `Options`.
+        needs, stochastic, version, control, quantizes: the class attributes of the contract.
+        weight_method: whether it is a function of one weight.
+    """
+
+    module: str
+    name: str
+    path: Path
+    options: type[MethodOptions]
+    needs: str
+    stochastic: bool
+    version: int
+    control: bool
+    quantizes: bool
+    weight_method: bool
+
+    @property
+    def label(self) -> str:
+        """The shortest name: `r2q`, a file of baselines/, or the class of somebody else."""
+        if self.module == R2Q:
+            return "r2q"
+        package, _, file = self.module.rpartition(".")
+        return file if package == "baselines" else f"{self.module}.{self.name}"
+
+
+class _Unread(Exception):
+    """The text of a file does not say; the class itself will."""
+
+
+def built_in_methods() -> list[str]:
+    """Names that need no dots: `r2q` and every file of `baselines/`."""
+    files = sorted(_package("baselines").glob("*.py"))
+    return ["r2q", *(f.stem for f in files if not f.stem.startswith("_"))]
+
+
+def resolve_method(name: str) -> tuple[str, str]:
+    """`(module, class)` of a method: a file of `baselines/`, `r2q`, or a dotted `package.module.Class`.
+
+    Raises ConfigError for a name that leads nowhere.
+    """
+    info = method_info(name)
+    return info.module, info.name
+
+
+@cache
+def method_info(name: str) -> MethodInfo:
+    """Everything the config may ask about a method. Raises ConfigError."""
+    module, cls = _where(name)
+    path = _source(module)
+    if path is None:
+        raise ConfigError(f"unknown method {name}{nearest(name, built_in_methods())}")
+    try:
+        classes = _read(module).classes
+        cls = cls or _method_class(name, path, classes)
+        try:
+            facts = {fact: _attribute(module, cls, fact) for fact in (*FACTS, "Options")}
+            ancestors = [base for _, base in _ancestors(module, cls)]
+        except _Unread:
+            facts, ancestors = _imported(module, cls)
+    except ConfigError as error:
+        raise ConfigError(f"method {name}: {error}") from None
+    if "Method" not in ancestors:
+        raise ConfigError(f"method {name}: {cls} in {path} does not build on r2q.quantization.method.Method")
+    options = facts.pop("Options")
+    if not (isinstance(options, type) and issubclass(options, MethodOptions)):
+        raise ConfigError(f"method {name}: Options of {cls} in {path} must be a subclass of MethodOptions")
+    return MethodInfo(module, cls, path, options, weight_method="WeightMethod" in ancestors, **facts)
+
+
+def import_method(name: str) -> type:
+    """The class of a method, which imports torch. Raises ConfigError."""
+    info = method_info(name)
+    return getattr(_import(info.module), info.name)
+
+
+def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
+    """Facts and names of ancestors, of the class itself."""
+    found = getattr(_import(module), cls, None)
+    if not isinstance(found, type) or not all(hasattr(found, fact) for fact in FACTS):
+        raise ConfigError(f"{cls} of {module} does not build on r2q.quantization.method.Method")
+    return {fact: getattr(found, fact) for fact in (*FACTS, "Options")}, [base.__name__ for base in found.__mro__]
+
+
+def _import(module: str) -> Any:
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a method of one's own may stand in the working folder
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever somebody's file raises
+        raise ConfigError(f"{module} cannot be imported ({type(error).__name__}: {error})") from error
+
+
+def _where(name: str) -> tuple[str, str | None]:
+    if name == "r2q":
+        return R2Q, None
+    if "." in name:
+        module, _, cls = name.rpartition(".")
+        return module, cls
+    return f"baselines.{name}", None
+
+
+def _package(name: str) -> Path:
+    """Folder of a top-level package, or of one in the working folder; does not import it."""
+    spec = importlib.util.find_spec(name)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations and spec is not None and spec.origin:
+        return Path(spec.origin).with_suffix("")
+    return Path(locations[0]) if locations else Path(name)
+
+
+def _source(module: str) -> Path | None:
+    """Source file of a module, found without importing its parents (which may import torch)."""
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return None
+    base = _package(parts[0]).joinpath(*parts[1:])
+    candidates = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The statements of a file that matter here: classes by name, and (module, name) of what is imported."""
+
+    classes: dict[str, ast.ClassDef]
+    imports: dict[str, tuple[str, str | None]]
+
+
+@cache
+def _read(module: str) -> _Text:
+    path = _source(module)
+    if path is None:
+        raise _Unread
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ConfigError(f"{path.name}{line} is not valid Python ({error})") from None
+    imports: dict[str, tuple[str, str | None]] = {}
+    parents = module.split(".")
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            start = ".".join(parents[: -node.level]) if node.level else ""
+            source = ".".join(filter(None, [start, node.module]))
+            imports |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imports |= {alias.asname: (alias.name, None) for alias in node.names if alias.asname}
+    return _Text({node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}, imports)
+
+
+def _named(module: str, node: ast.expr) -> tuple[str, str]:
+    """(module, name) that a name stands for in a file."""
+    text = _read(module)
+    if isinstance(node, ast.Name):
+        if node.id in text.classes:
+            return module, node.id
+        source, name = text.imports.get(node.id, ("", None))
+        if name is not None:
+            return source, name
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        source, name = text.imports.get(node.value.id, ("", None))
+        if source:
+            return source if name is None else f"{source}.{name}", node.attr
+    raise _Unread
+
+
+def _ancestors(module: str, cls: str) -> list[tuple[str, str]]:
+    """(module, class) of a class and its bases, first bases first, down to those of the contract."""
+    node = _read(module).classes.get(cls)
+    if node is None:
+        raise _Unread
+    found = [(module, cls)]
+    if (module, cls) != (CONTRACT, "Method"):
+        for base in node.bases:
+            found += _ancestors(*_named(module, base))
+    return found
+
+
+def _attribute(module: str, cls: str, wanted: str) -> Any:
+    """The value of a class attribute: a plain value, or the options by importing them."""
+    for where, owner in _ancestors(module, cls):
+        for statement in _read(where).classes[owner].body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            if not any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
+                continue
+            value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+            if value is None:
+                raise _Unread
+            if isinstance(value, ast.Constant):
+                return value.value
+            source, name = _named(where, value)
+            if wanted != "Options" or source == where:  # options beside torch come with the class
+                raise _Unread
+            return getattr(_import(source), name)
+    raise _Unread
+
+
+def _method_class(name: str, path: Path, classes: dict[str, ast.ClassDef]) -> str:
+    """The one public class with a base that is not the options; bases named ...Method win over helpers."""
+    public = [c for c in classes.values() if not c.name.startswith("_") and c.name != "Options" and c.bases]
+    named = [c for c in public if any(ast.unparse(base).endswith("Method") for base in c.bases)]
+    found = named or public
+    if len(found) != 1:
+        names = ", ".join(c.name for c in found) or "none"
+        raise ConfigError(f"{path} must have exactly one public Method class, has {names}")
+    return found[0].name

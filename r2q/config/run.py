@@ -1,0 +1,129 @@
+"""One run as it is asked for, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from r2q.config.base import DEVICE, MethodOptions, Name, PathText, Section, Seeds, null_is_empty
+from r2q.config.methods import MethodInfo, method_info
+from r2q.config.sections import Figures, Limits, Model, Recipe, Task
+from r2q.config.texts import Calibration, Perplexity, Training
+
+LATTICE_LABELS = ("rtn", "r2q")  # shown side by side in the lattice figure
+
+
+class Config(Section):
+    """One run: which models, which recipes, which tasks."""
+
+    run: Name
+    """name of the folders `results/<run>` and `figures/<run>`"""
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    """by the names that the tables show"""
+    recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
+    """by the names that the tables show"""
+    tasks: dict[str, Annotated[Task, null_is_empty(Task | None)]] = Field(default={})
+    """any lm-eval task or group; `{}` or nothing for its own settings"""
+    perplexity: dict[Name, Perplexity] = Field(default={})
+    """texts, by the names that the tables show"""
+    calibration: Calibration | None = None
+    """text for the methods that look at some; null where no recipe does"""
+    training: Training | None = None
+    """rows for the methods that train; null where no recipe does"""
+    task_include: list[PathText] = Field(default=[])
+    """folders with lm-eval task files of your own"""
+    task_data: PathText | None = None
+    """a folder DIR: lm-eval's own tasks read `DIR/<task>/<split>.jsonl` (also .xz, .gz) in place of the hub"""
+    seeds: Seeds = Field(default=[0])
+    """one unit per seed for methods with randomness, the first one for all others"""
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    """auto, cpu, cuda, cuda:N"""
+    limits: Limits = Limits()
+    """what a run may use"""
+    figures: Figures = Figures()
+    """settings of single figures"""
+
+    def recipes_of(self, model: str) -> list[str]:
+        """Names of the recipes that a model gets, in the order of the section `recipes`."""
+        chosen = self.models[model].recipes
+        return [name for name in self.recipes if chosen is None or name in chosen]
+
+    def seeds_of(self, recipe: str, model: str) -> list[int]:
+        """Seeds of a model's recipe: all for a method with randomness, only the first where the seed moves nothing."""
+        entry = self.recipes[recipe]
+        seeds = entry.seeds or self.models[model].seeds or self.seeds
+        return seeds if any(info.stochastic for info in self.methods_of(recipe)) else seeds[:1]
+
+    def options_of(self, recipe: str) -> MethodOptions:
+        """A recipe's options with every default filled in."""
+        entry = self.recipes[recipe]
+        return method_info(entry.method).options.model_validate(entry.options)
+
+    def methods_of(self, recipe: str) -> list[MethodInfo]:
+        """A recipe's method and, where its options name one, the quantizer inside of it."""
+        quantizer = getattr(self.options_of(recipe), "quantizer", None)
+        names = [self.recipes[recipe].method, *([] if quantizer is None else [quantizer])]
+        return [method_info(name) for name in names]
+
+    def method_sources(self, recipes: Iterable[str]) -> list[Path]:
+        """Source files of the recipes' methods and quantizers, whose change can move their numbers."""
+        return sorted({info.path for recipe in recipes for info in self.methods_of(recipe)})
+
+    def units(self, model: str) -> list[tuple[str, int]]:
+        """(recipe, seed) of every unit of a model."""
+        return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe, model)]
+
+    def batches(self, model: str) -> list[list[str]]:
+        """The model's recipes, cut into the jobs that handle them.
+
+        At most `limits.recipes_per_job` each; one that trains is a job of its own.
+        """
+        names, size = [name for name in self.recipes_of(model) if not self.trains(name)], self.limits.recipes_per_job
+        alone = [[name] for name in self.recipes_of(model) if self.trains(name)]
+        return [*(names[i : i + size] for i in range(0, len(names), size)), *alone]
+
+    def calibrates(self, model: str) -> bool:
+        """Whether some recipe of a model looks at calibration text."""
+        return any(method_info(self.recipes[name].method).needs == "calibration" for name in self.recipes_of(model))
+
+    def trains(self, recipe: str) -> bool:
+        """Whether a recipe trains the model."""
+        return method_info(self.recipes[recipe].method).needs == "training"
+
+    def lattice_units(self) -> tuple[str, list[str]] | None:
+        """What the lattice figure shows: a model and its recipes rtn and r2q; None when there is no such pair.
+
+        The first model that has both methods with default options, the same bits and the same groups or channels; the
+        model that `figures.lattice` names, if it names one.
+        """
+        for model in [self.figures.lattice.model] if self.figures.lattice.model else self.models:
+            plain: dict[tuple[str | None, int], dict[str, str]] = {}
+            for name in self.recipes_of(model):
+                entry, (info, *inner) = self.recipes[name], self.methods_of(name)
+                if inner or info.label not in LATTICE_LABELS or entry.granularity == "tensor":
+                    continue
+                if self.options_of(name) == info.options():
+                    plain.setdefault((entry.granularity, entry.bits), {}).setdefault(info.label, name)
+            for found in plain.values():
+                if len(found) == len(LATTICE_LABELS):
+                    return model, [found[method] for method in LATTICE_LABELS]
+        return None
+
+    def quantizes(self) -> bool:
+        """Whether any recipe changes a weight."""
+        return any(self.recipes[recipe].granularity for model in self.models for recipe in self.recipes_of(model))
+
+    def items_of(self, task: str) -> int | None:
+        """How many items of a task are asked; None = all."""
+        own = self.tasks[task].items
+        return self.limits.items if own is None else own
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in, also those of the methods' options."""
+        data = self.model_dump(mode="json")
+        for name in self.recipes:
+            data["recipes"][name]["options"] = self.options_of(name).model_dump(mode="json")
+        return data

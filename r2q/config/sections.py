@@ -1,0 +1,97 @@
+"""Parts of a config that are not about texts: models, recipes, tasks, limits, figures."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from r2q.config.base import GRANULARITY, Name, PathText, Positive, Section, Seeds, null_is_empty
+
+
+class Model(Section):
+    """A model to quantize."""
+
+    path: PathText
+    """a folder in Hugging Face layout, or a hub id `owner/name`"""
+    revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """commit, tag or branch of a hub model"""
+    add_bos: bool | None = None
+    """whether evaluation puts the begin-of-text token first; null: what the tokenizer does. Recorded in every row, because quantized models are sensitive to it"""  # noqa: E501
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number type of evaluation; auto: the checkpoint's. OPT overflows in float16"""
+    recipes: Annotated[list[Name], Field(min_length=1)] | None = None
+    """names of the recipes it gets; null: all"""
+    seeds: Seeds | None = None
+    """in place of the run's seeds, for recipes that name none"""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `path` means a folder here, not a hub id."""
+        return self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or os.path.exists(self.path)  # noqa: PTH110  (which is also false where there is no access)
+
+
+class Recipe(Section):
+    """One row of the tables: a method with its options."""
+
+    method: Annotated[str, Field(min_length=1, max_length=300)]
+    """a file of `baselines/`, `r2q`, or a dotted `package.module.Class`"""
+    granularity: Annotated[str, Field(pattern=GRANULARITY)] | None = None
+    """what shares levels: `g<size>` (consecutive input features), `channel` (an output row), `tensor`; a name that ends in one must agree"""  # noqa: E501
+    bits: Literal[2, 3, 4] = 2
+    """bits of a code"""
+    options: Annotated[dict[str, Any], null_is_empty(dict[str, Any] | None)] = Field(default={})
+    """the method's own, explained with their sources at the top of its file"""
+    lm_head: bool = False
+    """also quantize the output head, where it is not tied to the embedding"""
+    seeds: Seeds | None = None
+    """in place of the model's and the run's seeds"""
+
+
+class Task(Section):
+    """Any lm-eval task or group; `{}` or nothing for its own settings."""
+
+    num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """worked examples in the prompt; null: the task's own number"""
+    metric: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """the one in the main table; null: acc, else exact_match, else word_perplexity. All are in `scores.csv`"""
+    items: Positive | None = None
+    """only the first so many items; null: all, or `limits.items`"""
+
+
+class Limits(Section):
+    """What a run may use."""
+
+    items: Positive | None = None
+    """only the first so many items of every task; null: all"""
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 64
+    """prompts evaluated at once; fixed, because it can move the last digit"""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads a job; no more than the machine has processors"""
+    recipes_per_job: Annotated[int, Field(ge=1, le=10**6)] = 4
+    """recipes that one process quantizes or evaluates: importing torch and transformers costs seconds a process"""
+    training_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs of one machine (processes, on a CPU) that a recipe which trains is spread over, by FSDP2: each has a share of every batch and of all parameters, gradients and moments. Moves the last digits"""  # noqa: E501
+    samples: bool = False
+    """also write every prompt and answer (`samples.jsonl`)"""
+
+
+class LatticeFigure(Section):
+    """Which weights the lattice figure shows."""
+
+    model: Name | None = None
+    """a model that has plain recipes rtn and r2q of the same bits and granularity; null: the first"""
+    layer: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """a quantized layer of it; null: the first"""
+    row: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """its output row"""
+    group: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """a group of that row"""
+
+
+class Figures(Section):
+    """Settings of single figures."""
+
+    lattice: LatticeFigure = LatticeFigure()
+    """which weights the lattice figure shows"""

@@ -1,0 +1,203 @@
+"""Numbers and relations that no run could mean are refused with their key, before any work."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from r2q.config import machine, parse
+from r2q.config.lattice import lattice_problems
+from r2q.config.machine import machine_problems
+from tests.config.test_config import GOOD, changed, problems
+
+TRAINED = {"method": "bitdistiller", "granularity": "g64"}
+
+
+def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A run with a recipe that trains on 100 rows, and one to start from."""
+    recipes = {
+        "start": {"method": "rtn", "granularity": "g64"} | more.pop("start", {}),
+        "deep": TRAINED | {"options": {"batch_rows": 10} | options} | more.pop("deep", {}),
+    }
+    data = {"run": "x", "models": {"m": {"path": "a/b"}}, "recipes": recipes, "tasks": {"t": {}}}
+    data |= {"training": {"texts": [{"path": "b.txt", "rows": 164}]}, "calibration": {"path": "a.txt"}}
+    return data | more
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 10, "warmup_steps": 11}, "warmup_steps: 11 are more than the 10 steps there are"),
+        ({"batch_rows": 101}, "batch_rows: 101 are more than the 100 rows (64 more are held out)"),
+        ({"micro_rows": 11}, "micro_rows: 11 are more than the 10 rows of a step"),
+        ({"steps": "30"}, "steps: input should be a valid integer, got '30'"),
+        ({"steps": True}, "steps: input should be a valid integer, got True"),
+        ({"steps": 3.0}, "steps: input should be a valid integer, got 3.0"),
+        ({"compiled": "yes"}, "compiled: input should be a valid boolean, got 'yes'"),
+        ({"compiled": 1}, "compiled: input should be a valid boolean, got 1"),
+        ({"learning_rate": True}, "learning_rate: input should be a valid number, got True"),
+        ({"learning_rate": "1e309"}, "learning_rate: input should be a valid number, got '1e309'"),
+        ({"learning_rate": float("inf")}, "learning_rate: inf is not a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
+        ({"weight_decay": float("inf")}, "weight_decay: inf is not a finite number"),
+        ({"quantizer_options": {"smallest": float("nan")}}, "quantizer_options.smallest: nan is not a finite number"),
+        ({"quantizer_options": {"steps": "3"}}, "quantizer_options.steps: input should be a valid integer, got '3'"),
+        ({"start": ["start"]}, "start: input should be a valid string, got ['start']"),
+        ({"start": {"a": 1}}, "start: input should be a valid string, got {'a': 1}"),
+        ({"start": "strat"}, "start: strat is no recipe; nearest valid: start"),
+        ({"start": "deep"}, "start: deep must be a recipe that quantizes and does not train"),
+        ({"quantizer": "awq"}, "quantizer: awq is no function of one weight"),
+        ({"quantizer": "r2q", "quantizer_options": {"clip": "mse"}}, "quantizer_options.clip: unknown key"),
+    ],
+)
+def test_options_of_training(options: dict[str, Any], message: str) -> None:
+    (line,) = problems(trained(options))
+    assert line.startswith(f"recipes.deep.options.{message}")
+    parse(trained({"start": "start", "steps": 10, "warmup_steps": 10, "batch_rows": 100}), "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"deep": {"bits": 3}}, "must be a recipe with bits 3, as this one has; it has 2"),
+        ({"start": {"bits": 4}}, "must be a recipe with bits 2, as this one has; it has 4"),
+        (
+            {"start": {"granularity": "channel"}},
+            "must be a recipe with granularity g64, as this one has",
+        ),
+        ({"deep": {"lm_head": True}}, "must be a recipe with lm_head true, as this one has; it has false"),
+        ({"models": {"m": {"path": "a/b", "recipes": ["deep"]}}}, "is not among the recipes of model m"),
+        ({"start": {"method": "full_precision", "granularity": None}}, "must be a recipe that quantizes"),
+    ],
+)
+def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:
+    (line,) = problems(trained({"start": "start"}, **parts))
+    assert line.startswith(f"recipes.deep.options.start: start {message}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"method": "awq", "granularity": "tensor"}, "granularity: method awq needs groups"),
+        ({"method": "awq", "options": {"clip_steps": 21}}, "options.clip_steps: 21 are more than clip_grid, 20"),
+        ({"method": "bitdistiller_clip", "options": {"steps": 21}}, "options.steps: 21 are more than grid, 20"),
+        ({"method": "omniquant_lwc", "options": {"batch": 129}}, "options.batch: 129 are more than the 128 windows"),
+        ({"method": "r2q", "bits": 3, "options": {"refine": "optimal"}}, "options.refine: optimal is for 2 bits"),
+        ({"method": "llm_qat", "bits": 4, "options": {"scale": "max"}}, "options.scale: max is SEQ's start at 2 bits"),
+        (
+            {"method": "gptq", "bits": 3, "options": {"quantizer": "r2q", "quantizer_options": {"refine": "optimal"}}},
+            "options.quantizer_options.refine: optimal is for 2 bits",
+        ),
+        ({"method": "gptq", "options": {"lattice": "r2q"}}, "options.lattice: unknown key"),
+        ({"method": "gptq", "granularity": None}, "granularity: method gptq needs one"),
+        (
+            {"method": "bitdistiller", "granularity": None, "options": {"batch_rows": 9}},
+            "granularity: method bitdistiller needs",
+        ),
+        ({"method": "full_precision", "granularity": None, "bits": 3}, "bits: method full_precision has none, not 3"),
+        ({"method": "full_precision", "granularity": None, "lm_head": True}, "lm_head: method full_precision has none"),
+        ({"method": "hqq", "options": {"p": 0}}, "options.p: input should be greater than 0"),
+    ],
+)
+def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
+    data = trained({})
+    data["recipes"]["x"] = {"granularity": "g64"} | recipe
+    (line,) = problems(data)
+    assert line.startswith(f"recipes.x.{message}"), line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("limits/threads", 10000, "limits.threads: input should be less than or equal to 1024"),
+        ("limits/training_processes", 65, "limits.training_processes: input should be less than or equal to 64"),
+        ("limits/batch_size", 10**6, "limits.batch_size: input should be less"),
+        ("limits/items", 1e309, "limits.items: inf is not a finite number"),
+        ("perplexity/wiki/window", 2**21, "perplexity.wiki.window: input should be less"),
+        ("tasks/gsm8k/num_fewshot", 10**6, "tasks.gsm8k.num_fewshot: input should be less"),
+        ("run", "r" * 300, "run: string should have at most 100 characters, got 'rrr"),
+        ("models/" + "m" * 300, {"path": "a/b"}, "models.mmm"),
+        ("recipes/" + "r" * 300, {"method": "rtn", "granularity": "g64"}, "recipes.rrr"),
+        ("models/small/path", "p" * 300, "models.small.path: a path may have 4000 bytes, and each part of it 255"),
+        ("models/small/path", "a\0b", "models.small.path: \"'a\\\\x00b'\" has a null character"),
+        (
+            "perplexity/wiki/separator",
+            "\ud83d",
+            "perplexity.wiki.separator: \"'\\\\ud83d'\" has a null character or half",
+        ),
+        ("device", "cuda:9999", "device: 'cuda:9999' must be auto"),
+        ("training", {"texts": [{"path": "b.txt", "rows": 64}]}, "training.held_out: 64 of only 64 rows"),
+        (
+            "training",
+            {"texts": [{"path": "b.txt", "rows": 99}], "length": 32, "prompt_tokens": 32},
+            "training.prompt_tokens: 32 leave nothing to generate in rows of training.length, 32 tokens",
+        ),
+        (
+            "training",
+            {"texts": [{"path": "b.txt", "rows": 99}], "temperature": float("inf")},
+            "training.temperature: inf",
+        ),
+    ],
+)
+def test_bounds_of_the_other_keys(path: str, value: Any, message: str) -> None:
+    (line,) = problems(changed(path, value))
+    assert line.startswith(message), line
+    assert len(line) < 250
+
+
+def test_what_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    gpus = 0
+
+    def count() -> int:
+        asked.append(gpus)
+        return gpus
+
+    monkeypatch.setattr(machine, "count_gpus", count)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+    def said(**more: Any) -> list[str]:
+        return machine_problems(parse(trained({}, **more), "x.yaml"))
+
+    assert said() == []
+    assert not asked  # nothing to ask torch about
+    assert said(limits={"threads": 3}) == ["limits.threads: 3, but this machine has 2 processors"]
+    assert said(limits={"training_processes": 2}) == []
+    (line,) = said(limits={"training_processes": 64})
+    assert line == "limits.training_processes: 64, but this machine has no GPU to be used and 2 processors"
+    assert said(limits={"training_processes": 64}, device="cpu") == [line]
+    (line,) = said(device="cuda")
+    assert line == "device: cuda is asked for, but torch finds no GPU here; use auto or cpu"
+    gpus = 2
+    assert said(device="cuda:1") == []
+    assert said(device="cuda:2") == ["device: cuda:2 is asked for, but this machine has cuda:0 to cuda:1"]
+    assert said(limits={"training_processes": 3}) == ["limits.training_processes: 3, but this machine has 2 GPUs"]
+    plain = parse(GOOD | {"limits": {"training_processes": 64}}, "x.yaml")
+    assert machine_problems(plain) == []  # nothing trains
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({}, None),
+        ({"row": 7, "group": 3}, None),
+        ({"row": 8}, "figures.lattice.row: layers.0.q of m has rows 0 to 7, not 8"),
+        ({"group": 4}, "figures.lattice.group: layers.0.q of m has groups 0 to 3, not 4"),
+        ({"layer": "l.0.experts", "row": 23, "group": 1}, None),
+        (
+            {"layer": "l.0.experts", "row": 24},
+            "figures.lattice.row: l.0.experts of m has rows 0 to 23, not 24",
+        ),
+        ({"layer": "layers.0.k"}, "figures.lattice.layer: m has no layer layers.0.k; nearest valid: layers.0.q"),
+    ],
+)
+def test_the_place_of_the_lattice_figure(wanted: dict[str, Any], message: str | None) -> None:
+    recipes = {name: {"method": name, "granularity": "g64"} for name in ("rtn", "r2q")}
+    data = {"run": "x", "models": {"m": {"path": "a/b"}, "n": {"path": "c/d"}}, "recipes": recipes, "tasks": {"t": {}}}
+    config = parse(data | {"figures": {"lattice": wanted}}, "x.yaml")
+    shapes = {"layers.0.q": [8, 256], "l.0.experts": [3, 8, 128]}
+    facts = {"targets": [{"name": name, "shape": shape} for name, shape in shapes.items()]}
+    assert lattice_problems(config, "m", facts) == ([] if message is None else [message])
+    assert lattice_problems(config, "n", facts) == []

@@ -1,0 +1,131 @@
+"""What the config knows of a method is what its class says, whoever wrote it; the shipped ones cost no torch."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r2q.config import ConfigError, built_in_methods, method_info, parse, resolve_method
+from r2q.kept import ROOT
+from r2q.quantization.method import Recipe, WeightMethod, make_method
+from tests.config.test_config import changed, problems
+
+ONE_FILE = """
+import torch
+from pydantic import Field
+from r2q.config import MethodOptions
+from r2q.quantization.grid import CodebookGrid
+from r2q.quantization.method import WeightMethod
+
+class Options(MethodOptions):
+    power: float = Field(default=2, gt=0)
+
+class Mine(WeightMethod):
+    Options = Options
+    stochastic = True
+    version: int = 3 + 4
+
+    def fit_groups(self, values):
+        return CodebookGrid(torch.zeros(*values.shape[:2], 2**self.recipe.bits, dtype=torch.float16), self.recipe.bits)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", built_in_methods())
+def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
+    info = method_info(name)
+    cls: Any = getattr(importlib.import_module(info.module), info.name)
+    assert resolve_method(name) == (cls.__module__, cls.__name__)
+    assert info.options is cls.Options
+    facts = info.needs, info.stochastic, info.version, info.control, info.quantizes
+    assert facts == (cls.needs, cls.stochastic, cls.version, cls.control, cls.quantizes)
+    assert info.weight_method == issubclass(cls, WeightMethod)
+    assert info.label == name
+
+
+def test_the_shipped_methods_are_read_without_torch() -> None:
+    code = (
+        "import sys; from r2q.config import built_in_methods, method_info; "
+        "[method_info(name) for name in built_in_methods()]; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
+
+
+def test_a_method_in_one_file_with_its_options(folder: Path) -> None:
+    (folder / "one_file_method.py").write_text(ONE_FILE)
+    info = method_info("one_file_method.Mine")
+    assert (info.module, info.name, info.stochastic, info.version) == ("one_file_method", "Mine", True, 7)
+    assert info.weight_method
+    recipe = {"method": "one_file_method.Mine", "granularity": "g64", "options": {"powr": 3}}
+    assert problems(changed("recipes/mine", recipe)) == ["recipes.mine.options.powr: unknown key; nearest valid: power"]
+    config = parse(changed("recipes/mine", recipe | {"options": {"power": 3}}), "x.yaml")
+    assert config.seeds_of("mine", "small") == [0]
+    assert config.resolved()["recipes"]["mine"]["options"] == {"power": 3.0}
+
+
+@pytest.mark.parametrize("how", ["from baselines.rtn import RTN", "import baselines.rtn as other\nRTN = other.RTN"])
+def test_a_subclass_of_rtn_is_a_weight_method(folder: Path, how: str) -> None:
+    name = f"subclass_{len(how)}"
+    (folder / f"{name}.py").write_text(f"{how}\nclass Mine(RTN):\n    version = 5\n")
+    info = method_info(f"{name}.Mine")
+    assert (info.weight_method, info.version, info.needs) == (True, 5, "weights")
+    assert info.options is method_info("rtn").options
+    weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe("x", f"{name}.Mine", "g64", options={"clip": "mse"})
+    mine, rtn = make_method(recipe), make_method(Recipe("x", "rtn", "g64", options={"clip": "mse"}))
+    assert isinstance(mine, WeightMethod)
+    assert isinstance(rtn, WeightMethod)
+    assert torch.equal(mine.quantize_weight(weight).dequantize(), rtn.quantize_weight(weight).dequantize())
+    frame = {"quantizer": f"{name}.Mine", "quantizer_options": {"clip": "mse"}}
+    for method in ("gptq", "bitdistiller"):
+        filled = method_info(method).options.model_validate(frame).model_dump()["quantizer_options"]
+        assert filled == {"clip": "mse", "steps": 81, "smallest": 0.2}
+
+
+def test_a_class_two_files_away_and_relative_imports(folder: Path) -> None:
+    (folder / "far_package").mkdir()
+    (folder / "far_package" / "__init__.py").write_text("")
+    (folder / "far_package" / "base.py").write_text(
+        "from baselines.bitdistiller import BitDistillerMethod\nclass Base(BitDistillerMethod):\n    pass\n"
+    )
+    (folder / "far_package" / "mine.py").write_text("from .base import Base\nclass Mine(Base):\n    pass\n")
+    info = method_info("far_package.mine.Mine")
+    assert (info.needs, info.stochastic, info.weight_method) == ("training", True, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("class Mine(Method)\n    pass\n", "line 1 is not valid Python"),
+        ("import nothing_of_this_name\nclass Mine(nothing_of_this_name.Base):\n    pass\n", "cannot be imported"),
+        ("class Mine:\n    pass\n", "does not build on r2q.quantization.method.Method"),
+        ("from r2q.quantization.method import Method\nx = Method\n", "does not build on|has no class"),
+        (
+            "from r2q.quantization.method import WeightMethod\nclass Mine(WeightMethod):\n    Options = dict\n",
+            "must be a subclass of MethodOptions",
+        ),
+    ],
+)
+def test_a_method_file_that_breaks_the_rules_is_refused(folder: Path, body: str, message: str) -> None:
+    name = f"broken_{abs(hash(body))}"
+    (folder / f"{name}.py").write_text(body)
+    with pytest.raises(ConfigError, match=message):
+        method_info(f"{name}.Mine")
+
+
+@pytest.mark.parametrize("method", ["no.such.Method", "baselines.rtn.Nothing", "a b", "os.path.join", ""])
+def test_a_name_that_leads_nowhere(method: str) -> None:
+    assert problems(changed("recipes/x", {"method": method, "granularity": "g64"}))[0].startswith("recipes.x.method: ")
