@@ -16,7 +16,7 @@ from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.kept import key, write_json
 from r2q.measure import Measured, versions
-from r2q.models.apply import FAILURES, apply, formula_bytes, make_method, pick_device
+from r2q.models.apply import FAILURES, apply, formula_bytes, pick_device
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.external import adopt
 from r2q.models.load import load_full, load_tokenizer, quiet
@@ -24,7 +24,7 @@ from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
 from r2q.prepare import read_prepared
-from r2q.quantization.method import CheckpointMethod, Recipe
+from r2q.quantization.method import CheckpointMethod, Recipe, make_method
 from r2q.records import DIVERGED, FAILED, OK, Layer, Report, missing_files, one_line, passing, read_if_whole
 from r2q.training.data import TrainingData
 from r2q.training.trainer import Diverged

@@ -60,7 +60,10 @@ def ask(arguments: Sequence[str]) -> int | None:
         message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
         socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
         connection.sendall(message)
-        answer = connection.recv(8)
+        try:
+            answer = connection.recv(8)
+        except ConnectionResetError:  # it could not even start
+            return None
     if not answer:
         print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
         return 1

@@ -16,7 +16,11 @@ from r2q.config import load
 from tests.workflow import Copy
 
 FILES = "config.yaml scores.csv layers.csv provenance.json tables/main.csv tables/main.md tables/main.tex report.html"
-DRAWN = [f"{name}.{ending}" for name in ("lattice", "mechanism", "frontier-bytes", "layer_errors-mini-llama", "tasks-mini-opt") for ending in ("png", "svg", "csv")]
+DRAWN = [
+    f"{name}.{ending}"
+    for name in ("lattice", "mechanism", "frontier-bytes", "layer_errors-mini-llama", "tasks-mini-opt")
+    for ending in ("png", "svg", "csv")
+]
 
 
 def lines(output: str, verb: str) -> list[str]:
@@ -40,7 +44,8 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> No
     assert "29 of 29 steps (100%) done" in finished.output
     shown = finished.output.split("29 of 29 steps (100%) done")[1]
     assert all(
-        text in shown for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main", "results/smoke/report.html")
+        text in shown
+        for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main", "results/smoke/report.html")
     )
     assert "quantize mini-llama rtn-g64: done in" in finished.output
 

@@ -133,7 +133,7 @@ def differences(a: Side, b: Side, over_seeds: bool = False) -> list[Difference]:
     keys = ["model", "task", "metric"] + ([] if over_seeds else ["recipe", "seed"])
     grouped = [dict(list(side.scores.groupby(keys, sort=False))) for side in (a, b)]
     order = list(dict.fromkeys([*grouped[0], *grouped[1]]))
-    rows = [_difference(*(group.get(key) for group in grouped), a, b) for key in order]
+    rows = [_difference(grouped[0].get(key), grouped[1].get(key), a, b) for key in order]
     if not any(row.verdict != APART for row in rows) and not any(_both(row) for row in rows):
         raise ValueError(f"{a.name} and {b.name} have no number in common: other models, recipes, seeds or tasks")
     tested = [row for row in rows if row.p is not None]

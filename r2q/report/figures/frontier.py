@@ -78,7 +78,7 @@ def _front(part: pd.DataFrame) -> list[int]:
         top = (sign * rows["value"]).max()
         if top > best:
             best = top
-            found.append(rows.index[(sign * rows["value"]).to_numpy().argmax()])
+            found.append(int(rows.index[int((sign * rows["value"]).to_numpy().argmax())]))
     return found
 
 
@@ -89,7 +89,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     rows, columns = (len(measures), len(models)) if len(models) > 1 else (1, len(measures))
     figure = Figure(figsize=(wide, ROW * rows + 1.1), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    bits = frame["x"].max() < 64 and (frame["x"] == 16).any()
+    bits = bool(frame["x"].max() < 64 and (frame["x"] == 16).any())
     for i, measure in enumerate(measures):
         for j, model in enumerate(models):
             axes = grid[i, j] if len(models) > 1 else grid[0, i]
@@ -144,7 +144,8 @@ def _panel(axes: Axes, part: pd.DataFrame, bits: bool) -> None:
 
 def _name(axes: Axes, front: pd.DataFrame, higher: bool) -> None:
     """Names at the points of the front, best first, as far as there is room for them."""
-    (left, right), taken = axes.get_xlim(), []
+    left, right = axes.get_xlim()
+    taken: list[float] = []
     for row in front.sort_values("value", ascending=not higher).to_dict("records"):
         place = (row["x"] - left) / (right - left)
         if all(abs(place - other) > LABEL_ROOM for other in taken):

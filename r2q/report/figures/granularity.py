@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ CAPTION = (
     "table of sizes. The number at the right end is the change from the finest to the coarsest."
 )
 COLUMNS = ["model", "family", "quantizer", "kind", "granularity", "place", "value", "low", "high", "lost"]
-LINES = {"weights": ":", "calibration": "--", "training": "-"}
+LINES: dict[str, Any] = {"weights": ":", "calibration": "--", "training": "-"}
 ROW = 2.3
 
 

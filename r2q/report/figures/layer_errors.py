@@ -61,11 +61,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, measures, strict=True):
         part = frame[frame["measure"] == measure]
-        norm = _scale(part)
+        low, high = _scale(part)
+        norm = LogNorm(low, high)
         mesh = _heat_map(ax, part, recipes, norm)
         ax.set_title(f"{frame['model'].iloc[0]}: {MEASURES[measure]}")
         bar = figure.colorbar(mesh, ax=ax, location="bottom", extend="both", aspect=30, pad=0.02)
-        ticks = [float(f"{x:.2g}") for x in np.geomspace(norm.vmin, norm.vmax, 4)]
+        ticks = [float(f"{x:.2g}") for x in np.geomspace(low, high, 4)]
         bar.ax.xaxis.set_major_locator(FixedLocator(ticks))
         bar.ax.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
         bar.ax.xaxis.set_minor_locator(NullLocator())
@@ -77,12 +78,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _scale(part: pd.DataFrame) -> LogNorm:
+def _scale(part: pd.DataFrame) -> tuple[float, float]:
     inside = part["error"][(part["error"] > 0) & (part["error"] < ZERO)]
     if inside.nunique() < 2:
-        return LogNorm(ZERO / 10, ZERO)
+        return ZERO / 10, ZERO
     low, high = (float(inside.quantile(share)) for share in (0.05, 0.95))
-    return LogNorm(low, high) if low < high else LogNorm(float(inside.min()), float(inside.max()))
+    return (low, high) if low < high else (float(inside.min()), float(inside.max()))
 
 
 def _heat_map(axes: Axes, part: pd.DataFrame, recipes: list[str], norm: LogNorm) -> mpl.cm.ScalarMappable:
@@ -112,7 +113,7 @@ def _heat_map(axes: Axes, part: pd.DataFrame, recipes: list[str], norm: LogNorm)
     shown = [kind.replace("_proj", "").replace(".", "\n") for _, kind in ticks]
     axes.set_xticks([place for place, _ in ticks], shown, fontsize=6)
     for r, recipe in enumerate(recipes):
-        median = float(table.loc[recipe].median())
+        median = float(np.nanmedian(table.loc[[recipe]].to_numpy(dtype=float)))
         if not math.isnan(median):
             axes.annotate(f"{median:.2g}", (1.0, r + 0.5), (2, 0), xycoords=("axes fraction", "data"),
                           textcoords="offset points", va="center", fontsize=6)  # fmt: skip

@@ -40,7 +40,7 @@ def prepare(steps: pd.DataFrame) -> pd.DataFrame:
     unit = ["model", "recipe", "seed", "measure"]
     window = max(1, int(steps["step"].max() / SMOOTHED)) if len(steps) else 1
     smooth = long.groupby(unit, sort=False)["mean"].rolling(window, center=True, min_periods=1).median()
-    long["median"] = smooth.droplevel(unit).reindex(long.index)
+    long["median"] = smooth.reset_index(unit, drop=True).reindex(long.index)
     keys = ["model", "frame", "granularity", "quantizer", "step", "measure"]
     return long.groupby(keys, sort=False, as_index=False).agg(
         mean=("mean", "mean"),

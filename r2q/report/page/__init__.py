@@ -147,7 +147,7 @@ def _column(column: Column) -> dict[str, str]:
 
 
 def _row(table: Table, block: Block, row: Row, facts: pd.DataFrame, size: Any) -> dict[str, Any]:
-    known = facts.loc[(block.model, row.recipe)] if (block.model, row.recipe) in facts.index else None
+    known: Any = facts.loc[(block.model, row.recipe)] if (block.model, row.recipe) in facts.index else None
     return {
         "model": block.model,
         "recipe": row.recipe,
@@ -195,17 +195,18 @@ def unit_id(model: str, recipe: str, seed: int) -> str:
 def _units(run: Run, folder: Path) -> Iterator[Unit]:
     path = folder / "provenance.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for (model, recipe, seed), rows in run.scores.groupby(["model", "recipe", "seed"], sort=False):
+    for unit, rows in run.scores.groupby(["model", "recipe", "seed"], sort=False):
+        model, recipe, seed = map(str, unit)  # type: ignore[call-overload]
         digest = str(rows["provenance"].iloc[0])
         record = known.get(digest, {})
         asked = record.get("config", {}).get("recipe", {})
         options = {key: value for key, value in asked.items() if key not in ("name", "seeds")}
-        place = folder / str(model) / str(recipe) / f"seed{seed}"
+        place = folder / model / recipe / f"seed{seed}"
         bad = rows[rows["status"] != OK]
         yield Unit(
-            unit_id(str(model), str(recipe), int(seed)),
-            str(model),
-            str(recipe),
+            unit_id(model, recipe, int(seed)),
+            model,
+            recipe,
             int(seed),
             str(bad["status"].iloc[0]) if len(bad) else OK,
             place.as_posix(),

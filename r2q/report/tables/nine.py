@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -113,7 +114,7 @@ def residual(run: Run) -> Sheet | None:
         key = (row["model"], row["recipe"])
         body.append([row["model"], row["quantizer"], row["granularity"], _number(row["bits_per_weight"], 2),
                      _number(error.get(key), 3), _ranged(distance.get(key)), _ranged(points.get(key))])  # fmt: skip
-    measure = next(iter(distance.values()))["measure"] if distance else FIDELITY[1]
+    measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
     head = ["model", "quantizer", "granularity", "bits", "weight error", measure, SCORE]
     notes = ["Weight error: median over layers of Σ(w − ŵ)² / Σw². In brackets: 95 % intervals."]
     return Sheet("residual", "Ablation of the residual stage", head, body, notes, left=(0, 1, 2))
@@ -165,7 +166,7 @@ def memory_matched(run: Run) -> Sheet | None:
         marked = replace(_ranged(points.get(key)), bold=above)
         body.append([row["model"], row["recipe"], _mib(row["file_bytes"]), _number(row["bits_per_weight"], 2),
                      _ranged(distance.get(key)), marked])  # fmt: skip
-    measure = next(iter(distance.values()))["measure"] if distance else FIDELITY[1]
+    measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
     notes = ["Bold: no other file that is as small or smaller has an average as high. In brackets: 95 % intervals."]
     head = ["model", "recipe", "MiB", "bits", measure, SCORE]
     return Sheet("memory", "By file size", head, body, notes, left=(0, 1))
@@ -209,11 +210,11 @@ def _chances(rows: pd.DataFrame) -> list[str]:
     return [f"Chance: {chance.mean():.1f}."] if len(chance) else []
 
 
-def _indexed(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+def _indexed(rows: pd.DataFrame) -> dict[tuple[str, str], dict[Any, Any]]:
     return {(row["model"], row["recipe"]): row for row in rows.to_dict("records")}
 
 
-def _ranged(row: dict[str, float] | None) -> Entry:
+def _ranged(row: dict[Any, Any] | None) -> Entry:
     """A number with its interval."""
     if row is None:
         return Entry("–")
