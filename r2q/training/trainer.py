@@ -68,6 +68,7 @@ class Trainer:
         self.gradients: list[dict[str, Any]] = []
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
         self.gamma = math.nan
+        self.best: dict[str, Any] = {}  # step and parameters of the least held-out loss, where they are to be kept
         self.spoken = time.monotonic()
         if options.activation_checkpointing:
             student.checkpoint_activations()
@@ -96,9 +97,8 @@ class Trainer:
                     self._write_records()
                     raise Diverged(self._diverged(step, str(error))) from None
         if self.options.keep == "best":
-            best = self.store.load("best", self.group.device) or self._best
-            self.kept_step = best["step"]
-            self._load_parameters(best["parameters"])
+            self.kept_step = self.best["step"]
+            self._load_parameters(self.best["parameters"])
         self._write_records()
 
     def _step(
@@ -199,8 +199,7 @@ class Trainer:
             raise Diverged(self._diverged(row["step"], f"held-out loss {loss}"))
         if self.options.keep == "best" and loss < self.least:
             self.least = loss
-            self._best = {"step": row["step"], "parameters": self._copies()}
-            self.store.save("best", self._best)
+            self.best = {"step": row["step"], "parameters": self._copies()}
 
     @torch.no_grad()
     def _coefficient(self) -> float:
@@ -276,7 +275,7 @@ class Trainer:
         optimizer["state"] = {i: {k: own(v) for k, v in one.items()} for i, one in optimizer["state"].items()}
         state = {"step": step, "parameters": parameters, "optimizer": optimizer}
         records = {"rows": self.rows, "gradients": self.gradients, "tokens": self.tokens}
-        self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least})
+        self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least, "best": self.best})
         self.saved_step = step
 
     def _resume(self) -> int:
@@ -290,7 +289,8 @@ class Trainer:
             moments |= {key: like(value, parameters[number]) for key, value in moments.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.gradients, self.tokens = state["rows"], state["gradients"], state["tokens"]
-        self.gamma, self.least, self.saved_step = state["gamma"], state["least"], state["step"]
+        self.gamma, self.least, self.best = state["gamma"], state["least"], state["best"]
+        self.saved_step = state["step"]
         if self.group.first:
             print(f"training goes on after step {state['step']} of {self.options.steps}", flush=True)
         return state["step"]

@@ -14,7 +14,7 @@ from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read
 
 RECORDS = ("training.csv", "gradients.csv", "drift.csv")
-CHECKPOINTS = ("checkpoint.json", "checkpoint-*.pt", "best.json", "best-*.pt")
+CHECKPOINTS = ("checkpoint.json", "checkpoint-before.json", "checkpoint-*.pt")
 
 
 def read_training(path: Path, device: torch.device, processes: int = 1) -> TrainingData:
