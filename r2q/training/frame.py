@@ -15,7 +15,6 @@ from r2q.quantization.method import Method, Quantized, Recipe, WeightMethod
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
-from r2q.training.schedule import compute_dtype
 from r2q.training.start import Ranges
 from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
@@ -67,7 +66,7 @@ class TrainingMethod(Method):
         """What each process of the run does; all of them return the same."""
         options: TrainingOptions = self.options
         student = self.student(model, targets, data, group)
-        teacher = teacher_of(model, compute_dtype(options, group.device.type), group)
+        teacher = teacher_of(model, options, group)
         trainer = Trainer(student, teacher, options, data, self.recipe.seed, group)
         drift = Drift(model, student)
         drift.measure("before")
@@ -80,11 +79,8 @@ class TrainingMethod(Method):
 
     def student(self, model: Any, targets: Sequence[Target], data: TrainingData, group: Group) -> Student:
         """The copy that is trained."""
-        options: TrainingOptions = self.options
-        what = "scales" if self.scales_only else options.train
-        start = None if data.start is None or options.start is None else Ranges(data.start)
-        latent = getattr(torch, options.latent)
-        return Student(model, targets, self.quantizer(), what, options.gradient, latent, group, start, options.compiled)
+        start = None if data.start is None or self.options.start is None else Ranges(data.start)
+        return Student(model, targets, self.quantizer(), self.options, group, start, self.scales_only)
 
 
 def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:

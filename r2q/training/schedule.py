@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +30,13 @@ def compute_dtype(options: TrainingOptions, device: str) -> torch.dtype:
     """Number type of the layers' arithmetic."""
     name = options.compute if options.compute != "auto" else "bfloat16" if device == "cuda" else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def autocast(options: TrainingOptions, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Arithmetic in bfloat16 with latent weights in float32, where that is asked for."""
+    if compute_dtype(options, device) == torch.bfloat16 and options.latent == "float32":
+        return torch.autocast(device, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def make_optimizer(
