@@ -51,10 +51,10 @@ def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.
 def residual_codes(values: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Codes (uint8) of ``values [rows, groups, n]`` by successive signs of the residual; bit i is set for +alpha_i."""
     scale, residual = alpha.float(), values + 0.0  # -0 becomes +0, so that copysign agrees with sign(0) = +1
-    codes = (residual >= 0).view(torch.uint8)
+    codes = (residual >= 0).to(torch.uint8)
     for i in range(1, alpha.shape[-1]):
         residual = residual - torch.copysign(scale[..., i - 1 : i], residual)
-        codes = torch.add(codes, (residual >= 0).view(torch.uint8), alpha=1 << i)
+        codes = torch.add(codes, (residual >= 0).to(torch.uint8), alpha=1 << i)
     return codes
 
 
