@@ -29,7 +29,7 @@ from torch import nn
 from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import CHUNK, QuantizedWeight, WeightMethod
-from r2q.training.fused import Pass, compiles, one_pass
+from r2q.training.fused import Map, compiles, one_pass
 from r2q.training.processes import whole
 
 Gradient = Literal["identity", "clipped", "through-scales"]
@@ -76,7 +76,7 @@ class FakeQuantizer:
     def __init__(self, method: WeightMethod, name: str, gradient: Gradient = "identity") -> None:
         self.method, self.name, self.gradient = method, name, gradient
         self.fused = gradient == "identity" and compiles(method)
-        self._compiled: Pass | None = None
+        self._compiled: Map | None = None
 
     def blocks(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as ``[rows, groups, n]``."""

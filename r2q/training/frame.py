@@ -15,6 +15,7 @@ from r2q.quantization.method import Method, Quantized, Recipe, WeightMethod
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
+from r2q.training.schedule import repeatable
 from r2q.training.start import Ranges
 from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
@@ -65,13 +66,14 @@ class TrainingMethod(Method):
     def train(self, model: torch.nn.Module, targets: Sequence[Target], data: TrainingData, group: Group) -> Quantized:
         """What each process of the run does; all of them return the same."""
         options: TrainingOptions = self.options
-        student = self.student(model, targets, data, group)
-        teacher = teacher_of(model, options, group)
-        trainer = Trainer(student, teacher, options, data, self.recipe.seed, group)
-        drift = Drift(model, student)
-        drift.measure("before")
-        trainer.run()
-        drift.measure("after")
+        with repeatable(options):
+            student = self.student(model, targets, data, group)
+            teacher = teacher_of(model, options, group)
+            trainer = Trainer(student, teacher, options, data, self.recipe.seed, group)
+            drift = Drift(model, student)
+            drift.measure("before")
+            trainer.run()
+            drift.measure("after")
         trainer.store.write_csv("drift", DRIFT_COLUMNS, list(drift.rows.values()))
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
         other = {name: value.to("cpu", dtypes[name]) for name, value in student.others()}

@@ -2,8 +2,8 @@
 
 The pass is the method's own code (``fit_groups``, ``encode_groups``, its grid's ``decode``), traced by the compiler:
 there is no second version of any method. What a compiled pass gives differs from what is stored by float32 rounding
-(scales in their last bit, codes at exact ties), and it checks nothing: what leaves the range of float16 becomes infinite
-and is caught as a loss that is not finite. A method with a ``begin`` of its own (random codes) runs as it is, layer by
+(scales in their last bit, codes at exact ties), and it checks nothing: what leaves the range of float16 becomes
+infinite and is caught as a loss that is not finite. A method with a ``begin`` of its own (random codes) runs as it is, layer by
 layer; so does every method on a CPU, where its own loops are faster than what a compiler makes of them.
 """
 
@@ -20,11 +20,11 @@ from r2q.quantization.packing import pack
 if TYPE_CHECKING:
     from r2q.training.fake_quant import Latent
 
-Pass = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Map = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def one_pass(method: WeightMethod, dtype: torch.dtype) -> Pass:
-    """Groups ``[count, n]`` -> quantized values in ``dtype`` and codes (uint8), both ``[count, n]``; can be compiled."""
+def one_pass(method: WeightMethod, dtype: torch.dtype) -> Map:
+    """Groups ``[count, n]`` -> quantized values in ``dtype`` and codes (uint8), both ``[count, n]``; to be compiled."""
 
     def run(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values = groups.unsqueeze(1).float()

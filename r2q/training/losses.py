@@ -99,9 +99,28 @@ def _sums(*args: Any) -> tuple[torch.Tensor, ...]:
     return tuple(x.sum() for x in token_losses(*args))
 
 
+def _sums_and_slope(
+    kind: str,
+    student: torch.Tensor,
+    teacher: torch.Tensor | None,
+    labels: torch.Tensor,
+    gamma: float,
+    scale: torch.Tensor,
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Sums of :func:`token_losses`, and the gradient of the loss's sum times ``scale`` for the student's logits."""
+
+    def objective(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        found = _sums(kind, logits, teacher, labels, gamma)
+        return found[0] * scale, found
+
+    slope, found = torch.func.grad(objective, has_aux=True)(student)
+    return found, slope
+
+
 @cache
-def _compiled_sums() -> Callable[..., tuple[torch.Tensor, ...]]:
-    return torch.compile(_sums)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same in a few passes over the logits."""
+    return torch.compile(function)
 
 
 class Job(NamedTuple):
@@ -113,24 +132,23 @@ class Job(NamedTuple):
     labels: torch.Tensor
     gamma: float
     chunk: int
-    scale: float
-
-    def part(self, rows: slice, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Sums over some tokens, given the student's logits ``[tokens, vocab]``."""
-        with torch.no_grad():
-            known = self.teacher_hidden is not None and self.teacher_head is not None
-            teacher = self.teacher_head(self.teacher_hidden[rows]) if known else None  # type: ignore[misc, index]
-        labels = self.labels[rows]
-        if not logits.is_cuda:
-            return _sums(self.kind, logits, teacher, labels, self.gamma)
-        for tensor in (logits, teacher, labels):
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return _compiled_sums()(self.kind, logits, teacher, labels, self.gamma)
+    scale: torch.Tensor  # a number
 
     def slices(self) -> list[slice]:
         """The chunks."""
         return [slice(start, start + self.chunk) for start in range(0, len(self.labels), self.chunk)]
+
+    @torch.no_grad()
+    def part(self, function: Callable[..., Any], rows: slice, logits: torch.Tensor, *more: torch.Tensor) -> Any:
+        """One of the functions above, for some tokens, given the student's logits ``[tokens, vocab]``."""
+        known = self.teacher_hidden is not None and self.teacher_head is not None
+        teacher = self.teacher_head(self.teacher_hidden[rows]) if known else None  # type: ignore[misc, index]
+        labels = self.labels[rows]
+        if logits.is_cuda:
+            function = _compiled(function)
+            for tensor in (logits, labels) if teacher is None else (logits, teacher, labels):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return function(self.kind, logits, teacher, labels, self.gamma, *more)
 
 
 class _GradientAtOnce(torch.autograd.Function):
@@ -145,19 +163,19 @@ class _GradientAtOnce(torch.autograd.Function):
         learn = [x.requires_grad_() for x, needed in zip(inputs, learns, strict=True) if x is not None and needed]
         slopes = [torch.zeros_like(x) for x in learn]
         of_hidden = torch.empty_like(hidden)
-        sums = [torch.zeros((), device=hidden.device) for _ in range(3)]
+        sums = torch.zeros(3, device=hidden.device)
         for rows in job.slices():
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_()
-                found = job.part(rows, torch.nn.functional.linear(part, *inputs))  # type: ignore[arg-type]
-                objective = found[0] * job.scale
-            of_hidden[rows], *gradients = torch.autograd.grad(objective, [part, *learn])
-            for slope, gradient in zip(slopes, gradients, strict=True):
-                slope += gradient
-            sums = [total + new.detach() for total, new in zip(sums, found, strict=True)]
+                logits = torch.nn.functional.linear(part, *inputs)  # type: ignore[arg-type]
+            found, slope = job.part(_sums_and_slope, rows, logits.detach(), job.scale)
+            of_hidden[rows], *gradients = torch.autograd.grad(logits, [part, *learn], slope)
+            for total, gradient in zip(slopes, gradients, strict=True):
+                total += gradient
+            sums += torch.stack(found)
         ctx.save_for_backward(of_hidden, *slopes)
-        ctx.mark_non_differentiable(*sums)
-        return sums[0] * job.scale, *sums
+        ctx.mark_non_differentiable(sums)
+        return sums[0] * job.scale, sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -186,17 +204,20 @@ def chunked_losses(
         labels: ``[tokens]``.
         scale: factor of the objective.
     """
-    job = Job(kind, teacher_hidden, teacher_head, labels, gamma, chunk, scale)
+    factor = torch.full((), scale, device=hidden.device)
+    job = Job(kind, teacher_hidden, teacher_head, labels, gamma, chunk, factor)
     count = labels.shape[0]
     if count == 0:  # nothing counts; the sum of nothing keeps the graph, which all processes have to walk
         none = hidden.sum()
-        return Sums(*[none.detach()] * 3, 0, none)
+        return Sums(none.detach(), none.detach(), none.detach(), 0, none)
     if torch.is_grad_enabled():
-        objective, *sums = _GradientAtOnce.apply(hidden, *head, job)
-        return Sums(*sums, count, objective)
-    parts = [torch.stack(job.part(rows, torch.nn.functional.linear(hidden[rows], *head))) for rows in job.slices()]
-    sums = torch.stack(parts).sum(0)
-    return Sums(sums[0], sums[1], sums[2], count, sums[0] * scale)
+        objective, sums = _GradientAtOnce.apply(hidden, *head, job)
+    else:
+        sums = torch.zeros(3, device=hidden.device)
+        for rows in job.slices():
+            sums += torch.stack(job.part(_sums, rows, torch.nn.functional.linear(hidden[rows], *head)))
+        objective = sums[0] * factor
+    return Sums(sums[0], sums[1], sums[2], count, objective)
 
 
 def confidence(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

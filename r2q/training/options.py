@@ -36,7 +36,9 @@ class TrainingOptions(MethodOptions):
         max_gradient_norm: gradients are scaled down to this global norm; null = never.
         latent: number type of latent weights and optimizer states.
         compute: number type of the layers' arithmetic; auto = bfloat16 on a GPU, float32 elsewhere.
-        compiled: compile every decoder block (torch.compile): faster steps, other last digits.
+        compiled: compile every decoder block of student and teacher (torch.compile): faster steps, other last digits.
+        deterministic: only kernels that repeat themselves, so that the same training on the same GPU ends with the same
+            bits; slower. On a CPU it always does.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
         keep: the weights that become the result: of the last step, or of the least held-out loss.
         evaluate_every: steps between held-out losses; the first and the last step always have one.
@@ -68,6 +70,7 @@ class TrainingOptions(MethodOptions):
     latent: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     compiled: bool = False
+    deterministic: bool = False
     activation_checkpointing: bool = False
     keep: Literal["last", "best"] = "last"
     evaluate_every: int = Field(default=20, ge=1)

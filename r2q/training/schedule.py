@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +38,23 @@ def autocast(options: TrainingOptions, device: str) -> contextlib.AbstractContex
     if compute_dtype(options, device) == torch.bfloat16 and options.latent == "float32":
         return torch.autocast(device, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def repeatable(options: TrainingOptions) -> Iterator[None]:
+    """Have torch refuse kernels that do not repeat themselves, where that is asked for.
+
+    Raises, inside:
+        RuntimeError: an operation has no kernel that does; names it.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def make_optimizer(

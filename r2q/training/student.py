@@ -76,9 +76,9 @@ class Student:
             group.shard(part, keep_whole=number < 0)
         self.together: list[Together] = []
         if group.count == 1:  # several processes hold whole weights only while a block runs, and quantize them there
-            latent = [layer for layer in self.layers.values() if isinstance(layer, Latent)]
+            learning = [layer for layer in self.layers.values() if isinstance(layer, Latent)]
             arithmetic = compute_dtype(options, group.device.type) if options.latent == "float32" else dtype
-            self.together = batches(latent, arithmetic, keep_codes=options.flips_every > 0)
+            self.together = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
         self.requantize()
         with autocast(options, group.device.type):
             self.split = SplitModel(self.model, runner(self.model, trains=True))

@@ -3,7 +3,7 @@
 A plain loop over torch's own parts (autocast, activation checkpointing, FSDP2, AdamW): what a library's trainer would
 add (resuming to the last bit, one data order for all recipes, records of gradients and codes, losses in chunks) had to
 be written anyway. Everything random depends on the seed and the step alone, so a run that is killed and started again
-ends with the same bits on the same machine.
+ends with the same bits on the same machine; on a GPU, where sums come in any order, with `deterministic` alone.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ class Trainer:
             self._load_parameters(self.best["parameters"])
         self._write_records()
 
-    def _step(
-        self, step: int, batch: Rows, total: int, before: list[torch.Tensor] | None
-    ) -> list[torch.Tensor] | None:
+    def _step(self, step: int, batch: Rows, total: int, before: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
         """One optimizer step; takes and returns the packed codes before and after, where they are compared."""
         started, options = time.perf_counter(), self.options
         rate = learning_rate(options, step)
@@ -171,9 +169,9 @@ class Trainer:
         """On the device, without a wait for it: tokens, the places in them that predict a token that counts (int64, of
         the flattened rows), and those tokens."""
         counted = torch.nn.functional.pad(rows.counted(self.loss_on), (0, 1)).flatten().nonzero()[:, 0]
-        parts = rows.tokens, counted, rows.tokens.flatten()[counted + 1]
+        parts = [rows.tokens, counted, rows.tokens.flatten()[counted + 1]]
         if self.group.device.type == "cuda":
-            parts = tuple(part.pin_memory() for part in parts)
+            parts = [part.pin_memory() for part in parts]
         tokens, counted, labels = (part.to(self.group.device, non_blocking=True) for part in parts)
         return tokens, counted, labels
 
