@@ -121,6 +121,8 @@ def _start_problems(config: Config, name: str) -> list[str]:
         return [f"{key} is no recipe{nearest(start, config.recipes)}"]
     if _needs(config.recipes[start].method, "training") or config.recipes[start].granularity != entry.granularity:
         return [f"{key} must be a recipe with granularity {entry.granularity} that does not train"]
+    if entry.options.get("start_from") == "weights" and not method_info(config.recipes[start].method).leaves_latent:
+        return [f"{key} leaves no weights to start from (start_from: weights); methods gptq and efficientqat_block do"]
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
     return [f"{key} is not among the recipes of model {model}" for model in without]
 

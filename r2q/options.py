@@ -44,7 +44,7 @@ class MethodInfo:
         module, name: where the class is imported from.
         path: the source file.
         options: an equal of the class's `Options`.
-        needs, stochastic, version: the class attributes of the contract.
+        needs, stochastic, version, leaves_latent: the class attributes of the contract.
         weight_method: whether it is declared as a pure function of one weight.
     """
 
@@ -55,6 +55,7 @@ class MethodInfo:
     needs: str = "weights"
     stochastic: bool = False
     version: int = 1
+    leaves_latent: bool = False
     weight_method: bool = True
 
 
@@ -111,6 +112,7 @@ def method_info(name: str) -> MethodInfo:
         needs=attributes.get("needs", "weights"),
         stochastic=attributes.get("stochastic", False),
         version=attributes.get("version", 1),
+        leaves_latent=attributes.get("leaves_latent", False),
         weight_method="WeightMethod" in _bases(node),
     )
 

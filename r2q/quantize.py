@@ -23,8 +23,16 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import CheckpointMethod, Recipe
 from r2q.status import DIVERGED, FAILED, OK, in_words, parts
 from r2q.training.data import TrainingData
+from r2q.training.start import LATENT, leave
 from r2q.training.trainer import Diverged
-from r2q.training.unit import drop_checkpoints, has_records, read_training, start_folder, training_identity
+from r2q.training.unit import (
+    drop_checkpoints,
+    has_records,
+    read_training,
+    start_folder,
+    starts_training,
+    training_identity,
+)
 
 FORMAT_VERSION = 1
 
@@ -85,12 +93,13 @@ def quantize(
             lessons = replace_fields(lessons, identity=key(identity))
         progress = f"quantize {model} {number}/{len(units)} {recipe.name} seed {recipe.seed}:"
         record = kept.get("quantize", key(identity), folder / "report.json")
-        whole = lessons is None or has_records(folder / "training")
+        leaves = starts_training(config, recipe.name)
+        whole = (lessons is None or has_records(folder / "training")) and (not leaves or (folder / LATENT).is_file())
         if record is not None and whole and record["hashes"]["weights"] == folder_digest(folder):
             print(f"{progress} kept", flush=True)
             continue
         with Measured() as cost:
-            record = _unit(recipe, entry, tokenizer, folder, device, data, lessons)
+            record = _unit(recipe, entry, tokenizer, folder, device, data, lessons, leaves)
         record |= {
             "format_version": FORMAT_VERSION,
             "key": key(identity),
@@ -145,8 +154,9 @@ def _unit(
     device: torch.device,
     data: Calibration | None = None,
     training: TrainingData | None = None,
+    leaves: bool = False,
 ) -> dict[str, Any]:
-    """Quantize, write and describe one unit."""
+    """Quantize, write and describe one unit; ``leaves``: also the weights that it rounded."""
     record: dict[str, Any] = {
         "status": OK,
         "error": None,
@@ -169,8 +179,11 @@ def _unit(
     try:
         if isinstance(method, CheckpointMethod):
             return record | adopt(method, model, targets, tokenizer, folder, device)
-        layers, notes = apply(method, model, targets, device, data, training)
+        latent: dict[str, torch.Tensor] | None = {} if leaves else None
+        layers, notes = apply(method, model, targets, device, data, training, latent)
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
+        if latent is not None:
+            leave(folder, latent)
     except FAILURES as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
             stale.unlink()

@@ -124,11 +124,13 @@ class Quantized:
         layers: quantized weights by target name.
         other: full-precision tensors that the method changed, by parameter name.
         notes: what the method has to say, JSON values only; ``notes["layers"][name]`` belongs to one layer.
+        latent: float32 weights by target name, as they were just before they were rounded, where they are to be left.
     """
 
     layers: dict[str, QuantizedWeight]
     other: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    latent: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Weighted(Protocol):
@@ -149,12 +151,16 @@ class Method(ABC):
         stochastic: whether the seed can change its result.
         Options: its options, closed, with defaults.
         version: raised whenever the numbers it produces can change.
+        leaves_latent: whether it can leave the weights that it rounded, for training to start from.
+        leave_latent: set before :meth:`quantize`: it shall.
     """
 
     needs: ClassVar[Literal["weights", "calibration", "training", "checkpoint"]] = "weights"
     stochastic: ClassVar[bool] = False
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     version: ClassVar[int] = 1
+    leaves_latent: ClassVar[bool] = False
+    leave_latent = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -16,7 +16,7 @@ from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
 from r2q.training.schedule import repeatable
-from r2q.training.start import Ranges
+from r2q.training.start import Ranges, Weights
 from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
@@ -81,7 +81,8 @@ class TrainingMethod(Method):
 
     def student(self, model: Any, targets: Sequence[Target], data: TrainingData, group: Group) -> Student:
         """The copy that is trained."""
-        start = None if data.start is None or self.options.start is None else Ranges(data.start)
+        kind = Weights if self.options.start_from == "weights" else Ranges
+        start = None if data.start is None or self.options.start is None else kind(data.start)
         return Student(model, targets, self.quantizer(), self.options, group, start, self.scales_only)
 
 
@@ -97,6 +98,7 @@ def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:
         "data": data.kind,
         "data_sha256": data.digest,
         "loss_on": trainer.loss_on,
+        "start_agreement": trainer.student.start_agreement,
         "coefficient": None if math.isnan(trainer.gamma) else trainer.gamma,
         "coefficient_from": options.coefficient if options.loss == "cakld" else None,
         "kept": options.keep,

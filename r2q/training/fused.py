@@ -3,8 +3,8 @@
 The pass is the method's own code (``fit_groups``, ``encode_groups``, its grid's ``decode``), traced by the compiler:
 there is no second version of any method. What a compiled pass gives differs from what is stored by float32 rounding
 (scales in their last bit, codes at exact ties), and it checks nothing: what leaves the range of float16 becomes
-infinite and is caught as a loss that is not finite. A method with a ``begin`` of its own (random codes) runs as it is, layer by
-layer; so does every method on a CPU, where its own loops are faster than what a compiler makes of them.
+infinite and is caught as a loss that is not finite. A method with a ``begin`` of its own (random codes) runs as it is,
+layer by layer; so does every method on a CPU, where its own loops are faster than what a compiler makes of them.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ class TrainingOptions(MethodOptions):
         coefficient: cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's
             code), its mean probability of the label (its paper), or a number.
         coefficient_batches: training batches that the coefficient is measured on.
-        start: a recipe of the same run and granularity that does not train: latent weights are first clamped to the
-            range of its levels, group by group. With bitdistiller_clip it is BitDistiller's first stage; null = none.
+        start: a recipe of the same run and granularity that does not train, to start from; null = none.
+        start_from: what of it. `levels`: latent weights are first clamped to the range of its levels, group by group
+            (with bitdistiller_clip it is BitDistiller's first stage). `weights`: they are that recipe's own weights, as
+            gptq's error feedback or efficientqat_block's training left them just before they were rounded.
         train: what learns: `all` parameters, or only the latent weights of the quantized `layers`.
         loss_on: tokens that count: `all`, or those of the `response`; auto = response for supervised data, else all.
         steps: optimizer steps.
@@ -55,6 +57,7 @@ class TrainingOptions(MethodOptions):
     coefficient: Literal["max_probability", "label_probability"] | float = "max_probability"
     coefficient_batches: int = Field(default=10, ge=1)
     start: str | None = None
+    start_from: Literal["levels", "weights"] = "levels"
     train: Literal["all", "layers"] = "all"
     loss_on: Literal["auto", "all", "response"] = "auto"
     steps: int = Field(default=200, ge=1)

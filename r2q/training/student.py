@@ -18,7 +18,7 @@ from r2q.training.losses import SplitModel
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, runner, whole
 from r2q.training.schedule import autocast, compute_dtype
-from r2q.training.start import Ranges
+from r2q.training.start import Start, same_ranks
 
 
 class Student:
@@ -30,7 +30,7 @@ class Student:
         method: the quantizer.
         options: of the recipe.
         group: the processes that it is split over, and where it trains.
-        start: ranges that latent weights are clamped to at first; None: they start as they are.
+        start: where latent weights come from; None: they are the model's.
         scales_only: only scales learn, whatever the options say.
 
     Attributes:
@@ -45,20 +45,25 @@ class Student:
         method: WeightMethod,
         options: TrainingOptions,
         group: Group,
-        start: Ranges | None = None,
+        start: Start | None = None,
         scales_only: bool = False,
     ) -> None:
         what = "scales" if scales_only else options.train
         dtype = getattr(torch, options.latent)
         self.model = twin(model).requires_grad_(what == "all")
         self.layers: dict[str, Layer] = {}
-        self.start, self.device, self.dtype = start, group.device, dtype
+        self.start, self.device, self.dtype, self._same = start, group.device, dtype, 0
         if start is not None and what == "scales":
-            raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
+            raise ValueError("start: only latent weights have a start, and here only scales are trained")
         if options.compiled:
             torch.compiler.reset()  # what was compiled for another student counts towards the limit of recompilations
+        others = {} if start is None else start.others
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for number, part, modules in parts(self.model):  # in turn: only one block is whole on the device at a time
             place(modules, group.device, dtype)
+            for parameter in (p for module in modules for p in module.parameters(recurse=False)):
+                if names[id(parameter)] in others:
+                    parameter.data.copy_(others[names[id(parameter)]])
             inside: dict[str, Layer] = {}
             for target in (target for target in targets if target.block == number):
                 own = replace(target, owner=self.model.get_submodule(owner_name(target)))
@@ -68,7 +73,8 @@ class Student:
                 own.weight.requires_grad_(True)
                 latent = inside[own.name] = Latent(own, method, options.gradient)
                 if start is not None:
-                    own.weight.data.copy_(start.clamped(latent.quantizer, own.weight.data))
+                    own.weight.data.copy_(start.latent(latent.quantizer, own.weight.data))
+                    self._same += same_ranks(start, latent.quantizer, own.weight.data)
             if options.compiled and number >= 0:
                 part.forward = torch.compile(part.forward)
             install(list(inside.values()))
@@ -98,7 +104,13 @@ class Student:
         if isinstance(layer, FrozenCodes):
             return layer.start.dequantize()
         latent = weight.detach().to(self.device, self.dtype)
-        return latent if self.start is None else self.start.clamped(layer.quantizer, latent)
+        return latent if self.start is None else self.start.latent(layer.quantizer, latent)
+
+    @property
+    def start_agreement(self) -> float | None:
+        """Share of the layers' weights that were on the level of the start's packed codes at first."""
+        total = sum(layer.target.weight.numel() for layer in self.layers.values())
+        return None if self.start is None else self._same / total
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of decoder blocks for the backward pass. Needs training mode, without its dropout."""

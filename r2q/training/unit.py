@@ -9,9 +9,11 @@ import torch
 
 from r2q import config as configuration
 from r2q.kept import source_hash
+from r2q.models.plugin import file_sha256
 from r2q.models.save import folder_digest
 from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read
+from r2q.training.start import LATENT
 
 RECORDS = ("training.csv", "gradients.csv", "drift.csv")
 CHECKPOINTS = ("checkpoint.json", "checkpoint-before.json", "checkpoint-*.pt")
@@ -29,11 +31,17 @@ def start_folder(config: configuration.Config, recipe: Recipe, model: str, out: 
     return None if name is None else out / name / f"seed{config.seeds_of(name, model)[0]}"
 
 
+def starts_training(config: configuration.Config, name: str) -> bool:
+    """Whether some recipe starts from the weights that a recipe rounded, which it then has to leave."""
+    options = [entry.options for entry in config.recipes.values()]
+    return any(one.get("start") == name and one.get("start_from") == "weights" for one in options)
+
+
 def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     """What else can move the result of a recipe that trains: rows, trainer, quantizer, the weights it starts from.
 
     Raises:
-        FileNotFoundError: the folder to start from has no weights.
+        FileNotFoundError: the folder to start from has no weights, or lacks those that were rounded.
     """
     start = data.start
     digest = None if start is None else folder_digest(start)
@@ -41,11 +49,17 @@ def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
         raise FileNotFoundError(
             f"recipe {recipe.name}: start: {start} has no packed weights; quantize that recipe first"
         )
+    latent = None
+    if start is not None and recipe.options["start_from"] == "weights":
+        if not (start / LATENT).is_file():
+            raise FileNotFoundError(f"recipe {recipe.name}: start: {start / LATENT} is not there; quantize that again")
+        latent = file_sha256(start / LATENT)
     quantizer = configuration.method_info(recipe.options["quantizer"])
     return {
         "training": data.digest,
         "processes": data.processes,
         "start": digest,
+        "latent": latent,
         "trainer": source_hash(["r2q/training", quantizer.path]),
         "quantizer_version": quantizer.version,
     }
