@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from baselines._error_feedback import factorize, quantize_rows
 from r2q import config as configuration
 from r2q.models.apply import apply, make_method
+from r2q.models.calibration import calibrate
 from r2q.models.load import load_full
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe
+from r2q.quantize import quantize
 from r2q.training.fake_quant import FakeQuantizer
 from r2q.training.start import LATENT, Weights, leave
+from r2q.training.teacher_data import teacher_data
 from tests.baselines.calibrated import SHORT, text
 from tests.models.tiny import tiny_folder
 from tests.training.rows import random_data
+from tests.training.teacher import teacher_folder
 
 CPU = torch.device("cpu")
 
@@ -123,3 +129,54 @@ def test_a_recipe_that_leaves_no_weights_is_refused_before_work() -> None:
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match="leaves no weights to start from"):
         configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+
+
+class Run:
+    """A run folder, by the verbs: calibration tokens, rows, a post-training recipe, and one that starts from it."""
+
+    def __init__(self, folder: Path, start_from: str) -> None:
+        self.folder, source = folder, teacher_folder(folder / "full")
+        (folder / "text.txt").write_text("one line of text after the other. " * 40)
+        options = {"quantizer": "rtn", "start": "gptq-g32", "start_from": start_from, "steps": 1, "batch_rows": 4}
+        texts = {"path": str(source / "lines.txt"), "lines": True, "rows": 12}
+        config = {
+            "run": "test",
+            "models": {"tiny": {"path": str(source)}},
+            "recipes": {
+                "gptq-g32": {"method": "gptq", "granularity": "g32"},
+                "trained-g32": {"method": "bitdistiller", "granularity": "g32", "options": options},
+            },
+            "calibration": {"source": str(folder / "text.txt"), "windows": 9, "window": 16},
+            "perplexity": {"text": {"path": "other.txt"}},
+            "training": {"texts": [texts], "kind": "text", "length": 16, "held_out": 2},
+            "device": "cpu",
+        }
+        self.files = [folder / name for name in ("config.yaml", "prepared.json", "calibration.st", "rows.st")]
+        self.files[0].write_text(yaml.safe_dump(config))
+        facts = {"commit": None, "fingerprint": "f1", "family": "llama"}
+        self.files[1].write_text(json.dumps({"models": {"tiny": facts}}))
+        calibrate(self.files[0], "tiny", self.files[2])
+        teacher_data(*self.files[:2], "tiny", self.files[3])
+        self.latent = folder / "out" / "gptq-g32" / "seed0" / LATENT
+
+    def quantize(self, recipe: str) -> dict[str, Any]:
+        quantize(*self.files[:2], "tiny", [recipe], self.folder / "out", *self.files[2:])
+        return json.loads((self.folder / "out" / recipe / "seed0" / "report.json").read_text())
+
+
+def test_weights_are_left_where_a_recipe_starts_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path / "weights", "weights")
+    run.quantize("gptq-g32")
+    assert run.latent.is_file()
+    assert 0.5 < run.quantize("trained-g32")["notes"]["training"]["start_agreement"] < 1
+    run.latent.unlink()
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        run.quantize("trained-g32")
+    run.quantize("gptq-g32")  # not kept: a file of it is missing
+    assert run.latent.is_file()
+    capsys.readouterr()
+    run.quantize("trained-g32")
+    assert "kept" in capsys.readouterr().out
+    other = Run(tmp_path / "levels", "levels")
+    other.quantize("gptq-g32")
+    assert not other.latent.parent.exists()
