@@ -41,7 +41,8 @@ class TrainingOptions(MethodOptions):
         compiled: compile every decoder block of student and teacher (torch.compile): faster steps, other last digits.
         deterministic: only kernels that repeat themselves, so that the same training on the same GPU ends with the same
             bits; slower. On a CPU it always does.
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them, and quantize
+            weights in every pass instead of once a step.
         keep: the weights that become the result: of the last step, or of the least held-out loss.
         evaluate_every: steps between held-out losses; the first and the last step always have one.
         checkpoint_every: steps between checkpoints to resume from; 0 = none.

@@ -81,7 +81,8 @@ class Student:
             self.layers |= inside
             group.shard(part, keep_whole=number < 0)
         self.together: list[Together] = []
-        if group.count == 1:  # several processes hold whole weights only while a block runs, and quantize them there
+        # Several processes hold whole weights only while a block runs; where memory is short, so are quantized ones.
+        if group.count == 1 and not options.activation_checkpointing:
             learning = [layer for layer in self.layers.values() if isinstance(layer, Latent)]
             arithmetic = compute_dtype(options, group.device.type) if options.latent == "float32" else dtype
             self.together = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
