@@ -112,7 +112,7 @@ def _vllm_problems(config: Config) -> list[str]:
 
 
 def _start_problems(config: Config, name: str) -> list[str]:
-    """A recipe to start from that is not there, trains itself, or has other groups."""
+    """A recipe to start from that is not there, trains itself, has other groups or bits, or lacks what is asked for."""
     entry, start = config.recipes[name], config.recipes[name].options.get("start")
     key = f"recipes.{name}.options.start: {start}"
     if start is None:
@@ -121,7 +121,11 @@ def _start_problems(config: Config, name: str) -> list[str]:
         return [f"{key} is no recipe{nearest(start, config.recipes)}"]
     if _needs(config.recipes[start].method, "training") or config.recipes[start].granularity != entry.granularity:
         return [f"{key} must be a recipe with granularity {entry.granularity} that does not train"]
-    if entry.options.get("start_from") == "weights" and not method_info(config.recipes[start].method).leaves_latent:
+    if config.recipes[start].bits != entry.bits:
+        return [f"{key} has {config.recipes[start].bits} bits, this recipe {entry.bits}"]
+    if entry.lm_head and not config.recipes[start].lm_head:
+        return [f"{key} leaves the output head in full precision, which this recipe quantizes (lm_head)"]
+    if entry.options.get("start_from") == "weights" and not _leaves_latent(config.recipes[start].method):
         return [f"{key} leaves no weights to start from (start_from: weights); methods gptq and efficientqat_block do"]
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
     return [f"{key} is not among the recipes of model {model}" for model in without]
@@ -132,6 +136,13 @@ def _needs(method: str, what: str) -> bool:
         return method_info(method).needs == what
     except ConfigError:  # reported with the recipe
         return False
+
+
+def _leaves_latent(method: str) -> bool:
+    try:
+        return method_info(method).leaves_latent
+    except ConfigError:  # reported with the recipe
+        return True
 
 
 def _recipe_problems(name: str, entry: Recipe) -> list[str]:

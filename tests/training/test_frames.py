@@ -255,12 +255,18 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "message"),
-    [("rtn-g46", "nearest valid: rtn-g64"), ("rtn-channel", "granularity g64 that does not train")],
+    [
+        ("rtn-g46", "nearest valid: rtn-g64"),
+        ("rtn-channel", "granularity g64 that does not train"),
+        ("rtn3-g64", "rtn3-g64 has 3 bits, this recipe 2"),
+        ("rtn-g64", "rtn-g64 leaves the output head in full precision"),
+    ],
 )
 def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
     recipes = {
-        "a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"start": start}},
+        "a-g64": {"method": "bitdistiller", "granularity": "g64", "lm_head": True, "options": {"start": start}},
         "rtn-g64": {"method": "rtn", "granularity": "g64"},
+        "rtn3-g64": {"method": "rtn", "granularity": "g64", "bits": 3},
         "rtn-channel": {"method": "rtn", "granularity": "channel"},
     }
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
