@@ -14,6 +14,7 @@ from r2q.models.apply import make_method
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Quantized, Recipe
 from r2q.training.fake_quant import FakeQuantizer
+from r2q.training.losses import DISTILLING, chunked_losses
 from tests.models.tiny import tiny_model
 from tests.training.rows import random_data
 
@@ -59,6 +60,35 @@ def test_the_compiled_pass_gives_what_is_stored(
         border = (found + stored) / 2
         largest = float(stored.abs().max())
         assert bool(((weight.float() - border)[other].abs() < last_digits * largest).all())
+
+
+@pytest.mark.parametrize("kind", ["ce", *DISTILLING])
+def test_compiled_losses_and_gradients_are_the_plain_ones(kind: str) -> None:
+    """Chunks of 40 and 20 tokens on the GPU, all at once on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, teacher, weight, own = (torch.randn(n, 32, generator=generator) for n in (100, 100, 700, 700))
+    labels = torch.randint(700, (100,), generator=generator)
+    found = []
+    for device, chunk in (("cuda", 40), ("cpu", 100)):
+        h, w = (x.to(device, copy=True).requires_grad_() for x in (hidden, weight))
+        full = own.to(device)
+        sums = chunked_losses(
+            kind,
+            h,
+            (w, None),
+            teacher.to(device),
+            lambda x, full=full: x @ full.t(),
+            labels.to(device),
+            0.3,
+            chunk,
+            0.01,
+        )
+        sums.objective.backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        found.append([x.cpu() for x in (sums.loss, sums.forward_kl, sums.reverse_kl, h.grad, w.grad)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("case", ["llama", "mixtral"])
