@@ -44,15 +44,22 @@ def autocast(options: TrainingOptions, device: str) -> contextlib.AbstractContex
 def repeatable(options: TrainingOptions) -> Iterator[None]:
     """Have torch refuse kernels that do not repeat themselves, where that is asked for.
 
-    Raises, inside:
-        RuntimeError: an operation has no kernel that does; names it.
+    cuBLAS reads its setting once, when a process makes its first product on a GPU: where another recipe did that before
+    in the same process, set ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` outside.
+
+    Raises:
+        ValueError: an operation has no kernel that does; names it.
     """
     before = torch.are_deterministic_algorithms_enabled()
     if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        if options.deterministic and "eterministic" in str(error):
+            raise ValueError(f"deterministic: {str(error).split('. ')[0]}") from error
+        raise
     finally:
         torch.use_deterministic_algorithms(before)
 

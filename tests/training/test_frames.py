@@ -215,6 +215,25 @@ def test_the_quantizers_options_are_filled_in() -> None:
     assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
 
 
+def test_an_operation_that_does_not_repeat_itself_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the setting goes with the run."""
+    model = tiny_model("llama")
+    method = make_method(recipe("bitdistiller", deterministic=True))
+    seen = []
+    monkeypatch.setattr(frames.Trainer, "run", lambda self: seen.append(torch.are_deterministic_algorithms_enabled()))
+    with pytest.raises(IndexError):  # a run that records nothing
+        method.quantize(model, list_targets(model), random_data())
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+    def refused(self: Any) -> None:
+        raise RuntimeError("put_ does not have a deterministic implementation, but you set it. You can turn it off.")
+
+    monkeypatch.setattr(frames.Trainer, "run", refused)
+    with pytest.raises(ValueError, match="deterministic: put_ does not have a deterministic implementation, but"):
+        method.quantize(model, list_targets(model), random_data())
+
+
 def test_without_data_there_is_a_reason() -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="needs training data"):
