@@ -155,6 +155,7 @@ def quantize_rows(
     size: int | None,
     static: bool = False,
     stale: bool = False,
+    left: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Grid]:
     """GPTQ of one weight, or of several that read the same input, rows below each other.
 
@@ -165,6 +166,7 @@ def quantize_rows(
         size: columns of a group; None for one set of levels for the whole weight.
         static: fit all groups first.
         stale: fit groups from weights as they were at the start of the block of 128 columns.
+        left: is filled, in the shape of ``weight``, with the weights as each was just before it was rounded.
 
     Returns:
         Codes uint8 ``[out, in]`` and the grid, both in the natural order of the columns.
@@ -203,14 +205,21 @@ def quantize_rows(
                         rule = _rule(lattice, fitted[-1])
                     local = torch.zeros_like(local)
                 codes[start:stop], errors[at] = _feed(block[at], factor.upper[start:stop, start:stop], rule, local)
+                if left is not None:  # w - level = e U_ii
+                    left[:, start:stop] = (factor.upper.diagonal()[start:stop, None] * errors[at]).t()
                 if stop < end:
                     block[at.stop :].addmm_(factor.upper[start:stop, stop:end].t(), errors[at], alpha=-1)
             if end < width:
                 rest[end:].addmm_(factor.upper[begin:end, end:].t(), errors, alpha=-1)
-    result = codes.t()
+    result, levels = codes.t(), join_groups(fitted) if grid is None else grid
     if factor.order is not None:
         result = torch.empty_like(result).index_copy_(1, factor.order, result)
-    return result.contiguous(), join_groups(fitted) if grid is None else grid
+    result = result.contiguous()
+    if left is not None:
+        if factor.order is not None:
+            left.copy_(torch.empty_like(left).index_copy_(1, factor.order, left))
+        left += levels.decode(result.reshape(*levels.shape, -1)).reshape(left.shape)
+    return result, levels
 
 
 def _rule(lattice: WeightMethod, grid: Grid) -> Any:

@@ -41,6 +41,7 @@ class EfficientQATBlock(Method):
     """Weights, scales and zero points trained block by block."""
 
     needs = "calibration"
+    leaves_latent = True
     Options = Options
 
     @torch.no_grad()
@@ -50,6 +51,7 @@ class EfficientQATBlock(Method):
         layers: dict[str, QuantizedWeight] = {}
         other: dict[str, torch.Tensor] = {}
         notes: dict[str, dict[str, float]] = {}
+        latent: dict[str, torch.Tensor] = {}
         for block, _, outputs in pairs(model, targets, data, self.options.batch):
             start = time.perf_counter()
             names = local_names(block)
@@ -67,6 +69,8 @@ class EfficientQATBlock(Method):
             self.fit(block, quantized, outputs, [*trained.values()], [*free.values()])
             for name, each in trained.items():
                 layers[name] = each.encoded()
+                if self.leave_latent:
+                    latent[name] = each.values.detach().reshape(each.shape).cpu()
                 block.set_weight(name, layers[name].dequantize())
             for local, tensor in free.items():
                 full = f"{block.prefix}.{local}"
@@ -75,7 +79,7 @@ class EfficientQATBlock(Method):
             after = block_mse(block, {}, outputs)
             seconds = round((time.perf_counter() - start) / len(trained), 4)
             notes |= {name: {"seconds": seconds, "block_mse_start": before, "block_mse": after} for name in trained}
-        return Quantized({t.name: layers[t.name] for t in targets}, other, {"layers": notes})
+        return Quantized({t.name: layers[t.name] for t in targets}, other, {"layers": notes}, latent)
 
     def fit(
         self,

@@ -54,6 +54,7 @@ class GPTQ(Method):
     """Error feedback on any lattice, block by block."""
 
     needs = "calibration"
+    leaves_latent = True
     Options = Options
 
     def __init__(self, recipe: Recipe) -> None:
@@ -74,6 +75,7 @@ class GPTQ(Method):
                 raise ValueError(f"recipe {self.recipe.name}, layer {target.name}: weights are not finite")
         layers: dict[str, QuantizedWeight] = {}
         notes: dict[str, dict[str, Any]] = {}
+        self._left: dict[str, torch.Tensor] = {}
         dtype = None
         for block in walk(model, targets, data):
             start = time.perf_counter()
@@ -85,7 +87,8 @@ class GPTQ(Method):
             seconds, total = time.perf_counter() - start, sum(t.weight.numel() for t in block.targets)
             for target in block.targets:  # a block's time, forward passes included, by the layers' shares of weights
                 notes[target.name]["seconds"] = round(seconds * target.weight.numel() / total, 4)
-        return Quantized(layers, notes={"layers": notes, "compute_dtype": str(dtype).removeprefix("torch.")})
+        facts = {"layers": notes, "compute_dtype": str(dtype).removeprefix("torch.")}
+        return Quantized(layers, notes=facts, latent=self._left)
 
     def _quantize_group(
         self,
@@ -123,11 +126,14 @@ class GPTQ(Method):
             block.set_weight(target.name, decoded)
             layers[target.name] = quantized
 
-    def _rows(self, weight: torch.Tensor, factor: Factor, size: int | None) -> tuple[torch.Tensor, Grid]:
-        options = self.options
-        return quantize_rows(
-            weight, factor, self.lattice, size, options.static_groups, stale=options.compat == "reference"
-        )
+    def _rows(
+        self, weight: torch.Tensor, factor: Factor, size: int | None
+    ) -> tuple[torch.Tensor, Grid, torch.Tensor | None]:
+        """Codes, grid, and, if they are to be left, the weights as they were before each was rounded."""
+        options, left = self.options, torch.empty_like(weight) if self.leave_latent else None
+        stale = options.compat == "reference"
+        codes, grid = quantize_rows(weight, factor, self.lattice, size, options.static_groups, stale, left)
+        return codes, grid, left
 
     def _together(self, block: Block, group: Sequence[Target], factor: Factor) -> list[QuantizedWeight]:
         """Rows of all targets of a group below each other; a whole tensor with levels of its own stays alone."""
@@ -135,11 +141,21 @@ class GPTQ(Method):
         size = self.recipe.group_size(group[0].weight.shape[1], group[0].name)
         weights = [original(block, target) for target in group]
         if size is None:
-            return [QuantizedWeight.from_codes(*self._rows(weight, factor, None)) for weight in weights]
-        codes, grid = self._rows(torch.cat(weights), factor, size)
+            found = [self._rows(weight, factor, None) for weight in weights]
+            for target, (_, _, left) in zip(group, found, strict=True):
+                self._leave(target.name, left)
+            return [QuantizedWeight.from_codes(codes, grid) for codes, grid, _ in found]
+        codes, grid, left = self._rows(torch.cat(weights), factor, size)
         rows = [len(weight) for weight in weights]
+        for target, part in zip(group, [None] * len(rows) if left is None else left.split(rows), strict=True):
+            self._leave(target.name, part)
         grids = split_rows(grid, rows)
         return [QuantizedWeight.from_codes(c, g) for c, g in zip(codes.split(rows), grids, strict=True)]
+
+    def _leave(self, name: str, left: torch.Tensor | None) -> None:
+        """Keep what :meth:`_rows` left of a target."""
+        if left is not None:
+            self._left[name] = left.cpu()
 
     def _stack(
         self, weights: torch.Tensor, name: str, moments: torch.Tensor
@@ -147,15 +163,17 @@ class GPTQ(Method):
         """Every expert with the Hessian of the tokens that it saw."""
         self.lattice.begin(name)
         size = self.recipe.group_size(weights.shape[-1], name)
-        codes, grids, factors = [], [], []
+        codes, grids, factors, lefts = [], [], [], []
         for expert, (weight, moment) in enumerate(zip(weights, moments, strict=True)):
             try:
                 factor = factorize(moment, self.options.damping, self.options.act_order)
-                found, grid = self._rows(weight, factor, size)
+                found, grid, left = self._rows(weight, factor, size)
             except ValueError as error:
                 raise ValueError(f"expert {expert}: {error}") from None
             factor.upper = torch.empty(0)  # large, and done with
             codes.append(found)
             grids.append(grid)
             factors.append(factor)
+            lefts += [] if left is None else [left]
+        self._leave(name, torch.stack(lefts) if lefts else None)
         return torch.stack(codes), type(grids[0]).cat(grids), factors

@@ -67,7 +67,7 @@ class HQQ(WeightMethod):
             running = running & (error < least)
             least = torch.where(running, error, least)
             path.append(torch.where(running, zero, path[-1]))
-            if not running.any():
+            if not torch.compiler.is_compiling() and not running.any():
                 break
         return path
 

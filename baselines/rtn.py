@@ -22,7 +22,7 @@ import torch
 
 from baselines.options.rtn import Options
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, stored
-from r2q.quantization.method import WeightMethod
+from r2q.quantization.method import Recipe, WeightMethod
 
 
 def affine_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> AffineGrid:
@@ -38,17 +38,24 @@ class RTN(WeightMethod):
 
     Options = Options
 
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        clips, steps = self.options.clip == "mse", self.options.steps
+        self.factors = torch.linspace(1, self.options.smallest, steps) if clips else torch.ones(1)
+
     def fit_groups(self, values: torch.Tensor) -> AffineGrid:
         low, high = values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0)  # [rows, groups]
-        best = affine_grid(low, high, self.recipe.bits)
         if self.options.clip == "none":
-            return best
-        least = (best.decode(best.encode(values)) - values).square_().sum(-1)
-        for factor in torch.linspace(1, self.options.smallest, self.options.steps).tolist()[1:]:
-            grid = affine_grid(low * factor, high * factor, self.recipe.bits)
-            error = (grid.decode(grid.encode(values)) - values).square_().sum(-1)
-            better = error < least
-            least = torch.where(better, error, least)
-            scale, zero = torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
+            return affine_grid(low, high, self.recipe.bits)
+        at_once = len(self.factors) if torch.compiler.is_compiling() else 1  # compiled, none of it is kept
+        best, least = affine_grid(low, high, self.recipe.bits), torch.full_like(low, torch.inf)
+        for factors in self.factors.to(values.device).split(at_once):
+            grid = affine_grid(low.unsqueeze(-1) * factors, high.unsqueeze(-1) * factors, self.recipe.bits)
+            wide = values.unsqueeze(-2)  # [rows, groups, 1, n] on grids [rows, groups, factors]
+            error, at = (grid.decode(grid.encode(wide)) - wide).square_().sum(-1).min(-1, keepdim=True)
+            better = error.squeeze(-1) < least
+            least = torch.where(better, error.squeeze(-1), least)
+            scale = torch.where(better, grid.scale.gather(-1, at).squeeze(-1), best.scale)
+            zero = torch.where(better, grid.zero.gather(-1, at).squeeze(-1), best.zero)
             best = AffineGrid(scale, zero, self.recipe.bits)
         return best

@@ -60,7 +60,7 @@ class Eager(Latent):
     """The weight method's own code at every step, instead of the one-pass version."""
 
     def weight(self) -> torch.Tensor:
-        self.quantizer.fused = None
+        self.quantizer.fused = False
         return self.quantizer(self.target.weight)
 
 

@@ -3,13 +3,14 @@
     git clone https://github.com/DD-DuDa/BitDistiller REFERENCE
     python -m benchmarks.training --cases ours reference --shape 7b [--layers 8] [--reference REFERENCE] [--out x.json]
 
-Random models of a shape (1b: TinyLlama, 7b: Llama-2, 70b: Llama-2, of which a card holds a few layers), teacher and
-student in full on the card, CAKLD on all tokens, R2Q in groups of 128, AdamW, activation checkpointing, rows of 1,024
-tokens. ``ours`` takes its settings from ``--options`` (JSON of training options), one run for each; its seconds are
-those of ``training.csv``. ``reference`` runs the repository's own parts: ``convertModelToQuant`` (int2-asym) and
-``KDTrainer.compute_loss``, then torch's gradient clipping and fused AdamW in place of the DeepSpeed set-up around them.
-``split`` is ours with every parameter split by FSDP2 over one process: what the splitting itself costs.
-``generate`` times the teacher's own text, in batches as ``teacher-data`` makes it.
+Random models of a shape (135m: SmolLM2, 1b: TinyLlama, 7b: Llama-2, 70b: Llama-2, of which a card holds a few layers),
+teacher and student in full on the card, CAKLD on all tokens, AdamW, activation checkpointing, rows of 1,024 tokens.
+``ours`` takes its settings from ``--options`` (JSON of training options; R2Q in groups of 128 unless they and
+``--group`` say otherwise), one run for each; its seconds are those of ``training.csv``. ``reference`` runs the
+repository's own parts: ``convertModelToQuant`` (int2-asym) and ``KDTrainer.compute_loss``, then torch's gradient
+clipping and fused AdamW in place of the DeepSpeed set-up around them. ``split`` is ours with every parameter split by
+FSDP2 over one process: what the splitting itself costs. ``generate`` times the teacher's own text, in batches as
+``teacher-data`` makes it.
 """
 
 from __future__ import annotations
@@ -38,21 +39,29 @@ from r2q.training.processes import Group
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
 
-GROUP, LENGTH, VOCABULARY = 128, 1024, 32000
-SHAPES = {
+GROUP, LENGTH = 128, 1024
+SHAPES: dict[str, dict[str, Any]] = {
+    "135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.04,
+    },
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32},
     "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8},
 }
-LAYERS = {"1b": 22, "7b": 32, "70b": 80}
+LAYERS = {"135m": 30, "1b": 22, "7b": 32, "70b": 80}
 
 
 def configuration(shape: str, layers: int) -> Any:
     """A Llama of a shape."""
     return transformers.LlamaConfig(
-        **SHAPES[shape],
+        **{"vocab_size": 32000} | SHAPES[shape],
         num_hidden_layers=layers,
-        vocab_size=VOCABULARY,
         max_position_embeddings=4096,
         attn_implementation="sdpa",
         use_cache=False,
@@ -69,8 +78,8 @@ def random_model(shape: str, layers: int) -> Any:
     return model
 
 
-def random_rows(count: int) -> Rows:
-    tokens = torch.randint(3, VOCABULARY, (count, LENGTH), generator=torch.Generator().manual_seed(0))
+def random_rows(count: int, vocabulary: int) -> Rows:
+    tokens = torch.randint(3, vocabulary, (count, LENGTH), generator=torch.Generator().manual_seed(0))
     return Rows(tokens, torch.zeros(count, dtype=torch.int64), torch.full((count,), LENGTH))
 
 
@@ -93,7 +102,9 @@ class Split(Group):
         fully_shard(module, mesh=init_device_mesh("cuda", (1,)), reshard_after_forward=not keep_whole)
 
 
-def ours(model: Any, rows: int, steps: int, changes: dict[str, Any], split: bool = False) -> dict[str, Any]:
+def ours(
+    model: Any, rows: int, steps: int, changes: dict[str, Any], group_size: int, split: bool = False
+) -> dict[str, Any]:
     """The trainer of this package."""
     options = TrainingOptions(
         **{
@@ -111,18 +122,15 @@ def ours(model: Any, rows: int, steps: int, changes: dict[str, Any], split: bool
         }
         | changes
     )
-    made, device = random_rows(steps * rows + 1), torch.device("cuda", 0)
+    made, device = random_rows(steps * rows + 1, model.config.vocab_size), torch.device("cuda", 0)
     if split and not distributed.is_initialized():
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29511")
         distributed.init_process_group("nccl", rank=0, world_size=1, device_id=device)
     group = Split(device=device) if split else Group(device=device)
     data = TrainingData(made[slice(0, steps * rows)], made[slice(steps * rows, None)], "text", "")
-    quantizer = make_method(Recipe("r2q", "r2q", f"g{GROUP}"))
-    latent = getattr(torch, options.latent)
-    teacher = teacher_of(model, torch.bfloat16, group)
-    student = Student(
-        model, list_targets(model), quantizer, "all", "identity", latent, group, compiled=options.compiled
-    )
+    quantizer = make_method(Recipe("r2q", options.quantizer, f"g{group_size}", options=options.quantizer_options))
+    teacher = teacher_of(model, options, group)
+    student = Student(model, list_targets(model), quantizer, options, group)
     trainer = Trainer(student, teacher, options, data, 0, group)
     torch.cuda.reset_peak_memory_stats()
     trainer.run()
@@ -147,7 +155,7 @@ def reference(model: Any, rows: int, steps: int, path: Path) -> dict[str, Any]:
     trainer = KDTrainer.__new__(KDTrainer)
     trainer.teacher_model, trainer.loss_type, trainer.mean_prob = model.requires_grad_(False), "cakld", 0.5
     optimizer = torch.optim.AdamW(student.parameters(), lr=8e-6, weight_decay=0.0, fused=True)
-    made = random_rows(steps * rows).tokens.to("cuda").split(rows)
+    made = random_rows(steps * rows, model.config.vocab_size).tokens.to("cuda").split(rows)
     torch.cuda.reset_peak_memory_stats()
     seconds, losses = [], []
     for tokens in made:
@@ -169,17 +177,24 @@ def shape_of(model: Any) -> tuple[str, int]:
 
 
 def generate(model: Any, batches: list[int], tokens: int = 256) -> dict[str, Any]:
-    """New tokens a second of the teacher, temperature 0.7, after a prompt of 32 tokens."""
+    """New tokens a second of the teacher, temperature 0.7, after a prompt of 32 tokens, by the kind of its cache."""
     found = {}
-    for batch in batches:
-        prompt = torch.randint(3, VOCABULARY, (batch, 32), device="cuda")
-        settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "use_cache": True, "pad_token_id": 0}
-        for count in (8, tokens):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            model.generate(prompt, max_new_tokens=count, min_new_tokens=count, **settings)
-            torch.cuda.synchronize()
-        found[f"batch {batch}"] = {"new tokens/s": round(batch * tokens / (time.perf_counter() - started))}
+    for cache in ("dynamic", "static"):  # a static one has transformers compile the step
+        for batch in batches:
+            prompt = torch.randint(3, model.config.vocab_size, (batch, 32), device="cuda")
+            settings = {"do_sample": True, "temperature": 0.7, "top_k": 0, "use_cache": True, "pad_token_id": 0}
+            for _ in range(2):
+                torch.cuda.synchronize()
+                started = time.perf_counter()
+                model.generate(
+                    prompt,
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    cache_implementation=None if cache == "dynamic" else cache,
+                    **settings,
+                )
+                torch.cuda.synchronize()
+            found[f"{cache}, batch {batch}"] = {"new tokens/s": round(batch * tokens / (time.perf_counter() - started))}
     return found
 
 
@@ -190,6 +205,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="only so many of them")
     parser.add_argument("--options", nargs="+", default=["{}"], help="JSON of training options, a run for each")
     parser.add_argument("--reference", type=Path, help="a checkout of DD-DuDa/BitDistiller")
+    parser.add_argument("--group", type=int, default=GROUP, help="group size of `ours`")
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batches", type=int, nargs="+", default=[64], help="of `generate`")
@@ -208,7 +224,8 @@ def main() -> None:
                 elif case == "generate":
                     found[label] = generate(model, given.batches)
                 else:
-                    found[label] = ours(model, given.rows, given.steps, json.loads(text), case == "split")
+                    options = json.loads(text)
+                    found[label] = ours(model, given.rows, given.steps, options, given.group, case == "split")
             except torch.OutOfMemoryError as error:
                 found[label] = str(error).split(".")[0]
             model = None

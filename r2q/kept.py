@@ -76,7 +76,7 @@ def _siblings(file: Path, source: bytes) -> list[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: a reader, or a run after a kill -9, never meets half of it."""
+    """Write a whole file or nothing: a reader, or a run after a kill -9 or a power cut, never meets half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -84,6 +84,8 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

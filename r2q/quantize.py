@@ -27,6 +27,7 @@ from r2q.prepare import read_prepared
 from r2q.quantization.method import CheckpointMethod, Recipe, make_method
 from r2q.records import DIVERGED, FAILED, OK, Layer, Report, missing_files, one_line, passing, read_if_whole
 from r2q.training.data import TrainingData
+from r2q.training.start import LATENT, leave
 from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
 
@@ -88,11 +89,12 @@ def quantize(
         rows = replace_fields(rows, identity=key(identity))
     progress = f"quantize {model} {recipe} seed {seed}:"
     report = read_if_whole(out / "report.json", Report)
-    if report is not None and report.key == key(identity) and _whole(report, out):
+    leaves = config.starts_training(recipe)
+    if report is not None and report.key == key(identity) and _whole(report, out, leaves):
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
-        record = _unit(unit, entry, tokenizer, out, device, data, rows)
+        record = _unit(unit, entry, tokenizer, out, device, data, rows, leaves)
     hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
     hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
     hashes |= {"training": rows.digest} if rows is not None else {}
@@ -126,9 +128,10 @@ def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
     return Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 
-def _whole(report: Report, folder: Path) -> bool:
+def _whole(report: Report, folder: Path, leaves: bool) -> bool:
     """Whether all that a unit wrote is still there, and its weights as they were."""
     there = report.status == OK and not missing_files(folder, report.files)
+    there = there and (not leaves or LATENT in report.files)
     return there and folder_digest(folder) == report.hashes["weights"]
 
 
@@ -183,6 +186,7 @@ def _unit(
     device: torch.device,
     data: Calibration | None = None,
     training: TrainingData | None = None,
+    leaves: bool = False,
 ) -> dict[str, Any]:
     """Quantize and write one unit; the fields of its report that only this work gives."""
     record: dict[str, Any] = {"status": OK, "reason": "", "bits": recipe.bits}
@@ -197,8 +201,11 @@ def _unit(
     try:
         if isinstance(method, CheckpointMethod):
             return record | adopt(method, model, targets, tokenizer, folder, device)
-        layers, notes = apply(method, model, targets, device, data, training)
+        latent: dict[str, torch.Tensor] | None = {} if leaves else None
+        layers, notes = apply(method, model, targets, device, data, training, latent)
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
+        if latent is not None:
+            leave(folder, latent)
     except FAILURES as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
             stale.unlink()

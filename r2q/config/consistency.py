@@ -141,6 +141,8 @@ def _start_problems(config: Config, name: str, start: str) -> list[str]:
         mine, theirs = getattr(entry, field), getattr(other, field)
         if mine != theirs:
             found.append(f"{key} must be a recipe with {field} {_text(mine)}, as this one has; it has {_text(theirs)}")
+    if entry.options.get("start_from") == "weights" and not method_info(other.method).leaves_latent:
+        found.append(f"{key} leaves no weights to start from (start_from: weights); gptq and efficientqat_block do")
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
     return found + [f"{key} is not among the recipes of model {model}" for model in without]
 

@@ -22,7 +22,7 @@ from r2q.config.base import ConfigError, MethodOptions, nearest
 
 R2Q = "r2q.quantization.residual"
 CONTRACT = "r2q.quantization.method"
-FACTS = ("needs", "stochastic", "version", "control", "quantizes")  # class attributes of the contract
+FACTS = ("needs", "stochastic", "version", "control", "quantizes", "leaves_latent")  # of the contract's classes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MethodInfo:
         module, name: where the class is imported from.
         path: the source file.
         options: its `Options`.
-        needs, stochastic, version, control, quantizes: the class attributes of the contract.
+        needs, stochastic, version, control, quantizes, leaves_latent: the class attributes of the contract.
         weight_method: whether it is a function of one weight.
     """
 
@@ -46,6 +46,7 @@ class MethodInfo:
     version: int
     control: bool
     quantizes: bool
+    leaves_latent: bool
     weight_method: bool
 
     @property

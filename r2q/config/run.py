@@ -93,6 +93,11 @@ class Config(Section):
         """Whether a recipe trains the model."""
         return method_info(self.recipes[recipe].method).needs == "training"
 
+    def starts_training(self, recipe: str) -> bool:
+        """Whether some recipe starts from the weights that a recipe rounded, which it then has to leave."""
+        options = [entry.options for entry in self.recipes.values()]
+        return any(one.get("start") == recipe and one.get("start_from") == "weights" for one in options)
+
     def lattice_units(self) -> tuple[str, list[str]] | None:
         """What the lattice figure shows: a model and its recipes rtn and r2q; None when there is no such pair.
 

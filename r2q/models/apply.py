@@ -40,11 +40,13 @@ def apply(
     device: torch.device,
     data: Calibration | None = None,
     training: Any = None,
+    latent: dict[str, torch.Tensor] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Quantize the targets of ``model`` in place.
 
     Weights are visited one by one where the method allows it. Without calibration data each is let go as soon as it
-    is packed (the peak is the model plus one layer); with it, all stay until the output errors are measured.
+    is packed (the peak is the model plus one layer); with it, all stay until the output errors are measured. ``latent``
+    is filled with the weights as the method left them just before they were rounded.
 
     Returns:
         One description per layer (see :func:`describe`), and the method's notes.
@@ -54,12 +56,15 @@ def apply(
     """
     if method.needs == "calibration" and data is None:
         raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
+    method.leave_latent = latent is not None
     if isinstance(method, WeightMethod):
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
         result = method.quantize(model, targets, training if method.needs == "training" else data)
         weights = {target.name: target.weight for target in targets}
         layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
+    if latent is not None:
+        latent |= result.latent
     notes = dict(result.notes)
     of_layers = notes.pop("layers", {})
     errors = output_errors(model, targets, result.layers, data) if data is not None and result.layers else {}

@@ -25,10 +25,14 @@ SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a divisor that stays
 def stored(values: torch.Tensor) -> torch.Tensor:
     """Round scales to the 16 bits that are stored.
 
+    In compiled code nothing is checked: what leaves the range becomes infinite there, and so does what is made of it.
+
     Raises:
         ValueError: a value is not finite, or above the largest float16 (65504).
     """
     rounded = values.to(SCALE_DTYPE)
+    if torch.compiler.is_compiling():  # a compiler drops a conversion there and back, but no operation on integers
+        return (rounded.view(torch.int16) & -1).view(SCALE_DTYPE)
     if not torch.isfinite(rounded).all():
         kind = "are not finite" if not torch.isfinite(values).all() else "exceed 65504, the largest 16-bit scale"
         raise ValueError(f"weights {kind}")

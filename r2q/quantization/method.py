@@ -124,11 +124,13 @@ class Quantized:
         layers: quantized weights by target name.
         other: full-precision tensors that the method changed, by parameter name.
         notes: what the method has to say, JSON values only; ``notes["layers"][name]`` belongs to one layer.
+        latent: float32 weights by target name, as they were just before they were rounded, where they are to be left.
     """
 
     layers: dict[str, QuantizedWeight]
     other: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    latent: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Weighted(Protocol):
@@ -151,6 +153,8 @@ class Method(ABC):
         version: raised whenever the numbers it produces can change.
         control: whether it is there to be held against: a control does not compete for the best value of a table.
         quantizes: whether it chooses levels; a method that does not takes no granularity and no bits.
+        leaves_latent: whether it can leave the weights that it rounded, for training to start from.
+        leave_latent: set before :meth:`quantize`: it shall.
     """
 
     needs: ClassVar[Literal["weights", "calibration", "training", "checkpoint"]] = "weights"
@@ -159,6 +163,8 @@ class Method(ABC):
     version: ClassVar[int] = 1
     control: ClassVar[bool] = False
     quantizes: ClassVar[bool] = True
+    leaves_latent: ClassVar[bool] = False
+    leave_latent = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -19,11 +19,15 @@ more than half of |w| lies below its mean, so quantizing R2Q's own output moves 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from r2q.quantization.grid import BinaryGrid, Grid, stored
 from r2q.quantization.method import WeightMethod
 from r2q.quantization.options import Options
+
+SINGULAR = 1e-6  # what is left of a sign vector of length 1 beside the others
 
 
 def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -45,10 +49,10 @@ def residual_scales(values: torch.Tensor, bits: int, dtype: torch.dtype = torch.
 def residual_codes(values: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     """Codes (uint8) of ``values [rows, groups, n]`` by successive signs of the residual; bit i is set for +alpha_i."""
     scale, residual = alpha.float(), values + 0.0  # -0 becomes +0, so that copysign agrees with sign(0) = +1
-    codes = (residual >= 0).view(torch.uint8)
+    codes = (residual >= 0).to(torch.uint8)
     for i in range(1, alpha.shape[-1]):
         residual = residual - torch.copysign(scale[..., i - 1 : i], residual)
-        codes = torch.add(codes, (residual >= 0).view(torch.uint8), alpha=1 << i)
+        codes = torch.add(codes, (residual >= 0).to(torch.uint8), alpha=1 << i)
     return codes
 
 
@@ -66,21 +70,40 @@ def refit(values: torch.Tensor, alpha: torch.Tensor, codes: torch.Tensor) -> tor
     A group keeps its old scales where the system is singular (its sign vectors depend on each other) or where
     rounding would make the fit worse. Negative scales are turned positive: nearest codes flip with them.
     """
-    bits, n = alpha.shape[-1], values.shape[-1]
-    signs = [((codes >> i) & 1).to(values.dtype).mul_(2).sub_(1) for i in range(bits)]
-    moment = torch.stack([(sign * values).mean(-1) for sign in signs], -1)  # B^T w / n, [rows, groups, bits]
-    gram = torch.ones(*moment.shape, bits, device=values.device)  # B^T B / n
-    for i in range(bits):
+    bits, n = range(alpha.shape[-1]), values.shape[-1]
+    signs = [((codes >> i) & 1).to(values.dtype).mul_(2).sub_(1) for i in bits]
+    moment = [(sign * values).mean(-1) for sign in signs]  # B^T w / n
+    gram = [[torch.ones_like(moment[0])] * len(bits) for _ in bits]  # B^T B / n
+    for i in bits:
         for j in range(i):
-            gram[..., i, j] = gram[..., j, i] = (signs[i] * signs[j]).sum(-1) / n
-    solution, info = torch.linalg.solve_ex(gram, moment.unsqueeze(-1))
-    new = solution.squeeze(-1)
+            gram[i][j] = gram[j][i] = (signs[i] * signs[j]).sum(-1) / n
+    new, regular = solve(gram, moment)
 
-    def error(a: torch.Tensor) -> torch.Tensor:  # mean square error, less the constant mean w^2
-        return (a * ((gram @ a.unsqueeze(-1)).squeeze(-1) - 2 * moment)).sum(-1)
+    def error(a: Sequence[torch.Tensor]) -> torch.Tensor:  # mean square error, less the constant mean w^2
+        parts = [a[i] * (sum(gram[i][j] * a[j] for j in bits) - 2 * moment[i]) for i in bits]
+        return torch.stack(parts).sum(0)
 
-    better = (info == 0) & new.isfinite().all(-1) & (error(new) <= error(alpha))
-    return torch.where(better.unsqueeze(-1), new, alpha).abs().sort(-1, descending=True).values
+    better = regular & (error(new) <= error(alpha.unbind(-1)))
+    return torch.where(better.unsqueeze(-1), torch.stack(new, -1), alpha).abs().sort(-1, descending=True).values
+
+
+def solve(
+    matrix: Sequence[Sequence[torch.Tensor]], right: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Solution of many small symmetric, positive systems at once, and where there is one (bool), by elimination."""
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    count = len(rows)
+    regular = torch.ones_like(right[0], dtype=torch.bool)
+    for i in range(count):
+        regular = regular & (rows[i][i] > SINGULAR)
+        for j in range(i + 1, count):
+            factor = rows[j][i] / rows[i][i]
+            rows[j] = [b - factor * a for a, b in zip(rows[i], rows[j], strict=True)]
+    found: list[torch.Tensor] = []
+    for i in reversed(range(count)):
+        known = sum(rows[i][count - k] * found[-k] for k in range(1, len(found) + 1))
+        found.insert(0, (rows[i][count] - known) / rows[i][i])
+    return found, regular & torch.stack(found).isfinite().all(0)
 
 
 def optimal_scales(values: torch.Tensor) -> torch.Tensor:
@@ -108,6 +131,7 @@ class R2Q(WeightMethod):
     """Residual refinement quantization, with the refinements it has to be compared with."""
 
     Options = Options
+    version = 2
 
     def fit_groups(self, values: torch.Tensor) -> Grid:
         bits, refine = self.recipe.bits, self.options.refine

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from r2q.kept import write_atomic
 
 FORMAT_VERSION = 1
+AGAIN = "delete it, and the verb teacher-data (the same run) makes it again"
 CPU = torch.device("cpu")
 
 
@@ -133,13 +134,14 @@ def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:
             metadata = json.loads((file.metadata() or {}).get("facts", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or truncated ({error})") from None
-    text = metadata.get("settings", "{}")
+        raise ValueError(f"{path}: damaged or truncated ({error}); {AGAIN}") from None
+    text = metadata.get("settings", "")
+    if digest_of(tensors, text) != metadata.get("sha256"):
+        raise ValueError(f"{path}: content and hash differ, the file was changed or damaged; {AGAIN}")
     settings = json.loads(text)
     if settings.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: training data of format {settings.get('format_version')}, not {FORMAT_VERSION}")
-    if digest_of(tensors, text) != metadata.get("sha256"):
-        raise ValueError(f"{path}: content and hash differ, the file was changed or damaged")
+        found = settings.get("format_version")
+        raise ValueError(f"{path}: training data of format {found}, not {FORMAT_VERSION}; {AGAIN}")
     halves = [
         Rows(*(tensors[f"{name}.{field}"].long() for field in ("tokens", "start", "end")))
         for name in ("train", "held_out")

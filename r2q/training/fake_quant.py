@@ -29,7 +29,7 @@ from torch import nn
 from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import CHUNK, QuantizedWeight, WeightMethod
-from r2q.training.fused import compiled, fused_map
+from r2q.training.fused import Map, compiles, one_pass
 from r2q.training.processes import whole
 
 Gradient = Literal["identity", "clipped", "through-scales"]
@@ -75,7 +75,8 @@ class FakeQuantizer:
 
     def __init__(self, method: WeightMethod, name: str, gradient: Gradient = "identity") -> None:
         self.method, self.name, self.gradient = method, name, gradient
-        self.fused = fused_map(method) if gradient == "identity" else None
+        self.fused = gradient == "identity" and compiles(method)
+        self._compiled: Map | None = None
 
     def blocks(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as ``[rows, groups, n]``."""
@@ -106,11 +107,19 @@ class FakeQuantizer:
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The quantized weight, in the shape and dtype of the latent one, with the surrogate gradient."""
-        if self.fused is not None and (weight.is_cuda or torch.compiler.is_compiling()):
-            fused = self.fused if torch.compiler.is_compiling() else compiled(self.fused)
-            groups = self.blocks(weight.detach()).flatten(0, 1)  # one size that changes from layer to layer, not two
-            return _Identity.apply(weight, fused(groups).reshape(weight.shape))
-        return _StraightThrough.apply(weight, self)
+        if not self.fused or not (weight.is_cuda or torch.compiler.is_compiling()):
+            return self.through(weight, self.run(weight).values)
+        run = one_pass(self.method, weight.dtype)
+        if not torch.compiler.is_compiling():
+            run = self._compiled = self._compiled or torch.compile(run)
+        groups = self.blocks(weight.detach()).flatten(0, 1)  # one size that changes from layer to layer, not two
+        return self.through(weight, run(groups)[0].reshape(weight.shape))
+
+    def through(self, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What ``weight`` was quantized to (in any dtype), with the surrogate gradient."""
+        if self.gradient == "identity":
+            return _Identity.apply(weight, values)
+        return _StraightThrough.apply(weight, values, self)
 
     def backward(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """dL/dw from dL/dw^, by the formulas of the module."""
@@ -142,29 +151,28 @@ class _Identity(torch.autograd.Function):
     """The second tensor's values with the first one's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-        return quantized.view_as(quantized)
+    def forward(ctx: Any, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = weight.dtype
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
+        return gradients[0].to(ctx.dtype), None
 
 
 class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, quantizer: FakeQuantizer) -> torch.Tensor:
-        ctx.quantizer = quantizer
-        if quantizer.gradient != "identity":
-            ctx.save_for_backward(weight)
-        return quantizer.run(weight).values
+    """The same with a quantizer's own rule."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradient,) = gradients
-        if ctx.quantizer.gradient == "identity":
-            return gradient, None
+    def forward(ctx: Any, weight: torch.Tensor, values: torch.Tensor, quantizer: FakeQuantizer) -> torch.Tensor:
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(weight)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return ctx.quantizer.backward(weight, gradient), None
+        return ctx.quantizer.backward(weight, gradients[0].to(weight.dtype)), None, None
 
 
 class Latent:
@@ -172,10 +180,12 @@ class Latent:
 
     Attributes:
         target: where it stands in the student.
+        values: the quantized weight, where it is made once a step for all passes (:mod:`r2q.training.fused`).
     """
 
     def __init__(self, target: Target, method: WeightMethod, gradient: Gradient) -> None:
         self.target, self.quantizer = target, FakeQuantizer(method, target.name, gradient)
+        self.values: torch.Tensor | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What of it can be trained."""
@@ -185,7 +195,8 @@ class Latent:
 
     def weight(self) -> torch.Tensor:
         """The weight that the layer computes with."""
-        return self.quantizer(self.target.weight)
+        weight = self.target.weight
+        return self.quantizer(weight) if self.values is None else self.quantizer.through(weight, self.values)
 
     @property
     def bits(self) -> int:

@@ -14,8 +14,8 @@ from r2q.quantization.method import Method, Quantized
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
-from r2q.training.schedule import compute_dtype
-from r2q.training.start import Ranges
+from r2q.training.schedule import repeatable
+from r2q.training.start import Ranges, Weights
 from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
@@ -53,13 +53,14 @@ class TrainingMethod(Method):
     def train(self, model: torch.nn.Module, targets: Sequence[Target], data: TrainingData, group: Group) -> Quantized:
         """What each process of the run does; all of them return the same."""
         options: TrainingOptions = self.options
-        student = self.student(model, targets, data, group)
-        teacher = teacher_of(model, compute_dtype(options, group.device.type), group)
-        trainer = Trainer(student, teacher, options, data, self.recipe.seed, group)
-        drift = Drift(model, student)
-        drift.measure("before")
-        trainer.run()
-        drift.measure("after")
+        with repeatable(options):
+            student = self.student(model, targets, data, group)
+            teacher = teacher_of(model, options, group)
+            trainer = Trainer(student, teacher, options, data, self.recipe.seed, group)
+            drift = Drift(model, student)
+            drift.measure("before")
+            trainer.run()
+            drift.measure("after")
         trainer.store.write_csv("drift", DRIFT_COLUMNS, list(drift.rows.values()))
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
         other = {name: value.to("cpu", dtypes[name]) for name, value in student.others()}
@@ -67,11 +68,9 @@ class TrainingMethod(Method):
 
     def student(self, model: Any, targets: Sequence[Target], data: TrainingData, group: Group) -> Student:
         """The copy that is trained."""
-        options: TrainingOptions = self.options
-        what = "scales" if self.scales_only else options.train
-        start = None if data.start is None or options.start is None else Ranges(data.start)
-        latent = getattr(torch, options.latent)
-        return Student(model, targets, self.quantizer(), what, options.gradient, latent, group, start, options.compiled)
+        kind = Weights if self.options.start_from == "weights" else Ranges
+        start = None if data.start is None or self.options.start is None else kind(data.start)
+        return Student(model, targets, self.quantizer(), self.options, group, start, self.scales_only)
 
 
 def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:
@@ -86,6 +85,7 @@ def _notes(trainer: Trainer, data: TrainingData) -> dict[str, Any]:
         "data": data.kind,
         "data_sha256": data.digest,
         "loss_on": trainer.loss_on,
+        "start_agreement": trainer.student.start_agreement,
         "coefficient": None if math.isnan(trainer.gamma) else trainer.gamma,
         "coefficient_from": options.coefficient if options.loss == "cakld" else None,
         "kept": options.keep,

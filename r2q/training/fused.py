@@ -1,68 +1,106 @@
-"""One-pass versions of two quantizers for training on a GPU: pure tensor code without checks, compiled there.
+"""Quantizing once a step: the weights of many layers in one pass, which a GPU runs compiled.
 
-A weight method checks its input, keeps codes apart and rounds in several passes, which costs memory traffic that a GPU
-feels at every step. These functions give the same numbers: scales equal within float32 rounding of the mean, codes
-equal but at exact ties. What leaves the range of float16 becomes infinite here and is caught as a loss that is not
-finite.
+The pass is the method's own code (``fit_groups``, ``encode_groups``, its grid's ``decode``), traced by the compiler:
+there is no second version of any method. What a compiled pass gives differs from what is stored by float32 rounding
+(scales in their last bit, codes at exact ties), and it checks nothing: what leaves the range of float16 becomes
+infinite and is caught as a loss that is not finite. A method with a ``begin`` of its own (random codes) runs as it is,
+layer by layer; so does every method on a CPU, where its own loops are faster than what a compiler makes of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from r2q.quantization.grid import SMALLEST_SCALE
-from r2q.quantization.method import WeightMethod
+from r2q.quantization.method import CHUNK, WeightMethod
+from r2q.quantization.packing import pack
 
-Map = Callable[[torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:
+    from r2q.training.fake_quant import Latent
+
+Map = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def stored(scale: torch.Tensor) -> torch.Tensor:
-    """A float32 scale rounded to the 16 bits that are stored.
+def one_pass(method: WeightMethod, dtype: torch.dtype) -> Map:
+    """Groups ``[count, n]`` -> quantized values in ``dtype`` and codes (uint8), both ``[count, n]``; to be compiled."""
 
-    Compiled, a conversion to float16 and back is dropped (what is computed in float32 stays there), and so is a view as
-    integers and back. An operation on those integers is not.
+    def run(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values = groups.unsqueeze(1).float()
+        grid = method.fit_groups(values)
+        codes = method.encode_groups(values, grid)
+        return grid.decode(codes).to(dtype).squeeze(1), codes.squeeze(1)
+
+    return run
+
+
+def compiles(method: WeightMethod) -> bool:
+    """Whether a method is a pure function of the groups."""
+    return type(method).begin is WeightMethod.begin
+
+
+class Together:
+    """Layers with groups of one size, quantized together; each layer's ``values`` are a part of one tensor.
+
+    Args:
+        layers: of one method.
+        dtype: number type of the quantized values.
+        keep_codes: whether ``packed`` is kept.
+
+    Attributes:
+        packed: packed codes ``[groups, bytes]`` of the last pass.
     """
-    return (scale.half().view(torch.int16) & -1).view(torch.float16).float()
+
+    def __init__(self, layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> None:
+        self.layers, self.keep_codes = layers, keep_codes
+        self.method = layers[0].quantizer.method
+        groups = self._groups()
+        fused = groups[0].is_cuda and compiles(self.method)
+        self._fused = torch.compile(one_pass(self.method, dtype)) if fused else None
+        self._values = torch.empty(sum(map(len, groups)), groups[0].shape[1], dtype=dtype, device=groups[0].device)
+        for layer, part in zip(layers, self._values.split([len(group) for group in groups]), strict=True):
+            layer.values = part.view(layer.target.weight.shape)
+        self.packed = torch.empty(0)
+
+    def _groups(self) -> list[torch.Tensor]:
+        """Every layer's weight as ``[groups, n]``."""
+        return [layer.quantizer.blocks(layer.target.weight.detach()).flatten(0, 1) for layer in self.layers]
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Quantize the weights as they are now.
+
+        Raises:
+            ValueError: a weight is not finite or out of range, where the pass is not compiled; names the layer.
+        """
+        if self._fused is None:
+            done = [layer.quantizer.run(layer.target.weight) for layer in self.layers]
+            values, codes = (
+                torch.cat([part.reshape(-1, self._values.shape[1]) for part in parts])
+                for parts in ([one.values for one in done], [one.codes for one in done])
+            )
+        else:
+            groups = torch.cat(self._groups())
+            torch._dynamo.maybe_mark_dynamic(groups, 0)
+            values, codes = self._fused(groups)
+        self._values.copy_(values)
+        if self.keep_codes:
+            self.packed = pack(codes, self.method.recipe.bits)
 
 
-def residual_map(values: torch.Tensor) -> torch.Tensor:
-    """Two-bit R2Q of ``values [..., n]`` in their dtype (see :mod:`r2q.quantization.residual`)."""
-    wide = values.float()
-    magnitude = wide.abs()
-    first = stored(magnitude.mean(-1, keepdim=True))
-    rest = magnitude - first
-    second = stored(rest.abs().mean(-1, keepdim=True))
-    # beyond the first scale the second sign is that of the weight; within, the opposite; residual_codes breaks ties up
-    outer = torch.where(wide >= 0, rest >= 0, rest > 0)
-    level = torch.where(outer, first + second, first - second)
-    return torch.where(wide >= 0, level, -level).to(values.dtype)
-
-
-def nearest_map(values: torch.Tensor, bits: int = 2) -> torch.Tensor:
-    """Min-max round to nearest of ``values [..., n]`` in their dtype (``baselines/rtn.py``)."""
-    wide, steps = values.float(), 2**bits - 1
-    low, high = wide.amin(-1, keepdim=True).clamp_max(0), wide.amax(-1, keepdim=True).clamp_min(0)
-    scale = stored(((high - low) / steps).clamp_min(SMALLEST_SCALE))
-    zero = torch.round(-low / scale).clamp(0, steps)
-    return (((torch.round(wide / scale) + zero).clamp(0, steps) - zero) * scale).to(values.dtype)
-
-
-def fused_map(method: WeightMethod) -> Map | None:
-    """The one-pass version of a method; None when it has none and its own code runs."""
-    recipe, options = method.recipe, method.options
-    if recipe.bits != 2 or recipe.granularity == "tensor":
-        return None
-    if recipe.method == "r2q" and options.refine == "none":
-        return residual_map
-    if recipe.method == "rtn" and options.clip == "none":
-        return nearest_map
-    return None
-
-
-@cache
-def compiled(function: Map) -> Map:
-    """The same, compiled when it is first called."""
-    return torch.compile(function)
+def batches(layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> list[Together]:
+    """All layers, as few at a time as groups of several sizes and memory ask for; one by one on a CPU."""
+    found: dict[tuple[int, torch.dtype], list[list[Latent]]] = {}
+    for layer in layers:
+        weight = layer.target.weight
+        alone = not weight.is_cuda or not compiles(layer.quantizer.method)
+        kind = dtype if not layer.target.is_stack else weight.dtype  # experts may be multiplied without autocast
+        lists = found.setdefault((layer.quantizer.blocks(weight).shape[-1], kind), [])
+        if lists and not alone:
+            filled = sum(other.target.weight.numel() for other in lists[-1])
+            if filled + weight.numel() <= CHUNK["cuda"]:
+                lists[-1].append(layer)
+                continue
+        lists.append([layer])
+    return [Together(some, kind, keep_codes) for (_, kind), lists in found.items() for some in lists]

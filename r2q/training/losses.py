@@ -16,29 +16,35 @@ gamma has two published meanings, both offered: BitDistiller's code takes the me
 (over its eleven first batches divided by ten, paddings included: about a tenth too high; here the mean of what was
 counted), its paper the mean probability that the teacher gives to the label.
 
-Logits of all tokens are never in memory at once: final hidden states are cut into chunks, and each chunk's logits are
-made, used, and made again in the backward pass.
+Logits of all tokens are never in memory at once: final hidden states are cut into chunks, and each chunk's gradient is
+taken while its logits are there, so that nothing is computed twice (as Liger-Kernel's fused linear losses do). On a GPU
+the losses of a chunk are compiled: a few passes over logits in the number type of the layers' arithmetic, sums in
+float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 DISTILLING = ("forward_kl", "reverse_kl", "jsd", "cakld")
 
 
 class Sums(NamedTuple):
-    """Sums over the tokens that count: of the loss, of both divergences (NaN without a teacher), and their number."""
+    """Sums over the tokens that count: of the loss, of both divergences (NaN without a teacher), and their number.
+
+    ``objective`` is the sum of the loss times the scale that was asked for; gradients flow from it alone.
+    """
 
     loss: torch.Tensor
     forward_kl: torch.Tensor
     reverse_kl: torch.Tensor
     tokens: int
+    objective: torch.Tensor
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -88,43 +94,130 @@ def token_losses(
     return loss, forward.detach(), reverse.detach()
 
 
+def _sums(*args: Any) -> tuple[torch.Tensor, ...]:
+    """Sums of :func:`token_losses`."""
+    return tuple(x.sum() for x in token_losses(*args))
+
+
+def _sums_and_slope(
+    kind: str,
+    student: torch.Tensor,
+    teacher: torch.Tensor | None,
+    labels: torch.Tensor,
+    gamma: float,
+    scale: torch.Tensor,
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Sums of :func:`token_losses`, and the gradient of the loss's sum times ``scale`` for the student's logits."""
+
+    def objective(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        found = _sums(kind, logits, teacher, labels, gamma)
+        return found[0] * scale, found
+
+    slope, found = torch.func.grad(objective, has_aux=True)(student)
+    return found, slope
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same in a few passes over the logits."""
+    return torch.compile(function)
+
+
+class Job(NamedTuple):
+    """What :func:`chunked_losses` is asked for, but for what gradients flow into."""
+
+    kind: str
+    teacher_hidden: torch.Tensor | None
+    teacher_head: Head | None
+    labels: torch.Tensor
+    gamma: float
+    chunk: int
+    scale: torch.Tensor  # a number
+
+    def slices(self) -> list[slice]:
+        """The chunks."""
+        return [slice(start, start + self.chunk) for start in range(0, len(self.labels), self.chunk)]
+
+    @torch.no_grad()
+    def part(self, function: Callable[..., Any], rows: slice, logits: torch.Tensor, *more: torch.Tensor) -> Any:
+        """One of the functions above, for some tokens, given the student's logits ``[tokens, vocab]``."""
+        known = self.teacher_hidden is not None and self.teacher_head is not None
+        teacher = self.teacher_head(self.teacher_hidden[rows]) if known else None  # type: ignore[misc, index]
+        labels = self.labels[rows]
+        if logits.is_cuda:
+            function = _compiled(function)
+            for tensor in (logits, labels) if teacher is None else (logits, teacher, labels):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return function(self.kind, logits, teacher, labels, self.gamma, *more)
+
+
+class _GradientAtOnce(torch.autograd.Function):
+    """Loss of a linear head, whose gradient is taken chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, job: Job
+    ) -> tuple[torch.Tensor, ...]:
+        learns = ctx.needs_input_grad[1:3]
+        inputs = [None if x is None else x.detach() for x in (weight, bias)]
+        learn = [x.requires_grad_() for x, needed in zip(inputs, learns, strict=True) if x is not None and needed]
+        slopes = [torch.zeros_like(x) for x in learn]
+        of_hidden = torch.empty_like(hidden)
+        sums = torch.zeros(3, device=hidden.device)
+        for rows in job.slices():
+            with torch.enable_grad():
+                part = hidden[rows].detach().requires_grad_()
+                logits = torch.nn.functional.linear(part, *inputs)  # type: ignore[arg-type]
+            found, slope = job.part(_sums_and_slope, rows, logits.detach(), job.scale)
+            of_hidden[rows], *gradients = torch.autograd.grad(logits, [part, *learn], slope)
+            for total, gradient in zip(slopes, gradients, strict=True):
+                total += gradient
+            sums += torch.stack(found)
+        ctx.save_for_backward(of_hidden, *slopes)
+        ctx.mark_non_differentiable(sums)
+        return sums[0] * job.scale, sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_hidden, *slopes = (gradients[0] * slope for slope in ctx.saved_tensors)
+        of_head = [slopes.pop(0) if needed else None for needed in ctx.needs_input_grad[1:3]]
+        return of_hidden, *of_head, None
+
+
 def chunked_losses(
     kind: str,
     hidden: torch.Tensor,
-    head: Head,
+    head: tuple[torch.Tensor, torch.Tensor | None],
     teacher_hidden: torch.Tensor | None,
     teacher_head: Head | None,
     labels: torch.Tensor,
     gamma: float = 0.5,
     chunk: int = 4096,
+    scale: float = 1.0,
 ) -> Sums:
-    """Sums of :func:`token_losses`, ``chunk`` tokens at a time; gradients flow into ``hidden`` and the head's weights.
+    """Sums of :func:`token_losses`, ``chunk`` tokens at a time; gradients flow into ``hidden`` and the head.
 
     Args:
         hidden, teacher_hidden: final hidden states ``[tokens, features]``.
-        head, teacher_head: hidden states -> logits.
+        head: weight ``[vocab, features]`` and bias of the student's output layer.
+        teacher_head: hidden states -> logits.
         labels: ``[tokens]``.
+        scale: factor of the objective.
     """
-
-    def part(h: torch.Tensor, t: torch.Tensor | None, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.no_grad():
-            teacher = None if t is None or teacher_head is None else teacher_head(t)
-        return tuple(x.sum() for x in token_losses(kind, head(h), teacher, y, gamma))
-
+    factor = torch.full((), scale, device=hidden.device)
+    job = Job(kind, teacher_hidden, teacher_head, labels, gamma, chunk, factor)
     count = labels.shape[0]
     if count == 0:  # nothing counts; the sum of nothing keeps the graph, which all processes have to walk
         none = hidden.sum()
-        return Sums(none, none.detach(), none.detach(), 0)
-    sums = [torch.zeros((), device=hidden.device) for _ in range(3)]
-    for start in range(0, count, chunk):
-        rows = slice(start, start + chunk)
-        t = None if teacher_hidden is None else teacher_hidden[rows]
-        if count <= chunk or not torch.is_grad_enabled():
-            found = part(hidden[rows], t, labels[rows])
-        else:
-            found = checkpoint(part, hidden[rows], t, labels[rows], use_reentrant=False)
-        sums = [total + new for total, new in zip(sums, found, strict=True)]
-    return Sums(sums[0], sums[1], sums[2], count)
+        return Sums(none.detach(), none.detach(), none.detach(), 0, none)
+    if torch.is_grad_enabled():
+        objective, sums = _GradientAtOnce.apply(hidden, *head, job)
+    else:
+        sums = torch.zeros(3, device=hidden.device)
+        for rows in job.slices():
+            sums += torch.stack(job.part(_sums, rows, torch.nn.functional.linear(hidden[rows], *head)))
+        objective = sums[0] * factor
+    return Sums(sums[0], sums[1], sums[2], count, objective)
 
 
 def confidence(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -145,7 +238,8 @@ class SplitModel:
         run: runs a function as the model's forward pass (see :mod:`r2q.training.processes`); plain calls by default.
 
     Raises:
-        ValueError: head(decoder(x)) are not the model's logits (scaled or capped logits): such a model needs more.
+        ValueError: its output layer is not linear, or head(decoder(x)) are not the model's logits (scaled or capped
+            logits): such a model needs more.
     """
 
     def __init__(self, model: Any, run: Callable[[Callable[[], Any]], Any] = lambda work: work()) -> None:
@@ -154,9 +248,12 @@ class SplitModel:
         tokens = torch.arange(3, 7, device=model.device)[None]
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits
-            if not torch.equal(run(lambda: self.head(self.hidden(tokens))), logits):
+            linear = isinstance(self.head, torch.nn.Linear)
+            if not linear or not torch.equal(run(lambda: self.head(self.hidden(tokens))), logits):
                 raise ValueError(f"{type(model).__name__}: its logits are not its output layer's, not supported")
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids ``[rows, length]`` -> final hidden states ``[rows, length, features]``; inside of ``run``."""
-        return self.base(input_ids=tokens, use_cache=False).last_hidden_state
+    def hidden(self, tokens: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids ``[rows, length]`` -> final hidden states, of all places or of the counted ones of the flattened
+        rows; ``[..., features]``. Inside of ``run``."""
+        found = self.base(input_ids=tokens, use_cache=False).last_hidden_state
+        return found if counted is None else found.flatten(0, 1).index_select(0, counted)

@@ -19,8 +19,10 @@ class TrainingOptions(QuantizerOptions):
         coefficient: cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's
             code), its mean probability of the label (its paper), or a number.
         coefficient_batches: training batches that the coefficient is measured on.
-        start: a recipe of the same run and granularity that does not train: latent weights are first clamped to the
-            range of its levels, group by group. With bitdistiller_clip it is BitDistiller's first stage; null = none.
+        start: a recipe of the same run and granularity that does not train, to start from; null = none.
+        start_from: what of it. `levels`: latent weights are first clamped to the range of its levels, group by group
+            (with bitdistiller_clip it is BitDistiller's first stage). `weights`: they are that recipe's own weights, as
+            gptq's error feedback or efficientqat_block's training left them just before they were rounded.
         train: what learns: `all` parameters, or only the latent weights of the quantized `layers`.
         loss_on: tokens that count: `all`, or those of the `response`; auto = response for supervised data, else all.
         steps: optimizer steps.
@@ -35,8 +37,11 @@ class TrainingOptions(QuantizerOptions):
         max_gradient_norm: gradients are scaled down to this global norm; null = never.
         latent: number type of latent weights and optimizer states.
         compute: number type of the layers' arithmetic; auto = bfloat16 on a GPU, float32 elsewhere.
-        compiled: compile every decoder block (torch.compile): faster steps, other last digits.
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        compiled: compile every decoder block of student and teacher (torch.compile): faster steps, other last digits.
+        deterministic: only kernels that repeat themselves, so that the same training on the same GPU ends with the same
+            bits; slower. On a CPU it always does.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them, and quantize
+            weights in every pass instead of once a step.
         keep: the weights that become the result: of the last step, or of the least held-out loss.
         evaluate_every: steps between held-out losses; the first and the last step always have one.
         checkpoint_every: steps between checkpoints to resume from; 0 = none.
@@ -50,6 +55,7 @@ class TrainingOptions(QuantizerOptions):
     coefficient: Literal["max_probability", "label_probability"] | float = "max_probability"
     coefficient_batches: int = Field(default=10, ge=1, le=10**6)
     start: str | None = None
+    start_from: Literal["levels", "weights"] = "levels"
     train: Literal["all", "layers"] = "all"
     loss_on: Literal["auto", "all", "response"] = "auto"
     steps: int = Field(default=200, ge=1, le=10**7)
@@ -65,6 +71,7 @@ class TrainingOptions(QuantizerOptions):
     latent: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     compiled: bool = False
+    deterministic: bool = False
     activation_checkpointing: bool = False
     keep: Literal["last", "best"] = "last"
     evaluate_every: int = Field(default=20, ge=1, le=10**7)

@@ -50,6 +50,13 @@ class Group:
             distributed.all_reduce(values)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """A small object of every process, by rank."""
+        found = [value] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(found, value)
+        return found
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +31,37 @@ def compute_dtype(options: TrainingOptions, device: str) -> torch.dtype:
     """Number type of the layers' arithmetic."""
     name = options.compute if options.compute != "auto" else "bfloat16" if device == "cuda" else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def autocast(options: TrainingOptions, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Arithmetic in bfloat16 with latent weights in float32, where that is asked for."""
+    if compute_dtype(options, device) == torch.bfloat16 and options.latent == "float32":
+        return torch.autocast(device, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def repeatable(options: TrainingOptions) -> Iterator[None]:
+    """Have torch refuse kernels that do not repeat themselves, where that is asked for.
+
+    cuBLAS reads its setting once, when a process makes its first product on a GPU: where another recipe did that before
+    in the same process, set ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` outside.
+
+    Raises:
+        ValueError: an operation has no kernel that does; names it.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if options.deterministic and "eterministic" in str(error):
+            raise ValueError(f"deterministic: {str(error).split('. ')[0]}") from error
+        raise
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def make_optimizer(

@@ -1,14 +1,30 @@
-"""Starting from the ranges of another recipe: BitDistiller's first stage, whatever method found them."""
+"""Starting from what another recipe found: its ranges (BitDistiller's first stage), or the weights that it rounded."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
 
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
+from r2q.quantization.grid import Grid
+from r2q.training.data import digest_of
 from r2q.training.fake_quant import FakeQuantizer
+
+LATENT = "latent/weights.safetensors"  # in a packed folder, but no part of the packed model
+
+
+class Start(Protocol):
+    """Where the latent weights of a student come from, and its other parameters."""
+
+    others: dict[str, torch.Tensor]
+
+    def latent(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor: ...
 
 
 class Ranges:
@@ -20,11 +36,11 @@ class Ranges:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        modules = load_packed(folder).named_modules()
-        self.packed = {name: module for name, module in modules if isinstance(module, PackedWeight)}
+        self.others: dict[str, torch.Tensor] = {}
+        self.packed = packed_layers(load_packed(folder))
 
     @torch.no_grad()
-    def clamped(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor:
+    def latent(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor:
         """A layer's weight, each group clamped to a range as wide as its levels.
 
         Rounding the zero point has moved those levels by up to half a step against the range that was searched. So the
@@ -34,13 +50,8 @@ class Ranges:
         Raises:
             ValueError: the layer is not packed there, or its groups are others.
         """
-        name, blocks = quantizer.name, quantizer.blocks(weight)
-        if name not in self.packed:
-            raise ValueError(f"start: {self.folder} has no packed layer {name}")
-        levels = self.packed[name].quantized().grid.levels()
-        if tuple(blocks.shape[:2]) != tuple(levels.shape[:2]):
-            raise ValueError(f"start: {self.folder} has other groups than this recipe in layer {name}")
-        levels = levels.to(blocks.device)
+        blocks = quantizer.blocks(weight)
+        levels = _checked(self.folder, self.packed, quantizer, blocks).levels().to(blocks.device)
         lowest, width = levels.amin(-1, keepdim=True), levels.amax(-1, keepdim=True) - levels.amin(-1, keepdim=True)
         half = width / (levels.shape[-1] - 1) / 2
         least = torch.maximum(blocks.amin(-1, keepdim=True).float(), lowest - half)
@@ -48,3 +59,78 @@ class Ranges:
         low = torch.minimum(torch.maximum(lowest, least), most)
         clamped = torch.minimum(torch.maximum(blocks.float(), low), low + width)
         return clamped.reshape(weight.shape).to(weight.dtype)
+
+
+class Weights:
+    """The weights that a recipe rounded, and its other parameters, from a packed folder with :func:`leave`'s file.
+
+    Attributes:
+        others: parameters that are not quantized (a method may have trained norms).
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the recipe left no weights there.
+        ValueError: the weights are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, path = folder, folder / LATENT
+        if not path.is_file():
+            raise FileNotFoundError(f"start: {path} is not there; quantize that recipe again")
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                digest = (file.metadata() or {}).get("sha256")
+        except SafetensorError as error:
+            raise ValueError(f"start: {path}: damaged or truncated ({error}); quantize that recipe again") from None
+        if digest != digest_of(self.weights, LATENT):
+            raise ValueError(f"start: {path}: content and hash differ; quantize that recipe again")
+        model = load_packed(folder)
+        self.packed = packed_layers(model)
+        self.others = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def latent(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor:
+        """A layer's weights as they were just before they were rounded.
+
+        Raises:
+            ValueError: the layer is not packed there, or its groups are others.
+        """
+        _checked(self.folder, self.packed, quantizer, quantizer.blocks(weight))
+        return self.weights[quantizer.name].to(weight.device, weight.dtype)
+
+
+def leave(folder: Path, latent: dict[str, torch.Tensor]) -> None:
+    """Write the weights that a method left beside its packed folder."""
+    path = folder / LATENT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.writing")
+    latent = {name: weight.contiguous() for name, weight in latent.items()}
+    save_file(latent, scratch, metadata={"sha256": digest_of(latent, LATENT)})
+    scratch.replace(path)
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedWeight]:
+    """Packed layers by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PackedWeight)}
+
+
+def _checked(folder: Path, packed: dict[str, PackedWeight], quantizer: FakeQuantizer, blocks: torch.Tensor) -> Grid:
+    """The levels of a layer in the folder."""
+    if quantizer.name not in packed:
+        raise ValueError(f"start: {folder} has no packed layer {quantizer.name}")
+    grid = packed[quantizer.name].quantized().grid
+    if tuple(blocks.shape[:2]) != tuple(grid.shape):
+        raise ValueError(f"start: {folder} has other groups than this recipe in layer {quantizer.name}")
+    return grid
+
+
+@torch.no_grad()
+def same_ranks(start: Any, quantizer: FakeQuantizer, weight: torch.Tensor) -> int:
+    """How many weights a quantizer puts on the level of the same rank as the start's packed codes have."""
+    there, here = start.packed[quantizer.name].quantized(), quantizer.method.quantize_weight(weight, quantizer.name)
+    ranks = [one.grid.levels().argsort(stable=True, dim=-1).argsort(dim=-1) for one in (there, here)]
+    found = [
+        rank.to(weight.device).gather(-1, one.codes.to(weight.device).reshape(*rank.shape[:2], -1).long())
+        for rank, one in zip(ranks, (there, here), strict=True)
+    ]
+    return int((found[0] == found[1]).sum())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from r2q.kept import write_atomic, write_json
+from r2q.models.plugin import file_sha256
 from r2q.training.processes import ALONE, Group
 
 STEP_COLUMNS = (
@@ -23,25 +24,27 @@ GRADIENT_COLUMNS = ("step", "layer", "gradient_norm")
 DRIFT_COLUMNS = (
     "layer", "weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after", "latent_moved",
 )  # fmt: skip
+FACTS = {"identity": str, "step": int, "processes": int, "sha256": list}  # of a state
 
 
 class Store:
     """The folder of a training run; without a folder nothing is written and nothing found.
 
-    A state is a file of each process and, written last, a small one that names them: after a crash there is the old
-    state or the new one.
+    A state is a file of each process and, written last, a small one with their hashes: after a crash there is the old
+    state or the new one. The state before the last one is kept, too, and stands in for one that was damaged since.
 
     Args:
-        folder: where states (``checkpoint``: the last good one, ``best``) and the CSV files go.
+        folder: where states (``checkpoint``) and the CSV files go.
         identity: hash of everything that can move the result.
         group: the processes; each writes and reads its own part.
     """
 
     def __init__(self, folder: Path | None, identity: str, group: Group = ALONE) -> None:
         self.folder, self.identity, self.group = folder, identity, group
+        self._good: dict[str, dict[str, Any]] = {}  # facts of the last state that was written or read, by name
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write the state of ``state["step"]`` under a name, in place of the one before."""
+        """Write the state of ``state["step"]`` under a name; the good one before it stays, older ones go."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -52,24 +55,52 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-        self.group.wait()
+        digests = self.group.gather(file_sha256(path))
+        facts = {"identity": self.identity, "step": state["step"], "processes": self.group.count, "sha256": digests}
+        latest, before = self._facts(name)
+        good = self._good.get(name)
         if self.group.first:
-            facts = {"identity": self.identity, "step": state["step"], "processes": self.group.count}
-            write_json(self.folder / f"{name}.json", facts)
+            if good is None:
+                before.unlink(missing_ok=True)
+            else:
+                write_json(before, good)
+            write_json(latest, facts)
         self.group.wait()
-        for other in self.folder.glob(f"{name}-*-{self.group.rank}.pt"):
-            if other != path:
-                other.unlink()
+        kept = {path} if good is None else {path, self._part(name, good["step"])}
+        for other in set(self.folder.glob(f"{name}-*-{self.group.rank}.pt")) - kept:
+            other.unlink()
+        self._good[name] = facts
 
     def load(self, name: str, device: torch.device) -> dict[str, Any] | None:
-        """The state that was saved; None when there is none, or it belongs to another identity."""
-        path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is None or not path.is_file():
-            return None
-        facts = json.loads(path.read_text())
-        if (facts["identity"], facts["processes"]) != (self.identity, self.group.count):
-            return None
-        return torch.load(self._part(name, facts["step"]), map_location=device, weights_only=True)
+        """The last state that was saved and is whole; None when there is none, or it belongs to another identity.
+
+        What is damaged or missing is named on the terminal.
+        """
+        for path in () if self.folder is None else self._facts(name):
+            if not path.is_file():
+                continue
+            facts = _read_facts(path)
+            if facts is not None and (facts["identity"], facts["processes"]) != (self.identity, self.group.count):
+                continue
+            whole = facts is not None and self._is_whole(name, facts)
+            damaged = torch.tensor([not whole], dtype=torch.float32, device=self.group.device)
+            if float(self.group.total(damaged)) == 0:  # no process finds its part damaged
+                assert facts is not None
+                self._good[name] = facts
+                return torch.load(self._part(name, facts["step"]), map_location=device, weights_only=True)
+            if self.group.first:
+                print(f"{path}: it or its state is damaged or incomplete, and is not used", flush=True)
+        return None
+
+    def _is_whole(self, name: str, facts: Mapping[str, Any]) -> bool:
+        """Whether this process's part of a state is what was written."""
+        part = self._part(name, facts["step"])
+        return part.is_file() and [file_sha256(part)] == facts["sha256"][self.group.rank : self.group.rank + 1]
+
+    def _facts(self, name: str) -> tuple[Path, Path]:
+        """The small files of the last state and of the one before."""
+        assert self.folder is not None
+        return self.folder / f"{name}.json", self.folder / f"{name}-before.json"
 
     def _part(self, name: str, step: int) -> Path:
         assert self.folder is not None
@@ -84,6 +115,16 @@ class Store:
         writer.writeheader()
         writer.writerows({key: _cell(row.get(key)) for key in columns} for row in rows)
         write_atomic(self.folder / f"{name}.csv", text.getvalue())
+
+
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """What :meth:`Store.save` wrote of a state; None when the file is damaged."""
+    try:
+        facts = json.loads(path.read_text())
+    except ValueError:
+        return None
+    known = isinstance(facts, dict) and facts.keys() == FACTS.keys()
+    return facts if known and all(type(facts[key]) is kind for key, kind in FACTS.items()) else None
 
 
 def _cell(value: Any) -> Any:

@@ -13,9 +13,12 @@ from torch import nn
 from r2q.models.targets import Target, decoder_blocks
 from r2q.quantization.method import QuantizedWeight, WeightMethod
 from r2q.training.fake_quant import FrozenCodes, Latent, Layer, install
+from r2q.training.fused import Together, batches
 from r2q.training.losses import SplitModel
+from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, runner, whole
-from r2q.training.start import Ranges
+from r2q.training.schedule import autocast, compute_dtype
+from r2q.training.start import Start, same_ranks
 
 
 class Student:
@@ -25,12 +28,10 @@ class Student:
         model: the full-precision model; not changed.
         targets: its layers to quantize.
         method: the quantizer.
-        what: ``all`` parameters learn, only the ``layers``' latent weights, or only their ``scales``.
-        gradient: the backward rule, see :mod:`r2q.training.fake_quant`.
-        dtype: number type of the parameters.
+        options: of the recipe.
         group: the processes that it is split over, and where it trains.
-        start: ranges that latent weights are clamped to at first; None: they start as they are.
-        compiled: whether decoder blocks are compiled.
+        start: where latent weights come from; None: they are the model's.
+        scales_only: only scales learn, whatever the options say.
 
     Attributes:
         layers: what is quantized, by target name.
@@ -42,22 +43,27 @@ class Student:
         model: Any,
         targets: Sequence[Target],
         method: WeightMethod,
-        what: str,
-        gradient: Any,
-        dtype: torch.dtype,
+        options: TrainingOptions,
         group: Group,
-        start: Ranges | None = None,
-        compiled: bool = False,
+        start: Start | None = None,
+        scales_only: bool = False,
     ) -> None:
+        what = "scales" if scales_only else options.train
+        dtype = getattr(torch, options.latent)
         self.model = twin(model).requires_grad_(what == "all")
         self.layers: dict[str, Layer] = {}
-        self.start, self.device, self.dtype = start, group.device, dtype
+        self.start, self.device, self.dtype, self._same = start, group.device, dtype, 0
         if start is not None and what == "scales":
-            raise ValueError("start: only latent weights can be clamped, and here only scales are trained")
-        if compiled:
+            raise ValueError("start: only latent weights have a start, and here only scales are trained")
+        if options.compiled:
             torch.compiler.reset()  # what was compiled for another student counts towards the limit of recompilations
+        others = {} if start is None else start.others
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for number, part, modules in parts(self.model):  # in turn: only one block is whole on the device at a time
             place(modules, group.device, dtype)
+            for parameter in (p for module in modules for p in module.parameters(recurse=False)):
+                if names[id(parameter)] in others:
+                    parameter.data.copy_(others[names[id(parameter)]])
             inside: dict[str, Layer] = {}
             for target in (target for target in targets if target.block == number):
                 own = replace(target, owner=self.model.get_submodule(owner_name(target)))
@@ -65,15 +71,33 @@ class Student:
                     inside[own.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
                     continue
                 own.weight.requires_grad_(True)
-                latent = inside[own.name] = Latent(own, method, gradient)
+                latent = inside[own.name] = Latent(own, method, options.gradient)
                 if start is not None:
-                    own.weight.data.copy_(start.clamped(latent.quantizer, own.weight.data))
-            if compiled and number >= 0:
+                    own.weight.data.copy_(start.latent(latent.quantizer, own.weight.data))
+                    self._same += same_ranks(start, latent.quantizer, own.weight.data)
+            if options.compiled and number >= 0:
                 part.forward = torch.compile(part.forward)
             install(list(inside.values()))
             self.layers |= inside
             group.shard(part, keep_whole=number < 0)
-        self.split = SplitModel(self.model, runner(self.model, trains=True))
+        self.together: list[Together] = []
+        # Several processes hold whole weights only while a block runs; where memory is short, so are quantized ones.
+        if group.count == 1 and not options.activation_checkpointing:
+            learning = [layer for layer in self.layers.values() if isinstance(layer, Latent)]
+            arithmetic = compute_dtype(options, group.device.type) if options.latent == "float32" else dtype
+            self.together = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
+        self.requantize()
+        with autocast(options, group.device.type):
+            self.split = SplitModel(self.model, runner(self.model, trains=True))
+
+    def requantize(self) -> None:
+        """Quantize the latent weights as they are now, for all passes until they change.
+
+        Raises:
+            ValueError: a weight is not finite or out of range; names the layer.
+        """
+        for together in self.together:
+            together.run()
 
     def started(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """What a layer trained from, given the full-precision weight."""
@@ -81,7 +105,13 @@ class Student:
         if isinstance(layer, FrozenCodes):
             return layer.start.dequantize()
         latent = weight.detach().to(self.device, self.dtype)
-        return latent if self.start is None else self.start.clamped(layer.quantizer, latent)
+        return latent if self.start is None else self.start.latent(layer.quantizer, latent)
+
+    @property
+    def start_agreement(self) -> float | None:
+        """Share of the layers' weights that were on the level of the start's packed codes at first."""
+        total = sum(layer.target.weight.numel() for layer in self.layers.values())
+        return None if self.start is None else self._same / total
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of decoder blocks for the backward pass. Needs training mode, without its dropout."""
@@ -97,10 +127,11 @@ class Student:
         """Parameters that learn, by name; tied ones once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def codes(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Packed codes of every layer, layer by layer."""
-        for name, layer in self.layers.items():
-            yield name, layer.quantized().packed
+    def codes(self) -> list[torch.Tensor]:
+        """Packed codes of all latent weights as they were last quantized; those of trained scales never change."""
+        if self.together:
+            return [together.packed for together in self.together]
+        return [layer.quantized().packed for layer in self.layers.values() if isinstance(layer, Latent)]
 
     def quantized(self) -> dict[str, QuantizedWeight]:
         """What is stored of the layers."""
@@ -148,11 +179,16 @@ def place(modules: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
             module._buffers[name] = buffer.to(device)
 
 
-def teacher_of(model: Any, dtype: torch.dtype, group: Group) -> SplitModel:
-    """The full-precision model as teacher, split like the student; the model itself where it is already in place."""
-    if group.count > 1 or model.dtype != dtype or model.device.type != group.device.type:
+def teacher_of(model: Any, options: TrainingOptions, group: Group) -> SplitModel:
+    """The full-precision model as teacher, split and compiled like the student; the model itself where it can be."""
+    dtype = compute_dtype(options, group.device.type)
+    in_place = group.count == 1 and model.dtype == dtype and model.device.type == group.device.type
+    if not in_place or options.compiled:
         model = twin(model)
         for number, part, modules in parts(model):
-            place(modules, group.device, dtype)
+            if not in_place:
+                place(modules, group.device, dtype)
+            if options.compiled and number >= 0:
+                part.forward = torch.compile(part.forward)
             group.shard(part, keep_whole=number < 0)
     return SplitModel(model.eval(), runner(model, trains=False))

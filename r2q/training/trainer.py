@@ -3,12 +3,11 @@
 A plain loop over torch's own parts (autocast, activation checkpointing, FSDP2, AdamW): what a library's trainer would
 add (resuming to the last bit, one data order for all recipes, records of gradients and codes, losses in chunks) had to
 be written anyway. Everything random depends on the seed and the step alone, so a run that is killed and started again
-ends with the same bits on the same machine.
+ends with the same bits on the same machine; on a GPU, where sums come in any order, with `deterministic` alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from typing import Any
@@ -19,7 +18,7 @@ from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, like, own, whole
-from r2q.training.schedule import compute_dtype, learning_rate, make_optimizer, set_rate
+from r2q.training.schedule import autocast, learning_rate, make_optimizer, set_rate
 from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
 from r2q.training.student import Student
 from r2q.training.watch import flipped, gradient_norms
@@ -68,6 +67,7 @@ class Trainer:
         self.gradients: list[dict[str, Any]] = []
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
         self.gamma = math.nan
+        self.best: dict[str, Any] = {}  # step and parameters of the least held-out loss, where they are to be kept
         self.spoken = time.monotonic()
         if options.activation_checkpointing:
             student.checkpoint_activations()
@@ -84,7 +84,7 @@ class Trainer:
             if start == 0:
                 self.gamma = self._coefficient()
                 self._record_held_out({"step": 0, "tokens": 0})
-            before = dict(self.student.codes()) if self._compares(start + 1) else None
+            before = self.student.codes() if self._compares(start + 1) else None
             for step in range(start + 1, self.options.steps + 1):
                 batch = self.data.train[self.order(step - 1)]
                 total = int(batch.counted(self.loss_on).sum())
@@ -96,23 +96,21 @@ class Trainer:
                     self._write_records()
                     raise Diverged(self._diverged(step, str(error))) from None
         if self.options.keep == "best":
-            best = self.store.load("best", self.group.device) or self._best
-            self.kept_step = best["step"]
-            self._load_parameters(best["parameters"])
+            self.kept_step = self.best["step"]
+            self._load_parameters(self.best["parameters"])
         self._write_records()
 
-    def _step(
-        self, step: int, batch: Rows, total: int, before: dict[str, torch.Tensor] | None
-    ) -> dict[str, torch.Tensor] | None:
+    def _step(self, step: int, batch: Rows, total: int, before: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
         """One optimizer step; takes and returns the packed codes before and after, where they are compared."""
         started, options = time.perf_counter(), self.options
         rate = learning_rate(options, step)
         set_rate(self.optimizer, rate)
         sums = torch.zeros(3, device=self.group.device)
         for rows in self._micro(batch):
-            part = self.losses(rows, with_teacher=self._teaches(step))
-            (part.loss * (self.group.count / total)).backward()  # processes' gradients are averaged
-            sums += torch.stack([part.loss.detach(), part.forward_kl.detach(), part.reverse_kl.detach()])
+            scale = self.group.count / total  # processes' gradients are averaged
+            part = self.losses(rows, self._teaches(step), scale)
+            part.objective.backward()
+            sums += torch.stack([part.loss, part.forward_kl, part.reverse_kl])
         limit = math.inf if options.max_gradient_norm is None else options.max_gradient_norm
         every = options.gradients_every
         layer_norms = gradient_norms(self.student, step) if every and step % every == 0 else []
@@ -123,9 +121,10 @@ class Trainer:
             raise Diverged(self._diverged(step, f"loss {loss}, gradient norm {norm}"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.student.requantize()
         self.tokens += total
         following = step < options.steps and self._compares(step + 1)
-        after = dict(self.student.codes()) if following or before is not None else None
+        after = self.student.codes() if following or before is not None else None
         row: dict[str, Any] = {"step": step, "loss": loss, "forward_kl": forward, "reverse_kl": reverse}
         row |= {"gradient_norm": norm, "learning_rate": rate, "tokens": self.tokens}
         if before is not None and after is not None:
@@ -142,38 +141,45 @@ class Trainer:
             self._save(step)
         return after if following else None
 
-    def losses(self, rows: Rows, with_teacher: bool = True) -> Sums:
+    def losses(self, rows: Rows, with_teacher: bool = True, scale: float = 1.0) -> Sums:
         """Sums of the recipe's loss and both divergences over the tokens of ``rows`` that count."""
-        counted = rows.counted(self.loss_on).to(self.group.device)  # [rows, length - 1]
-        tokens = rows.tokens.to(self.group.device)
+        tokens, counted, labels = self._placed(rows)
         hidden_teacher = None
         if with_teacher:
             with torch.no_grad():
-                hidden_teacher = self.teacher.run(lambda: self.teacher.hidden(tokens)[:, :-1][counted])
+                hidden_teacher = self.teacher.run(lambda: self.teacher.hidden(tokens, counted))
 
         def work() -> Sums:
             return chunked_losses(
                 self.options.loss,
-                self.student.split.hidden(tokens)[:, :-1][counted],  # [counted tokens, features]
+                self.student.split.hidden(tokens, counted),
                 self._head(),
                 hidden_teacher,
                 self.teacher.head,
-                tokens[:, 1:][counted],
+                labels,
                 0.0 if math.isnan(self.gamma) else self.gamma,
                 self.options.chunk,
+                scale,
             )
 
-        with self._autocast():
+        with autocast(self.options, self.group.device.type):
             return self.student.split.run(work)
 
-    def _head(self) -> Any:
-        """The student's output layer; a quantized one is quantized once, not once a chunk."""
-        head = self.student.split.head
+    def _placed(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """On the device, without a wait for it: tokens, the places in them that predict a token that counts (int64, of
+        the flattened rows), and those tokens."""
+        counted = torch.nn.functional.pad(rows.counted(self.loss_on), (0, 1)).flatten().nonzero()[:, 0]
+        parts = [rows.tokens, counted, rows.tokens.flatten()[counted + 1]]
+        if self.group.device.type == "cuda":
+            parts = [part.pin_memory() for part in parts]
+        tokens, counted, labels = (part.to(self.group.device, non_blocking=True) for part in parts)
+        return tokens, counted, labels
+
+    def _head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias of the student's output layer; a quantized one is quantized once, not once a chunk."""
+        head: Any = self.student.split.head
         layers = getattr(head, "fake_layers", None)
-        if layers is None:
-            return head
-        weight, bias = layers["weight"].weight(), head.bias  # type: ignore[attr-defined]
-        return lambda hidden: torch.nn.functional.linear(hidden, weight, bias)
+        return head.weight if layers is None else layers["weight"].weight(), head.bias
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -199,8 +205,7 @@ class Trainer:
             raise Diverged(self._diverged(row["step"], f"held-out loss {loss}"))
         if self.options.keep == "best" and loss < self.least:
             self.least = loss
-            self._best = {"step": row["step"], "parameters": self._copies()}
-            self.store.save("best", self._best)
+            self.best = {"step": row["step"], "parameters": self._copies()}
 
     @torch.no_grad()
     def _coefficient(self) -> float:
@@ -213,10 +218,8 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         for number in range(self.options.coefficient_batches):
             for rows in self._micro(self.data.train[self.order(number)]):
-                counted = rows.counted(self.loss_on).to(self.group.device)
-                tokens = rows.tokens.to(self.group.device)
-                labels = tokens[:, 1:][counted]
-                hidden = self.teacher.run(lambda: self.teacher.hidden(tokens)[:, :-1][counted])  # noqa: B023
+                tokens, counted, labels = self._placed(rows)
+                hidden = self.teacher.run(lambda: self.teacher.hidden(tokens, counted))  # noqa: B023
                 for h, y in zip(hidden.split(self.options.chunk), labels.split(self.options.chunk), strict=True):
                     sums[0] += confidence(wanted, self.teacher.head(h), y)
                 sums[1] += len(labels)
@@ -234,12 +237,6 @@ class Trainer:
         rows = rows.share(self.group.rank, self.group.count)
         size = self.options.micro_rows or self.options.batch_rows
         return [rows[slice(i, i + size)] for i in range(0, len(rows), size)]
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self.group.device.type
-        if compute_dtype(self.options, device) == torch.bfloat16 and self.options.latent == "float32":
-            return torch.autocast(device, torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _compares(self, step: int) -> bool:
         return bool(self.options.flips_every) and step % self.options.flips_every == 0
@@ -267,6 +264,7 @@ class Trainer:
     def _load_parameters(self, values: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             own(parameter).copy_(values[name])
+        self.student.requantize()
 
     def _save(self, step: int) -> None:
         if self.store.folder is None:
@@ -276,7 +274,7 @@ class Trainer:
         optimizer["state"] = {i: {k: own(v) for k, v in one.items()} for i, one in optimizer["state"].items()}
         state = {"step": step, "parameters": parameters, "optimizer": optimizer}
         records = {"rows": self.rows, "gradients": self.gradients, "tokens": self.tokens}
-        self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least})
+        self.store.save("checkpoint", state | records | {"gamma": self.gamma, "least": self.least, "best": self.best})
         self.saved_step = step
 
     def _resume(self) -> int:
@@ -290,7 +288,8 @@ class Trainer:
             moments |= {key: like(value, parameters[number]) for key, value in moments.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.rows, self.gradients, self.tokens = state["rows"], state["gradients"], state["tokens"]
-        self.gamma, self.least, self.saved_step = state["gamma"], state["least"], state["step"]
+        self.gamma, self.least, self.best = state["gamma"], state["least"], state["best"]
+        self.saved_step = state["step"]
         if self.group.first:
             print(f"training goes on after step {state['step']} of {self.options.steps}", flush=True)
         return state["step"]

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
+from r2q.models.plugin import file_sha256
 from r2q.models.save import folder_digest
 from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read
+from r2q.training.start import LATENT
 
-CHECKPOINTS = ("checkpoint.json", "checkpoint-*.pt", "best.json", "best-*.pt")
+CHECKPOINTS = ("checkpoint.json", "checkpoint-before.json", "checkpoint-*.pt")
 
 
 def read_training(path: Path, device: torch.device, processes: int = 1) -> TrainingData:
@@ -25,7 +27,7 @@ def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     """What else can move the result of a recipe that trains: rows, trainer, quantizer, the weights it starts from.
 
     Raises:
-        FileNotFoundError: the folder to start from has no weights.
+        FileNotFoundError: the folder to start from has no weights, or lacks those that were rounded.
     """
     start = data.start
     digest = None if start is None else folder_digest(start)
@@ -33,11 +35,17 @@ def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
         raise FileNotFoundError(
             f"recipe {recipe.name}: start: {start} has no packed weights; quantize that recipe first"
         )
+    latent = None
+    if start is not None and recipe.options["start_from"] == "weights":
+        if not (start / LATENT).is_file():
+            raise FileNotFoundError(f"recipe {recipe.name}: start: {start / LATENT} is not there; quantize that again")
+        latent = file_sha256(start / LATENT)
     quantizer = configuration.method_info(recipe.options["quantizer"])
     return {
         "training": data.digest,
         "processes": data.processes,
         "start": digest,
+        "latent": latent,
         "quantizer_version": quantizer.version,
     }
 

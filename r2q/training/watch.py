@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,24 +15,27 @@ from r2q.training.student import Student
 
 def gradient_norms(student: Student, step: int) -> list[dict[str, Any]]:
     """Norm of each layer's gradient, as rows of ``gradients.csv``; every process has to ask for them."""
-    found = []
-    for name, layer in student.layers.items():
+    squares = []
+    for layer in student.layers.values():
         grads = [p.grad for p in layer.parameters() if p.grad is not None]
-        norm = math.sqrt(sum(float(whole(g.float().square().sum())) for g in grads))
-        found.append({"step": step, "layer": name, "gradient_norm": norm})
-    return found
+        squares.append(sum(whole(g.float().square().sum()) for g in grads))
+    norms = torch.stack([torch.as_tensor(square) for square in squares]).tolist()  # one wait for the device
+    return [
+        {"step": step, "layer": name, "gradient_norm": math.sqrt(norm)}
+        for name, norm in zip(student.layers, norms, strict=True)
+    ]
 
 
 @torch.no_grad()
-def flipped(student: Student, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
-    """Share of the codes that differ between two states, packed codes by layer."""
-    different = total = 0
-    for name, layer in student.layers.items():
-        width, bits = layer.target.weight.shape[-1], layer.bits
-        for old, new in zip(before[name].split(1 << 14), after[name].split(1 << 14), strict=True):
-            different += int((unpack(old, bits, width) != unpack(new, bits, width)).sum())
-            total += old.shape[0] * width
-    return different / total
+def flipped(student: Student, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """Share of the codes that differ between two states, packed codes ``[rows, bytes]`` of the latent weights."""
+    different = []
+    for old, new in zip(before, after, strict=True):
+        bits = next(iter(student.layers.values())).bits
+        for changed in (old ^ new).split(max(1, (1 << 24) // old.shape[-1])):
+            different.append((unpack(changed, bits, changed.shape[-1] * 8 // bits) != 0).sum())
+    total = sum(layer.target.weight.numel() for layer in student.layers.values())
+    return float(sum(different)) / total
 
 
 class Drift:

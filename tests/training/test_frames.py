@@ -215,6 +215,25 @@ def test_the_quantizers_options_are_filled_in() -> None:
     assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
 
 
+def test_an_operation_that_does_not_repeat_itself_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the setting goes with the run."""
+    model = tiny_model("llama")
+    method = make_method(recipe("bitdistiller", deterministic=True))
+    seen = []
+    monkeypatch.setattr(frames.Trainer, "run", lambda self: seen.append(torch.are_deterministic_algorithms_enabled()))
+    with pytest.raises(IndexError):  # a run that records nothing
+        method.quantize(model, list_targets(model), random_data())
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+    def refused(self: Any) -> None:
+        raise RuntimeError("put_ does not have a deterministic implementation, but you set it. You can turn it off.")
+
+    monkeypatch.setattr(frames.Trainer, "run", refused)
+    with pytest.raises(ValueError, match="deterministic: put_ does not have a deterministic implementation, but"):
+        method.quantize(model, list_targets(model), random_data())
+
+
 def test_without_data_there_is_a_reason() -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="needs training data"):
@@ -255,12 +274,18 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "message"),
-    [("rtn-g46", "nearest valid: rtn-g64"), ("rtn-channel", "granularity g64 that does not train")],
+    [
+        ("rtn-g46", "nearest valid: rtn-g64"),
+        ("rtn-channel", "granularity g64 that does not train"),
+        ("rtn3-g64", "rtn3-g64 has 3 bits, this recipe 2"),
+        ("rtn-g64", "rtn-g64 leaves the output head in full precision"),
+    ],
 )
 def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
     recipes = {
-        "a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"start": start}},
+        "a-g64": {"method": "bitdistiller", "granularity": "g64", "lm_head": True, "options": {"start": start}},
         "rtn-g64": {"method": "rtn", "granularity": "g64"},
+        "rtn3-g64": {"method": "rtn", "granularity": "g64", "bits": 3},
         "rtn-channel": {"method": "rtn", "granularity": "channel"},
     }
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}

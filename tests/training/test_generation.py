@@ -137,6 +137,15 @@ def test_rows_of_something_else_or_damaged_ones_are_not_taken_over(tmp_path: Pat
     assert torn.rows == {0: [1, 2], 3: [4]}
     torn.add({1: [6]})
     assert Unfinished(path, "one").rows == {0: [1, 2], 3: [4], 1: [6]}
+    lines = path.read_text().splitlines(keepends=True)
+    changed = lines[2].replace("[6]", "[7]")
+    for bad in (changed, "[]\n", "{}\n", "5\n", '{"1": [6]}\n', '{"rows": [1], "sha256": ""}\n', "\0\n"):
+        path.write_text("".join([*lines[:2], bad, lines[2]]))  # one is damaged: those behind it are not trusted
+        assert Unfinished(path, "one").rows == {0: [1, 2], 3: [4]}
+    for header in ("", "{}\n", "[]\n"):
+        path.write_text("".join([header, *lines[1:]]))
+        assert Unfinished(path, "one").rows == {}
+    torn.add({1: [6]})
     assert Unfinished(path, "other").rows == {}
     assert Unfinished(path, "one").rows == {}
     torn.remove()

@@ -14,11 +14,21 @@ from r2q.models.apply import make_method
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Quantized, Recipe
 from r2q.training.fake_quant import FakeQuantizer
+from r2q.training.losses import DISTILLING, chunked_losses
 from tests.models.tiny import tiny_model
 from tests.training.rows import random_data
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 OPTIONS = {"steps": 4, "batch_rows": 6, "learning_rate": 1e-3, "compute": "float32", "evaluate_every": 2}
+
+QUANTIZERS: list[tuple[str, dict[str, Any]]] = [
+    ("rtn", {}),
+    ("rtn", {"clip": "mse"}),
+    ("r2q", {}),
+    ("r2q", {"refine": "alternating"}),
+    ("llm_qat", {}),
+    ("hqq", {}),
+]
 
 
 def train(folder: Path, processes: int = 1, case: str = "llama", **options: Any) -> tuple[Quantized, list[float]]:
@@ -33,11 +43,13 @@ def train(folder: Path, processes: int = 1, case: str = "llama", **options: Any)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("granularity", ["g64", "channel"])
-@pytest.mark.parametrize("name", ["rtn", "r2q"])
-def test_the_compiled_pass_gives_what_is_stored(name: str, granularity: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "options"), QUANTIZERS)
+def test_the_compiled_pass_gives_what_is_stored(
+    name: str, options: dict[str, Any], granularity: str, dtype: torch.dtype
+) -> None:
     """Weights of several shapes; where a code differs, the weight lies on the border of both levels (rounding)."""
-    quantizer = FakeQuantizer(make_method(Recipe(name, name, granularity)), "layer")
-    assert quantizer.fused is not None
+    quantizer = FakeQuantizer(make_method(Recipe(name, name, granularity, options=options)), "layer")
+    assert quantizer.fused
     last_digits = 1e-2 if dtype == torch.bfloat16 else 1e-3  # of bfloat16; of a 16-bit scale
     for rows, columns in ((128, 256), (512, 256), (256, 1024)):
         weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02).to("cuda", dtype)
@@ -48,6 +60,35 @@ def test_the_compiled_pass_gives_what_is_stored(name: str, granularity: str, dty
         border = (found + stored) / 2
         largest = float(stored.abs().max())
         assert bool(((weight.float() - border)[other].abs() < last_digits * largest).all())
+
+
+@pytest.mark.parametrize("kind", ["ce", *DISTILLING])
+def test_compiled_losses_and_gradients_are_the_plain_ones(kind: str) -> None:
+    """Chunks of 40 and 20 tokens on the GPU, all at once on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, teacher, weight, own = (torch.randn(n, 32, generator=generator) for n in (100, 100, 700, 700))
+    labels = torch.randint(700, (100,), generator=generator)
+    found = []
+    for device, chunk in (("cuda", 40), ("cpu", 100)):
+        h, w = (x.to(device, copy=True).requires_grad_() for x in (hidden, weight))
+        full = own.to(device)
+        sums = chunked_losses(
+            kind,
+            h,
+            (w, None),
+            teacher.to(device),
+            lambda x, full=full: x @ full.t(),
+            labels.to(device),
+            0.3,
+            chunk,
+            0.01,
+        )
+        sums.objective.backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        found.append([x.cpu() for x in (sums.loss, sums.forward_kl, sums.reverse_kl, h.grad, w.grad)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("case", ["llama", "mixtral"])
@@ -70,6 +111,14 @@ def test_compiled_blocks_train_as_plain_ones(case: str, tmp_path: Path) -> None:
         for on in (False, True)
     )
     assert compiled == pytest.approx(plain, rel=1e-2)
+
+
+def test_deterministic_training_repeats_itself(tmp_path: Path) -> None:
+    options = {"quantizer": "r2q", "compiled": True, "deterministic": True, "compute": "bfloat16"}
+    results = [train(tmp_path / str(n), **options)[0] for n in (1, 2)]
+    for name, weight in results[0].layers.items():
+        assert torch.equal(weight.packed, results[1].layers[name].packed)
+    assert all(torch.equal(tensor, results[1].other[name]) for name, tensor in results[0].other.items())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

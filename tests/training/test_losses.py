@@ -61,14 +61,22 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(kind: str) -> None:
     for chunk in (100, 4):
         hidden = torch.randn(13, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         head.zero_grad()
-        sums = chunked_losses(kind, hidden, head, teacher_hidden, teacher_head, labels, 0.4, chunk)
-        sums.loss.backward()
-        results.append([sums.loss, sums.forward_kl, sums.reverse_kl, hidden.grad, head.weight.grad])
+        if chunk == 100:  # the whole, by autograd alone
+            plain = token_losses(kind, head(hidden), teacher_head(teacher_hidden).detach(), labels, 0.4)
+            (1.5 * plain[0].sum()).backward()
+            results.append([*(x.sum() for x in plain), hidden.grad, head.weight.grad, head.bias.grad])
+            hidden.grad = None
+            head.zero_grad()
+        sums = chunked_losses(
+            kind, hidden, (head.weight, head.bias), teacher_hidden, teacher_head, labels, 0.4, chunk, scale=0.5
+        )
+        (3 * sums.objective).backward()
+        results.append([sums.loss, sums.forward_kl, sums.reverse_kl, hidden.grad, head.weight.grad, head.bias.grad])
     assert sums.tokens == 13
     assert teacher_head.weight.grad is None
-    for whole, parts in zip(*results, strict=True):
-        assert whole is not None
-        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+    for whole, *parts in zip(*results, strict=True):
+        for part in parts:
+            torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_both_confidences() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_windows_of_text(folder: Path, tmp_path: Path) -> None:
     text = bytes_of(folder, torch.cat([train.tokens, held_out.tokens]).flatten().tolist())
     assert "\n\n" in text
     assert text.startswith(draw(section(folder, kind="text", length=16, held_out=2))[0][0][:10])
+
+
+@pytest.mark.parametrize(("name", "compress"), [("docs.jsonl.xz", lzma.compress), ("docs.txt.xz", lzma.compress)])
+def test_real_text_of_compressed_files(folder: Path, tmp_path: Path, name: str, compress: Any) -> None:
+    """Rows without a word that a model wrote: the same as those of the plain file."""
+    documents = [f"Document {i} says what was measured on day {i * i}." for i in range(30)]
+    rows = "".join(json.dumps({"body": text}) + "\n" for text in documents)
+    content = (rows if ".jsonl" in name else "\n".join(documents)).encode()
+    found = []
+    for path, data in ((tmp_path / name, compress(content)), (tmp_path / name.removesuffix(".xz"), content)):
+        path.write_bytes(data)
+        texts = {"path": str(path), "field": "body", "lines": ".txt" in name, "rows": 30}
+        out = tmp_path / f"{path.suffix}-run" / "rows.safetensors"
+        found.append(make(folder, out, kind="text", texts=[texts], length=32, held_out=3))
+    train, held_out, settings, _ = found[0]
+    assert torch.equal(train.tokens, found[1][0].tokens)
+    assert settings["kind"] == "text"
+    text = bytes_of(folder, torch.cat([train.tokens, held_out.tokens]).flatten().tolist())
+    parts = text.split("\n\n")
+    assert len(parts) > 25
+    assert set(parts[:-1]) <= set(documents)
 
 
 def section(folder: Path, **changes: Any) -> Training:

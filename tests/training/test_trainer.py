@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from r2q.training.data import Order, Rows, read, write
 from r2q.training.options import TrainingOptions
 from r2q.training.schedule import learning_rate
 from r2q.training.state import Store
-from r2q.training.trainer import Diverged
+from r2q.training.trainer import Diverged, Trainer
 from tests.models.tiny import tiny_model
 from tests.training.rows import random_data
 
@@ -76,6 +78,69 @@ def test_killed_and_started_again_gives_the_same_bits(
         assert {**one, "seconds": ""} == {**other, "seconds": ""}
 
 
+DAMAGE = {
+    "missing": None,
+    "empty": lambda content: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: bytes([*content[:-40], content[-40] ^ 1, *content[-39:]]),
+    "{}": lambda content: b"{}",
+    "[]": lambda content: b"[]",
+    "wrong keys": lambda content: b'{"identity": "x", "step": 4}',
+    "wrong kinds": lambda content: b'{"identity": "x", "step": "4", "processes": 1, "sha256": {}}',
+    "no hashes": lambda content: b'{"identity": "x", "step": 4, "processes": 1, "sha256": []}',
+}
+LATEST, BEFORE = ("checkpoint.json", "checkpoint-4-0.pt"), ("checkpoint-before.json", "checkpoint-2-0.pt")
+BOTH = [(one, other) for one in LATEST for other in BEFORE]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped in its fifth step of six, and one that did not, which keeps its best weights."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        real = Trainer._step
+
+        def stop(self: Trainer, step: int, *rest: Any) -> Any:
+            if step == 5:
+                raise KeyboardInterrupt
+            return real(self, step, *rest)
+
+        patch.setattr(Trainer, "_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder / "run", keep="best")
+    torch.save(train(folder / "whole", keep="best"), folder / "whole.pt")
+    return folder
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_heals(
+    kind: str, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each file, and one of each state: training goes on from what is whole, to the bits of an uninterrupted run."""
+    expected = torch.load(interrupted / "whole.pt")
+    cases = [((name,), 2) for name in LATEST] + [((name,), 4) for name in BEFORE] + [(names, 0) for names in BOTH]
+    for number, (names, step) in enumerate(cases):
+        folder = shutil.copytree(interrupted / "run", tmp_path / str(number))
+        for name in names:
+            damage, path = DAMAGE[kind], folder / name
+            if damage is None:
+                path.unlink()
+            else:
+                path.write_bytes(damage(path.read_bytes()))
+        result = train(folder, keep="best")
+        said = capsys.readouterr().out
+        assert (f"goes on after step {step} of 6" in said) if step else ("goes on" not in said)
+        assert_same(result, expected)
+        assert {path.name for path in folder.iterdir()} >= {"checkpoint.json", "checkpoint-before.json"}
+        train(folder, keep="best")  # and what it left is whole
+        assert "goes on after step 6 of 6" in capsys.readouterr().out
+
+
+def test_the_last_two_states_are_kept(interrupted: Path) -> None:
+    names = {path.name for path in (interrupted / "run").glob("checkpoint*")}
+    assert names == {*LATEST, *BEFORE}
+
+
 def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, identity="one")
     capsys.readouterr()
@@ -87,8 +152,6 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path, capsys: pyte
 
 def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With held-out losses 5, 1, 3 (steps 0, 3, 6) the weights of step 3 come out."""
-    from r2q.training.trainer import Trainer
-
     kept = {}
 
     def held_out(self: Trainer) -> dict[str, float]:
