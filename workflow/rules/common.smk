@@ -20,7 +20,8 @@ from mini.tasks import TASKS as MINI_TASKS
 from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q import config as r2q_config
 from r2q.kept import source_hash, write_atomic
-from r2q.prepare import engine_problems, missing_paths, recipe_problems, task_problems
+from r2q.models.source import MADE, made_folder
+from r2q.prepare import engine_problems, future_paths, missing_paths, recipe_problems, task_problems
 from r2q.strict_yaml import read_yaml
 
 # Jobs run in the environment that Snakemake runs in, also when that was not activated.
@@ -145,9 +146,24 @@ def prepared_file(model):
     return f"{RESULTS}/{model}/prepared.json"
 
 
+def made_files(model):
+    """What the rule `source` writes of a model that comes as a GGUF file; it may write more beside."""
+    return [str(made_folder(CONFIG.models[model]) / name) for name in MADE]
+
+
+def model_state(model):
+    """Size, inode and times of what a model is read from: the time of change moves even where the other is set back."""
+    entry = CONFIG.models[model]
+    files = [entry.path] if entry.kind == "gguf" else [] if entry.is_gguf else model_files(model)
+    stats = [(file, os.stat(file)) for file in files]
+    return [[file, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in stats]
+
+
 def model_files(model):
     """Files of a local model folder: a change of one of them re-runs what was made from it."""
     entry = CONFIG.models[model]
+    if entry.is_gguf:
+        return made_files(model)
     folder = Path(entry.path)
     return sorted(map(str, folder.glob("*"))) if entry.is_folder and folder.is_dir() else []
 
@@ -283,12 +299,12 @@ def check_before_work():
                 "training": None,
             }
         )
-    problems = missing_paths(there) or task_problems(there)
+    problems = missing_paths(there) + future_paths(there) or task_problems(there)
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     problems += engine_problems(CONFIG, map(training_file, TEACHERS))
     for model in CONFIG.models:
         path = Path(prepared_file(model))
-        times = [os.path.getmtime(file) for file in model_files(model)]
+        times = [os.path.getmtime(file) for file in model_files(model) if Path(file).exists()]
         if path.is_file() and path.stat().st_mtime >= max(times, default=0):
             facts = json.loads(path.read_text())["models"][model]
             if [facts["path"], facts["revision"]] == [CONFIG.models[model].path, CONFIG.models[model].revision]:

@@ -49,6 +49,39 @@ rule pretrain:
         """
 
 
+# Makes the folder of a model that comes as a GGUF file, here, on the hub or in a package; all runs share it.
+for MODEL in [name for name, entry in CONFIG.models.items() if entry.is_gguf]:
+
+    rule:
+        name:
+            rule_name("source", MODEL)
+        input:
+            [CONFIG.models[MODEL].path] if CONFIG.models[MODEL].kind == "gguf" else [],
+        output:
+            made_files(MODEL),
+        log:
+            log_of("source", MODEL),
+        benchmark:
+            benchmark_of("source", MODEL)
+        priority: 10
+        params:
+            state=json.dumps(model_state(MODEL)),
+            source=source_hash(["r2q/models/source.py", "r2q/models/gguf_file.py"]),
+            config=RUN_CONFIG,
+            model=MODEL,
+            out=folder_of_output,
+        message:
+            f"source {MODEL}"
+        shell:
+            r"""
+            python -m r2q source \
+                --config {params.config:q} \
+                --model {params.model:q} \
+                --out {params.out:q} \
+                --log {log:q}
+            """
+
+
 # A job per model, so that a new model leaves the others alone. Its recipes are no part of `asked`: those that come later
 # are held against what this job found, when Snakemake reads the config (`check_before_work` above).
 for MODEL in CONFIG.models:
@@ -66,8 +99,13 @@ for MODEL in CONFIG.models:
             benchmark_of("prepare", MODEL)
         priority: 10
         params:
-            asked=asked(path=CONFIG.models[MODEL].path, revision=CONFIG.models[MODEL].revision),
-            source=source_hash(["r2q/prepare.py", "r2q/models/targets.py"]),
+            asked=asked(
+                path=CONFIG.models[MODEL].path,
+                revision=CONFIG.models[MODEL].revision,
+                add_bos=CONFIG.models[MODEL].add_bos,
+            ),
+            state=json.dumps(model_state(MODEL)),
+            source=source_hash(["r2q/prepare.py", "r2q/models/checks.py", "r2q/models/fingerprint.py"]),
             config=RUN_CONFIG,
             model=MODEL,
         message:
