@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
     """
     if find_spec("gguf") is None:
         raise ValueError("reading it needs the library gguf, which is not installed here: pip install gguf")
-    types = tensor_types(file)
+    types, vocabulary = read_header(file)
 
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -54,6 +55,7 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
     model.hf_quantizer = None
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(folder)
+    _only_own_tokens(folder / "tokenizer.json", vocabulary)
     return {
         "source_format": source_format(types),
         "tensor_types": _parameters(types),
@@ -61,8 +63,8 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
     }
 
 
-def tensor_types(file: Path) -> list[tuple[str, str, int, int]]:
-    """(name, type, dimensions, parameters) of every tensor of a GGUF file.
+def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
+    """(name, type, dimensions, parameters) of every tensor of a GGUF file, and the number of its tokens.
 
     Raises:
         ValueError: it is not a GGUF file, is cut off, or is one part of several.
@@ -77,13 +79,16 @@ def tensor_types(file: Path) -> list[tuple[str, str, int, int]]:
         reader = GGUFReader(file)
         parts = reader.get_field("split.count")
         count = 1 if parts is None else int(parts.contents())
+        tokens = reader.get_field("tokenizer.ggml.tokens")
         found = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"is a damaged or truncated GGUF file ({reason})") from None
     if count > 1:
         raise ValueError(f"is one of {count} parts of a GGUF file; join them first (llama-gguf-split --merge)")
-    return found
+    if tokens is None:
+        raise ValueError("is a GGUF file without a tokenizer")
+    return found, len(tokens.data)
 
 
 def source_format(types: list[tuple[str, str, int, int]]) -> str:
@@ -100,3 +105,10 @@ def _parameters(types: list[tuple[str, str, int, int]]) -> dict[str, int]:
     for _, kind, _, parameters in types:
         found[kind] += parameters
     return dict(found.most_common())
+
+
+def _only_own_tokens(file: Path, vocabulary: int) -> None:
+    """Take out of a tokenizer what transformers put in (its unknown token) where the GGUF file has none."""
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocabulary]
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2))
