@@ -72,8 +72,7 @@ def quantize(
             raise ValueError(f"recipe {recipe.name} needs training data: `r2q teacher-data` writes it")
     rows = None if training is None else read_training(Path(training), device, config.limits.training_processes)
     source = model_folder(entry)
-    if "files" in facts:
-        check_unchanged(source, facts["files"])
+    check_unchanged(source, facts)
     tokenizer = load_tokenizer(str(source))
     if data is not None:
         check_tokenizer(data, tokenizer, model)

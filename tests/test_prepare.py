@@ -189,20 +189,20 @@ def test_a_change_that_leaves_size_and_time_alone_is_seen(models: Path, tmp_path
     folder = tiny_folder("llama", tmp_path / "model")
     config = data(models, models={"m": {"path": str(folder)}})
     facts, weights = run(tmp_path, config)["m"], folder / "model.safetensors"
-    check_unchanged(folder, facts["files"])
+    check_unchanged(folder, facts)
     os.utime(weights)  # another time, the same content
-    check_unchanged(folder, facts["files"])
+    check_unchanged(folder, facts)
     times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     os.utime(weights, ns=times)
     with pytest.raises(ValueError, match=r"model\.safetensors has another content since `prepare`"):
-        check_unchanged(folder, facts["files"])
+        check_unchanged(folder, facts)
     assert run(tmp_path, config)["m"]["fingerprint"] != facts["fingerprint"]
     (folder / "added_tokens.json").write_text("{}")
     with pytest.raises(ValueError, match=r"added_tokens\.json is new since"):
-        check_unchanged(folder, facts["files"])
+        check_unchanged(folder, facts)
 
 
 def _edit(file: Path, **changes: Any) -> None:
@@ -290,6 +290,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown": (
         lambda f: _weights(f, lambda s: s.update({"model.extra.weight": torch.ones(2)})),
         "has weights that LlamaForCausalLM does not know: model.extra.weight",
+    ),
+    "integers": (
+        lambda f: _weights(f, lambda s: s.update({"lm_head.weight": torch.zeros(272, 64, dtype=torch.int8)})),
+        "model.safetensors stores lm_head.weight as I8: only models with plain numbers (F64, F32, F16, BF16) are",
     ),
     "no tokenizer": (
         lambda f: [(f / "tokenizer.json").unlink(), (f / "tokenizer_config.json").unlink()],

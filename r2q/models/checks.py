@@ -22,6 +22,7 @@ WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs"
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from
 READ = ("config.json", "generation_config.json", "merges.txt", "*token*.json", "*.jinja", *VOCABULARY)
+PLAIN = ("F64", "F32", "F16", "BF16")
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
 TOLERANCE = 1e-3  # of the logits' spread: far above rounding, far below what another token moves
@@ -84,15 +85,21 @@ def read_files(folder: Path) -> list[Path]:
 
 
 def check_files(folder: Path) -> None:
-    """Raises ValueError where a file is a git-lfs pointer, or the header of a weight file does not fit the file."""
+    """Raises ValueError where a file is a git-lfs pointer, or a weight file is damaged or holds other than floats."""
     for file in read_files(folder):
         with file.open("rb") as stream:
             if stream.read(len(POINTER)) == POINTER:
                 raise ValueError(f"{file.name} is a git-lfs pointer, not the file itself; run git lfs pull there")
     for file in weight_files(folder):
         try:
-            with safe_open(file, "pt"):
-                pass
+            with safe_open(file, "pt") as content:
+                for name in content.keys():  # noqa: SIM118, it is no dict
+                    part = content.get_slice(name)
+                    if len(part.get_shape()) > 1 and part.get_dtype() not in PLAIN:
+                        raise ValueError(
+                            f"{file.name} stores {name} as {part.get_dtype()}: only models with plain numbers "
+                            f"({', '.join(PLAIN)}) are full precision"
+                        )
         except SafetensorError as error:
             raise ValueError(f"{file.name} is damaged or truncated ({error})") from None
 

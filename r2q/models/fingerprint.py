@@ -31,13 +31,19 @@ def state_of(file: Path) -> list[int]:
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def check_unchanged(folder: Path, files: dict[str, Any]) -> None:
+def check_unchanged(folder: Path, facts: dict[str, Any]) -> None:
     """Make sure that a model is still the one that `prepare` saw; only what may have changed is read again.
+
+    Args:
+        folder: the model's.
+        facts: what `prepare` wrote of it; where they have no `files`, there is nothing to hold the model against.
 
     Raises:
         ValueError: a file has another content, is gone, or is new.
     """
-    there = {file.name: file for file in read_files(folder)}
+    if "files" not in facts:
+        return
+    files, there = facts["files"], {file.name: file for file in read_files(folder)}
     for name in sorted({*there, *files}):
         file, known = there.get(name), files.get(name)
         if file is None or known is None:

@@ -26,6 +26,7 @@ from r2q.measure import versions
 from r2q.models.apply import pick_device
 from r2q.models.calibration import vocabulary_sha256
 from r2q.models.checks import read_config
+from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.source import model_folder
 from r2q.models.targets import refuse_quantized
@@ -75,6 +76,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     torch.set_num_threads(config.limits.threads)
     quiet()
     folder = model_folder(entry)
+    check_unchanged(folder, facts)
     model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
     positions = getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
