@@ -57,12 +57,13 @@ def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> Non
     (fresh.folder / "tiny.gguf").write_bytes(b"GGUF")
     (fresh.folder / "text.txt").write_text("text")
     models = {"here": {"path": "./tiny.gguf"}, "packed": {"path": "pypi:tiny==1:tiny.gguf", "sha256": "a" * 64}}
+    models["same"] = models["here"] | {"add_bos": True}
     recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "text.txt"}}
     config = {"run": "gguf", "models": models, "recipes": recipes, "perplexity": text}
     (fresh.folder / "config" / "gguf.yaml").write_text(json.dumps(config))
     planned = fresh.planned("prepare", config="gguf")
-    jobs = {f"{verb}_{model}": 1 for verb in ("source", "prepare") for model in ("here", "packed")}
-    assert planned == {**jobs, "prepare": 1}
+    prepares = {f"prepare_{model}": 1 for model in models}
+    assert planned == {"source_same": 1, "source_packed": 1, **prepares, "prepare": 1}
     (fresh.folder / "tiny.gguf").unlink()
     done = fresh.run("--dry-run", config="gguf")
     assert "config/gguf.yaml: models.here.path: there is no file ./tiny.gguf" in done.stdout

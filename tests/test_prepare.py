@@ -275,6 +275,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has no model.safetensors",
     ),
     "shard": (_shards, "lacks model-00002-of-"),
+    "cut index": (
+        lambda f: (
+            (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+        ),
+        "model.safetensors.index.json is damaged: it has no JSON object weight_map",
+    ),
     "other name": (
         lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
         "has no model.safetensors and no model.safetensors.index.json (other weight formats are not read); c",

@@ -47,9 +47,10 @@ def read_config(path: str | Path, revision: str | None = None) -> Any:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except Exception as error:  # a file's content reaches parsers that raise what they like
         raise ValueError(f"config.json of {path} cannot be used: {_sentence(error)}") from None
-    for part in ("_attn_implementation", "_experts_implementation"):
-        if getattr(config, part, None) not in (None, EAGER):
-            setattr(config, part, None)  # its parts follow
+    for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
+        for wish in ("_attn_implementation", "_experts_implementation"):
+            if getattr(part, wish, None) not in (None, EAGER):
+                setattr(part, wish, None)
     return config
 
 
@@ -70,10 +71,12 @@ def weight_files(folder: Path) -> list[Path]:
         raise ValueError(f"has no {WEIGHTS} and no {index.name} (other weight formats are not read){beside}")
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index.name} is damaged: it has no JSON object weight_map") from None
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
+        names = []
+    if not names:
+        raise ValueError(f"{index.name} is damaged: it has no JSON object weight_map with names of files")
+    if missing:
         raise ValueError(f"lacks {_some(missing)}, which {index.name} names")
     return [folder / name for name in names]
 

@@ -49,8 +49,9 @@ rule pretrain:
         """
 
 
-# Makes the folder of a model that comes as a GGUF file, here, on the hub or in a package; all runs share it.
-for MODEL in [name for name, entry in CONFIG.models.items() if entry.is_gguf]:
+# Makes the folder of a model that comes as a GGUF file, here, on the hub or in a package; models of the same file, and
+# all runs, share it.
+for MODEL in {made_folder(entry): name for name, entry in CONFIG.models.items() if entry.is_gguf}.values():
 
     rule:
         name:
