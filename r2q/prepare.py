@@ -1,14 +1,16 @@
 """The verb `prepare`: everything that can be found out before any work is, for all models, recipes and tasks at once.
 
-Models are built without weights (on the meta device) from their config, so a group size that does not divide, a tied
-head or a model that is already quantized stops the run in seconds, not after the first hour.
+Models are loaded onto the meta device, which reads headers and no weights, so a group size that does not divide, a
+damaged file, a tokenizer of another model or a model that is already quantized stops the run in seconds, not after the
+first hour. Weights are hashed, and loaded only to try out whether a model that may look ahead does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from r2q.records import Damaged
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers", "lm_eval", "datasets", "numpy")
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
+SKEW = 60  # seconds by which the clock of another machine, such as a file server, may be ahead
 
 
 def prepare(config_path: str | Path, out: str | Path, model: str | None = None) -> None:
@@ -38,17 +40,16 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     config, out = configuration.load(config_path), Path(out)
     if model is not None and model not in config.models:
         raise ConfigError(f"{config_path}: models: unknown model {model}{nearest(model, config.models)}")
-    problems = [line for line in missing_paths(config) if model is None or line.startswith(f"models.{model}.")]
+    problems = missing_paths(config) or future_paths(config)
+    problems = [line for line in problems if model is None or line.startswith(f"models.{model}.")]
     if not problems:
         if model is None:
             problems = task_problems(config)
         names = [*config.models] if model is None else [model]
-        run = out.parent if model is None else out.parent.parent
         models: dict[str, Any] = {}
         for name in names:
-            cache = FileHashes(run / ".kept" / f"files-{name}.json")
             try:
-                models[name] = _describe(config.models[name], cache)
+                models[name] = _describe(config.models[name])
             except (ValueError, OSError) as error:
                 problems.append(f"models.{name}.path: {config.models[name].path}: {' '.join(str(error).split())}")
                 continue
@@ -91,9 +92,10 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
     return problems + configuration.lattice_problems(config, name, facts)
 
 
-def missing_paths(config: Config) -> list[str]:
-    """One sentence for every local path of the config that is not there; else for every text that leaks by content."""
+def local_paths(config: Config) -> list[tuple[str, str, str]]:
+    """(key, path, `file` or `folder`) of everything that the config names on this machine."""
     wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
+    wanted += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
     wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
     if config.calibration is not None and config.calibration.is_file:
         wanted.append(("calibration.path", config.calibration.path, "file"))
@@ -107,9 +109,28 @@ def missing_paths(config: Config) -> list[str]:
             wanted += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []
     if config.task_data is not None:
         wanted.append(("task_data", config.task_data, "folder"))
+    return wanted
+
+
+def missing_paths(config: Config) -> list[str]:
+    """One sentence for every local path of the config that is not there; else for every text that leaks by content."""
     found = {"folder": Path.is_dir, "file": Path.is_file}
-    missing = [f"{key}: there is no {kind} {path}" for key, path, kind in wanted if not found[kind](Path(path))]
+    missing = [f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not found[what](Path(path))]
     return missing or configuration.leaks(config)
+
+
+def future_paths(config: Config) -> list[str]:
+    """One sentence for every local path with a file dated in the future: whatever is made of it would always be older,
+    and be made again in every run."""
+    problems, now = [], time.time() + SKEW
+    for key, path, _ in local_paths(config):
+        files = Path(path).rglob("*") if Path(path).is_dir() else [Path(path)]
+        for file in sorted(files):
+            if file.is_file() and file.stat().st_mtime > now:
+                date = datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "seconds")
+                problems.append(f"{key}: {file} is dated in the future ({date}); touch it")
+                break
+    return problems
 
 
 def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) -> list[str]:
@@ -148,74 +169,49 @@ def task_problems(config: Config) -> list[str]:
     return []
 
 
-def _describe(entry: Model, cache: FileHashes) -> dict[str, Any]:
+def _describe(entry: Model) -> dict[str, Any]:
     """What later steps need to know of a model."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    from r2q.models import checks
+    from r2q.models.fingerprint import describe_files, fingerprint
+    from r2q.models.load import load_full, quiet
+    from r2q.models.source import made_folder, make_folder, model_folder, source_facts
     from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
+    from r2q.tokens import Encoder
 
-    folder = Path(entry.path) if entry.is_folder else _download(entry.path, entry.revision)
-    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    refuse_quantized(model_config, entry.path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    quiet()
+    if entry.is_gguf:
+        make_folder(entry, made_folder(entry))
+    folder = model_folder(entry)
+    config = checks.read_config(folder)
+    refuse_quantized(config, entry.path)
+    checks.check_files(folder)
+    model = checks.meta_model(folder, config)
     tied = has_tied_head(model)
     layers = [{"name": t.name, "shape": list(t.weight.shape)} for t in list_targets(model, lm_head=not tied)]
+    tokenizer = checks.read_tokenizer(folder)
+    checks.check_tokenizer(tokenizer, model)
+    Encoder(tokenizer, entry.add_bos)
+    if checks.may_look_ahead(model):
+        checks.check_causal(load_full(str(folder), dtype="float32"))
+    files = describe_files(folder)
     return {
         "path": entry.path,
         "revision": entry.revision,
-        "commit": None if entry.is_folder else folder.name,
-        "family": model_config.model_type,
+        "commit": folder.name if entry.kind == "hub" else None,
+        "source_format": source_facts(folder).get("source_format") if entry.is_gguf else None,
+        "family": config.model_type,
         "architecture": type(model).__name__,
+        "attention": model.config._attn_implementation,
         "total_parameters": sum(p.numel() for p in model.parameters()),
-        "fingerprint": _fingerprint(folder, cache),
+        "fingerprint": fingerprint(files),
+        "files": files,
         "head": None if tied else layers.pop(),  # comes last
         "targets": layers,
     }
 
 
-def _download(path: str, revision: str | None) -> Path:
-    """The snapshot of a hub model in the local cache; its folder's name is the commit."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, revision=revision, allow_patterns=HUB_FILES))
-
-
-def _fingerprint(folder: Path, cache: FileHashes) -> str:
-    """sha256 over config.json and every safetensors file: names and contents."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ValueError("has no *.safetensors file (other weight formats are not read)")
-    lines = [f"{cache.sha256(file)}  {file.name}\n" for file in [folder / "config.json", *weights]]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-class FileHashes:
-    """sha256 of large files, remembered in a JSON file as long as path, size and time of change stay the same."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            known = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            known = {}
-        self.known: dict[str, Any] = known if isinstance(known, dict) else {}
-
-    def sha256(self, file: Path) -> str:
-        """Hex digits of the file's content."""
-        stat = file.stat()
-        state = [stat.st_size, stat.st_mtime_ns]
-        entry = self.known.get(str(file.resolve()))
-        if isinstance(entry, dict) and entry.get("state") == state and isinstance(entry.get("sha256"), str):
-            return entry["sha256"]
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        self.known[str(file.resolve())] = {"state": state, "sha256": digest}
-        write_json(self.path, self.known)
-        return digest
-
-
 def _summary(facts: dict[str, Any]) -> str:
     weights = f"{facts['total_parameters'] / 1e6:.2f} M parameters"
-    return f"{facts['architecture']}, {weights}, {len(facts['targets'])} layers to quantize"
+    made = f" dequantized from {facts['source_format']}" if facts["source_format"] else ""
+    layers = f"{len(facts['targets'])} layers to quantize"
+    return f"{facts['architecture']}{made}, {weights}, {layers}, {facts['attention']} attention"

@@ -19,8 +19,10 @@ from r2q.measure import Measured, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes, pick_device
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.external import adopt
+from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.save import folder_digest, save
+from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
 from r2q.prepare import read_prepared
@@ -78,7 +80,9 @@ def quantize(
         raise ValueError(f"recipe {recipe} needs calibration tokens: `r2q calibrate` writes them")
     if training is None and needs == "training":
         raise ValueError(f"recipe {recipe} needs training data: `r2q teacher-data` writes it")
-    tokenizer = load_tokenizer(entry.path, entry.revision)
+    source = model_folder(entry)
+    check_unchanged(source, facts)
+    tokenizer = load_tokenizer(str(source))
     if data is not None:
         check_tokenizer(data, tokenizer, model)
     identity, rows = _identity(unit, facts["fingerprint"], device, data), None
@@ -94,7 +98,7 @@ def quantize(
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
-        record = _unit(unit, entry, tokenizer, out, device, data, rows, leaves)
+        record = _unit(unit, source, tokenizer, out, device, data, rows, leaves)
     hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
     hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
     hashes |= {"training": rows.digest} if rows is not None else {}
@@ -180,7 +184,7 @@ def _identity(
 
 def _unit(
     recipe: Recipe,
-    entry: configuration.Model,
+    source: Path,
     tokenizer: Any,
     folder: Path,
     device: torch.device,
@@ -190,7 +194,7 @@ def _unit(
 ) -> dict[str, Any]:
     """Quantize and write one unit; the fields of its report that only this work gives."""
     record: dict[str, Any] = {"status": OK, "reason": "", "bits": recipe.bits}
-    model = load_full(entry.path, entry.revision)
+    model = load_full(str(source))
     total = sum(p.numel() for p in model.parameters())
     targets = list_targets(model, recipe.lm_head)
     if recipe.granularity is not None:

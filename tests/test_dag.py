@@ -81,6 +81,22 @@ def test_a_fresh_run_has_a_job_per_unit(fresh: Copy, name: str) -> None:
     assert planned.keys() >= AFTERWARDS
 
 
+def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> None:
+    (fresh.folder / "tiny.gguf").write_bytes(b"GGUF")
+    (fresh.folder / "text.txt").write_text("text")
+    models = {"here": {"path": "./tiny.gguf"}, "packed": {"path": "pypi:tiny==1:tiny.gguf", "sha256": "a" * 64}}
+    models["same"] = models["here"] | {"add_bos": True}
+    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "text.txt"}}
+    config = {"run": "gguf", "models": models, "recipes": recipes, "perplexity": text}
+    (fresh.folder / "config" / "gguf.yaml").write_text(json.dumps(config))
+    planned = fresh.planned("prepare", config="gguf")
+    prepares = {f"prepare_{model}": 1 for model in models}
+    assert planned == {"source_same": 1, "source_packed": 1, **prepares, "prepare": 1}
+    (fresh.folder / "tiny.gguf").unlink()
+    done = fresh.run("--dry-run", config="gguf")
+    assert "config/gguf.yaml: models.here.path: there is no file ./tiny.gguf" in done.stdout
+
+
 SLIP = "  rtn-g64: {method: rtn, granularity: g64}"
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2q.config import ConfigError, parse
-from r2q.prepare import FileHashes, missing_paths, prepare, recipe_problems
-from tests.models.tiny import LINEARS, tiny_folder, tiny_model
+from r2q.models.fingerprint import check_unchanged
+from r2q.models.load import load_full
+from r2q.prepare import missing_paths, prepare, recipe_problems
+from tests.models.tiny import LINEARS, byte_tokenizer, tiny_folder, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +138,7 @@ def test_weights_that_are_not_safetensors_are_refused(models: Path, tmp_path: Pa
     folder = tiny_folder("llama", tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     (problem,) = refused(tmp_path, data(models, models={"pickled": {"path": str(folder)}}))
-    assert "has no *.safetensors file" in problem
+    assert "has no model.safetensors" in problem
 
 
 def test_paths_that_are_not_there_are_all_named(models: Path, tmp_path: Path) -> None:
@@ -168,15 +175,226 @@ def test_the_fingerprint_follows_weights_and_config_and_nothing_else(models: Pat
     assert len({first, second, fingerprint()}) == 3
 
 
-def test_large_files_are_hashed_once_until_they_change(tmp_path: Path) -> None:
-    file, cache = tmp_path / "a.bin", tmp_path / "cache.json"
-    file.write_bytes(b"one")
-    first = FileHashes(cache).sha256(file)
-    known = json.loads(cache.read_text())
-    known[str(file.resolve())]["sha256"] = "remembered"
-    cache.write_text(json.dumps(known))
-    assert FileHashes(cache).sha256(file) == "remembered"
-    os.utime(file, ns=(0, 0))
-    assert FileHashes(cache).sha256(file) == first
-    file.write_bytes(b"two")
-    assert FileHashes(cache).sha256(file) != first
+def test_the_fingerprint_follows_the_tokenizer_and_only_the_weights_that_are_read(models: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    config = data(models, models={"m": {"path": str(folder)}})
+    first = run(tmp_path, config)["m"]
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert run(tmp_path, config)["m"] == first
+    (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
+    assert run(tmp_path, config)["m"]["fingerprint"] != first["fingerprint"]
+
+
+def test_a_change_that_leaves_size_and_time_alone_is_seen(models: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    config = data(models, models={"m": {"path": str(folder)}})
+    facts, weights = run(tmp_path, config)["m"], folder / "model.safetensors"
+    check_unchanged(folder, facts)
+    os.utime(weights)  # another time, the same content
+    check_unchanged(folder, facts)
+    times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=times)
+    with pytest.raises(ValueError, match=r"model\.safetensors has another content since `prepare`"):
+        check_unchanged(folder, facts)
+    assert run(tmp_path, config)["m"]["fingerprint"] != facts["fingerprint"]
+    (folder / "added_tokens.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"added_tokens\.json is new since"):
+        check_unchanged(folder, facts)
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], name: str = "model.safetensors") -> None:
+    state = load_file(folder / name)
+    change(state)
+    save_file(state, folder / name, metadata={"format": "pt"})
+
+
+def _shards(folder: Path) -> None:
+    tiny_model("llama").save_pretrained(folder, max_shard_size="50KB")
+    (folder / "model.safetensors").unlink()
+    sorted(folder.glob("model-0000*.safetensors"))[1].unlink()
+
+
+def _sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+
+
+def _pad(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<more{i}>" for i in range(272 - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json of FOLDER cannot be used: "),
+    "cut config": (lambda f: (f / "config.json").write_text("{"), "config.json of FOLDER cannot be used: "),
+    "own code": (
+        lambda f: _edit(f / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
+        "config.json of FOLDER cannot be used: its model_type mine needs code that the checkpoint brings along",
+    ),
+    "tokenizer's own code": (
+        lambda f: _edit(
+            f / "tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["mine.Mine", None]}
+        ),
+        "the tokenizer of FOLDER cannot be read from tokenizer.json (",
+    ),
+    "unknown model": (
+        lambda f: _edit(f / "config.json", model_type="no_such"),
+        "config.json of FOLDER cannot be used: ",
+    ),
+    "no causal model": (
+        lambda f: _edit(f / "config.json", model_type="vit"),
+        "no causal language model ViT can be built of it: ",
+    ),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter (adapter_config.json)"),
+    "pointer": (
+        lambda f: (f / "model.safetensors").write_text(POINTER),
+        "model.safetensors is a git-lfs pointer, not the file itself",
+    ),
+    "tokenizer's pointer": (
+        lambda f: (f / "tokenizer.json").write_text(POINTER),
+        "tokenizer.json is a git-lfs pointer, not the file itself",
+    ),
+    "cut": (
+        lambda f: os.truncate(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 4),
+        "model.safetensors is damaged or truncated (",
+    ),
+    "cut header": (lambda f: os.truncate(f / "model.safetensors", 100), "model.safetensors is damaged or truncated ("),
+    "empty": (lambda f: os.truncate(f / "model.safetensors", 0), "model.safetensors is damaged or truncated ("),
+    "a link to nothing": (
+        lambda f: [(f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("gone")],
+        "has no model.safetensors",
+    ),
+    "shard": (_shards, "lacks model-00002-of-"),
+    "cut index": (
+        lambda f: (
+            (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+        ),
+        "model.safetensors.index.json is damaged: it has no JSON object weight_map",
+    ),
+    "other name": (
+        lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
+        "has no model.safetensors and no model.safetensors.index.json (other weight formats are not read); c",
+    ),
+    "shape": (
+        lambda f: _weights(f, lambda s: s.update({"model.norm.weight": torch.ones(63)})),
+        "has weights of another shape than config.json gives LlamaForCausalLM: model.norm.weight [63] instead of [64]",
+    ),
+    "missing": (
+        lambda f: _weights(f, lambda s: s.pop("model.layers.1.mlp.up_proj.weight")),
+        "lacks weights that LlamaForCausalLM needs: model.layers.1.mlp.up_proj.weight",
+    ),
+    "unknown": (
+        lambda f: _weights(f, lambda s: s.update({"model.extra.weight": torch.ones(2)})),
+        "has weights that LlamaForCausalLM does not know: model.extra.weight",
+    ),
+    "integers": (
+        lambda f: _weights(f, lambda s: s.update({"lm_head.weight": torch.zeros(272, 64, dtype=torch.int8)})),
+        "model.safetensors stores lm_head.weight as I8: only models with plain numbers (F64, F32, F16, BF16) are",
+    ),
+    "no tokenizer": (
+        lambda f: [(f / "tokenizer.json").unlink(), (f / "tokenizer_config.json").unlink()],
+        "FOLDER has no tokenizer (tokenizer.json)",
+    ),
+    "sentencepiece": (
+        _sentencepiece,
+        "the tokenizer of FOLDER cannot be read from tokenizer.model, of which there is only the older form; save it",
+    ),
+    "cut tokenizer": (
+        lambda f: os.truncate(f / "tokenizer.json", 500),
+        "the tokenizer of FOLDER cannot be read from tokenizer.json (",
+    ),
+    "pad": (_pad, "the tokenizer has '[PAD]' with id 272, the model's embedding has the ids 0 to 271"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_model_is_one_sentence(case: str, models: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    change, said = WRONG[case]
+    change(folder)
+    (problem,) = refused(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    assert problem.startswith(f"models.m.path: {folder}: {said.replace('FOLDER', str(folder))}")
+
+
+def test_a_file_dated_in_the_future_is_named_wherever_it_is(models: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    (tmp_path / "text.txt").write_text("text")
+    config = data(models, models={"m": {"path": str(folder)}}, perplexity={"t": {"path": str(tmp_path / "text.txt")}})
+    run(tmp_path, config)
+    (tmp_path / "prepared.json").unlink()
+    for file in (folder / "config.json", tmp_path / "text.txt"):
+        os.utime(file, (4102444800, 4102444800))  # the first of January 2100
+    found = refused(tmp_path, config)
+    assert [line.split(" (2")[0] for line in found] == [
+        f"models.m.path: {folder / 'config.json'} is dated in the future",
+        f"perplexity.t.path: {tmp_path / 'text.txt'} is dated in the future",
+    ]
+
+
+def _other_family(folder: Path, name: str, **options: Any) -> Path:
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 128, "hidden_size": 64}
+    config = getattr(transformers, name)(vocab_size=272, max_position_embeddings=64, **(sizes | options))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "causal"),
+    [
+        ("BertConfig", {}, False),
+        ("BertConfig", {"is_decoder": True}, True),
+        ("RobertaConfig", {}, False),
+        ("GemmaConfig", {"num_key_value_heads": 2, "head_dim": 16, "use_bidirectional_attention": True}, False),
+        ("GemmaConfig", {"num_key_value_heads": 2, "head_dim": 16}, True),
+        ("LlamaConfig", {"is_causal": False}, False),
+        ("BloomConfig", {"n_head": 4, "n_layer": 2}, True),  # does not say, so that it is tried
+    ],
+)
+def test_a_model_that_looks_ahead_is_refused(
+    name: str, options: dict[str, Any], causal: bool, models: Path, tmp_path: Path
+) -> None:
+    folder = _other_family(tmp_path / "model", name, **options)
+    config = data(models, models={"m": {"path": str(folder)}})
+    if causal:
+        assert run(tmp_path, config)["m"]["targets"]
+    else:
+        (problem,) = refused(tmp_path, config)
+        assert "looks ahead: what it predicts changes with later tokens" in problem
+
+
+def test_an_implementation_that_a_checkpoint_asks_for_is_not_needed(models: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    ids = torch.arange(20).reshape(1, 20)
+    expected = load_full(str(folder))(ids).logits
+    for asked in ("flash_attention_2", {"": "flash_attention_3"}, "someone/kernel"):
+        _edit(folder / "config.json", attn_implementation=asked, experts_implementation="someone/kernel")
+        assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["attention"] == "sdpa"
+        model = load_full(str(folder))
+        assert torch.equal(model(ids).logits, expected)
+        model.save_pretrained(tmp_path / "saved")
+        assert "implementation" not in (tmp_path / "saved" / "config.json").read_text()
+    _edit(folder / "config.json", attn_implementation="eager")
+    assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["attention"] == "eager"
+
+
+def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    _edit(folder / "tokenizer_config.json", bos_token=None)
+    config = data(models, models={"m": {"path": str(folder)}})
+    run(tmp_path, config)
+    (tmp_path / "prepared.json").unlink()
+    config["models"]["m"]["add_bos"] = True
+    (problem,) = refused(tmp_path, config)
+    assert "add_bos: true, but the tokenizer has no begin-of-text token" in problem

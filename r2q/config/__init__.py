@@ -29,7 +29,7 @@ from r2q.config.methods import MethodInfo, built_in_methods, import_method, meth
 from r2q.config.problems import describe, unusable_values
 from r2q.config.quantizer import QuantizerOptions
 from r2q.config.run import Config
-from r2q.config.sections import Limits, Model, Recipe, Task
+from r2q.config.sections import HUB_GGUF, PYPI, Limits, Model, Recipe, Task
 from r2q.config.strict_yaml import read_yaml
 from r2q.config.texts import (
     CALIBRATION_PRESETS,
@@ -44,7 +44,9 @@ from r2q.config.texts import (
 
 __all__ = [
     "CALIBRATION_PRESETS",
+    "HUB_GGUF",
     "HUB_TEXT",
+    "PYPI",
     "TEXT_FILE",
     "Calibration",
     "Closed",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+SHA256 = r"^[0-9a-f]{64}$"
 GRANULARITY = r"^(g[1-9][0-9]{0,8}|channel|tensor)$"
 DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 

@@ -13,7 +13,7 @@ from r2q.config.leaks import leaks
 from r2q.config.methods import method_info
 from r2q.config.problems import describe
 from r2q.config.run import Config
-from r2q.config.sections import Recipe
+from r2q.config.sections import Model, PYPI, Recipe
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_KINDS, TextSource
 
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
@@ -31,8 +31,7 @@ def find_problems(config: Config) -> list[str]:
     for name, model in config.models.items():
         if name in RESERVED_MODELS:
             found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
-        if model.revision is not None and model.is_folder:
-            found.append(f"models.{name}.revision: only a hub model has one, {model.path} is a folder")
+        found += [f"models.{name}.{line}" for line in _source_problems(model)]
         for recipe in model.recipes or []:
             if recipe not in config.recipes:
                 found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
@@ -126,6 +125,22 @@ def _in_this_run(config: Config, name: str) -> list[str]:
         found.append(f"recipes.{name}.{line}" if own else f"recipes.{name}.options.{line}")
     start = getattr(options, "start", None)
     return found if start is None or not config.trains(name) else found + _start_problems(config, name, start)
+
+
+def _source_problems(model: Model) -> list[str]:
+    """A source that is not spelled as one, or keys that it does not have; each starts with the rest of the key."""
+    found = []
+    if model.kind == "pypi" and not PYPI.fullmatch(model.path):
+        found.append(f"path: {model.path} is not pypi:<package>==<version>:<file in its wheel>.gguf")
+    if model.kind == "pypi" and model.sha256 is None:
+        found.append("sha256: required for a file of a package; 64 hex digits of the .gguf file")
+    if model.sha256 is not None and not model.is_gguf:
+        what = "folder" if model.is_folder else "hub model"
+        found.append(f"sha256: only a .gguf file has one, {model.path} is a {what}")
+    if model.revision is not None and model.kind not in ("hub", "hub_gguf"):
+        what = {"folder": "a folder", "gguf": "a file here", "pypi": "in a package"}[model.kind]
+        found.append(f"revision: only a hub model has one, {model.path} is {what}")
+    return found
 
 
 def _start_problems(config: Config, name: str, start: str) -> list[str]:

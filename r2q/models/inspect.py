@@ -11,6 +11,7 @@ from r2q import config as configuration
 from r2q.config import nearest
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
+from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.records import OK, Report, read_json, write_csv
 
@@ -41,7 +42,7 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     model, recipes = units
     quiet()
     entry = config.models[model]
-    targets = {target.name: target.weight for target in list_targets(load_full(entry.path, entry.revision))}
+    targets = {target.name: target.weight for target in list_targets(load_full(str(model_folder(entry))))}
     layer = wanted.layer or next(iter(targets))
     if layer not in targets:
         names = [*targets]

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.config import nearest
+from r2q.models.checks import read_config, read_tokenizer
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
@@ -24,8 +25,7 @@ def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> An
     Raises:
         ValueError: the model is already quantized, or its checkpoint lacks weights or has unknown ones.
     """
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    refuse_quantized(config, path)
+    refuse_quantized(read_config(path, revision), path)
     return _load(path, revision=revision, dtype=dtype)
 
 
@@ -76,7 +76,12 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
     where = {"": str(device)}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=where, output_loading_info=True, trust_remote_code=False
+            path,
+            config=read_config(path),
+            trust_remote_code=False,
+            dtype=dtype,
+            device_map=where,
+            output_loading_info=True,
         )
     except ImportError as error:
         raise ValueError(
@@ -98,8 +103,9 @@ def _sentence(error: Exception) -> str:
 
 def _load(path: str, **options: Any) -> Any:
     try:
+        config = read_config(path, options.get("revision"))
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, trust_remote_code=False, **options
+            path, config=config, trust_remote_code=False, output_loading_info=True, **options
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
@@ -118,4 +124,4 @@ def quiet() -> None:
 
 def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokenizer of a model, from a folder or the hub."""
-    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    return read_tokenizer(path, revision)

@@ -6,12 +6,13 @@ Everything about one model or unit takes `at`: a `Unit`, or a rule's wildcards, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, method_info
+from r2q.models.source import MADE, made_folder
 from r2q.plan.sources import code, method_code
 
 READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # of a model's folder; no one reads other files
@@ -138,8 +139,15 @@ class Plan:
 
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 
+    def asked_source(self, at: Any) -> str:
+        entry = self.config.models[self.source_of(at)]
+        parts = {name: getattr(entry, name) for name in ("path", "revision", "sha256", "dtype")}
+        return _line(parts, state=_states(self.source_files(at)), code=code("source"))
+
     def asked_prepare(self, at: Any) -> str:
-        return _line(self._model(at), code=code("prepare"))
+        entry = self.config.models[at.model]
+        state = [] if entry.is_gguf else _states(self.model_files(at))
+        return _line(self._model(at, "add_bos", "sha256"), state=state, code=code("prepare"))
 
     def asked_calibrate(self, at: Any) -> str:
         assert self.config.calibration is not None
@@ -231,6 +239,12 @@ class Plan:
         return self.config.limits.training_processes if self.config.trains(at.recipe) else 1
 
 
+def _states(files: Iterable[str]) -> list[list[Any]]:
+    """Size, inode and times of files: the time of change moves even where the other one is set back."""
+    stats = [(file, Path(file).stat()) for file in files]
+    return [[file, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in stats]
+
+
 def _line(parts: Mapping[str, Any], **more: Any) -> str:
     return json.dumps({**parts, **more}, sort_keys=True)
 
@@ -251,6 +265,8 @@ def _unnamed(paths: Sequence[str]) -> dict[str, list[list[Any]]]:
 
 def model_files(entry: Model) -> list[str]:
     """Files of a local folder that a model is read from: not what is there besides, and no link that leads nowhere."""
+    if entry.is_gguf:
+        return [str(made_folder(entry) / name) for name in MADE]
     folder = Path(entry.path)
     if not entry.is_folder or not folder.is_dir():
         return []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.plan import Plan, model_files
-from r2q.prepare import FACTS, engine_problems, missing_paths, read_prepared, recipe_problems, task_problems
+from r2q.prepare import FACTS, engine_problems, future_paths, missing_paths, read_prepared, recipe_problems, task_problems
 from r2q.records import OK, Damaged, Evaluation, Report, check_signature, missing_files, read_json
 
 
@@ -35,7 +35,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
                 "training": None,
             }
         )
-    found = missing_paths(there) or task_problems(there)
+    found = missing_paths(there) + future_paths(there) or task_problems(there)
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
     found += engine_problems(config, rows)
@@ -47,7 +47,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
 def _of_model(plan: Plan, model: str) -> list[str]:
     """Recipes that a model cannot have, by what `prepare` found of it; nothing where that is older than the model."""
     path, entry = Path(plan.results, model, "prepared.json"), plan.config.models[model]
-    times = [Path(file).stat().st_mtime for file in model_files(entry)]
+    times = [Path(file).stat().st_mtime for file in model_files(entry) if Path(file).is_file()]
     if not path.is_file() or path.stat().st_mtime < max(times, default=0):
         return []
     try:

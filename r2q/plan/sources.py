@@ -14,7 +14,8 @@ from r2q.kept import source_hash
 TEXT = ("r2q/files.py", "r2q/tokens.py")
 QUANTIZE = ("r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels")
 SOURCES: Mapping[str, tuple[str, ...]] = {
-    "prepare": ("r2q/prepare.py", "r2q/models/targets.py"),
+    "source": ("r2q/models/source.py", "r2q/models/gguf_file.py"),
+    "prepare": ("r2q/prepare.py", "r2q/models"),
     "calibrate": ("r2q/models/calibration.py", *TEXT),
     "teacher_data": ("r2q/training/teacher_data.py", "r2q/training/data.py", "r2q/training/generation.py", *TEXT),
     "quantize": QUANTIZE,  # and the method

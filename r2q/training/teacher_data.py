@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from r2q import config as configuration
-from r2q.config import ConfigError, Model, nearest
+from r2q.config import ConfigError, nearest
 from r2q.config.texts import Texts, Training
 from r2q.files import read_documents
 from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.apply import pick_device
 from r2q.models.calibration import vocabulary_sha256
+from r2q.models.checks import read_config
+from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.source import model_folder
 from r2q.models.targets import refuse_quantized
 from r2q.plan.sources import code
 from r2q.prepare import engine_problems, read_prepared
@@ -71,12 +73,14 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     entry, device, out = config.models[model], pick_device(config.device), Path(out)
     torch.set_num_threads(config.limits.threads)
     quiet()
-    model_config = AutoConfig.from_pretrained(entry.path, revision=entry.revision, trust_remote_code=False)
+    folder = model_folder(entry)
+    check_unchanged(folder, facts)
+    model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
     positions = getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and wanted.length > positions:
         raise ConfigError(f"{config_path}: training.length: {wanted.length}, but {model} has {positions} positions")
-    tokenizer = load_tokenizer(entry.path, entry.revision)
+    tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
     drawn = draw(wanted)
     if wanted.kind != "text":  # before hours of work; windows of text are not counted yet
@@ -106,7 +110,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         heads = encode_prompts(encoder, [prompt for prompt, _ in drawn], wanted)
         rest = {"heads": heads, "threads": config.limits.threads, "code": code("teacher_data")}
         unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), key(settings | rest))
-        say = _engine(entry, dtype, device, tokenizer.eos_token_id, wanted)
+        say = _engine(str(folder), dtype, device, tokenizer.eos_token_id, wanted)
         rows = generated_rows(heads, wanted, say, unfinished)
     first = len(rows) - wanted.held_out
     settings["first_token"] = int(rows.tokens[0, 0])
@@ -177,10 +181,10 @@ def supervised_rows(encoder: Encoder, end: int | None, pairs: list[tuple[str, st
     return padded(made, wanted.length)
 
 
-def _engine(entry: Model, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
+def _engine(folder: str, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
     if wanted.uses_vllm:
-        return with_vllm(entry.path, entry.revision, dtype, device.type, end, wanted)
-    return with_transformers(load_full(entry.path, entry.revision, dtype).to(device), end, wanted)
+        return with_vllm(folder, None, dtype, device.type, end, wanted)
+    return with_transformers(load_full(folder, dtype=dtype).to(device), end, wanted)
 
 
 def _generation_facts(wanted: Training, dtype: str, device: torch.device) -> dict[str, Any]:

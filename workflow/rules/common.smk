@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from mini.tasks import TASKS as MINI_TASKS
 from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q.kept import source_hash
+from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
 from r2q.plan.checks import problems, stale
 from r2q.plan.snakemake import again, checked, is_module, one_of, print_logs, print_results, run_alone, stop_with, write_config

@@ -47,6 +47,35 @@ rule pretrain:
         """
 
 
+# The folder of a model that comes as a GGUF file, here, on the hub or in a package; models of one file and all runs share
+# it.
+rule source:
+    input:
+        PLAN.source_files,
+    output:
+        expand("{folder}/{{source}}/{name}", folder=SOURCES, name=MADE),
+    log:
+        f"{RESULTS}/logs/source-{{source}}.log",
+    wildcard_constraints:
+        source=one_of(PLAN.sources),
+    priority: 10
+    params:
+        config=RUN_CONFIG,
+        asked=PLAN.asked_source,
+        model=lambda at: PLAN.source_of(at),
+        out=folder_of_output,
+    message:
+        "source {wildcards.source}"
+    shell:
+        r"""
+        python -m r2q source \
+            --config {params.config:q} \
+            --model {params.model:q} \
+            --out {params.out:q} \
+            --log {log:q}
+        """
+
+
 # Its recipes are no part of `asked`: those that come later are held against what this job found, when Snakemake reads
 # the config.
 rule prepare:

