@@ -200,7 +200,10 @@ def test_seeds_change_the_order_and_nothing_else() -> None:
     [
         ({"quantizer": "rnt"}, "unknown method rnt; nearest valid: rtn"),
         ({"quantizer": "full_precision"}, "no function of one weight"),
-        ({"quantizer": "r2q", "quantizer_options": {"refin": 1}}, r"quantizer_options\.refin of r2q"),
+        (
+            {"quantizer": "r2q", "quantizer_options": {"refin": 1}},
+            r"quantizer_options\.refin: unknown key; nearest valid: refine",
+        ),
         ({"coefficient": 1.5}, "not between 0 and 1"),
         ({"gradient": "straight"}, "identity"),
     ],
@@ -255,7 +258,7 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "message"),
-    [("rtn-g46", "nearest valid: rtn-g64"), ("rtn-channel", "granularity g64 that does not train")],
+    [("rtn-g46", "nearest valid: rtn-g64"), ("rtn-channel", "granularity g64, as this one has")],
 )
 def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
     recipes = {
@@ -265,4 +268,4 @@ def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
     }
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match=message):
-        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")
