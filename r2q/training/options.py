@@ -79,8 +79,6 @@ class TrainingOptions(QuantizerOptions):
             raise ValueError(f"coefficient: {self.coefficient} is not between 0 and 1")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} are more than the {self.steps} steps there are")
-        if self.micro_rows > self.batch_rows:
-            raise ValueError(f"micro_rows: {self.micro_rows} are more than the {self.batch_rows} rows of a step")
         return self
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
