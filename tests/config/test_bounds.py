@@ -130,6 +130,11 @@ def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
         ("training", {"texts": [{"path": "b.txt", "rows": 64}]}, "training.held_out: 64 of only 64 rows"),
         (
             "training",
+            {"texts": [{"path": "b.txt", "rows": 99}, {"path": "./b.txt", "rows": 9}]},
+            "training.texts[1].path: ./b.txt is also training.texts[0]; take more rows there",
+        ),
+        (
+            "training",
             {"texts": [{"path": "b.txt", "rows": 99}], "length": 32, "prompt_tokens": 32},
             "training.prompt_tokens: 32 leave nothing to generate in rows of training.length, 32 tokens",
         ),
