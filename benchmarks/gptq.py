@@ -183,7 +183,7 @@ def model() -> dict[str, Any]:
     rows = {}
     torch.cuda.reset_peak_memory_stats()
     for lattice in ("rtn", "r2q"):
-        method = make_method(Recipe("bench", "gptq", f"g{GROUP}", options={"lattice": lattice}))
+        method = make_method(Recipe("bench", "gptq", f"g{GROUP}", options={"quantizer": lattice}))
         start = time.perf_counter()
         with torch.no_grad():
             result = method.quantize(network, targets, data)

@@ -2,6 +2,11 @@
 
 `import r2q` must register its quantizer with transformers, and must cost nothing: transformers and torch take seconds
 to import. So the registration waits until somebody else imports `transformers.quantizers.auto`.
+
+Why a hook: transformers knows quantizers by a table in that module, and has no entry points for others to be found by.
+Without a hook, `import r2q` would have to import torch, in every `snakemake -n` too, or users would have to call
+something after importing transformers; who forgets it gets a model with random weights and a warning. The hook asks
+about this one module, once, and leaves no trace in it.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def local_paths(config: Config) -> list[tuple[str, str, str]]:
 def missing_paths(config: Config) -> list[str]:
     """One sentence for every local path of the config that is not there; else for every text that leaks by content."""
     found = {"folder": Path.is_dir, "file": Path.is_file}
-    missing = [f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not found[what](Path(path))]
+    missing = [
+        f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not found[what](Path(path))
+    ]
     return missing or configuration.leaks(config)
 
 

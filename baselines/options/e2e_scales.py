@@ -15,6 +15,6 @@ class Options(TrainingOptions):
     loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "ce"
     train: Literal["layers"] = "layers"  # type: ignore[assignment]
     gradient: Literal["identity"] = "identity"  # type: ignore[assignment]
-    learning_rate: float = Field(default=2e-5, gt=0, le=100)
+    learning_rate: float = Field(default=2e-5, gt=0)
     batch_rows: int = Field(default=32, ge=1, le=10**6)
     max_gradient_norm: float | None = Field(default=0.3, gt=0)

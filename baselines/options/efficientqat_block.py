@@ -20,6 +20,6 @@ class Options(GroupedOptions):
 
     epochs: int = Field(default=2, ge=0, le=10**5)
     batch: int = Field(default=2, ge=1, le=10**6)
-    rate: float = Field(default=1e-4, gt=0, le=100)
-    weight_rate: float = Field(default=2e-5, gt=0, le=100)
+    rate: float = Field(default=1e-4, gt=0)
+    weight_rate: float = Field(default=2e-5, gt=0)
     final: float = Field(default=0.05, ge=0, le=1)

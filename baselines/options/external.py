@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from r2q.config import MethodOptions
+from r2q.config.base import PathText
 
 
 class Options(MethodOptions):
@@ -15,5 +14,5 @@ class Options(MethodOptions):
         revision: commit, tag or branch of a hub id.
     """
 
-    path: str = Field(min_length=1)
+    path: PathText
     revision: str | None = None

@@ -13,5 +13,5 @@ class Options(TrainingOptions):
     """Options of LLM-QAT; all but the defaults are shared with the other frames."""
 
     quantizer: str = "llm_qat"
-    learning_rate: float = Field(default=2e-5, gt=0, le=100)
+    learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -20,6 +20,6 @@ class Options(GroupedOptions):
 
     epochs: int = Field(default=40, ge=0, le=10**5)
     batch: int = Field(default=1, ge=1, le=10**6)
-    rate: float = Field(default=1e-2, gt=0, le=100)
+    rate: float = Field(default=1e-2, gt=0)
     start: float = Field(default=4.0, ge=-20, le=20)
     aug_loss: bool = True

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from r2q.config.base import ConfigError, nearest
-from r2q.config.leaks import leaks
+from r2q.config.leaks import leaks, same_text
 from r2q.config.methods import method_info
 from r2q.config.problems import describe
 from r2q.config.run import Config
-from r2q.config.sections import Model, PYPI, Recipe
+from r2q.config.sections import PYPI, Model, Recipe
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_KINDS, TextSource
 
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
@@ -74,6 +74,13 @@ def _training_problems(config: Config) -> list[str]:
     found = [
         line for number, text in enumerate(wanted.texts) for line in _no_text(f"training.texts[{number}].path", text)
     ]
+    for number, text in enumerate(wanted.texts):  # rows of one text drawn twice: held-out rows would be trained on
+        for other, earlier in enumerate(wanted.texts[:number]):
+            same = same_text(text.path, earlier.path, content=False) and text.field == earlier.field
+            if same:
+                found.append(
+                    f"training.texts[{number}].path: {text.path} is also training.texts[{other}]; take more rows there"
+                )
     if wanted.rows is not None and wanted.rows < 1:
         rows = wanted.rows + wanted.held_out
         found.append(f"training.held_out: {wanted.held_out} of only {rows} rows; none would be left to train on")

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from r2q import config as configuration
-from r2q.config import HUB_GGUF, PYPI, ConfigError, Model
+from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
 from r2q.kept import key, write_json
-from r2q.config import nearest
 
 PREPARED = Path("results/prepared")
 SOURCES = PREPARED / "sources"

@@ -164,7 +164,11 @@ class Plan:
         recipe = self.recipes[at.recipe]
         section = self.config.calibration.model_dump() if self.calibration(at) and self.config.calibration else None
         source = method_code(recipe["method"], recipe["options"])
-        parts: dict[str, Any] = {"recipe": {**recipe, "seeds": None}, "device": self.config.device, "calibration": section}
+        parts: dict[str, Any] = {
+            "recipe": {**recipe, "seeds": None},
+            "device": self.config.device,
+            "calibration": section,
+        }
         parts["leaves"] = self.config.starts_training(at.recipe)
         return _line(self._model(at), **parts, code=source)
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from r2q.plan import Plan, model_files
-from r2q.prepare import FACTS, engine_problems, future_paths, missing_paths, read_prepared, recipe_problems, task_problems
+from r2q.prepare import (
+    FACTS,
+    engine_problems,
+    future_paths,
+    missing_paths,
+    read_prepared,
+    recipe_problems,
+    task_problems,
+)
 from r2q.records import OK, Damaged, Evaluation, Report, check_signature, missing_files, read_json
 
 

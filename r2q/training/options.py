@@ -62,10 +62,10 @@ class TrainingOptions(QuantizerOptions):
     batch_rows: int = Field(default=128, ge=1, le=10**6)
     micro_rows: int = Field(default=0, ge=0, le=10**6)
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    learning_rate: float = Field(default=8e-6, gt=0, le=100)
+    learning_rate: float = Field(default=8e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0, le=10**7)
-    weight_decay: float = Field(default=0.0, ge=0, le=100)
+    weight_decay: float = Field(default=0.0, ge=0)
     beta2: float = Field(default=0.999, gt=0, lt=1)
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     latent: Literal["float32", "bfloat16"] = "float32"
@@ -86,8 +86,6 @@ class TrainingOptions(QuantizerOptions):
             raise ValueError(f"coefficient: {self.coefficient} is not between 0 and 1")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} are more than the {self.steps} steps there are")
-        if self.micro_rows > self.batch_rows:
-            raise ValueError(f"micro_rows: {self.micro_rows} are more than the {self.batch_rows} rows of a step")
         return self
 
     def problems(self, recipe: Any, config: Any) -> list[str]:

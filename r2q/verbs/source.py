@@ -12,7 +12,9 @@ HEAVY = True
 
 
 def source(
-    config: Config, model: Model, out: Annotated[Path | None, "DIR", "the folder; without, where other verbs look"] = None
+    config: Config,
+    model: Model,
+    out: Annotated[Path | None, "DIR", "the folder; without, where other verbs look"] = None,
 ) -> None:
     from r2q.models.source import source
 

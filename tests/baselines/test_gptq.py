@@ -16,6 +16,7 @@ from r2q.models.moments import output_error, second_moments
 from r2q.models.targets import list_targets
 from r2q.quantization.grid import Grid
 from r2q.quantization.method import Quantized, Recipe, WeightMethod, make_method
+from r2q.quantization.residual import R2Q
 from tests.models.tiny import CASES, tiny_model
 
 DAMPING = 0.01
@@ -289,3 +290,15 @@ def test_experts_with_few_tokens_see_all_and_the_report_says_so() -> None:
     for expert in range(4):
         one, other = (result.layers[name].dequantize()[expert] for result in (free, ruled))
         assert torch.equal(one, other) == (expert != fewest)
+
+
+def test_an_assignment_of_ones_own_is_kept() -> None:
+    """A subclass of R2Q that codes differently is asked for every code."""
+
+    class Lowest(R2Q):
+        def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
+            return torch.zeros_like(values, dtype=torch.uint8)
+
+    weight, hessian = problem(6, 64)
+    codes, _ = quantize_rows(weight, factorize(hessian, DAMPING), Lowest(Recipe("own", "own", "g32")), 32)
+    assert codes.max() == 0

@@ -31,7 +31,6 @@ def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     [
         ({"steps": 10, "warmup_steps": 11}, "warmup_steps: 11 are more than the 10 steps there are"),
         ({"batch_rows": 101}, "batch_rows: 101 are more than the 100 rows (64 more are held out)"),
-        ({"micro_rows": 11}, "micro_rows: 11 are more than the 10 rows of a step"),
         ({"steps": "30"}, "steps: input should be a valid integer, got '30'"),
         ({"steps": True}, "steps: input should be a valid integer, got True"),
         ({"steps": 3.0}, "steps: input should be a valid integer, got 3.0"),
@@ -129,6 +128,11 @@ def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
         ),
         ("device", "cuda:9999", "device: 'cuda:9999' must be auto"),
         ("training", {"texts": [{"path": "b.txt", "rows": 64}]}, "training.held_out: 64 of only 64 rows"),
+        (
+            "training",
+            {"texts": [{"path": "b.txt", "rows": 99}, {"path": "./b.txt", "rows": 9}]},
+            "training.texts[1].path: ./b.txt is also training.texts[0]; take more rows there",
+        ),
         (
             "training",
             {"texts": [{"path": "b.txt", "rows": 99}], "length": 32, "prompt_tokens": 32},

@@ -32,7 +32,7 @@ class Mine(WeightMethod):
     version: int = 3 + 4
 
     def fit_groups(self, values):
-        return CodebookGrid(torch.zeros(*values.shape[:2], 2**self.recipe.bits, dtype=torch.float16), self.recipe.bits)
+        return CodebookGrid(torch.zeros(*values.shape[:2], 2**self.recipe.bits, dtype=torch.float16))
 """
 
 
@@ -129,3 +129,24 @@ def test_a_method_file_that_breaks_the_rules_is_refused(folder: Path, body: str,
 @pytest.mark.parametrize("method", ["no.such.Method", "baselines.rtn.Nothing", "a b", "os.path.join", ""])
 def test_a_name_that_leads_nowhere(method: str) -> None:
     assert problems(changed("recipes/x", {"method": method, "granularity": "g64"}))[0].startswith("recipes.x.method: ")
+
+
+def test_the_codebook_method_of_the_contributors_guide(folder: Path) -> None:
+    """Few lines, no other file, and a lattice for GPTQ and training at once."""
+    (code,) = [part for part in (ROOT / "CONTRIBUTING.md").read_text().split("```python\n") if "Quartiles" in part]
+    code = code.split("```")[0]
+    assert len(code.splitlines()) <= 29
+    (folder / "guide_method.py").write_text(code)
+    config = parse(changed("recipes/mine", {"method": "guide_method.Quartiles", "granularity": "g64"}), "x.yaml")
+    assert config.resolved()["recipes"]["mine"]["options"] == {}
+    weight = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    method = make_method(Recipe("mine", "guide_method.Quartiles", "g64"))
+    assert isinstance(method, WeightMethod)
+    found = method.quantize_weight(weight).dequantize()
+    for group, decoded in zip(weight.reshape(-1, 64), found.reshape(-1, 64), strict=True):
+        values = group.tolist()
+        levels = [sum(sorted(values)[i : i + 16]) / 16 for i in range(0, 64, 16)]
+        nearest = [min(abs(level - value) for level in levels) for value in values]
+        assert ((decoded - group).abs() - torch.tensor(nearest)).abs().max() < 2e-3
+    gptq = make_method(Recipe("g", "gptq", "g64", options={"quantizer": "guide_method.Quartiles"}))
+    assert type(gptq.quantizer()).__name__ == "Quartiles"

@@ -105,7 +105,7 @@ def config(folder: Path, **wanted: Any) -> Path:
         "tasks": {"piqa": {}},
     }
     if wanted:
-        content["calibration"] = {"source": str(folder / "text.txt"), "windows": 9, "window": 16} | wanted
+        content["calibration"] = {"path": str(folder / "text.txt"), "windows": 9, "window": 16} | wanted
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -137,11 +137,11 @@ def test_lines_and_what_stands_between_them(folder: Path, tmp_path: Path) -> Non
     (folder / "lines.txt").write_text("\n".join(WORDS * 9))
     out = tmp_path / "calibration.safetensors"
     source = str(folder / "lines.txt")
-    calibrate(config(folder, source=source, lines=True, separator=" <s> "), "tiny", out)
+    calibrate(config(folder, path=source, lines=True, separator=" <s> "), "tiny", out)
     for window in load_calibration(out).tokens.tolist():
         assert min(window[::2].count(1), window[1::2].count(1)) == 0
         assert window.count(1) == 8
-    calibrate(config(folder, source=source), "tiny", out)
+    calibrate(config(folder, path=source), "tiny", out)
     assert not (load_calibration(out).tokens[:, 1:] == 1).any()
 
 
@@ -167,8 +167,8 @@ def test_tokens_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> N
         ({}, "calibration: this key is required to calibrate"),
         ({"window": 65}, r"calibration\.window: 65 tokens, but tiny has only 64 positions"),
         ({"windows": 400}, "too short for 50 held-out windows"),
-        ({"sauce": 1}, r"calibration\.sauce: unknown key; nearest valid: source"),
-        ({"source": "wikitext"}, r"calibration\.source: wikitext is none of .*; nearest valid: wikitext2"),
+        ({"pth": 1}, r"calibration\.pth: unknown key; nearest valid: path"),
+        ({"path": "wikitext"}, r"calibration\.path: wikitext is none of .*; nearest valid: wikitext2"),
     ],
 )
 def test_bad_settings_are_refused(folder: Path, tmp_path: Path, wanted: dict[str, Any], error: str) -> None:
@@ -179,10 +179,10 @@ def test_bad_settings_are_refused(folder: Path, tmp_path: Path, wanted: dict[str
 
 def test_a_missing_text_or_column_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
-        calibrate(config(folder, source=str(folder / "nothing.txt")), "tiny", tmp_path / "out")
+        calibrate(config(folder, path=str(folder / "nothing.txt")), "tiny", tmp_path / "out")
     (folder / "rows.jsonl").write_text('{"body": "w1 w2"}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl has no column text; it has body"):
-        calibrate(config(folder, source=str(folder / "rows.jsonl")), "tiny", tmp_path / "out")
+        calibrate(config(folder, path=str(folder / "rows.jsonl")), "tiny", tmp_path / "out")
 
 
 def test_a_recipe_that_needs_text_needs_the_section() -> None:
@@ -199,26 +199,20 @@ def test_a_recipe_that_needs_text_needs_the_section() -> None:
         parse(content, "test")
     found = parse(content | {"calibration": {"source": "other.txt"}}, "test")
     assert [found.calibrates(model) for model in "ab"] == [True, False]
-    with pytest.raises(ConfigError, match=r"calibration\.source: text\.txt is evaluated as perplexity\.text"):
+    with pytest.raises(ConfigError, match=r"calibration\.path: text\.txt is evaluated as perplexity\.text"):
         parse(content | {"calibration": {"source": "text.txt"}}, "test")
 
 
 def test_presets_read_what_they_are_named_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def download(repository: str, file: str, repo_type: str) -> str:
-        asked.append((repository, file, repo_type))
-        return "/cache/c4-train.00000-of-01024.json.gz"
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr(calibration, "read_documents", lambda source, field: asked.append((source, field)) or ["x"])
     for source in ("wikitext2", "pile", "c4", "own.txt"):
         assert calibration.read_source(source, "text") == ["x"]
     assert asked == [
         ("Salesforce/wikitext:wikitext-2-raw-v1:train", "text"),
         ("mit-han-lab/pile-val-backup::validation", "text"),
-        ("allenai/c4", "en/c4-train.00000-of-01024.json.gz", "dataset"),
-        ("/cache/c4-train.00000-of-01024.json.gz", "text"),
+        ("allenai/c4:en:c4-train.00000-of-01024.json.gz", "text"),
         ("own.txt", "text"),
     ]
 

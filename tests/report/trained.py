@@ -31,7 +31,7 @@ def trained_run(folder: Path) -> Path:
         "run": "test",
         "models": {name: {"path": "a/b", "seeds": seeds} for name, seeds in SEEDS.items()},
         "recipes": {"rtn-g64": {"method": "rtn", "granularity": "g64"}} | recipes,
-        "training": {"texts": [{"path": "a.txt", "rows": 9}]},
+        "training": {"texts": [{"path": "a.txt", "rows": 400}]},
         "tasks": {"task": {}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -12,7 +12,7 @@ from r2q.training.data import read
 from r2q.training.teacher_data import teacher_data
 from tests.models.tiny import byte_tokenizer, tiny_folder
 
-RECIPE = {"method": "bitdistiller", "granularity": "g32", "options": {"quantizer": "r2q"}}
+RECIPE = {"method": "bitdistiller", "granularity": "g32", "options": {"quantizer": "r2q", "batch_rows": 2}}
 
 
 def teacher_folder(folder: Path) -> Path:

@@ -200,7 +200,10 @@ def test_seeds_change_the_order_and_nothing_else() -> None:
     [
         ({"quantizer": "rnt"}, "unknown method rnt; nearest valid: rtn"),
         ({"quantizer": "full_precision"}, "no function of one weight"),
-        ({"quantizer": "r2q", "quantizer_options": {"refin": 1}}, r"quantizer_options\.refin of r2q"),
+        (
+            {"quantizer": "r2q", "quantizer_options": {"refin": 1}},
+            r"quantizer_options\.refin: unknown key; nearest valid: refine",
+        ),
         ({"coefficient": 1.5}, "not between 0 and 1"),
         ({"gradient": "straight"}, "identity"),
     ],
@@ -276,9 +279,9 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
     ("start", "message"),
     [
         ("rtn-g46", "nearest valid: rtn-g64"),
-        ("rtn-channel", "granularity g64 that does not train"),
-        ("rtn3-g64", "rtn3-g64 has 3 bits, this recipe 2"),
-        ("rtn-g64", "rtn-g64 leaves the output head in full precision"),
+        ("rtn-channel", "granularity g64, as this one has"),
+        ("rtn3-g64", "bits 2, as this one has; it has 3"),
+        ("rtn-g64", "lm_head true, as this one has; it has false"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
@@ -290,4 +293,4 @@ def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
     }
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match=message):
-        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")

@@ -111,13 +111,14 @@ def test_documents_are_cut_chosen_and_counted(folder: Path) -> None:
     [
         ({"length": 10_000}, "training.length: 10000, but tiny has"),
         ({"held_out": 12}, "training.held_out: 12 of only 12 rows"),
-        ({"prompt_tokens": 24}, "no more than the longest prompt"),
+        ({"prompt_tokens": None}, "no more than the longest prompt"),
+        ({"prompt_tokens": 24}, "prompt_tokens: 24 leave nothing to generate"),
         ({"texts": [{"path": "lines.pdf", "rows": 1}]}, "lines.pdf is neither a .txt"),
         ({"texts": [{"path": "other.txt", "rows": 1}]}, "is evaluated as perplexity.text"),
     ],
 )
 def test_what_cannot_be_is_said(folder: Path, tmp_path: Path, training: dict[str, Any], message: str) -> None:
-    if training.get("prompt_tokens"):
+    if "prompt_tokens" in training:
         lines = "\n".join("a" * 30 for _ in range(12))
         (tmp_path / "long.txt").write_text(lines)
         training = training | {"texts": [{"path": str(tmp_path / "long.txt"), "lines": True, "rows": 12}]}
@@ -134,6 +135,6 @@ def test_a_recipe_that_trains_needs_the_section_and_is_a_job_of_its_own() -> Non
     }
     with pytest.raises(ConfigError, match="training: required by recipes a-g32, b-g32"):
         configuration.parse(data, "x.yaml")
-    config = configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+    config = configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")
     assert config.batches("tiny") == [["rtn"], ["a-g32"], ["b-g32"]]
     assert config.resolved()["recipes"]["a-g32"]["options"]["quantizer_options"]["refine"] == "none"
