@@ -165,6 +165,7 @@ class Session:
         import torch
 
         from r2q.evaluation.adapter import Scorer
+        from r2q.evaluation.one_by_one import evaluate_tasks, reason
         from r2q.evaluation.perplexity import check_window, token_perplexity
         from r2q.evaluation.scores import perplexity_score, task_scores
         from r2q.evaluation.sharing import plain
@@ -179,11 +180,15 @@ class Session:
         lines = None
         if self.config.tasks:
             scorer = Scorer(model, encoder, self.config.limits.batch_size)
-            raw = self._lm_eval(scorer)
+            raw, failed, seconds = evaluate_tasks(scorer, self.tasks, SEEDS, BOOTSTRAP, self.config.limits.samples)
+            for error in failed.values():
+                if isinstance(error, torch.OutOfMemoryError) or not raw["results"]:
+                    raise error  # too little memory is tried again; where nothing came out, the unit failed
             samples = raw.pop("samples", None)
             lines = None if samples is None else _lines(samples)
-            record["scores"] += task_scores(raw, self.tasks, self.config)
-            record["task_seconds"] |= self._seconds(scorer)
+            reasons = {name: reason(error) for name, error in failed.items()}
+            record["scores"] += task_scores(raw, self.tasks, self.config, reasons)
+            record["task_seconds"] |= seconds
             record["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
         for name, text in self.config.perplexity.items():
             with Measured() as cost:
@@ -199,28 +204,6 @@ class Session:
         torch.manual_seed(SEEDS["torch"])
         return plain(raw), lines
 
-    def _lm_eval(self, scorer: Any) -> dict[str, Any]:
-        """lm-eval's own evaluation of all tasks, with its own scoring and aggregation."""
-        import lm_eval
-
-        from r2q.evaluation.sharing import quiet
-        from r2q.evaluation.tasks import seed_all
-
-        seed_all(SEEDS)
-        limits = {
-            name: range(count)
-            for name, count in self.tasks.limits.items()
-            if count < len(self.tasks.dictionary["tasks"][name].eval_docs)
-        }
-        with quiet():
-            return lm_eval.evaluate(
-                lm=scorer,
-                task_dict=self.tasks.dictionary,
-                samples=limits or None,
-                bootstrap_iters=BOOTSTRAP,
-                log_samples=self.config.limits.samples,
-            )
-
     def _encoder(self, folder: Path) -> tuple[str, Any]:
         """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""
         from r2q.models.load import load_tokenizer
@@ -230,14 +213,6 @@ class Session:
         if digest not in self._encoders:
             self._encoders[digest] = Encoder(load_tokenizer(str(folder)), self.entry.add_bos)
         return digest, self._encoders[digest]
-
-    def _seconds(self, scorer: Any) -> dict[str, float]:
-        """Seconds in the model by task; a group's are those of its single tasks."""
-        seconds = {task: round(value, 3) for task, value in scorer.seconds.items()}
-        for name, group in self.tasks.dictionary["groups"].items():
-            members = [task.task_name for task in group.get_all_tasks()]
-            seconds[name] = round(sum(scorer.seconds[member] for member in members), 3)
-        return seconds
 
 
 def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:

@@ -111,7 +111,7 @@ def _score_rows(
         row = unit | {field: score[field] for field in COLUMNS if field in score}
         row["metric"] = metric_name(score["metric"], score.get("filter"))
         row["seconds"] = evaluation["task_seconds"].get(score["task"])
-        if score["value"] is None:
+        if score["value"] is None and row["status"] == OK:
             row["status"] = f"{FAILED}: no finite value"
         yield row
 
