@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from r2q import cli
 from r2q.config import ConfigError
+from r2q.evaluation.adapter import Scorer
 from r2q.evaluation.evaluate import evaluate
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
@@ -267,23 +268,35 @@ def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.Ca
 
 def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(run.out.parent / ".kept")
-    original = Session._lm_eval
+    original = Scorer.loglikelihood
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no room for 3 GiB")
 
-    monkeypatch.setattr(Session, "_lm_eval", full)
+    monkeypatch.setattr(Scorer, "loglikelihood", full)
     failed = run.evaluate("rtn-g64")["rtn-g64"]
     assert (failed["status"], failed["error"]) == ("failed", "no room for 3 GiB")
-    monkeypatch.setattr(Session, "_lm_eval", original)
+    monkeypatch.setattr(Scorer, "loglikelihood", original)
     assert run.evaluate("rtn-g64")["rtn-g64"]["status"] == "ok"
 
 
-def test_a_fault_of_ours_is_not_a_failed_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [KeyError, TypeError, AssertionError, ValueError, ZeroDivisionError])
+def test_what_fails_in_one_task_leaves_the_others(run: Run, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
     shutil.rmtree(run.out.parent / ".kept")
-    monkeypatch.setattr(Session, "_lm_eval", lambda *_: {}["results"])
-    with pytest.raises(KeyError):
-        run.evaluate("rtn-g64")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("the reason")
+
+    monkeypatch.setattr(Scorer, "generate_until", fail)
+    record = run.evaluate("rtn-g64")["rtn-g64"]
+    after = scores(record)
+    assert record["status"] == "ok"
+    assert "the reason" in after["sums", "exact_match"]["status"]
+    assert after["sums", "exact_match"]["value"] is None
+    assert after["sums", "exact_match"]["in_table"]
+    for row in before.keys() - {("sums", "exact_match")}:
+        assert after[row] == before[row]
 
 
 @pytest.mark.parametrize(
