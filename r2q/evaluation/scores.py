@@ -78,6 +78,24 @@ def perplexity_score(name: str, window: int, result: TokenPerplexity) -> dict[st
     }
 
 
+def failed_text(name: str, window: int, reason: str) -> dict[str, Any]:
+    """The row of a token perplexity that could not be measured."""
+    return {
+        "task": name,
+        "metric": f"token_ppl_{window}",
+        "filter": "none",
+        "value": None,
+        "stderr": None,
+        "n": None,
+        "chance": None,
+        "majority": None,
+        "higher_is_better": False,
+        "in_table": True,
+        "version": None,
+        "status": f"{FAILED}: {reason}",
+    }
+
+
 def _failed_row(
     name: str, wanted: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet
 ) -> dict[str, Any]:

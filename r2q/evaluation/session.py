@@ -167,7 +167,7 @@ class Session:
         from r2q.evaluation.adapter import Scorer
         from r2q.evaluation.one_by_one import evaluate_tasks, reason
         from r2q.evaluation.perplexity import check_window, token_perplexity
-        from r2q.evaluation.scores import perplexity_score, task_scores
+        from r2q.evaluation.scores import failed_text, perplexity_score, task_scores
         from r2q.evaluation.sharing import plain
         from r2q.models.load import load_packed
 
@@ -194,10 +194,15 @@ class Session:
             with Measured() as cost:
                 if (name, encoder_key) not in self._ids:
                     self._ids[name, encoder_key] = encoder.encode(self.texts[name])
-                result = token_perplexity(
-                    model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
-                )
-            record["scores"].append(perplexity_score(name, text.window, result))
+                try:
+                    result = token_perplexity(
+                        model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
+                    )
+                except ValueError as error:  # a text shorter than a window; the tasks' scores stay
+                    row = failed_text(name, text.window, f"perplexity.{name}.path: {text.path}: {error}")
+                else:
+                    row = perplexity_score(name, text.window, result)
+            record["scores"].append(row)
             record["task_seconds"][name] = cost.seconds
         record["raw"] = "lm_eval.json"
         del model

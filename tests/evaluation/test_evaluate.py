@@ -331,6 +331,14 @@ def test_bad_input_is_one_sentence(run: Run) -> None:
         run.evaluate()
 
 
+def test_a_text_shorter_than_a_window_is_a_row(run: Run) -> None:
+    (run.folder / "short.txt").write_text("short")
+    run.write(perplexity={"book": {"path": str(run.folder / "short.txt"), "window": 16}})
+    rows = scores(run.evaluate("rtn-g64")["rtn-g64"])
+    assert "short.txt" in rows["book", "token_ppl_16"]["status"]
+    assert rows["choose", "acc"]["value"] is not None
+
+
 def test_samples_are_written_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = no_loading(monkeypatch)
     run.write(limits={"batch_size": 4, "samples": True})
