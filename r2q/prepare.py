@@ -44,6 +44,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
         names = [*config.models] if model is None else [model]
         run = out.parent if model is None else out.parent.parent
         models: dict[str, Any] = {}
+        _say_python(config)
         for name in names:
             cache = FileHashes(run / ".kept" / f"files-{name}.json")
             try:
@@ -56,6 +57,18 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     if problems:
         raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
     write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
+
+
+def _say_python(config: Config) -> None:
+    """Say before it happens that task files of the user's run Python."""
+    from r2q.evaluation.task_files import files_with_python
+
+    found = files_with_python(config.task_include)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        print(
+            f"prepare: {found[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
+        )
 
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:

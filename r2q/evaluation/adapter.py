@@ -125,6 +125,11 @@ class Scorer(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Greedy (or as the task says) continuation of each prompt."""
+        longest = max((request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests), default=0)
+        if longest >= self.max_length:
+            raise ValueError(
+                f"generates up to {longest} tokens (max_gen_toks), the model has {self.max_length} positions"
+            )
         self.encoder.encode_all(request.args[0] for request in requests)
         return super().generate_until(requests, disable_tqdm=True)
 

@@ -67,7 +67,9 @@ def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
         golds = [source(doc) for doc in docs]
         for number, gold in enumerate(golds, 1):
             if any(not isinstance(value, int | str) for value in (gold if isinstance(gold, list) else [gold])):
-                raise ConfigError(f"task {task.task_name}, row {number}: the right answer is {gold!r}, not an index or text")
+                raise ConfigError(
+                    f"task {task.task_name}, row {number}: the right answer is {gold!r}, not an index or text"
+                )
         return Items(choices, [_indices(gold, c) for gold, c in zip(golds, choices, strict=True)])
     return None
 

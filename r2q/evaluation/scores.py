@@ -96,9 +96,7 @@ def failed_text(name: str, window: int, reason: str) -> dict[str, Any]:
     }
 
 
-def _failed_row(
-    name: str, wanted: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet
-) -> dict[str, Any]:
+def _failed_row(name: str, wanted: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, Any]:
     """A row without a value, under the metric that would have stood in the table."""
     task = tasks.dictionary["tasks"][_leaves(name, raw)[0]]
     offered = list(task.aggregation() or {})

@@ -180,3 +180,17 @@ def test_nan_is_an_error_and_not_an_answer(ask: Callable[[Scorer], Any]) -> None
         ours.model.lm_head.weight[5, 0] = float("nan")
     with pytest.raises(NotFinite, match="task t"):
         ask(ours)
+
+
+def test_more_tokens_to_generate_than_positions_is_one_sentence() -> None:
+    asked = requests("generate_until", [("a", {"until": ["\n"], "max_gen_toks": tiny.POSITIONS})])
+    with pytest.raises(ValueError, match="up to 160 tokens .* the model has 160 positions"):
+        scorer().generate_until(asked)
+
+
+def test_no_token_to_start_a_text_with_is_one_sentence() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    ours = Scorer(tiny.model(), Encoder(tokenizer, None), 4)
+    with pytest.raises(ValueError, match="no begin- and no end-of-text token"):
+        ours.loglikelihood_rolling(requests("loglikelihood_rolling", [("a text",)]))
