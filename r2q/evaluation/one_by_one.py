@@ -17,7 +17,8 @@ def evaluate_tasks(
 ) -> tuple[dict[str, Any], dict[str, Exception], dict[str, float]]:
     """(what `lm_eval.evaluate` would return for all tasks that ended, errors by task and group, seconds by both).
 
-    Groups are aggregated by lm-eval's own rule; one of which a task failed, fails: a mean over the rest is another number.
+    Groups are aggregated by lm-eval's own rule. A group of which a task failed, fails: a mean over the rest is another
+    number.
     """
     import lm_eval
 

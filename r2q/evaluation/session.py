@@ -182,8 +182,10 @@ class Session:
             scorer = Scorer(model, encoder, self.config.limits.batch_size)
             raw, failed, seconds = evaluate_tasks(scorer, self.tasks, SEEDS, BOOTSTRAP, self.config.limits.samples)
             for error in failed.values():
-                if isinstance(error, torch.OutOfMemoryError) or not raw["results"]:
-                    raise error  # too little memory is tried again; where nothing came out, the unit failed
+                if isinstance(error, torch.OutOfMemoryError) or (
+                    not raw["results"] and isinstance(error, ArithmeticError)
+                ):
+                    raise error  # tried again; or a model of which every task is not finite
             samples = raw.pop("samples", None)
             lines = None if samples is None else _lines(samples)
             reasons = {name: reason(error) for name, error in failed.items()}

@@ -89,10 +89,11 @@ def test_greedy_continuation_is_recognised() -> None:
 def test_a_sliding_window_is_kept() -> None:
     """One question with three choices, longer than the window: as lm-eval scores it."""
     torch.manual_seed(0)
-    settings = dict(
-        vocab_size=272, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=128, max_position_embeddings=128, sliding_window=16, initializer_range=0.1,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 128, "sliding_window": 16,
+        "initializer_range": 0.1,
+    }  # fmt: skip
     model = AutoModelForCausalLM.from_config(MistralConfig(**settings)).float().eval()
     ours = Scorer(model, Encoder(byte_tokenizer(), False), 4)
     theirs = HFLM(model, tokenizer=byte_tokenizer(), batch_size=1, max_length=128, add_bos_token=False)
@@ -184,7 +185,7 @@ def test_nan_is_an_error_and_not_an_answer(ask: Callable[[Scorer], Any]) -> None
 
 def test_more_tokens_to_generate_than_positions_is_one_sentence() -> None:
     asked = requests("generate_until", [("a", {"until": ["\n"], "max_gen_toks": tiny.POSITIONS})])
-    with pytest.raises(ValueError, match="up to 160 tokens .* the model has 160 positions"):
+    with pytest.raises(ValueError, match=r"up to 160 tokens .* the model has 160 positions"):
         scorer().generate_until(asked)
 
 
