@@ -77,9 +77,19 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     for number, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number}: {type(row).__name__} instead of an object")
+        _check_text(row, path, number)
     if not rows:
         raise ValueError(f"{path}: no rows")
     return [row for _, row in rows]
+
+
+def _check_text(value: Any, source: str | Path, number: int) -> None:
+    """Refuse half of a surrogate pair, which JSON can hold and no tokenizer can read."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise ValueError(f"{source}, row {number}: holds the lone surrogate {half}, which is not text") from None
 
 
 def read_documents(path: str | Path, field: str = "text") -> list[str]:

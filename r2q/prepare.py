@@ -19,7 +19,6 @@ from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.records import Damaged
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -47,6 +46,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             problems = task_problems(config)
         names = [*config.models] if model is None else [model]
         models: dict[str, Any] = {}
+        _say_python(config)
         for name in names:
             try:
                 models[name] = _describe(config.models[name])
@@ -60,16 +60,16 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
 
 
-def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("family", "fingerprint")) -> dict[str, Any]:
-    """What `prepare` wrote of a model, `fields` and more; raises FileNotFoundError, or Damaged where one is missing."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; run `prepare` first")
-    try:
-        facts = json.loads(path.read_text())["models"][model]
-        return facts | {name: facts[name] for name in fields}
-    except (ValueError, LookupError, TypeError):
-        raise Damaged(f"{path}: damaged, or without model {model}") from None
+def _say_python(config: Config) -> None:
+    """Say before it happens that task files of the user's run Python."""
+    from r2q.evaluation.task_files import files_with_python
+
+    found = files_with_python(config.task_include)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        print(
+            f"prepare: {found[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
+        )
 
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:

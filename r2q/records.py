@@ -148,6 +148,9 @@ class TaskScore:
     higher_is_better: bool
     in_table: bool
     version: str
+    num_fewshot: int | None = None
+    status: Status = "ok"
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 Against `lm_eval.models.huggingface.HFLM`:
 
 - requests are encoded once per process (`Encoder`);
-- each task is batched on its own: its numbers do not depend on its neighbours, and its seconds are known;
-- logits are computed only where a continuation stands, and a context once, not once per choice (`rows`);
+- logits are computed only where a continuation stands (`rows`);
 - log-probabilities are taken in float32, whatever the dtype of the model;
 - a value that is not finite stops the evaluation instead of becoming choice 0.
 
@@ -15,9 +14,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from r2q.evaluation.rows import SHARING_FAMILIES, Request, Row, arrange, inputs, split_long
+from r2q.evaluation.rows import Request, Row, arrange, split_long
 from r2q.tokens import Encoder
 
 LOGITS_AT_ONCE = 1 << 28  # float32 logits held at once (1 GiB): bounds the memory of long windows and wide vocabularies
@@ -59,7 +57,8 @@ class Scorer(HFLM):
         batch_size: requests a batch; fixed.
 
     Attributes:
-        seconds: spent in the model, by task.
+        task: the one whose requests come next, for messages and counts; tasks come one after the other, so that the
+            numbers of one do not depend on its neighbours.
         truncated: requests by task that exceed the model's positions: the context is cut off in front, and a
             continuation longer than all positions is scored in pieces.
     """
@@ -75,10 +74,8 @@ class Scorer(HFLM):
             softmax_dtype="float32",
             add_bos_token=encoder.add_bos,
         )
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.task = ""
         self.truncated: Counter[str] = Counter()
-        self._task = ""
-        self._shares = model.dtype == torch.float32 and model.config.model_type in SHARING_FAMILIES
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def tok_encode(
@@ -94,25 +91,25 @@ class Scorer(HFLM):
         """(ids, mask), each [strings, longest]."""
         rows = [torch.tensor(self.tok_encode(s, left_truncate_len=left_truncate_len)) for s in strings]
         if left_truncate_len:
-            self.truncated[self._task] += sum(len(self.tok_encode(s)) > left_truncate_len for s in strings)
+            self.truncated[self.task] += sum(len(self.tok_encode(s)) > left_truncate_len for s in strings)
         pad = self.tokenizer.pad_token_id
         ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=padding_side)
         mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True, padding_side=padding_side)
         return ids, mask
 
-    def _by_task(self, requests: Sequence[Any], run: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """Run each task's requests on their own; answers come back in the order of `requests`."""
-        parts: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            parts.setdefault(request.task_name or "", []).append(number)
-        answers: list[Any] = [None] * len(requests)
-        for task, numbers in parts.items():
-            start = time.perf_counter()
-            self._task = task
-            for number, answer in zip(numbers, run([requests[i] for i in numbers]), strict=True):
-                answers[number] = answer
-            self.seconds[task] += time.perf_counter() - start
-        return answers
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that nothing stands before; ValueError where the tokenizer has no such token."""
+        if super().prefix_token_id is None:
+            raise ValueError("the tokenizer has no begin- and no end-of-text token to put before a text")
+        return super().prefix_token_id
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a generated text; ValueError where the tokenizer has no such token."""
+        if super().eot_token_id is None:
+            raise ValueError("the tokenizer has no end-of-text token to end a generated text")
+        return super().eot_token_id
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each continuation."""
@@ -120,22 +117,24 @@ class Scorer(HFLM):
         moved = [(c.rstrip(), c[len(c.rstrip()) :] + t) for c, t in pairs]  # as TemplateLM._encode_pair does
         self.encoder.encode_all(text for (context, _), (c, t) in zip(pairs, moved, strict=True) if context
                                 for text in (c, c + t))  # fmt: skip
-        scored = super().loglikelihood
-        return self._by_task(requests, lambda part: scored(part, disable_tqdm=True))
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, in disjoint windows."""
-        scored = super().loglikelihood_rolling
-        return self._by_task(requests, lambda part: scored(part, disable_tqdm=True))
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Greedy (or as the task says) continuation of each prompt."""
+        longest = max((request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests), default=0)
+        if longest >= self.max_length:
+            raise ValueError(
+                f"generates up to {longest} tokens (max_gen_toks), the model has {self.max_length} positions"
+            )
         self.encoder.encode_all(request.args[0] for request in requests)
-        generated = super().generate_until
-        return self._by_task(requests, lambda part: generated(part, disable_tqdm=True))
+        return super().generate_until(requests, disable_tqdm=True)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        processors = LogitsProcessorList([_RefuseNaN(self._task)])
+        processors = LogitsProcessorList([_RefuseNaN(self.task)])
         return super()._model_generate(context, max_length, stop, logits_processor=processors, **options)
 
     @torch.no_grad()
@@ -145,17 +144,16 @@ class Scorer(HFLM):
         """(log-likelihood, whether greedy decoding gives it) of each continuation; see `rows`."""
         for _, context, continuation in requests:
             if not context or not continuation:
-                raise ValueError(f"task {self._task}: a request has an empty context or an empty continuation")
-            self.truncated[self._task] += len(context) + len(continuation) > self.max_length + 1
+                raise ValueError(f"task {self.task}: a request has an empty context or an empty continuation")
+            self.truncated[self.task] += len(context) + len(continuation) > self.max_length + 1
         pieces, owners = split_long(requests, self.max_length)
         sums, greedy = [0.0] * len(requests), [True] * len(requests)
-        for rows in arrange(pieces, self.max_length, self._shares):
-            for batch in self._batches(rows):
-                for piece, value, is_greedy in self._read(batch, pieces):
-                    sums[owners[piece]] += value
-                    greedy[owners[piece]] &= is_greedy
+        for batch in self._batches(arrange(pieces, self.max_length)):
+            for piece, value, is_greedy in self._read(batch, pieces):
+                sums[owners[piece]] += value
+                greedy[owners[piece]] &= is_greedy
         if not all(map(math.isfinite, sums)):
-            raise NotFinite(f"task {self._task}: a log-likelihood is not finite")
+            raise NotFinite(f"task {self.task}: a log-likelihood is not finite")
         return list(zip(sums, greedy, strict=True))
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
@@ -163,19 +161,18 @@ class Scorer(HFLM):
         start = 0
         while start < len(rows):
             longest = len(rows[start].tokens)
-            width = longest if rows[start].branches else 0
-            size = rows_at_once(self.batch_size, longest * max(width, self.model.config.get_text_config().vocab_size))
+            size = rows_at_once(self.batch_size, longest * self.model.config.get_text_config().vocab_size)
             yield rows[start : start + size]
             start += size
 
     def _read(self, batch: list[Row], requests: Sequence[Request]) -> Iterator[tuple[int, float, bool]]:
         """(number, log-likelihood, whether greedy decoding gives it) of every request of a batch."""
         longest, first = len(batch[0].tokens), min(row.first_read for row in batch)
-        given = {name: tensor.to(self.device) for name, tensor in inputs(batch, self.model.dtype).items()}
+        ids = pad_sequence([torch.tensor(row.tokens) for row in batch], batch_first=True).to(self.device)
         if self._keeps:
-            logits = self.model(**given, use_cache=False, logits_to_keep=longest - first).logits
+            logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=longest - first).logits
         else:
-            logits = self.model(**given, use_cache=False).logits[:, first:]  # [rows, longest - first, vocab]
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, first:]  # [rows, longest - first, vocab]
         reads = [(place, number, positions) for place, row in enumerate(batch) for number, positions in row.reads]
         place = torch.tensor([place for place, _, positions in reads for _ in positions])
         position = torch.tensor([position - first for _, _, positions in reads for position in positions])

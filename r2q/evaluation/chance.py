@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from r2q.config import ConfigError
+
 CHOICE_METRICS = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
 MATCH_METRICS = frozenset({"exact_match"})
 
@@ -62,7 +64,13 @@ def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = [list(task.doc_to_choice(doc)) for doc in docs]
         source = task.doc_to_text if getattr(task, "multiple_input", 0) else task.doc_to_target
-        return Items(choices, [_indices(source(doc), c) for doc, c in zip(docs, choices, strict=True)])
+        golds = [source(doc) for doc in docs]
+        for number, gold in enumerate(golds, 1):
+            if any(not isinstance(value, int | str) for value in (gold if isinstance(gold, list) else [gold])):
+                raise ConfigError(
+                    f"task {task.task_name}, row {number}: the right answer is {gold!r}, not an index or text"
+                )
+        return Items(choices, [_indices(gold, c) for gold, c in zip(golds, choices, strict=True)])
     return None
 
 

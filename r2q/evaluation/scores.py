@@ -11,36 +11,51 @@ from r2q.evaluation.chance import levels
 from r2q.evaluation.errors import bootstrap
 from r2q.evaluation.perplexity import TokenPerplexity
 from r2q.evaluation.tasks import TaskSet
+from r2q.records import FAILED
 
 SHOWN_FIRST = ("acc", "exact_match", "word_perplexity", "perplexity")  # in the main table, unless the config says else
 NOT_METRICS = {"name", "alias", "sample_len", "sample_count"}
 
 
-def task_scores(raw: Mapping[str, Any], tasks: TaskSet, config: Config) -> list[dict[str, Any]]:
+def task_scores(
+    raw: Mapping[str, Any], tasks: TaskSet, config: Config, failed: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Rows of all tasks, in the order of the config.
 
     Args:
         raw: what `lm_eval.evaluate` returned.
         tasks: the tasks that were evaluated.
         config: `tasks.<name>.metric` chooses the row that stands in the main table.
+        failed: tasks and groups that gave nothing, with the reason: one row each, without a value.
 
     Returns:
         The entries of `scores` in evaluation.json. A value that is not finite is null. For a group, its aggregated
         scores stand in the table, and its single tasks follow.
 
-    Raises:
-        ConfigError: a task does not give the metric that the config asks for.
+    A task that does not give the metric that the config asks for gets a failed row besides its own.
     """
+    failed = failed or {}
     rows: list[dict[str, Any]] = []
     done: set[str] = set()
     for asked, names in tasks.asked.items():
         for name in names:
-            own = _rows(name, raw, tasks)
-            _mark(own, config.tasks[asked].metric, asked)
-            rows += own
+            metric = config.tasks[asked].metric
             done.add(name)
+            if name in failed:
+                rows.append(_failed_row(name, metric, failed[name], raw, tasks))
+                continue
+            own = _rows(name, raw, tasks)
+            try:
+                _mark(own, metric, asked)
+            except ConfigError as error:
+                own.append(_failed_row(name, metric, str(error), raw, tasks))
+            rows += own
         for name in names:
-            rows += [row for single in _leaves(name, raw) if single not in done for row in _rows(single, raw, tasks)]
+            for single in _leaves(name, raw):
+                if single not in done and single in failed:
+                    rows.append(_failed_row(single, None, failed[single], raw, tasks) | {"in_table": False})
+                elif single not in done:
+                    rows += _rows(single, raw, tasks)
             done |= set(_leaves(name, raw))
     return rows
 
@@ -59,6 +74,48 @@ def perplexity_score(name: str, window: int, result: TokenPerplexity) -> dict[st
         "higher_is_better": False,
         "in_table": True,
         "version": f"first token {result.first_token}",
+    }
+
+
+def failed_text(name: str, window: int, reason: str) -> dict[str, Any]:
+    """The row of a token perplexity that could not be measured."""
+    return {
+        "task": name,
+        "metric": f"token_ppl_{window}",
+        "filter": "none",
+        "value": None,
+        "stderr": None,
+        "n": None,
+        "chance": None,
+        "majority": None,
+        "higher_is_better": False,
+        "in_table": True,
+        "version": None,
+        "status": FAILED,
+        "reason": reason,
+    }
+
+
+def _failed_row(name: str, wanted: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, Any]:
+    """A row without a value, under the metric that would have stood in the table."""
+    task = tasks.dictionary["tasks"][_leaves(name, raw)[0]]
+    offered = list(task.aggregation() or {})
+    metric = (wanted or "").replace(",", "/").split("/")[0] or next((m for m in SHOWN_FIRST if m in offered), "")
+    metric = metric or (offered[0] if offered else "acc")
+    return {
+        "task": name,
+        "metric": metric,
+        "filter": (wanted or "").replace(",", "/").partition("/")[2] or task._filters[0].name,
+        "value": None,
+        "stderr": None,
+        "n": sum(tasks.limits[leaf] for leaf in _leaves(name, raw)),
+        "chance": None,
+        "majority": None,
+        "higher_is_better": _direction(metric, task.higher_is_better() or {}),
+        "in_table": True,
+        "version": str(raw["versions"].get(name)),
+        "status": FAILED,
+        "reason": reason,
     }
 
 

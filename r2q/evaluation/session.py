@@ -143,8 +143,9 @@ class Session:
         import torch
 
         from r2q.evaluation.adapter import Scorer
+        from r2q.evaluation.one_by_one import evaluate_tasks, reason
         from r2q.evaluation.perplexity import check_window, token_perplexity
-        from r2q.evaluation.scores import perplexity_score, task_scores
+        from r2q.evaluation.scores import failed_text, perplexity_score, task_scores
         from r2q.evaluation.sharing import plain
         from r2q.models.load import load_packed
         from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
@@ -161,46 +162,35 @@ class Session:
         lines = None
         if self.config.tasks:
             scorer = Scorer(model, encoder, self.config.limits.batch_size)
-            raw = self._lm_eval(scorer)
+            raw, failed, seconds = evaluate_tasks(scorer, self.tasks, SEEDS, BOOTSTRAP, self.config.limits.samples)
+            for error in failed.values():
+                if isinstance(error, torch.OutOfMemoryError) or (
+                    not raw["results"] and isinstance(error, ArithmeticError)
+                ):
+                    raise error  # tried again; or a model of which every task is not finite
             samples = raw.pop("samples", None)
             lines = None if samples is None else _lines(samples)
-            found["scores"] += [TaskScore(**row) for row in task_scores(raw, self.tasks, self.config)]
-            found["task_seconds"] |= self._seconds(scorer)
+            reasons = {name: reason(error) for name, error in failed.items()}
+            found["scores"] += [TaskScore(**row) for row in task_scores(raw, self.tasks, self.config, reasons)]
+            found["task_seconds"] |= seconds
             found["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
         for name, text in self.config.perplexity.items():
             with Measured() as cost:
                 if (name, encoder_key) not in self._ids:
                     self._ids[name, encoder_key] = encoder.encode(self.texts[name])
-                result = token_perplexity(
-                    model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
-                )
-            found["scores"].append(TaskScore(**perplexity_score(name, text.window, result)))
+                try:
+                    result = token_perplexity(
+                        model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
+                    )
+                except ValueError as error:  # a text shorter than a window; the tasks' scores stay
+                    row = failed_text(name, text.window, f"perplexity.{name}.path: {text.path}: {error}")
+                else:
+                    row = perplexity_score(name, text.window, result)
+            found["scores"].append(TaskScore(**row))
             found["task_seconds"][name] = cost.seconds
         del model
         torch.manual_seed(SEEDS["torch"])
         return plain(raw), lines
-
-    def _lm_eval(self, scorer: Any) -> dict[str, Any]:
-        """lm-eval's own evaluation of all tasks, with its own scoring and aggregation."""
-        import lm_eval
-
-        from r2q.evaluation.sharing import quiet
-        from r2q.evaluation.tasks import seed_all
-
-        seed_all(SEEDS)
-        limits = {
-            name: range(count)
-            for name, count in self.tasks.limits.items()
-            if count < len(self.tasks.dictionary["tasks"][name].eval_docs)
-        }
-        with quiet():
-            return lm_eval.evaluate(
-                lm=scorer,
-                task_dict=self.tasks.dictionary,
-                samples=limits or None,
-                bootstrap_iters=BOOTSTRAP,
-                log_samples=self.config.limits.samples,
-            )
 
     def _encoder(self, folder: Path) -> tuple[str, Any]:
         """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""
@@ -211,14 +201,6 @@ class Session:
         if digest not in self._encoders:
             self._encoders[digest] = Encoder(load_tokenizer(str(folder)), self.entry.add_bos)
         return digest, self._encoders[digest]
-
-    def _seconds(self, scorer: Any) -> dict[str, float]:
-        """Seconds in the model by task; a group's are those of its single tasks."""
-        seconds = {task: round(value, 3) for task, value in scorer.seconds.items()}
-        for name, group in self.tasks.dictionary["groups"].items():
-            members = [task.task_name for task in group.get_all_tasks()]
-            seconds[name] = round(sum(scorer.seconds[member] for member in members), 3)
-        return seconds
 
 
 def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:

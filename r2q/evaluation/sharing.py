@@ -13,11 +13,10 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
-from unittest.mock import patch
 
 from r2q.files import sha256
 
@@ -125,15 +124,20 @@ def cache_templates() -> None:
     utils.env.from_string = functools.lru_cache(maxsize=4096)(utils.env.from_string)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence lm-eval's progress bars and its printing; what a verb says, it says itself."""
+@functools.cache
+def hide_bars() -> None:
+    """Switch off lm-eval's progress bars in this process: a verb prints its own lines."""
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 
     hidden = functools.partial(huggingface.tqdm, disable=True)
-    with ExitStack() as stack:
-        for module in (model, task, huggingface):
-            stack.enter_context(patch.object(module, "tqdm", hidden))
-        stack.enter_context(redirect_stdout(StringIO()))
+    for module in (model, task, huggingface):
+        module.tqdm = hidden  # type: ignore[attr-defined]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence lm-eval's progress bars and its printing; what a verb says, it says itself."""
+    hide_bars()
+    with redirect_stdout(StringIO()):
         yield

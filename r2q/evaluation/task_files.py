@@ -228,6 +228,12 @@ def read_settings(path: Path, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged | own
 
 
+def files_with_python(include: Iterable[str | Path]) -> list[Path]:
+    """Task files of the user's folders that name Python functions: loading such a task runs their module."""
+    files = (path for folder in include for path in sorted(Path(folder).rglob("*.yaml")))
+    return [path for path in files if b"!function" in path.read_bytes()]
+
+
 def default_folder() -> Path:
     """The folder of lm-eval's own tasks, found without importing lm-eval."""
     spec = importlib.util.find_spec("lm_eval")

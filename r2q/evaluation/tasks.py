@@ -104,8 +104,9 @@ def _check_fewshot(entry: TaskFile, asked: int | None) -> None:
 
 
 def _metric_problem(name: str, metric: str | None, entries: Mapping[str, TaskFile]) -> str | None:
-    if metric is None:
-        return None
+    problem = _aggregation_problem(name, entries)
+    if metric is None or problem:
+        return problem
     allowed: list[str] = []
     for entry in entries.values():
         offered = _metrics(entry)
@@ -116,6 +117,33 @@ def _metric_problem(name: str, metric: str | None, entries: Mapping[str, TaskFil
     if metric.replace(",", "/").split("/")[0] in names:
         return None
     return f"tasks.{name}.metric: the task has no {metric}{nearest(metric, names)}"
+
+
+def _aggregation_problem(name: str, entries: Mapping[str, TaskFile]) -> str | None:
+    """A group of which no aggregated metric, under the filters it names, is one that its tasks give."""
+    listed = entries[name].settings.get("aggregate_metric_list")
+    if not listed or not isinstance(entries[name].settings.get("task"), list):
+        return None
+    given: set[tuple[str, str]] = set()
+    for entry in _leaves(entries):
+        if entry.name == name:
+            continue
+        metrics = _metrics(entry)
+        if metrics is None:
+            return None  # only running it can tell
+        filters = [part.get("name") for part in entry.settings.get("filter_list") or [{"name": "none"}]]
+        given |= {(metric, filter_) for metric in metrics for filter_ in filters}
+    wanted = listed if isinstance(listed, list) else [listed]
+    for part in wanted:
+        filters = part.get("filter_list")
+        filters = [filters] if isinstance(filters, str) else filters
+        if any(part.get("metric") == metric and (filters is None or filter_ in filters) for metric, filter_ in given):
+            return None
+    if not given:
+        return None
+    names = ", ".join(sorted({metric if filter_ == "none" else f"{metric}/{filter_}" for metric, filter_ in given}))
+    asked = ", ".join(str(part.get("metric")) for part in wanted)
+    return f"tasks.{name}: the group aggregates {asked}, its tasks give {names}; name its tasks in its place"
 
 
 def _metrics(entry: TaskFile) -> list[str] | None:

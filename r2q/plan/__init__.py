@@ -65,8 +65,23 @@ class Plan:
     # Inputs: local files whose change makes a result another one
 
     def model_files(self, at: Any) -> list[str]:
-        """Files of a local model folder that are read."""
-        return _named(model_files(self.config.models[at.model]))
+        """Files of a local model folder that are read, or of the one that is made of a GGUF file."""
+        return model_files(self.config.models[at.model])
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Folders to be made of GGUF files, by name, with a model that comes as that file: models may share one."""
+        made = ((name, entry) for name, entry in self.config.models.items() if entry.is_gguf)
+        return {made_folder(entry).name: name for name, entry in made}
+
+    def source_of(self, at: Any) -> str:
+        """The model that a folder to be made is of."""
+        return self.sources[at.source]
+
+    def source_files(self, at: Any) -> list[str]:
+        """The GGUF file that a folder is made of, if it is one here."""
+        entry = self.config.models[self.source_of(at)]
+        return [entry.path] if entry.kind == "gguf" else []
 
     def tokenizer_files(self, at: Any) -> list[str]:
         """Those of them that a tokenizer is made of."""

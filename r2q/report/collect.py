@@ -108,7 +108,7 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
         return
     order = {task: place for place, task in enumerate([*config.perplexity, *config.tasks])}
     for score in sorted(evaluation.scores, key=lambda score: order.get(score.task, len(order))):
-        lost = {"status": FAILED, "reason": "no finite value"} if score.value is None else {}
+        lost = {"status": FAILED, "reason": "no finite value"} if score.value is None and score.status == OK else {}
         fields: dict[str, Any] = {name: value for name, value in vars(score).items() if name in unit} | lost
         fields |= {
             "metric": metric_name(score.metric, score.filter),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
-from r2q.evaluation.rows import arrange, inputs
 from r2q.tokens import Encoder
 from tests.evaluation import tiny
 from tests.models.tiny import CASES, byte_tokenizer
@@ -37,7 +37,9 @@ def requests(kind: str, arguments: list[tuple[Any, ...]], task: str = "t") -> li
 
 
 def scorer(case: str = "llama", batch_size: int = 64, add_bos: bool | None = False, **options: Any) -> Scorer:
-    return Scorer(tiny.model(case, **options), Encoder(byte_tokenizer(), add_bos), batch_size)
+    made = Scorer(tiny.model(case, **options), Encoder(byte_tokenizer(), add_bos), batch_size)
+    made.task = "t"
+    return made
 
 
 def brute_force(model: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
@@ -84,31 +86,22 @@ def test_greedy_continuation_is_recognised() -> None:
     assert [greedy for _, greedy in answers] == [True, True, False]
 
 
-def test_sharing_a_context_saves_tokens_and_moves_nothing() -> None:
-    ours = scorer()
-    pairs = [("A long enough context to share among four choices:", f" choice {i}" + "!" * i) for i in range(4)]
-    tokens = [(None, *ours._encode_pair(*pair)) for pair in pairs]
-    with_mask, _ = arrange(tokens, tiny.POSITIONS, share=True)
-    _, without = arrange(tokens, tiny.POSITIONS, share=False)
-    assert len(with_mask) == 1
-    assert sum(len(row.tokens) for row in with_mask) < sum(len(row.tokens) for row in without) / 2
-    shared = ours._loglikelihood_tokens(tokens)
-    ours._shares = False
-    plain = ours._loglikelihood_tokens(tokens)
-    torch.testing.assert_close([v for v, _ in shared], [v for v, _ in plain], rtol=2e-6, atol=1e-4)
-
-
-def test_a_choice_does_not_see_the_others() -> None:
-    """Changing one choice's tokens leaves the logits of the others bit-identical."""
-    ours = scorer()
-    base: list[Any] = [(None, list(range(10, 30)), [40, 41, 42]), (None, list(range(10, 30)), [50, 51, 52])]
-    changed = [base[0], (None, base[1][1], [50, 99, 52])]
-    first = [ours._loglikelihood_tokens(tokens)[0] for tokens in (base, changed)]
-    assert first[0] == first[1]
-    (row,) = arrange(base, tiny.POSITIONS, share=True)[0]
-    mask = inputs([row], torch.float32)["attention_mask"][0, 0]
-    assert row.tokens == (*range(10, 30), 40, 41, 50, 51)
-    assert (mask[22:24, 20:22] < -1e30).all()  # the second choice's queries, the first choice's keys
+def test_a_sliding_window_is_kept() -> None:
+    """One question with three choices, longer than the window: as lm-eval scores it."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 128, "sliding_window": 16,
+        "initializer_range": 0.1,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(MistralConfig(**settings)).float().eval()
+    ours = Scorer(model, Encoder(byte_tokenizer(), False), 4)
+    theirs = HFLM(model, tokenizer=byte_tokenizer(), batch_size=1, max_length=128, add_bos_token=False)
+    pairs = [("Where does the number live that nobody has ever asked for? " + "Answer: " * 3, c) for c in
+             (" in house five", " in house eleven", " nowhere")]  # fmt: skip
+    found = ours.loglikelihood(requests("loglikelihood", pairs))
+    expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    torch.testing.assert_close([v for v, _ in found], [v for v, _ in expected], rtol=2e-6, atol=2e-4)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
@@ -116,15 +109,6 @@ def test_batch_size_moves_nothing(size: int) -> None:
     found = scorer(batch_size=size).loglikelihood(requests("loglikelihood", PAIRS))
     expected = scorer(batch_size=5).loglikelihood(requests("loglikelihood", PAIRS))
     torch.testing.assert_close([v for v, _ in found], [v for v, _ in expected], rtol=2e-6, atol=2e-4)
-
-
-def test_neighbouring_tasks_move_nothing() -> None:
-    """Bit for bit: a task's scores may not depend on which other tasks the config names."""
-    alone = scorer(batch_size=4).loglikelihood(requests("loglikelihood", PAIRS))
-    both = scorer(batch_size=4).loglikelihood(
-        requests("loglikelihood", [(c + "?", t) for c, t in PAIRS], "other") + requests("loglikelihood", PAIRS)
-    )
-    assert both[len(PAIRS) :] == alone
 
 
 def test_a_continuation_longer_than_the_model_is_scored_in_pieces() -> None:
@@ -197,3 +181,17 @@ def test_nan_is_an_error_and_not_an_answer(ask: Callable[[Scorer], Any]) -> None
         ours.model.lm_head.weight[5, 0] = float("nan")
     with pytest.raises(NotFinite, match="task t"):
         ask(ours)
+
+
+def test_more_tokens_to_generate_than_positions_is_one_sentence() -> None:
+    asked = requests("generate_until", [("a", {"until": ["\n"], "max_gen_toks": tiny.POSITIONS})])
+    with pytest.raises(ValueError, match=r"up to 160 tokens .* the model has 160 positions"):
+        scorer().generate_until(asked)
+
+
+def test_no_token_to_start_a_text_with_is_one_sentence() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = None
+    ours = Scorer(tiny.model(), Encoder(tokenizer, None), 4)
+    with pytest.raises(ValueError, match="no begin- and no end-of-text token"):
+        ours.loglikelihood_rolling(requests("loglikelihood_rolling", [("a text",)]))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from r2q import cli
 from r2q.config import ConfigError
+from r2q.evaluation.adapter import Scorer
 from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
@@ -261,23 +262,36 @@ def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.Ca
 
 def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (run.unit("rtn-g64") / "evaluation.json").unlink()
-    original = Session._lm_eval
+    original = Scorer.loglikelihood
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no room for 3 GiB")
 
-    monkeypatch.setattr(Session, "_lm_eval", full)
+    monkeypatch.setattr(Scorer, "loglikelihood", full)
     failed = run.evaluate("rtn-g64")["rtn-g64"]
     assert (failed["status"], failed["reason"]) == ("failed", "no room for 3 GiB")
-    monkeypatch.setattr(Session, "_lm_eval", original)
+    monkeypatch.setattr(Scorer, "loglikelihood", original)
     assert run.evaluate("rtn-g64")["rtn-g64"]["status"] == "ok"
 
 
-def test_a_fault_of_ours_is_not_a_failed_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [KeyError, TypeError, AssertionError, ValueError, ZeroDivisionError])
+def test_what_fails_in_one_task_leaves_the_others(run: Run, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
     (run.unit("rtn-g64") / "evaluation.json").unlink()
-    monkeypatch.setattr(Session, "_lm_eval", lambda *_: {}["results"])
-    with pytest.raises(KeyError):
-        run.evaluate("rtn-g64")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("the reason")
+
+    monkeypatch.setattr(Scorer, "generate_until", fail)
+    record = run.evaluate("rtn-g64")["rtn-g64"]
+    after = scores(record)
+    assert record["status"] == "ok"
+    assert after["sums", "exact_match"]["status"] == "failed"
+    assert "the reason" in after["sums", "exact_match"]["reason"]
+    assert after["sums", "exact_match"]["value"] is None
+    assert after["sums", "exact_match"]["in_table"]
+    for row in before.keys() - {("sums", "exact_match")}:
+        assert after[row] == before[row]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +320,14 @@ def test_bad_input_is_one_sentence(run: Run) -> None:
     (run.unit("rtn-g64") / "report.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"rtn-g64/seed0/report\.json; run `quantize` first"):
         run.evaluate("rtn-g64")
+
+
+def test_a_text_shorter_than_a_window_is_a_row(run: Run) -> None:
+    (run.folder / "short.txt").write_text("short")
+    run.write(perplexity={"book": {"path": str(run.folder / "short.txt"), "window": 16}})
+    rows = scores(run.evaluate("rtn-g64")["rtn-g64"])
+    assert "short.txt" in rows["book", "token_ppl_16"]["reason"]
+    assert rows["choose", "acc"]["value"] is not None
 
 
 def test_samples_are_written_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

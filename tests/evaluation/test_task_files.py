@@ -8,7 +8,7 @@ import pytest
 from lm_eval.tasks._index import TaskIndex
 
 from r2q.config import ConfigError
-from r2q.evaluation.task_files import TaskFiles, default_folder, read_settings
+from r2q.evaluation.task_files import TaskFiles, default_folder, files_with_python, read_settings
 from tests.evaluation import tiny
 
 FILES = TaskFiles()
@@ -83,3 +83,9 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("task: [unclosed\n")
     with pytest.raises(ConfigError, match=r"b\.yaml: not YAML"):
         read_settings(tmp_path / "b.yaml")
+
+
+def test_files_that_run_python_are_known(tmp_path: Path) -> None:
+    (tmp_path / "plain.yaml").write_text("task: plain\n")
+    (tmp_path / "code.yaml").write_text("task: code\ndoc_to_text: !function utils.text\n")
+    assert files_with_python([tmp_path]) == [tmp_path / "code.yaml"]

@@ -242,3 +242,19 @@ def test_a_group_and_its_member_cannot_both_be_asked(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("group: g\ntask: [one]\n")
     with pytest.raises(ConfigError, match="one is also part of another entry"):
         load({"g": {}, "one": {}}, task_include=[str(tmp_path)])
+
+
+def test_a_group_that_aggregates_what_no_task_gives_is_refused(tmp_path: Path) -> None:
+    tiny.write_task(tmp_path, "one", tiny.choice_rows())
+    group = "group: both\ntask: [one]\naggregate_metric_list: [{metric: exact_match}]\n"
+    (tmp_path / "both.yaml").write_text(group)
+    data = tiny.config_data({"m": {"path": "."}}, {"both": {}}, task_include=[str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"aggregates exact_match, its tasks give acc, acc_norm"):
+        check_tasks(configuration.parse(data, "c.yaml"))
+
+
+@pytest.mark.parametrize("name", ["mmlu_flan_cot_zeroshot", "afrobench"])
+def test_such_groups_of_lm_eval_are_refused(name: str) -> None:
+    data = tiny.config_data({"m": {"path": "."}}, {name: {}})
+    with pytest.raises(ConfigError, match=f"{name}: the group aggregates"):
+        check_tasks(configuration.parse(data, "c.yaml"))

@@ -1,0 +1,70 @@
+"""lm-eval's evaluation of each single task on its own: what fails in one leaves the others' scores alone."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import Any
+
+from r2q.evaluation.sharing import quiet
+from r2q.evaluation.tasks import TaskSet, seed_all
+
+BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
+
+
+def evaluate_tasks(
+    scorer: Any, tasks: TaskSet, seeds: dict[str, int], bootstrap: int, samples: bool
+) -> tuple[dict[str, Any], dict[str, Exception], dict[str, float]]:
+    """(what `lm_eval.evaluate` would return for all tasks that ended, errors by task and group, seconds by both).
+
+    Groups are aggregated by lm-eval's own rule. A group of which a task failed, fails: a mean over the rest is another
+    number.
+    """
+    import lm_eval
+
+    raw: dict[str, Any] = {part: {} for part in BY_TASK}
+    failed: dict[str, Exception] = {}
+    seconds: dict[str, float] = {}
+    for name, task in tasks.dictionary["tasks"].items():
+        seed_all(seeds)
+        scorer.task = name
+        count = tasks.limits[name]
+        start = time.perf_counter()
+        try:
+            with quiet():
+                found = lm_eval.evaluate(
+                    lm=scorer,
+                    task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+                    samples={name: range(count)} if count < len(task.eval_docs) else None,
+                    bootstrap_iters=bootstrap,
+                    log_samples=samples,
+                )
+            for part in BY_TASK:
+                raw[part] |= found.get(part, {})
+        except Exception as error:
+            if not isinstance(error, ArithmeticError):
+                traceback.print_exc()
+            failed[name] = error
+        seconds[name] = round(time.perf_counter() - start, 3)
+    raw["group_subtasks"] = tasks.dictionary["group_map"]
+    for name, group in tasks.dictionary["groups"].items():
+        members = [task.task_name for task in group.get_all_tasks()]
+        seconds[name] = round(sum(seconds[member] for member in members), 3)
+        broken = [member for member in members if member in failed]
+        if broken:
+            failed[name] = failed[broken[0]]
+            continue
+        raw["results"][name] = group.aggregate(raw["results"])
+        raw["versions"][name] = group.version
+        raw["higher_is_better"][name] = {
+            metric: better for member in members for metric, better in raw["higher_is_better"][member].items()
+        }
+    if not samples:
+        raw.pop("samples")
+    return raw, failed, seconds
+
+
+def reason(error: Exception) -> str:
+    """An error as one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ArithmeticError | ValueError) and text else f"{type(error).__name__}: {text}"
