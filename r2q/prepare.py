@@ -19,6 +19,7 @@ from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
 from r2q.kept import write_json
 from r2q.measure import versions
+from r2q.records import Damaged
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -70,6 +71,18 @@ def _say_python(config: Config) -> None:
         print(
             f"prepare: {found[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
         )
+
+
+def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("family", "fingerprint")) -> dict[str, Any]:
+    """What `prepare` wrote of a model, `fields` and more; raises FileNotFoundError, or Damaged where one is missing."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; run `prepare` first")
+    try:
+        facts = json.loads(path.read_text())["models"][model]
+        return facts | {name: facts[name] for name in fields}
+    except (ValueError, LookupError, TypeError):
+        raise Damaged(f"{path}: damaged, or without model {model}") from None
 
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:

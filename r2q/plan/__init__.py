@@ -66,7 +66,7 @@ class Plan:
 
     def model_files(self, at: Any) -> list[str]:
         """Files of a local model folder that are read, or of the one that is made of a GGUF file."""
-        return model_files(self.config.models[at.model])
+        return _named(model_files(self.config.models[at.model]))
 
     @property
     def sources(self) -> dict[str, str]:
@@ -81,7 +81,7 @@ class Plan:
     def source_files(self, at: Any) -> list[str]:
         """The GGUF file that a folder is made of, if it is one here."""
         entry = self.config.models[self.source_of(at)]
-        return [entry.path] if entry.kind == "gguf" else []
+        return _named([entry.path] if entry.kind == "gguf" else [])
 
     def tokenizer_files(self, at: Any) -> list[str]:
         """Those of them that a tokenizer is made of."""
