@@ -176,7 +176,6 @@ class Limits(_Closed):
         items: only the first so many items of every task; null = all.
         batch_size: prompts evaluated at once; fixed, because it can move the last digit.
         threads: CPU threads a job.
-        recipes_per_job: recipes quantized or evaluated by one process.
         training_processes: GPUs of one machine (processes, on a CPU) that a recipe which trains is spread over.
         samples: also write every prompt and answer.
     """
@@ -184,7 +183,6 @@ class Limits(_Closed):
     items: Positive | None = None
     batch_size: Positive = 64
     threads: Positive = 1
-    recipes_per_job: Positive = 4
     training_processes: Positive = 1
     samples: bool = False
 
@@ -246,15 +244,6 @@ class Config(_Closed):
     def units(self, model: str) -> list[tuple[str, int]]:
         """(recipe, seed) of every unit of a model."""
         return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe, model)]
-
-    def batches(self, model: str) -> list[list[str]]:
-        """The model's recipes, cut into the jobs that handle them.
-
-        At most `limits.recipes_per_job` each; one that trains is a job of its own.
-        """
-        names, size = [name for name in self.recipes_of(model) if not self.trains(name)], self.limits.recipes_per_job
-        alone = [[name] for name in self.recipes_of(model) if self.trains(name)]
-        return [*(names[i : i + size] for i in range(0, len(names), size)), *alone]
 
     def calibrates(self, model: str) -> bool:
         """Whether some recipe of a model looks at calibration text."""

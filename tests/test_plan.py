@@ -18,6 +18,10 @@ NO_NUMBERS = {
     "r2q/measure.py", "r2q/options.py", "r2q/prepare.py", "r2q/problems.py", "r2q/records.py", "r2q/server.py",
     "r2q/strict_yaml.py", "r2q/plan/__init__.py", "r2q/plan/checks.py", "r2q/plan/sources.py",
 }  # fmt: skip
+READ_BY_OTHERS: dict[str, set[str]] = {
+    "train": {"r2q/files.py", "r2q/tokens.py"},  # by `calibrate`, whose tokens are hashed
+    "evaluate": set(),
+}
 ENTRY = {"train": "r2q/quantize.py", "evaluate": "r2q/evaluation/evaluate.py"}
 
 
@@ -49,7 +53,7 @@ def test_the_list_of_sources_has_all_that_a_verb_imports(verb: str) -> None:
     listed = [ROOT / path for path in SOURCES[verb]]
     missing = {
         name
-        for name in imported(ENTRY[verb])
+        for name in imported(ENTRY[verb]) - READ_BY_OTHERS[verb]
         if not any((ROOT / name) == path or path in (ROOT / name).parents for path in listed)
     }
     assert missing - {f"{Path(name).parent}/__init__.py" for name in missing} == set()

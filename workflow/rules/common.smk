@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from snakemake.utils import min_version
+from snakemake.utils import min_version, validate
 
 min_version("9.27")
 
@@ -18,7 +18,17 @@ from mini.world import MODEL_NAMES as MINI_MODELS
 from r2q.kept import source_hash
 from r2q.plan import Plan
 from r2q.plan.checks import problems, stale
-from r2q.plan.snakemake import again, checked, is_module, one_of, print_logs, print_results, run_alone, stop_with, write_config
+from r2q.plan.snakemake import (
+    again,
+    checked,
+    is_module,
+    one_of,
+    print_logs,
+    print_results,
+    run_alone,
+    stop_with,
+    write_config,
+)
 
 # Jobs run with the interpreter and the packages that Snakemake runs with, in whatever folder, also when not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -31,6 +41,7 @@ WORLD_FILES = [
     *[f"{WORLD}/tasks/{task.name}.{ending}" for task in MINI_TASKS for ending in ("yaml", "jsonl")],
 ]
 CONFIG, SOURCE = checked(workflow, config)
+validate(config, "../schemas/config.schema.json", set_default=False)
 PLAN = Plan(CONFIG, made={WORLD: WORLD_FILES})
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 UNIT = f"{RESULTS}/{{model}}/{{recipe}}/seed{{seed}}"

@@ -103,9 +103,7 @@ rule figure_weight_error:
 
 
 # What training has to show: nothing of it is asked for where no recipe trains.
-TRAINING_FIGURES = [
-    f"{FIGURES}/{name}.{ending}" for name in ("training", "drift") for ending in ("png", "svg", "csv")
-]
+TRAINING_FIGURES = [f"{FIGURES}/{name}.{ending}" for name in ("training", "drift") for ending in ("png", "svg", "csv")]
 CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"]
 
 
