@@ -26,13 +26,12 @@ from r2q.plan.snakemake import (
     print_logs,
     print_results,
     run_alone,
+    run_jobs_here,
     stop_with,
     write_config,
 )
 
-# Jobs run with the interpreter and the packages that Snakemake runs with, in whatever folder, also when not activated.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+run_jobs_here()
 
 WORLD = "results/prepared/mini"
 WORLD_FILES = [
@@ -64,6 +63,14 @@ def folder_of_output(wildcards, output):
 
 def stem_of_output(wildcards, output):
     return os.path.splitext(output[0])[0]
+
+
+def models_of_input(wildcards, input):
+    return str(Path(input[0]).parents[1])  # <models>/<model>/<file>
+
+
+def run_of_input(wildcards, input):
+    return str(Path(input[0]).parents[3])  # <run>/<model>/<recipe>/seed<k>/<file>
 
 
 def optional_inputs(wildcards, input):

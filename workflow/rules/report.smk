@@ -65,7 +65,7 @@ rule figure_lattice:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_figure_lattice,
-        results=RESULTS,
+        results=run_of_input,
         out=stem_of_output,
     message:
         "figure lattice: where the weights of one group map"
