@@ -6,6 +6,7 @@ A test follows the imports of every verb and finds what is missing here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from r2q.config import method_info
@@ -27,7 +28,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
 
 def code(verb: str) -> str:
     """sha256 over the source files of a verb."""
-    return source_hash(SOURCES[verb])
+    return _hash(SOURCES[verb])
 
 
 def method_code(method: str, options: Mapping[str, Any]) -> str:
@@ -36,4 +37,9 @@ def method_code(method: str, options: Mapping[str, Any]) -> str:
     if infos[0].needs == "training":
         infos.append(method_info(options["quantizer"]))
     verb = "train" if infos[0].needs == "training" else "quantize"
-    return source_hash([*SOURCES[verb], *(info.path for info in infos)])
+    return _hash((*SOURCES[verb], *(str(info.path) for info in infos)))
+
+
+@cache  # hundreds of units ask for the same few
+def _hash(paths: tuple[str, ...]) -> str:
+    return source_hash(paths)
