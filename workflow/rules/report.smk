@@ -1,5 +1,5 @@
 # Scores, tables and figures: from here on nothing imports torch, but for the one figure that looks into the weights.
-TABLES = multiext(f"{RESULTS}/tables/main", ".csv", ".md", ".tex")
+TABLES = expand("{folder}/tables/main.{ending}", folder=RESULTS, ending=["csv", "md", "tex"])
 DRAWN = ["lattice"] * (CONFIG.lattice_units() is not None) + ["weight_error"] * CONFIG.quantizes()
 FIGURE_FILES = expand("{folder}/{figure}.{ending}", folder=FIGURES, figure=DRAWN, ending=["png", "svg", "csv"])
 
