@@ -24,9 +24,9 @@ from r2q import config as configuration
 from r2q.models.apply import make_method
 from r2q.models.load import load_full, quiet
 from r2q.models.targets import list_targets
-from r2q.quantize import units_of
+from r2q.quantize import recipe_of
 from r2q.training.trainer import Diverged
-from r2q.training.unit import read_training, start_folder
+from r2q.training.unit import read_training
 
 GRID = (1e-4, 3e-4, 1e-3, 3e-3)
 COLUMNS = ("model", "recipe", "learning_rate", "steps", "held_out_loss_start", "held_out_loss", "status", "seconds")
@@ -39,10 +39,11 @@ def train(trial: Trial) -> dict[str, Any]:
     torch.set_num_threads(1)
     quiet()
     config, folder = configuration.load(path), Path(results) / name
-    recipe = next(units_of(config, recipe_name, name))
+    recipe = recipe_of(config, recipe_name, config.seeds_of(recipe_name, name)[0])
+    start = recipe.options["start"]
     recipe = replace(recipe, options=recipe.options | {"learning_rate": rate, "flips_every": 0, "gradients_every": 0})
     data = read_training(folder / "training_data.safetensors", torch.device("cpu"))
-    data = replace(data, start=start_folder(config, recipe, name, folder))
+    data = replace(data, start=start and folder / start / f"seed{config.seeds_of(start, name)[0]}")
     model = load_full(config.models[name].path)
     row = {"model": name, "recipe": recipe_name, "learning_rate": rate, "steps": recipe.options["steps"]}
     started = time.perf_counter()

@@ -1,8 +1,8 @@
 """Every file that one verb writes and another reads: its fields, their units, who writes it and who reads it.
 
-JSON holds one record, CSV one record a line. Both are written whole or not at all, and so that equal records give equal
-bytes; both are read back with their types checked. Whoever cannot use a damaged file computes it again: `Damaged` is
-the one error that says so. Nothing here imports torch, and pandas only where a CSV is read.
+JSON (written by `r2q.kept.write_json`) holds one record, CSV one record a line. Both are written whole or not at all,
+and so that equal records give equal bytes; both are read back with their types checked. Whoever cannot use a damaged
+file computes it again: `Damaged` is the one error that says so. Nothing here imports torch, and pandas only to read.
 """
 
 from __future__ import annotations

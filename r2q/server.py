@@ -1,8 +1,8 @@
 """Start-up paid once: a process that has imported torch, transformers and lm-eval, and forks itself for every verb.
 
-Importing them takes 5 s, much of what a job on a small model takes, and what draws figures another two. The workflow
 Importing them takes 5 s, much of what a job on a small model takes, and what draws figures two more. The workflow
-its folder, environment, stdout and stderr, and gets an exit status back. Without a server, as on the nodes of a
+opens a socket and starts `python -m r2q.server`; a verb that finds it in R2Q_SERVER hands its command line over,
+with folder, environment, stdout and stderr, and gets an exit status back. Without a server, as on the nodes of a
 cluster, the verb does the same work itself. Nothing is computed before a fork, and no GPU is touched: a child is like
 any process.
 

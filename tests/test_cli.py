@@ -2,59 +2,79 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from r2q.arguments import parser
 
+import r2q
 from r2q import cli
 from r2q.config import ConfigError
 from r2q.kept import ROOT
 
 
-def verbs(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Every parser that leads to a verb."""
-    if of.get_default("verb"):
-        yield of
-    for action in of._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from verbs(inner)
+def test_every_file_is_a_verb_with_a_function_and_an_example_that_parses() -> None:
+    files = {file.stem for file in (ROOT / "r2q" / "verbs").glob("*.py")} - {"__init__"}
+    assert {verb.replace("-", "_") for verb in cli.verbs()} == files
+    for verb in cli.verbs():
+        assert cli.function(verb).__name__ == verb.replace("-", "_")
+        if verb in ("lm-eval", "completion"):
+            continue
+        epilog = cli.parser(verb).epilog
+        assert epilog is not None
+        example = epilog.removeprefix(f"example:\nr2q {verb}").split(" > ")[0]
+        cli.parser(verb).parse_args(shlex.split(example.replace("\\\n", " ")))
 
 
-def test_every_verb_has_a_function_and_an_example_that_parses() -> None:
-    found = list(verbs(parser()))
-    assert {verb.get_default("verb") for verb in found} == set(cli.VERBS)
-    for verb in found:
-        assert verb.epilog is not None
-        example = verb.epilog.removeprefix("example:\n  r2q ").split(" > ")[0]
-        args = parser().parse_args(shlex.split(example.replace("\\\n", " ")))
-        assert args.verb == verb.get_default("verb")
+def test_every_rule_calls_the_verb_of_its_name() -> None:
+    rules = "\n".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    called = {}
+    for rule in rules.split("\nrule ")[1:]:
+        if "python -m r2q " in rule:
+            called[rule.split(":")[0]] = rule.split("python -m r2q ")[1].split()[0]
+    assert called
+    assert {name.replace("_", "-"): verb for name, verb in called.items()} == {verb: verb for verb in called.values()}
 
 
-def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
+def test_help_names_every_verb_and_version_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert all(f"    {verb.split()[0]}" in text for verb in cli.VERBS)
-    assert "    lm-eval" in text
+    assert all(f"  {verb} " in text for verb in cli.verbs())
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"r2q {r2q.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["quantise"], ["quantize"], ["table", "--scores"]])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage: r2q"),
+        (["quantise"], "unknown verb quantise; nearest valid: quantize"),
+        (["quantize"], "the following arguments are required: --config"),
+        (["table", "--scores"], "argument --scores: expected one argument"),
+        (["quantize", "--seed", "one"], "argument --seed: invalid int value"),
+    ],
+)
 def test_a_wrong_command_line_is_told_and_exits_with_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == 2
-    assert "usage: r2q" in capsys.readouterr().err
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:
+        status = int(str(stop.code))
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+def test_bash_completes_verbs_and_their_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion"]) == 0
+    script = capsys.readouterr().out
+    for words, expected in ((["r2q", "quan"], "quantize"), (["r2q", "quantize", "--re"], "--recipe")):
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _r2q; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -73,10 +93,10 @@ def test_bad_input_is_a_sentence_without_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fails(args: argparse.Namespace) -> None:
+    def fails() -> None:
         raise error
 
-    monkeypatch.setitem(cli.VERBS, "schema", fails)
+    monkeypatch.setattr(cli, "function", lambda verb: fails)
     monkeypatch.delenv("R2Q_TRACEBACK", raising=False)
     assert cli.main(["schema"]) == status
     assert capsys.readouterr().err == message
@@ -85,21 +105,23 @@ def test_bad_input_is_a_sentence_without_traceback(
 def test_a_fault_of_ours_shows_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "schema", lambda args: 1 // 0)
+    monkeypatch.setattr(cli, "function", lambda verb: lambda: 1 // 0)
     assert cli.main(["schema"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 LOGGED = """
 import os, sys, warnings
+from typing import Annotated
 from r2q import cli
-def verb(args):
+def verb(check: Annotated[bool, "", ""] = False):
+    # no docstring: this stands in a string
     print("progress")
     warnings.warn("noise")
     os.write(2, b"noise of a library\\n")
-    if args.check:
+    if check:
         raise {error}
-cli.VERBS["schema"] = verb
+cli.function = lambda name: verb
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -162,7 +184,7 @@ def run(code: str) -> str:
 def test_importing_r2q_and_asking_for_help_is_light() -> None:
     heavy = "print(sorted({'torch', 'transformers', 'pandas', 'numpy', 'pydantic'} & sys.modules.keys()))"
     assert run(f"import sys, r2q; {heavy}") == "[]"
-    assert run(f"import sys, r2q.cli as c; c.parser().format_help(); {heavy}") == "[]"
+    assert run(f"import sys, r2q.cli as c; c.parser('quantize').format_help(); c._usage(); {heavy}") == "[]"
 
 
 @pytest.mark.parametrize("order", ["import r2q, transformers", "import transformers.quantizers.auto, r2q"])
@@ -188,3 +210,28 @@ def test_the_hook_calls_once_after_the_import_and_hides_itself(tmp_path: Path, m
     after_import("late_module", lambda: calls.append(2))
     assert calls == [1, 2]
     del sys.modules["late_module"]
+
+
+SERVED = """
+import os, subprocess, sys
+from r2q import server
+server.start(1)
+done = subprocess.run([sys.executable, "-m", "r2q", *sys.argv[1:]], capture_output=True, text=True)
+print(done.returncode, os.path.exists(os.environ["R2Q_SERVER"]), done.stdout, done.stderr)
+"""
+
+
+def test_a_verb_in_the_server_is_the_same_verb(tmp_path: Path) -> None:
+    """Exit status, output, error and files: of a verb that works, and of one that is given bad input."""
+    command = [sys.executable, "-c", SERVED, "prepare", "--config", str(ROOT / "config" / "smoke.yaml")]
+    model = ("--model", "mini-opt")
+    one, other = tmp_path / "a" / "m" / "p.json", tmp_path / "b" / "m" / "p.json"
+    done = subprocess.run([*command, *model, "--out", str(one)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("0 True prepare mini-opt: OPTForCausalLM"), done.stderr
+    alone = subprocess.run([*command[:1], "-m", "r2q", *command[3:], *model, "--out", str(other)], cwd=ROOT)
+    assert alone.returncode == 0
+    assert one.read_bytes() == other.read_bytes()
+    done = subprocess.run([*command, "--model", "none", "--out", str(one)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("2 True  error: ")
+    assert "unknown model none; valid: mini-llama, mini-opt" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -76,15 +76,6 @@ class Config(Section):
         """(recipe, seed) of every unit of a model."""
         return [(recipe, seed) for recipe in self.recipes_of(model) for seed in self.seeds_of(recipe, model)]
 
-    def batches(self, model: str) -> list[list[str]]:
-        """The model's recipes, cut into the jobs that handle them.
-
-        At most `limits.recipes_per_job` each; one that trains is a job of its own.
-        """
-        names, size = [name for name in self.recipes_of(model) if not self.trains(name)], self.limits.recipes_per_job
-        alone = [[name] for name in self.recipes_of(model) if self.trains(name)]
-        return [*(names[i : i + size] for i in range(0, len(names), size)), *alone]
-
     def calibrates(self, model: str) -> bool:
         """Whether some recipe of a model looks at calibration text."""
         return any(method_info(self.recipes[name].method).needs == "calibration" for name in self.recipes_of(model))

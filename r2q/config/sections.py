@@ -91,8 +91,6 @@ class Limits(Section):
     """prompts evaluated at once; fixed, because it can move the last digit"""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads a job; no more than the machine has processors"""
-    recipes_per_job: Annotated[int, Field(ge=1, le=10**6)] = 4
-    """recipes that one process quantizes or evaluates: importing torch and transformers costs seconds a process"""
     training_processes: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs of one machine (processes, on a CPU) that a recipe which trains is spread over, by FSDP2: each has a share of every batch and of all parameters, gradients and moments. Moves the last digits"""  # noqa: E501
     samples: bool = False

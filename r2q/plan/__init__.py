@@ -50,6 +50,7 @@ class Plan:
         self.results, self.figures = f"results/{config.run}", f"figures/{config.run}"
         self.units = units_of(config)
         self.recipes = config.resolved()["recipes"]
+        self._shared: dict[str, Any] = {}  # what all units ask for alike, and what takes a look at the disk
         self.trained = [unit for unit in self.units if config.trains(unit.recipe)]
 
     # Folders and files
@@ -125,8 +126,10 @@ class Plan:
         return _named(self._task_files())
 
     def _task_files(self) -> list[str]:
-        texts = [text.path for text in self.config.perplexity.values() if text.is_file]
-        return self._inputs(texts, [*self.config.task_include, *self._task_data()])
+        if "tasks" not in self._shared:
+            texts = [text.path for text in self.config.perplexity.values() if text.is_file]
+            self._shared["tasks"] = self._inputs(texts, [*self.config.task_include, *self._task_data()])
+        return self._shared["tasks"]
 
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""

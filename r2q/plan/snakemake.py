@@ -42,6 +42,14 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
 
+def run_jobs_here() -> None:
+    """Jobs run with the interpreter and packages that Snakemake runs with, also where neither is on the paths."""
+    paths = {"PATH": (str(Path(sys.executable).parent), os.defpath), "PYTHONPATH": (str(ROOT), "")}
+    for name, (first, default) in paths.items():
+        rest = os.environ.get(name, default).split(os.pathsep)
+        os.environ[name] = os.pathsep.join([first, *(part for part in rest if part and part != first)])
+
+
 def is_module(workflow: Any) -> bool:
     """Whether this workflow is read as a module of another one."""
     return workflow.modifier.parent_modifier is not None

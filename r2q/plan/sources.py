@@ -6,6 +6,7 @@ A test follows the imports of every verb and finds what is missing here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from r2q.config import method_info
@@ -28,11 +29,16 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
 
 def code(verb: str) -> str:
     """sha256 over the source files of a verb."""
-    return source_hash(SOURCES[verb])
+    return _hash(SOURCES[verb])
 
 
 def method_code(method: str, options: Mapping[str, Any]) -> str:
     """sha256 over the source behind a recipe: of the verb, its method, and the methods that its options name."""
     names = {method, options.get("quantizer", method)}
     verb = "train" if method_info(method).needs == "training" else "quantize"
-    return source_hash([*SOURCES[verb], *sorted(method_info(name).path for name in names)])
+    return _hash((*SOURCES[verb], *sorted(str(method_info(name).path) for name in names)))
+
+
+@cache  # hundreds of units ask for the same few
+def _hash(paths: tuple[str, ...]) -> str:
+    return source_hash(paths)

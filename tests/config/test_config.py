@@ -29,7 +29,7 @@ GOOD: dict[str, Any] = {
     },
     "tasks": {"arc_easy": None, "gsm8k": {"num_fewshot": 5, "items": 10}},
     "perplexity": {"wiki": {"path": "owner/name:config:test"}},
-    "limits": {"recipes_per_job": 3, "items": 100},
+    "limits": {"items": 100},
 }
 
 
@@ -156,7 +156,6 @@ def test_what_a_good_config_asks_for() -> None:
     assert config.recipes_of("small") == ["fp", "rtn-g64", "r2q-channel", "noise"]
     assert config.units("hub") == [("fp", 0), ("rtn-g64", 0)]
     assert config.units("small")[-3:] == [("noise", 1), ("noise", 2), ("noise", 3)]  # only noise looks at the seed
-    assert config.batches("small") == [["fp", "rtn-g64", "r2q-channel"], ["noise"]]
     assert (config.items_of("arc_easy"), config.items_of("gsm8k")) == (100, 10)
     assert config.lattice_units() is None  # rtn and r2q differ in granularity
     assert config.models["small"].is_folder

@@ -167,7 +167,7 @@ def test_provenance_moves_with_what_moves_numbers_and_nothing_else(run, make_run
         return dict(zip(zip(scores["model"], scores["recipe"], strict=True), scores["provenance"], strict=True))
 
     before = hashes(run)
-    limits = {"threads": 2, "recipes_per_job": 1}
+    limits = {"threads": 2}
     assert hashes(make_run("other", limits=limits, figures={"lattice": {"row": 3}})) == before
     fewer = make_run("fewer", models=("mini-llama",))
     assert hashes(fewer).items() < before.items()

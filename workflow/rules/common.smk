@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from snakemake.utils import min_version
+from snakemake.utils import min_version, validate
 
 min_version("9.27")
 
@@ -19,11 +19,20 @@ from r2q.kept import source_hash
 from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
 from r2q.plan.checks import problems, stale
-from r2q.plan.snakemake import again, checked, is_module, one_of, print_logs, print_results, run_alone, stop_with, write_config
+from r2q.plan.snakemake import (
+    again,
+    checked,
+    is_module,
+    one_of,
+    print_logs,
+    print_results,
+    run_alone,
+    run_jobs_here,
+    stop_with,
+    write_config,
+)
 
-# Jobs run with the interpreter and the packages that Snakemake runs with, in whatever folder, also when not activated.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+run_jobs_here()
 
 WORLD = "results/prepared/mini"
 WORLD_FILES = [
@@ -32,6 +41,7 @@ WORLD_FILES = [
     *[f"{WORLD}/tasks/{task.name}.{ending}" for task in MINI_TASKS for ending in ("yaml", "jsonl")],
 ]
 CONFIG, SOURCE = checked(workflow, config)
+validate(config, "../schemas/config.schema.json", set_default=False)
 PLAN = Plan(CONFIG, made={WORLD: WORLD_FILES})
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 UNIT = f"{RESULTS}/{{model}}/{{recipe}}/seed{{seed}}"
@@ -54,6 +64,14 @@ def folder_of_output(wildcards, output):
 
 def stem_of_output(wildcards, output):
     return os.path.splitext(output[0])[0]
+
+
+def models_of_input(wildcards, input):
+    return str(Path(input[0]).parents[1])  # <models>/<model>/<file>
+
+
+def run_of_input(wildcards, input):
+    return str(Path(input[0]).parents[3])  # <run>/<model>/<recipe>/seed<k>/<file>
 
 
 def optional_inputs(wildcards, input):

@@ -14,7 +14,7 @@ rule world:
     params:
         source=source_hash(["mini/world.py"]),
         out=folder_of_output,
-        models=f"{ROOT}/mini/models",
+        models=models_of_input,
     message:
         "world: write the text and the tasks of the embedded models"
     shell:

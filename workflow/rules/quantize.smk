@@ -90,10 +90,10 @@ rule quantize:
 
 # The same for a recipe that trains, which may be spread over several GPUs.
 use rule quantize as train with:
-    wildcard_constraints:
-        recipe=one_of(TRAINED),
     log:
         f"{RESULTS}/logs/train-{{model}}-{{recipe}}-seed{{seed}}.log",
+    wildcard_constraints:
+        recipe=one_of(TRAINED),
     threads: CONFIG.limits.threads * CONFIG.limits.training_processes
     resources:
         gpu=GPU * CONFIG.limits.training_processes,

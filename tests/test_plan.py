@@ -1,0 +1,91 @@
+"""What a result depends on: the lists of source files hold all that the verbs import, and inputs what is read."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from r2q.config import load
+from r2q.kept import ROOT
+from r2q.plan import Plan, Unit, model_files
+from r2q.plan.sources import SOURCES
+
+# What says, checks, finds or writes, and computes no number.
+NO_NUMBERS = {
+    "r2q/__init__.py", "r2q/_hook.py", "r2q/cli.py", "r2q/config.py", "r2q/consistency.py", "r2q/kept.py",
+    "r2q/measure.py", "r2q/options.py", "r2q/prepare.py", "r2q/problems.py", "r2q/records.py", "r2q/server.py",
+    "r2q/strict_yaml.py", "r2q/plan/__init__.py", "r2q/plan/checks.py", "r2q/plan/sources.py",
+}  # fmt: skip
+READ_BY_OTHERS: dict[str, set[str]] = {
+    "train": {"r2q/files.py", "r2q/tokens.py"},  # by `calibrate`, whose tokens are hashed
+    "evaluate": set(),
+}
+ENTRY = {"train": "r2q/quantize.py", "evaluate": "r2q/evaluation/evaluate.py"}
+
+
+def imported(file: str) -> set[str]:
+    """Every module of `r2q` behind a file: what it imports, over and over, wherever in the file."""
+    found, queue = set(), [file]
+    while queue:
+        name = queue.pop()
+        if name in found or name in NO_NUMBERS or name.startswith("r2q/config/"):
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for module in modules:
+                path = module.replace(".", "/")
+                queue += [
+                    p for p in (f"{path}.py", f"{path}/__init__.py") if module[:3] == "r2q" and (ROOT / p).is_file()
+                ]
+    return found
+
+
+@pytest.mark.parametrize("verb", ENTRY)
+def test_the_list_of_sources_has_all_that_a_verb_imports(verb: str) -> None:
+    listed = [ROOT / path for path in SOURCES[verb]]
+    missing = {
+        name
+        for name in imported(ENTRY[verb]) - READ_BY_OTHERS[verb]
+        if not any((ROOT / name) == path or path in (ROOT / name).parents for path in listed)
+    }
+    assert missing - {f"{Path(name).parent}/__init__.py" for name in missing} == set()
+
+
+def test_every_listed_source_is_there() -> None:
+    assert [path for paths in SOURCES.values() for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_files_that_no_one_reads_are_no_inputs(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.model", "README.md", "flax_model.msgpack"):
+        (tmp_path / name).touch()
+    (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
+    config = load(ROOT / "config" / "smoke.yaml")
+    entry = config.models["mini-opt"].model_copy(update={"path": str(tmp_path)})
+    assert [Path(path).name for path in model_files(entry)] == ["config.json", "model.safetensors", "tokenizer.model"]
+
+
+def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else() -> None:
+    config = load(ROOT / "config" / "smoke.yaml")
+    unit, base = Unit("mini-llama", "rtn-g64", 0), Plan(config)
+
+    def moved(**changes: object) -> tuple[bool, bool]:
+        other = Plan(config.model_copy(update=changes))
+        return (
+            other.asked_quantize(unit) != base.asked_quantize(unit),
+            other.asked_evaluate(unit) != base.asked_evaluate(unit),
+        )
+
+    recipes = dict(config.recipes)
+    assert moved(recipes=recipes | {"r2q-g64": recipes["r2q-g64"].model_copy(update={"bits": 3})}) == (False, False)
+    assert moved(recipes=recipes | {"rtn-g64": recipes["rtn-g64"].model_copy(update={"bits": 3})}) == (True, False)
+    assert moved(limits=config.limits.model_copy(update={"batch_size": 8})) == (False, True)
+    assert moved(limits=config.limits.model_copy(update={"threads": 3})) == (False, False)
+    assert moved(device="cpu") == (True, True)
