@@ -16,8 +16,9 @@ from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.kept import key, write_json
 from r2q.measure import Measured, versions
-from r2q.models.apply import FAILURES, apply, formula_bytes, pick_device
+from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
+from r2q.models.devices import pick_device
 from r2q.models.external import adopt
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet

@@ -71,6 +71,7 @@ class Layer:
         relative_error: squared error over squared weights, both summed.
         bits_per_weight: with scales.
         seconds: of quantizing it; None where layers are not quantized one by one.
+        clipped_error: the part of it that lies beyond the outermost levels.
         output_error: relative squared error of its output on held-out calibration windows.
         notes: what the method says of it, by name.
     """
@@ -83,6 +84,7 @@ class Layer:
     seconds: float | None = None
     status: str = OK
     output_error: float | None = None
+    clipped_error: float | None = None
     block: int | None = None
     kind: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -279,6 +281,7 @@ class LayerRow:
     status: str
     block: int | None = None
     kind: str = ""
+    clipped_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Session:
         import torch
 
         from r2q.evaluation.tasks import load_tasks
-        from r2q.models.apply import pick_device
+        from r2q.models.devices import pick_device
 
         self.config, self.model = config, model
         self.entry = config.models[model]

@@ -19,19 +19,6 @@ from r2q.quantization.method import Method, Quantized, QuantizedWeight, WeightMe
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
 
 
-def pick_device(wanted: str) -> torch.device:
-    """``auto`` is the GPU when there is one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: {wanted} is asked for, but torch finds no GPU; use auto or cpu")
-    return torch.device(wanted)
-
-
 @torch.no_grad()
 def apply(
     method: Method,
@@ -111,7 +98,11 @@ def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedW
 
 
 def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dict[str, Any]:
-    """Error and size of one layer: ``mse`` per weight, and ``relative_error`` = squared error / squared weights."""
+    """Error and size of one layer: ``mse`` per weight, and ``relative_error`` = squared error / squared weights.
+
+    ``clipped_error`` is the part of the latter that lies beyond the outermost levels of a group, in the space where it is
+    rounded: squared distance of its weights to the range of its levels, over the squared weights.
+    """
     refuse_underflow(name, quantized, weight)
     error = power = 0.0
     width = weight.shape[-1]
@@ -121,14 +112,36 @@ def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dic
     for rows, decoded in zip(full, back, strict=True):
         error += float((decoded - rows.float()).double().square().sum())
         power += float(rows.double().square().sum())
+    beyond, inside = _beyond(quantized, weight)
     return {
         "name": name,
         "shape": list(weight.shape),
         "mse": error / weight.numel(),
         "relative_error": error / power if power else 0.0,
+        "clipped_error": beyond / inside if inside else 0.0,
         "bits_per_weight": quantized.formula_bits() / weight.numel(),
         "status": "ok",
     }
+
+
+def _beyond(quantized: QuantizedWeight, weight: torch.Tensor) -> tuple[float, float]:
+    """Squared distance of the weights to the range of their levels, and squared weights, both as they are rounded."""
+    device = quantized.packed.device
+    scale = None if quantized.in_scale is None else quantized.in_scale.to(device).float()
+    rows, groups = quantized.grid.shape
+    levels = quantized.grid.levels()  # [rows, groups, 2^bits]
+    beyond = power = 0.0
+    flat = weight.reshape(rows, -1)
+    for start in range(0, rows, step := max(1, (1 << 20) // flat.shape[1])):
+        values = flat[start : start + step].to(device).float()
+        values = (values if scale is None else values * scale.repeat(values.shape[1] // len(scale))).unflatten(
+            1, (groups, -1)
+        )
+        near = levels[start : start + step]
+        inside = values.clamp(near.amin(-1, keepdim=True), near.amax(-1, keepdim=True))
+        beyond += float((values - inside).double().square().sum())
+        power += float(values.double().square().sum())
+    return beyond, power
 
 
 def refuse_underflow(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> None:

@@ -23,9 +23,9 @@ from r2q.config.texts import Texts, Training
 from r2q.files import read_documents
 from r2q.kept import key, write_json
 from r2q.measure import versions
-from r2q.models.apply import pick_device
 from r2q.models.calibration import vocabulary_sha256
 from r2q.models.checks import read_config
+from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.source import model_folder

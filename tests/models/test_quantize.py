@@ -12,8 +12,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import r2q.quantize as module
-from r2q.models.apply import pick_device
+from r2q.models.apply import describe
+from r2q.models.devices import pick_device
 from r2q.models.save import folder_digest
+from r2q.quantization.method import Recipe, make_method
 from r2q.training.trainer import Diverged
 from tests.models.tiny import tiny_folder
 from tests.units import quantize
@@ -175,3 +177,12 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match="torch finds no GPU"):
         pick_device("cuda:0")
     assert pick_device("auto") == torch.device("cpu")
+
+
+def test_the_part_of_an_error_beyond_the_levels() -> None:
+    """Levels of R2Q for 1, 1, 1, 5: alpha 2 and 1.5, so 0.5 and 3.5; of 28 squared weights 1.5 squared is clipped."""
+    weight = torch.tensor([[1.0, -1.0, 1.0, 5.0]])
+    method = make_method(Recipe("r", "r2q", "channel"))
+    found = describe("layer", method.quantize_weight(weight), weight)
+    assert found["clipped_error"] == pytest.approx(1.5**2 / 28)
+    assert found["relative_error"] == pytest.approx((3 * 0.5**2 + 1.5**2) / 28)
