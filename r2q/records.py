@@ -308,7 +308,10 @@ class Point:
 
 @dataclass(frozen=True)
 class _Trained:
-    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training."""
+    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training.
+
+    `steps` is how many were asked for.
+    """
 
     run: str
     model: str
@@ -317,6 +320,7 @@ class _Trained:
     quantizer: str
     granularity: str
     seed: int
+    steps: int
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,18 @@ def describe_recipe(config: Config, name: str) -> Facts:
         chosen = inner.options.model_validate(options.quantizer_options)
     words, settings = _differences(chosen)
     start_name = getattr(options, "start", None) if outer.needs == "training" else None
-    start = describe_recipe(config, start_name).label if start_name is not None else None
+    start = _named(describe_recipe(config, start_name)) if start_name is not None else None
     label = "-".join([_short(inner), *words])
     if start is not None:
         label += f" ({STARTS.get(start, start)} start)"
     frame = outer.label if inner is not outer else None
     control = outer.control or inner.control
     return Facts(frame, inner.label, "-".join(words), start, label, control, outer.needs, settings)
+
+
+def _named(facts: Facts) -> str:
+    """A recipe as a start: its frame, if it has one, and its quantizer: `gptq-r2q`."""
+    return f"{facts.frame}-{facts.label}" if facts.frame else facts.label
 
 
 def _short(info: MethodInfo) -> str:

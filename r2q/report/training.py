@@ -31,7 +31,7 @@ def gather_training(config_path: str | Path, results: str | Path) -> None:
         folder = results / unit.path
         report, records = read_json(folder / "report.json", Report), folder / "training"
         facts = {"run": config.run, **vars(unit), "frame": report.facts.frame}
-        facts |= {"quantizer": report.facts.label, "granularity": report.granularity}
+        facts |= {"quantizer": report.facts.label, "granularity": report.granularity, "steps": report.options["steps"]}
         places = {layer.name: {"block": layer.block, "kind": layer.kind} for layer in report.layers}
         whole = report.status == OK
         steps += [facts | row for row in _rows(records / "training.csv", whole)]

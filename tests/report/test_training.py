@@ -29,12 +29,12 @@ def test_records_are_gathered_in_order(results: Path) -> None:
 def test_gradients_of_the_layers_are_gathered(results: Path) -> None:
     gather_training(results / "config.yaml", results)
     lines = (results / "gradients.csv").read_text().splitlines()
-    assert lines[0] == "run,model,recipe,frame,quantizer,granularity,seed,step,layer,block,kind,gradient_norm"
+    assert lines[0] == "run,model,recipe,frame,quantizer,granularity,seed,steps,step,layer,block,kind,gradient_norm"
     of_unit = [line.split(",") for line in lines if line.startswith("test,one,bitdistiller-r2q-channel,")]
-    assert [line[6:8] for line in of_unit] == [[seed, step] for seed in "012" for step in "48" for _ in range(5)]
-    assert [line[9:11] for line in of_unit[5:10]] == [[block, "up_proj"] for block in "01234"]
+    assert [[line[6], line[8]] for line in of_unit] == [[seed, step] for seed in "012" for step in "48" for _ in range(5)]
+    assert [line[10:12] for line in of_unit[5:10]] == [[block, "up_proj"] for block in "01234"]
     assert of_unit[5][:6] == ["test", "one", "bitdistiller-r2q-channel", "bitdistiller", "r2q", "channel"]
-    assert [float(line[11]) for line in of_unit[:6]] == [2.0] * 5 + [4.0]  # half of the step
+    assert [float(line[12]) for line in of_unit[:6]] == [2.0] * 5 + [4.0]  # half of the step
     assert len(lines) == 1 + 5 * 4 * 2 * 5
     (results / "one/bitdistiller-r2q-g64/seed1/training/gradients.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"seed1/training/gradients\.csv"):

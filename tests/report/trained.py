@@ -59,7 +59,7 @@ def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> 
     layers = [Layer(name, [2, 5], 0.1, 0.1, 2.5, block=i, kind="up_proj") for i, name in enumerate(LAYERS)]
     report = Report(
         key="k", model="m", family="llama", recipe="r", seed=0, method="bitdistiller", granularity=granularity,
-        group_size=None, bits=2, options={}, facts=facts, status="ok", reason="", bits_per_weight=2.5,
+        group_size=None, bits=2, options={"steps": 8}, facts=facts, status="ok", reason="", bits_per_weight=2.5,
         quantized_weights=50, total_parameters=50, file_bytes=9, formula_bytes=9, layers=layers, notes={}, seconds=1.0,
         peak_mib=1.0, versions={}, hashes={}, files={},
     )  # fmt: skip
