@@ -29,15 +29,15 @@ class Run:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        return read_csv(self.folder / "training.csv", Step)
+        return with_budgets(read_csv(self.folder / "training.csv", Step))
 
     @cached_property
     def gradients(self) -> pd.DataFrame:
-        return read_csv(self.folder / "gradients.csv", Gradient)
+        return with_budgets(read_csv(self.folder / "gradients.csv", Gradient))
 
     @cached_property
     def drift(self) -> pd.DataFrame:
-        return read_csv(self.folder / "drift.csv", Drift)
+        return with_budgets(read_csv(self.folder / "drift.csv", Drift))
 
     @cached_property
     def items(self) -> Items:
@@ -56,3 +56,10 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         row = frame[twice].iloc[0]
         raise ValueError(f"{path} has two rows for {', '.join(f'{column} {row[column]}' for column in KEY)}")
     return frame
+
+
+def with_budgets(steps: pd.DataFrame) -> pd.DataFrame:
+    """Frames with their number of steps, where recipes of one frame differ in it: `bitdistiller, 640 steps`."""
+    several = steps.groupby("frame")["steps"].transform("nunique") > 1
+    named = steps["frame"] + ", " + steps["steps"].astype(str) + " steps"
+    return steps.assign(frame=steps["frame"].where(~several, named))

@@ -44,20 +44,12 @@ def trained_units(steps: pd.DataFrame, scores: pd.DataFrame) -> tuple[Units, lis
     A unit that failed before its first step is known by its recipe's other units. Where two recipes have the same
     frame, quantizer and granularity, the first one is compared; the others are named in the second result.
     """
-    steps = with_budgets(steps)
     recipes = steps[["recipe", "frame", "granularity", "quantizer"]].drop_duplicates("recipe").set_index("recipe")
     twice = recipes.duplicated()
     first = dict(zip(recipes.index[~twice], recipes[~twice].itertuples(index=False, name=None), strict=True))
     known = dict.fromkeys(name for frame in (scores, steps) for name in names(frame) if name[1] in first)
     units = {(model, recipe, seed): Key._make((*first[recipe], model, seed)) for model, recipe, seed in known}
     return units, [*map(str, recipes.index[twice])]
-
-
-def with_budgets(steps: pd.DataFrame) -> pd.DataFrame:
-    """Frames with their number of steps, where recipes of one frame differ in it: `bitdistiller, 640 steps`."""
-    several = steps.groupby("frame")["steps"].transform("nunique") > 1
-    named = steps["frame"] + ", " + steps["steps"].astype(str) + " steps"
-    return steps.assign(frame=steps["frame"].where(~several, named))
 
 
 def bits(units: Units, scores: pd.DataFrame) -> dict[tuple[str, str, str, str], float]:
@@ -78,7 +70,7 @@ def names(frame: pd.DataFrame) -> list[Name]:
 
 def unfinished(units: Units, steps: pd.DataFrame, scores: pd.DataFrame) -> dict[Name, str]:
     """The units of the training frames that are not `ok` in the scores, or lack a number there, and why."""
-    frames = set(steps["frame"])
+    frames = {frame.partition(", ")[0] for frame in steps["frame"]}  # without a number of steps
     known = names(scores)
     mine = scores["method"].isin(frames) | np.array([name in units for name in known], dtype=bool)
     found: dict[Name, list[str]] = {name: [] for name in units if name not in known}
