@@ -60,7 +60,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
 
 
-def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("family", "fingerprint")) -> dict[str, Any]:
+def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("fingerprint",)) -> dict[str, Any]:
     """What `prepare` wrote of a model, `fields` and more; raises FileNotFoundError, or Damaged where one is missing."""
     path = Path(path)
     if not path.is_file():
