@@ -141,7 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    status = ask(given) if getattr(import_module(function(verb).__module__), "HEAVY", False) else None
+    try:
+        status = ask(given) if getattr(sys.modules[function(verb).__module__], "HEAVY", False) else None
+    except KeyboardInterrupt:  # the server's process says so
+        return 130
     return _run(verb, rest) if status is None else status
 
 

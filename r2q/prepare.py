@@ -73,7 +73,7 @@ def _say_python(config: Config) -> None:
         )
 
 
-def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("family", "fingerprint")) -> dict[str, Any]:
+def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("fingerprint",)) -> dict[str, Any]:
     """What `prepare` wrote of a model, `fields` and more; raises FileNotFoundError, or Damaged where one is missing."""
     path = Path(path)
     if not path.is_file():

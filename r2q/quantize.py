@@ -67,7 +67,7 @@ def quantize(
     for name, section, known in (("model", model, config.models), ("recipe", recipe, config.recipes)):
         if section not in known:
             raise ConfigError(f"{name}: {config_path} has no {name} {section}; it has {', '.join(known)}")
-    facts = read_prepared(prepared, model)
+    facts = read_prepared(prepared, model, ("family", "fingerprint"))
     unit = recipe_of(config, recipe, seed)
     needs = configuration.method_info(unit.method).needs
     entry, device = config.models[model], pick_device(config.device)

@@ -25,16 +25,16 @@ from importlib import import_module
 from pathlib import Path
 
 ADDRESS = "R2Q_SERVER"
+NO = b"no"  # the answer of a server that cannot help
 HEAVY = ("r2q.quantize", "r2q.evaluation.evaluate", "r2q.evaluation.adapter", "r2q.training.teacher_data")
 SHOWN = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims")
 LIBRARIES = ("lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama")
 
 
-def start(threads: int) -> None:
+def start() -> None:
     """Start a server for the child processes of this one; it imports nothing before the first of them asks.
 
-    Args:
-        threads: of a job: libraries read it when they are imported.
+    Libraries are imported with one thread, so that none is lost in a fork; a verb sets the number that it was given.
     """
     path = Path(tempfile.mkdtemp(prefix="r2q-"), "socket")
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -45,7 +45,7 @@ def start(threads: int) -> None:
             [sys.executable, "-m", "r2q.server", str(path), str(listener.fileno())],
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends
             pass_fds=[listener.fileno()],
-            env=os.environ | dict.fromkeys(names, str(threads)) | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+            env=os.environ | dict.fromkeys(names, "1") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )
     os.environ[ADDRESS] = str(path)
 
@@ -65,6 +65,8 @@ def ask(arguments: Sequence[str]) -> int | None:
             answer = connection.recv(8)
         except ConnectionResetError:  # it could not even start
             return None
+    if answer == NO:
+        return None
     if not answer:
         print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
         return 1
@@ -79,7 +81,9 @@ def serve(path: str, listener: socket.socket) -> None:
         for module in (*LIBRARIES, *HEAVY, *SHOWN):
             import_module(module)
         connection, _ = listener.accept()
-        if os.fork() == 0:
+        if sys.modules["torch"].cuda.is_initialized():  # by something that was imported: no child could use a GPU
+            connection.sendall(NO)
+        elif os.fork() == 0:
             listener.close()
             _child(connection)
         connection.close()

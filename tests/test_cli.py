@@ -215,7 +215,7 @@ def test_the_hook_calls_once_after_the_import_and_hides_itself(tmp_path: Path, m
 SERVED = """
 import os, subprocess, sys
 from r2q import server
-server.start(1)
+server.start()
 done = subprocess.run([sys.executable, "-m", "r2q", *sys.argv[1:]], capture_output=True, text=True)
 print(done.returncode, os.path.exists(os.environ["R2Q_SERVER"]), done.stdout, done.stderr)
 """

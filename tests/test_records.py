@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from r2q.kept import write_json
@@ -19,6 +20,7 @@ from r2q.records import (
     Score,
     TaskScore,
     check_signature,
+    check_tensors,
     columns,
     missing_files,
     passing,
@@ -119,6 +121,19 @@ def test_an_edited_or_cut_file_is_not_trusted(tmp_path: Path) -> None:
             read_csv(path, Score)
     path.write_text(whole)
     check_signature(path)
+
+
+def test_tensors_that_are_cut_off_are_found_without_reading_them(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_file({"x": np.zeros((3, 5), np.int64), "y": np.ones(2, np.int8)}, path, metadata={"made": "by a test"})
+    whole = path.read_bytes()
+    check_tensors(path)
+    for content in (b"", b"{}", whole[:7], whole[:40], whole[:-1], whole + b"0"):
+        path.write_bytes(content)
+        with pytest.raises(Damaged, match=r"a\.safetensors: damaged"):
+            check_tensors(path)
 
 
 def test_files_that_are_missing_or_cut_off_are_found(tmp_path: Path) -> None:

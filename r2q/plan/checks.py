@@ -21,7 +21,7 @@ from r2q.prepare import (
     recipe_problems,
     task_problems,
 )
-from r2q.records import OK, Damaged, Evaluation, Report, check_signature, missing_files, read_json
+from r2q.records import OK, Damaged, Evaluation, Report, check_signature, check_tensors, missing_files, read_json
 
 
 def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
@@ -71,6 +71,8 @@ def stale(plan: Plan) -> dict[str, str]:
     found = dict(_stale_units(plan))
     for model in plan.config.models:
         found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
+        for name in ("calibration.safetensors", "training_data.safetensors"):
+            found |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
     for name in ("scores.csv", "layers.csv", "provenance.json", "training.csv", "gradients.csv", "drift.csv"):
         found |= _damage(f"{plan.results}/{name}", check_signature)
     return found

@@ -103,8 +103,8 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def run_alone(plan: Plan) -> ExitStack:
-    """Be the only Snakemake at work on a run, and have a server for its jobs, for as long as this process lives.
+def run_alone(plan: Plan, local: bool) -> ExitStack:
+    """Be the only Snakemake at work on a run, with a server for `local` jobs, for as long as this process lives.
 
     The profiles switch Snakemake's own lock off: it outlives a kill -9, and then asks for --unlock.
 
@@ -119,7 +119,8 @@ def run_alone(plan: Plan) -> ExitStack:
             f"first: {jobs}"
         )
     holds.enter_context(held(f"{plan.results}/snakemake"))
-    server.start(plan.config.limits.threads)
+    if local:
+        server.start()
     return holds
 
 
