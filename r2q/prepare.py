@@ -110,6 +110,8 @@ def local_paths(config: Config) -> list[tuple[str, str, str]]:
     wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
     wanted += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
     wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
+    if config.fidelity is not None and config.fidelity.is_file:
+        wanted.append(("fidelity.path", config.fidelity.path, "file"))
     if config.calibration is not None and config.calibration.is_file:
         wanted.append(("calibration.path", config.calibration.path, "file"))
     for number, texts in enumerate(config.training.texts if config.training is not None else []):

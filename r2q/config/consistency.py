@@ -26,8 +26,8 @@ def find_problems(config: Config) -> list[str]:
     found: list[str] = []
     if config.run in RESERVED_RUNS:
         found.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
-    if not config.tasks and not config.perplexity:
-        found.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity")
+    if not config.tasks and not config.perplexity and config.fidelity is None:
+        found.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity, or fidelity")
     for name, model in config.models.items():
         if name in RESERVED_MODELS:
             found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
@@ -44,6 +44,11 @@ def find_problems(config: Config) -> list[str]:
         found += _no_text(f"perplexity.{name}.path", text)
         if name in config.tasks:
             found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
+    if config.fidelity is not None:
+        found += _no_text("fidelity.path", config.fidelity)
+        for section in ("perplexity", "tasks"):
+            if "fidelity" in getattr(config, section):
+                found.append(f"{section}.fidelity: the name is reserved for the section fidelity; choose another")
     found += _calibration_problems(config)
     found += _training_problems(config) + leaks(config, content=False)
     found += _twice("seeds", config.seeds)

@@ -24,15 +24,9 @@ OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 
 def evaluated_texts(config: Config) -> list[tuple[str, str]]:
     """(key, text) of everything that scores are measured on: texts by sections, and local data of tasks."""
-    found = []
-    for section in ("perplexity", "fidelity"):
-        part = getattr(config, section, None)
-        if part is None:
-            continue
-        if hasattr(part, "path"):
-            found.append((f"{section}.path", part.path))
-        else:
-            found += [(f"{section}.{name}", text.path) for name, text in part.items()]
+    found = [(f"perplexity.{name}", text.path) for name, text in config.perplexity.items()]
+    if config.fidelity is not None:
+        found.append(("fidelity.path", config.fidelity.path))
     if config.task_data is not None:
         for file in sorted(Path(config.task_data).glob("*/*")):
             if file.name.split(".")[0] in ("test", "validation") and TEXT_FILE.search(file.name):

@@ -11,7 +11,7 @@ from pydantic import Field
 from r2q.config.base import DEVICE, MethodOptions, Name, PathText, Section, Seeds, null_is_empty
 from r2q.config.methods import MethodInfo, method_info
 from r2q.config.sections import Figures, Limits, Model, Recipe, Task
-from r2q.config.texts import Calibration, Perplexity, Training
+from r2q.config.texts import Calibration, Fidelity, Perplexity, Training
 
 LATTICE_LABELS = ("rtn", "r2q")  # shown side by side in the lattice figure
 
@@ -29,6 +29,8 @@ class Config(Section):
     """any lm-eval task or group; `{}` or nothing for its own settings"""
     perplexity: dict[Name, Perplexity] = Field(default={})
     """texts, by the names that the tables show"""
+    fidelity: Fidelity | None = None
+    """text on which every unit is held against the full-precision model; null: none"""
     calibration: Calibration | None = None
     """text for the methods that look at some; null where no recipe does"""
     training: Training | None = None

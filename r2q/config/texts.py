@@ -44,6 +44,19 @@ class Perplexity(TextSource):
     """only the first so many windows; null: all"""
 
 
+class Fidelity(TextSource):
+    """Distance to the full-precision model on held-out text: KL per token, equal top-1 tokens."""
+
+    separator: str = "\n\n"
+    """what stands between joined documents; blank lines as in the GPTQ repository, or a model's own token"""
+    window: Tokens = 2048
+    """tokens a window"""
+    windows: Positive | None = 64
+    """only the first so many windows; null: all"""
+    top_k: Annotated[int, Field(ge=1, le=2**20)] = 128
+    """likeliest tokens of full precision that are told apart, all others are one; exact where there are no others, else a lower bound. 8 bytes each for every token of the text"""  # noqa: E501
+
+
 class Calibration(TextSource):
     """Text that methods look at while they quantize. Never the text that is evaluated."""
 

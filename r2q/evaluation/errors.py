@@ -49,3 +49,8 @@ def delta_exp_mean(values: Sequence[float]) -> float | None:
         return None
     array = np.asarray(values, dtype=np.float64)
     return float(np.exp(array.mean()) * array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def error_of_mean(values: Sequence[float]) -> float | None:
+    """Standard error of a mean: sd / sqrt(n); None for fewer than two."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -12,8 +12,10 @@ from r2q.kept import write_json
 from r2q.records import OK, Report, read_json
 
 
-def evaluate(config_path: str | Path, model: str, out: str | Path) -> None:
+def evaluate(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
     """Score the unit in the folder `out` into its evaluation.json, with lm-eval's own results in lm_eval.json.
+
+    `reference` is what the verb of that name wrote of the model, where the config has a section `fidelity`.
 
     A unit whose key (weights, tokenizer, tasks, settings, code, libraries) has not changed keeps its result. A model
     that gives NaN, or does not fit into memory, becomes a record with status `failed` and the reason; one that was not
@@ -31,7 +33,7 @@ def evaluate(config_path: str | Path, model: str, out: str | Path) -> None:
     report = _report(out)
     progress = f"evaluate {model} {report.recipe} seed {report.seed}:"
     if report.status == OK:
-        print(f"{progress} {Session(config, model).unit(out, report)}", flush=True)
+        print(f"{progress} {Session(config, model, reference).unit(out, report)}", flush=True)
         return
     write_json(out / "lm_eval.json", {})
     reason = f"quantize: {report.reason}"

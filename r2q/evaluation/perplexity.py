@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +40,47 @@ class TokenPerplexity:
     first_token: int
 
 
-def check_window(name: str, window: int, config: Any) -> None:
-    """Refuse a window that the model cannot read.
+def check_window(key: str, window: int, config: Any) -> None:
+    """Refuse a window that the model cannot read; `key` is the text's in the config.
 
     Raises:
         ConfigError: names the window and the model's positions.
     """
     positions = max_positions(config)
     if positions is not None and window > positions:
-        raise ConfigError(f"perplexity.{name}.window: {window} tokens, but the model has only {positions} positions")
+        raise ConfigError(f"{key}.window: {window} tokens, but the model has only {positions} positions")
+
+
+def cut(ids: Sequence[int], window: int, windows: int | None = None) -> torch.Tensor:
+    """The first `windows` windows of a tokenized text, or all: int64 [windows, window].
+
+    Raises:
+        ValueError: the text is shorter than one window.
+    """
+    count = len(ids) // window
+    if count == 0:
+        raise ValueError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
+    count = count if windows is None else min(count, windows)
+    return torch.tensor(ids[: count * window]).view(count, window)
 
 
 @torch.no_grad()
+def window_logits(model: Any, inputs: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(logits [window - 1, vocabulary], the tokens that they predict [window - 1]) of every window, on its device.
+
+    Args:
+        model: a causal language model.
+        inputs: int64 [windows, window].
+        batch_size: windows at once, at most; fewer when their logits would not fit.
+    """
+    size = rows_at_once(batch_size, inputs.shape[1] * model.config.get_text_config().vocab_size)
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    for batch in inputs.split(size):
+        batch = batch.to(model.device)
+        logits = model(input_ids=batch, **options).logits[:, :-1]  # [rows, window - 1, vocabulary]
+        yield from zip(logits, batch[:, 1:], strict=True)
+
+
 def token_perplexity(
     model: Any, ids: Sequence[int], window: int, windows: int | None = None, batch_size: int = 1
 ) -> TokenPerplexity:
@@ -68,23 +97,13 @@ def token_perplexity(
         ValueError: the text is shorter than one window.
         NotFinite: the model gave NaN or infinity.
     """
-    count = len(ids) // window
-    if count == 0:
-        raise ValueError(f"perplexity: the text has {len(ids)} tokens, fewer than one window of {window}")
-    count = count if windows is None else min(count, windows)
-    device = model.device
-    inputs = torch.tensor(ids[: count * window]).view(count, window)
-    size = rows_at_once(batch_size, window * model.config.get_text_config().vocab_size)
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    inputs = cut(ids, window, windows)
     means: list[float] = []
-    for batch in inputs.split(size):
-        batch = batch.to(device)
-        logits = model(input_ids=batch, **options).logits[:, :-1]  # [rows, window - 1, vocab]
-        for row, targets in zip(logits, batch[:, 1:], strict=True):
-            row = row.float()
-            nll = row.logsumexp(1) - row.gather(1, targets[:, None])[:, 0]  # [window - 1]
-            means.append(float(nll.double().mean()))
+    for logits, targets in window_logits(model, inputs, batch_size):
+        logits = logits.float()
+        nll = logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]  # [window - 1]
+        means.append(float(nll.double().mean()))
     if not all(map(math.isfinite, means)):
         raise NotFinite("token perplexity: a window's negative log-likelihood is not finite")
-    value = math.exp(math.fsum(means) / count)  # OverflowError is an ArithmeticError: a failed row
-    return TokenPerplexity(value, delta_exp_mean(means), count, len(ids), int(ids[0]))
+    value = math.exp(math.fsum(means) / len(means))  # OverflowError is an ArithmeticError: a failed row
+    return TokenPerplexity(value, delta_exp_mean(means), len(means), len(ids), int(ids[0]))

@@ -9,6 +9,7 @@ from typing import Any
 from r2q.config import Config, ConfigError
 from r2q.evaluation.chance import levels
 from r2q.evaluation.errors import bootstrap
+from r2q.evaluation.fidelity import Distance, Reference
 from r2q.evaluation.perplexity import TokenPerplexity
 from r2q.evaluation.tasks import TaskSet
 from r2q.records import FAILED
@@ -62,38 +63,33 @@ def task_scores(
 
 def perplexity_score(name: str, window: int, result: TokenPerplexity) -> dict[str, Any]:
     """The row of one token perplexity; n counts windows, version is the id of the text's first token."""
-    return {
-        "task": name,
-        "metric": f"token_ppl_{window}",
-        "filter": "none",
-        "value": result.value,
-        "stderr": result.stderr,
-        "n": result.windows,
-        "chance": None,
-        "majority": None,
-        "higher_is_better": False,
-        "in_table": True,
-        "version": f"first token {result.first_token}",
-    }
+    row = _text_row(name, f"token_ppl_{window}")
+    found = {"value": result.value, "stderr": result.stderr, "n": result.windows}
+    return row | found | {"version": f"first token {result.first_token}"}
 
 
-def failed_text(name: str, window: int, reason: str) -> dict[str, Any]:
-    """The row of a token perplexity that could not be measured."""
-    return {
-        "task": name,
-        "metric": f"token_ppl_{window}",
-        "filter": "none",
-        "value": None,
-        "stderr": None,
-        "n": None,
-        "chance": None,
-        "majority": None,
-        "higher_is_better": False,
-        "in_table": True,
-        "version": None,
-        "status": FAILED,
-        "reason": reason,
-    }
+def fidelity_scores(result: Distance, teacher: Reference) -> list[dict[str, Any]]:
+    """The rows of the distance to full precision; n counts windows, version says what is compared with what."""
+    window, k = teacher.tokens.shape[1], teacher.ids.shape[2]
+    version = f"top {k}, windows of {window}, first token {int(teacher.tokens[0, 0])}"
+    found = result.means
+    return [
+        _text_row("fidelity", name)
+        | {"value": value, "stderr": error, "n": len(result.kl), "version": version}
+        | {"higher_is_better": name != "kl", "in_table": name == "kl"}
+        for name, (value, error) in found.items()
+    ]
+
+
+def failed_text(name: str, metric: str, reason: str) -> dict[str, Any]:
+    """The row of a text that could not be measured."""
+    return _text_row(name, metric) | {"status": FAILED, "reason": reason}
+
+
+def _text_row(name: str, metric: str) -> dict[str, Any]:
+    """A row of a text, without a value; less is better."""
+    empty = dict.fromkeys(("value", "stderr", "n", "chance", "majority", "version"))
+    return {"task": name, "metric": metric, "filter": "none", **empty, "higher_is_better": False, "in_table": True}
 
 
 def _failed_row(name: str, wanted: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, Any]:

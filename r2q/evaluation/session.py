@@ -51,16 +51,18 @@ def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluati
 class Session:
     """What the units of one call share: libraries, tasks, texts, encoded prompts."""
 
-    def __init__(self, config: Config, model: str) -> None:
+    def __init__(self, config: Config, model: str, reference: str | Path | None = None) -> None:
         _silence()
         import torch
 
+        from r2q.evaluation.fidelity import check_reference
         from r2q.evaluation.tasks import load_tasks
         from r2q.models.devices import pick_device
 
         self.config, self.model = config, model
         self.entry = config.models[model]
         self.device = pick_device(config.device)
+        self.teacher = check_reference(config, model, reference)
         torch.set_num_threads(config.limits.threads)
         self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
         self.texts = {
@@ -109,6 +111,7 @@ class Session:
             "weights": weights,
             "files": _folder_hash(folder),
             "tasks": self.tasks_hash,
+            "reference": None if self.teacher is None else self.teacher.digest,
             "shown": {name: task.metric for name, task in self.config.tasks.items()},
             "dtype": self.entry.dtype,
             "add_bos": self.entry.add_bos,
@@ -143,9 +146,10 @@ class Session:
         import torch
 
         from r2q.evaluation.adapter import Scorer
+        from r2q.evaluation.fidelity import distance
         from r2q.evaluation.one_by_one import evaluate_tasks, reason
         from r2q.evaluation.perplexity import check_window, token_perplexity
-        from r2q.evaluation.scores import failed_text, perplexity_score, task_scores
+        from r2q.evaluation.scores import failed_text, fidelity_scores, perplexity_score, task_scores
         from r2q.evaluation.sharing import plain
         from r2q.models.load import load_packed
         from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
@@ -157,7 +161,7 @@ class Session:
         encoder_key, encoder = self._encoder(folder)
         found |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
         for name, text in self.config.perplexity.items():
-            check_window(name, text.window, model.config)
+            check_window(f"perplexity.{name}", text.window, model.config)
         raw: dict[str, Any] = {}
         lines = None
         if self.config.tasks:
@@ -183,11 +187,17 @@ class Session:
                         model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
                     )
                 except ValueError as error:  # a text shorter than a window; the tasks' scores stay
-                    row = failed_text(name, text.window, f"perplexity.{name}.path: {text.path}: {error}")
+                    why = f"perplexity.{name}.path: {text.path}: {error}"
+                    row = failed_text(name, f"token_ppl_{text.window}", why)
                 else:
                     row = perplexity_score(name, text.window, result)
             found["scores"].append(TaskScore(**row))
             found["task_seconds"][name] = cost.seconds
+        if self.teacher is not None:
+            with Measured() as cost:
+                apart = distance(model, self.teacher, self.config.limits.batch_size)
+            found["scores"] += [TaskScore(**row) for row in fidelity_scores(apart, self.teacher)]
+            found["task_seconds"]["fidelity"] = cost.seconds
         del model
         torch.manual_seed(SEEDS["torch"])
         return plain(raw), lines

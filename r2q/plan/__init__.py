@@ -121,6 +121,15 @@ class Plan:
             return []
         return self.files("report.json", units=[Unit(at.model, start, self.config.seeds_of(start, at.model)[0])])
 
+    def reference(self, at: Any) -> list[str]:
+        """What the full-precision model makes of held-out text, if the config asks for fidelity."""
+        return [f"{self.results}/{at.model}/reference.safetensors"] if self.config.fidelity is not None else []
+
+    def reference_text(self, at: Any = None) -> list[str]:
+        """The file of that text, if it is one."""
+        section = self.config.fidelity
+        return _named(self._inputs([section.path] if section is not None and section.is_file else []))
+
     def task_files(self, at: Any = None) -> list[str]:
         """Tasks with their data, and texts for perplexities."""
         return _named(self._task_files())
@@ -177,6 +186,12 @@ class Plan:
         section, device = self.config.training.model_dump(), self.config.device
         return _line(self._model(at, "add_bos"), device=device, training=section, code=code("teacher_data"))
 
+    def asked_reference(self, at: Any) -> str:
+        assert self.config.fidelity is not None
+        section, device, size = self.config.fidelity.model_dump(), self.config.device, self.config.limits.batch_size
+        model = self._model(at, "add_bos", "dtype")
+        return _line(model, device=device, fidelity=section, batch_size=size, code=code("reference"))
+
     def asked_quantize(self, at: Any) -> str:
         """Also of recipes that train; the seed is in the folder's name."""
         recipe = self.recipes[at.recipe]
@@ -196,6 +211,7 @@ class Plan:
             self._model(at, "dtype", "add_bos", without=("path", "revision")),
             tasks={name: entry.model_dump() for name, entry in config.tasks.items()},
             perplexity={name: entry.model_dump() for name, entry in config.perplexity.items()},
+            fidelity=None if config.fidelity is None else config.fidelity.model_dump(),
             task_include=config.task_include,
             task_data=config.task_data,
             limits={"items": limits.items, "batch_size": limits.batch_size, "samples": limits.samples},

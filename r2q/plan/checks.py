@@ -39,6 +39,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
                 "tasks": {name: task for name, task in config.tasks.items() if name not in made_tasks},
                 "task_include": [path for path in config.task_include if not plan.is_made(path)],
                 "perplexity": texts,
+                "fidelity": None,
                 "calibration": None,
                 "training": None,
             }

@@ -43,8 +43,8 @@ UNIT_FIELDS = (
 def collect(config_path: str | Path, results: str | Path) -> None:
     """Write `scores.csv`, `layers.csv` and `provenance.json` into the folder `results` of one run, and their sha256.
 
-    Rows stand in the order of the config: models, recipes, seeds, perplexities, tasks. A unit that failed or diverged
-    is one row with an empty task, its status and the reason.
+    Rows stand in the order of the config: models, recipes, seeds, perplexities, fidelity, tasks. A unit that failed or
+    diverged is one row with an empty task, its status and the reason.
 
     Raises:
         FileNotFoundError: names the units' files that are not there.
@@ -106,7 +106,7 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
     if evaluation is None or evaluation.status != OK:
         yield blank
         return
-    order = {task: place for place, task in enumerate([*config.perplexity, *config.tasks])}
+    order = {task: place for place, task in enumerate([*config.perplexity, "fidelity", *config.tasks])}
     for score in sorted(evaluation.scores, key=lambda score: order.get(score.task, len(order))):
         lost = {"status": FAILED, "reason": "no finite value"} if score.value is None and score.status == OK else {}
         fields: dict[str, Any] = {name: value for name, value in vars(score).items() if name in unit} | lost
@@ -166,4 +166,5 @@ def _asked(config: Config, unit: Unit) -> dict[str, Any]:
         "seed": unit.seed,
         "tasks": {name: task | {"items": config.items_of(name)} for name, task in data["tasks"].items()},
         "perplexity": data["perplexity"],
+        "fidelity": data["fidelity"],
     }

@@ -12,7 +12,12 @@ from r2q.verbs import Config, Model
 HEAVY = True
 
 
-def evaluate(config: Config, model: Model, out: Annotated[Path, "DIR", "the unit's folder"]) -> None:
+def evaluate(
+    config: Config,
+    model: Model,
+    out: Annotated[Path, "DIR", "the unit's folder"],
+    reference: Annotated[Path | None, "FILE", "what `reference` wrote, where the config asks for fidelity"] = None,
+) -> None:
     from r2q.evaluation.evaluate import evaluate
 
-    evaluate(config, model, out)
+    evaluate(config, model, out, reference)

@@ -73,8 +73,8 @@ def test_word_perplexity_is_a_power_of_token_perplexity() -> None:
 
 def test_a_window_needs_that_many_positions() -> None:
     with pytest.raises(ConfigError, match=r"perplexity\.wt2\.window: 161 tokens.* 160 positions"):
-        check_window("wt2", 161, tiny.model().config)
-    check_window("wt2", 160, tiny.model().config)
+        check_window("perplexity.wt2", 161, tiny.model().config)
+    check_window("perplexity.wt2", 160, tiny.model().config)
 
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:

@@ -75,9 +75,9 @@ def run_of_input(wildcards, input):
 
 
 def optional_inputs(wildcards, input):
-    """Arguments of `quantize` for the inputs that only some recipes have."""
-    files = {"calibration": input.calibration, "training": input.training}
-    files["start"] = [str(Path(file).parent) for file in input.start]
+    """Arguments for the inputs that only some recipes or configs have."""
+    files = {name: input.get(name, []) for name in ("calibration", "training", "reference")}
+    files["start"] = [str(Path(file).parent) for file in input.get("start", [])]
     return " ".join(f"--{name} {shlex.quote(str(found[0]))}" for name, found in files.items() if found)
 
 

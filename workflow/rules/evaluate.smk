@@ -1,8 +1,38 @@
+# What the full-precision model makes of held-out text, once per model; the units are held against it.
+rule reference:
+    input:
+        prepared=PLAN.of_model("prepared.json"),
+        model=PLAN.model_files,
+        text=PLAN.reference_text,
+    output:
+        f"{RESULTS}/{{model}}/reference.safetensors",
+    log:
+        f"{RESULTS}/logs/reference-{{model}}.log",
+    threads: CONFIG.limits.threads
+    resources:
+        gpu=GPU,
+    params:
+        config=RUN_CONFIG,
+        asked=PLAN.asked_reference,
+    message:
+        "reference {wildcards.model}"
+    shell:
+        r"""
+        python -m r2q reference \
+            --config {params.config:q} \
+            --prepared {input.prepared:q} \
+            --model {wildcards.model:q} \
+            --out {output:q} \
+            --log {log:q}
+        """
+
+
 # Reads the packed folder, and nothing that the quantizer had in memory.
 rule evaluate:
     input:
         report=f"{UNIT}/report.json",
         tasks=PLAN.task_files,
+        reference=PLAN.reference,
     output:
         update(f"{UNIT}/evaluation.json"),
         update(f"{UNIT}/lm_eval.json"),
@@ -15,6 +45,7 @@ rule evaluate:
         config=RUN_CONFIG,
         asked=PLAN.asked_evaluate,
         out=folder_of_output,
+        options=optional_inputs,
     message:
         "evaluate {wildcards.model}: {wildcards.recipe} seed {wildcards.seed}"
     shell:
@@ -22,6 +53,6 @@ rule evaluate:
         python -m r2q evaluate \
             --config {params.config:q} \
             --model {wildcards.model:q} \
-            --out {params.out:q} \
+            --out {params.out:q} {params.options} \
             --log {log:q}
         """
