@@ -34,7 +34,7 @@ from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import check_window, cut, window_logits
 from r2q.files import read_documents
 from r2q.kept import write_atomic
-from r2q.models.apply import pick_device
+from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.source import model_folder, sha256_of

@@ -100,8 +100,8 @@ def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedW
 def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dict[str, Any]:
     """Error and size of one layer: ``mse`` per weight, and ``relative_error`` = squared error / squared weights.
 
-    ``clipped_error`` is the part of the latter that lies beyond the outermost levels of a group, in the space where it is
-    rounded: squared distance of its weights to the range of its levels, over the squared weights.
+    ``clipped_error`` is the part of the latter that lies beyond the outermost levels of a group, in the space where it
+    is rounded: squared distance of its weights to the range of its levels, over the squared weights.
     """
     refuse_underflow(name, quantized, weight)
     error = power = 0.0

@@ -31,7 +31,9 @@ def test_gradients_of_the_layers_are_gathered(results: Path) -> None:
     lines = (results / "gradients.csv").read_text().splitlines()
     assert lines[0] == "run,model,recipe,frame,quantizer,granularity,seed,steps,step,layer,block,kind,gradient_norm"
     of_unit = [line.split(",") for line in lines if line.startswith("test,one,bitdistiller-r2q-channel,")]
-    assert [[line[6], line[8]] for line in of_unit] == [[seed, step] for seed in "012" for step in "48" for _ in range(5)]
+    assert [[line[6], line[8]] for line in of_unit] == [
+        [seed, step] for seed in "012" for step in "48" for _ in range(5)
+    ]
     assert [line[10:12] for line in of_unit[5:10]] == [[block, "up_proj"] for block in "01234"]
     assert of_unit[5][:6] == ["test", "one", "bitdistiller-r2q-channel", "bitdistiller", "r2q", "channel"]
     assert [float(line[12]) for line in of_unit[:6]] == [2.0] * 5 + [4.0]  # half of the step
