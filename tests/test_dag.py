@@ -226,9 +226,9 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
         (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-DERIVED = ["scores.csv", "layers.csv", "provenance.json", "collected.sha256", "tables/main.md"]
+DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collected.sha256", "tables/main.md"]
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
-SCORED = ["evaluation.json", "lm_eval.json"]
+SCORED = ["evaluation.json", "lm_eval.json", "items.json"]
 
 
 @pytest.mark.parametrize("name", DERIVED)

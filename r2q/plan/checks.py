@@ -72,7 +72,15 @@ def stale(plan: Plan) -> dict[str, str]:
     found = dict(_stale_units(plan))
     for model in plan.config.models:
         found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
-    for name in ("scores.csv", "layers.csv", "provenance.json", "training.csv", "gradients.csv", "drift.csv"):
+    for name in (
+        "scores.csv",
+        "layers.csv",
+        "items.csv",
+        "provenance.json",
+        "training.csv",
+        "gradients.csv",
+        "drift.csv",
+    ):
         found |= _damage(f"{plan.results}/{name}", check_signature)
     return found
 

@@ -36,6 +36,7 @@ rule evaluate:
     output:
         update(f"{UNIT}/evaluation.json"),
         update(f"{UNIT}/lm_eval.json"),
+        update(f"{UNIT}/items.json"),
     log:
         f"{RESULTS}/logs/evaluate-{{model}}-{{recipe}}-seed{{seed}}.log",
     threads: CONFIG.limits.threads
