@@ -31,15 +31,21 @@ def task_items(raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, dict[str, An
             documents = seen[place * count : (place + 1) * count]
             for metric in documents[0] if len(documents) == count else ():
                 values, score = [document.get(metric) for document in documents], results.get(f"{metric},{filter_}")
-                if _is_mean(score, values):
-                    numbers = [float(value) for value in values]
+                numbers = _numbers(values)
+                if numbers is not None and _is_mean(score, numbers):
                     found.setdefault(name, {})[f"{metric},{filter_}"] = kept(numbers, tasks.documents[name])
     return found
 
 
-def _is_mean(score: Any, values: Sequence[Any]) -> bool:
+def _numbers(values: Sequence[Any]) -> list[float] | None:
+    """None where they are not all numbers: a metric that is more than a mean has pairs, texts, lists."""
     try:
-        numbers = [float(value) for value in values]
-        return math.isclose(float(score), math.fsum(numbers) / len(numbers), rel_tol=CLOSE, abs_tol=CLOSE)
+        return [float(value) for value in values]
     except (TypeError, ValueError):
-        return False
+        return None
+
+
+def _is_mean(score: Any, numbers: Sequence[float]) -> bool:
+    return isinstance(score, float | int) and math.isclose(
+        score, math.fsum(numbers) / len(numbers), rel_tol=CLOSE, abs_tol=CLOSE
+    )

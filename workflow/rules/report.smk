@@ -11,7 +11,7 @@ rule collect:
     output:
         scores=f"{RESULTS}/scores.csv",
         layers=f"{RESULTS}/layers.csv",
-        items=f"{RESULTS}/items.csv",
+        by_item=f"{RESULTS}/items.csv",
         provenance=f"{RESULTS}/provenance.json",
         sha256=f"{RESULTS}/collected.sha256",
     log:
