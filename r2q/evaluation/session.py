@@ -52,7 +52,7 @@ class Session:
     """What the units of one call share: libraries, tasks, texts, encoded prompts."""
 
     def __init__(self, config: Config, model: str, reference: str | Path | None = None) -> None:
-        _silence()
+        silence()
         import torch
 
         from r2q.evaluation.fidelity import check_reference
@@ -229,7 +229,7 @@ def _device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
-def _silence() -> None:
+def silence() -> None:
     """lm-eval, datasets and transformers report every step; a verb prints one line per unit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would start a process per core
