@@ -134,7 +134,7 @@ def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     assert "config/smoke.yaml + --config: limits.itms: unknown key; nearest valid: items" in done.stdout
     again = ("--config", "limits={batch_size: 32}")
     assert finished.units(*again) == EVALUATE
-    assert set(finished.planned(*again)) == {"evaluate"} | AFTERWARDS - {"lattice"}
+    assert set(finished.planned(*again)) == {"evaluate", "reference"} | AFTERWARDS - {"lattice"}
 
 
 def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
