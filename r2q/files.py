@@ -127,7 +127,12 @@ def read_documents(path: str | Path, field: str = "text") -> list[str]:
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path}: damaged parquet file ({error})") from None
         columns = table.column_names
-        return _column(text, field, columns, table.column(field).to_pylist() if field in columns else [])
+        values = (
+            [_parquet_value(value, path, n) for n, value in enumerate(table.column(field), 1)]
+            if field in columns
+            else []
+        )
+        return _column(text, field, columns, values)
     if text.count(":") == 2:
         import datasets
 
@@ -137,10 +142,18 @@ def read_documents(path: str | Path, field: str = "text") -> list[str]:
     raise ValueError(f"{path}: neither a .txt, .jsonl or .parquet file (also .xz, .gz) nor owner/name:config:split")
 
 
+def _parquet_value(value: Any, path: str | Path, number: int) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:  # a parquet file holds bytes, half of a surrogate pair among them
+        raise ValueError(f"{path}, row {number}: not UTF-8 text ({error})") from None
+
+
 def _column(source: str, field: str, columns: list[str], values: list[Any]) -> list[str]:
     if field not in columns:
         raise ValueError(f"{source} has no column {field}; it has {', '.join(columns)}")
     for number, value in enumerate(values, 1):
         if not isinstance(value, str):
             raise ValueError(f"{source}, row {number}: column {field} holds {type(value).__name__} instead of text")
+        _check_text(value, source, number)
     return values

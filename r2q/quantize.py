@@ -34,7 +34,13 @@ from r2q.training.start import LATENT, leave
 from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
 
-NOT_OURS = ("report.json", "evaluation.json", "lm_eval.json", "samples.jsonl")  # in a unit's folder, but no result
+NOT_OURS = (
+    "report.json",
+    "evaluation.json",
+    "lm_eval.json",
+    "items.json",
+    "samples.jsonl",
+)  # in a unit's folder, but no result
 
 
 def quantize(

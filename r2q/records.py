@@ -161,7 +161,8 @@ class Evaluation:
     """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
     Attributes:
-        key, status, reason, retry, files: as in `Report`; lm_eval.json (raw results), and samples.jsonl if asked.
+        key, status, reason, retry, files: as in `Report`; lm_eval.json (raw results), items.json (by task and
+            `metric,filter`, what every item gave), and samples.jsonl if asked.
         seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
         truncated: prompts that were cut to the model's positions, by task.
         hashes: sha256 of the weights that were scored, of the tasks with their data, and of the code.

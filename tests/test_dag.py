@@ -134,7 +134,7 @@ def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     assert "config/smoke.yaml + --config: limits.itms: unknown key; nearest valid: items" in done.stdout
     again = ("--config", "limits={batch_size: 32}")
     assert finished.units(*again) == EVALUATE
-    assert set(finished.planned(*again)) == {"evaluate"} | AFTERWARDS - {"lattice"}
+    assert set(finished.planned(*again)) == {"evaluate", "reference"} | AFTERWARDS - {"lattice"}
 
 
 def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
@@ -197,7 +197,7 @@ def test_a_change_runs_again_what_depends_on_it(
     if expected is None:
         assert planned == set()
     else:
-        rest = planned - {"quantize", "evaluate", "prepare"}
+        rest = planned - {"quantize", "evaluate", "prepare", "check", "reference"}
         only_scores = {"lattice"} if expected == EVALUATE else set()  # it reads packed weights
         assert rest == AFTERWARDS - only_scores
 
@@ -226,9 +226,9 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
         (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-DERIVED = ["scores.csv", "layers.csv", "provenance.json", "collected.sha256", "tables/main.md"]
+DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collected.sha256", "tables/main.md"]
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
-SCORED = ["evaluation.json", "lm_eval.json"]
+SCORED = ["evaluation.json", "lm_eval.json", "items.json"]
 
 
 @pytest.mark.parametrize("name", DERIVED)

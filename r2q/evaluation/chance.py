@@ -60,16 +60,26 @@ def levels(items: Items | None, output_type: str | None, metric: str) -> tuple[f
 
 
 def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
-    """Choices and gold indices of an lm-eval task's documents; None when it is not multiple choice."""
+    """Choices and gold indices of an lm-eval task's documents; None when it is not multiple choice.
+
+    Raises:
+        ConfigError: a right answer is null; names task and row.
+    """
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":  # scores texts, and has no answers
+        return None
+    source = task.doc_to_text if getattr(task, "multiple_input", 0) else task.doc_to_target
+    golds = [source(doc) for doc in docs]
+    for number, (gold, doc) in enumerate(zip(golds, docs, strict=True), 1):
+        for value in gold if isinstance(gold, list) else [gold]:
+            rendered = value == "None" and isinstance(doc, dict) and None in doc.values()  # by a template
+            wrong = task.OUTPUT_TYPE == "multiple_choice" and not isinstance(value, int | str)
+            if value is None or rendered or wrong:
+                found = None if rendered else gold
+                raise ConfigError(
+                    f"task {task.task_name}, row {number}: the right answer is {found!r}, not an index or text"
+                )
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = [list(task.doc_to_choice(doc)) for doc in docs]
-        source = task.doc_to_text if getattr(task, "multiple_input", 0) else task.doc_to_target
-        golds = [source(doc) for doc in docs]
-        for number, gold in enumerate(golds, 1):
-            if any(not isinstance(value, int | str) for value in (gold if isinstance(gold, list) else [gold])):
-                raise ConfigError(
-                    f"task {task.task_name}, row {number}: the right answer is {gold!r}, not an index or text"
-                )
         return Items(choices, [_indices(gold, c) for gold, c in zip(golds, choices, strict=True)])
     return None
 

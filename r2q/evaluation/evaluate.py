@@ -6,14 +6,15 @@ from pathlib import Path
 
 from r2q import config as configuration
 from r2q.config import ConfigError
-from r2q.evaluation.session import Session, blank
+from r2q.evaluation.session import ITEMS, RAW, Session, blank
 from r2q.evaluation.tasks import check_tasks
 from r2q.kept import write_json
 from r2q.records import OK, Report, read_json
 
 
 def evaluate(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
-    """Score the unit in the folder `out` into its evaluation.json, with lm-eval's own results in lm_eval.json.
+    """Score the unit in the folder `out` into its evaluation.json, with lm-eval's own results in lm_eval.json and
+    what every item gave in items.json.
 
     `reference` is what the verb of that name wrote of the model, where the config has a section `fidelity`.
 
@@ -35,7 +36,8 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
     if report.status == OK:
         print(f"{progress} {Session(config, model, reference).unit(out, report)}", flush=True)
         return
-    write_json(out / "lm_eval.json", {})
+    for name in (RAW, ITEMS):
+        write_json(out / name, {})
     reason = f"quantize: {report.reason}"
     write_json(out / "evaluation.json", blank(config, model, report, status=report.status, reason=reason))
     print(f"{progress} not evaluated, quantizing {report.status}: {report.reason}", flush=True)

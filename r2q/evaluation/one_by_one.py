@@ -8,6 +8,7 @@ from typing import Any
 
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
+from r2q.evaluation.texts import release
 
 BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
@@ -44,7 +45,8 @@ def evaluate_tasks(
         except Exception as error:
             if not isinstance(error, ArithmeticError):
                 traceback.print_exc()
-            failed[name] = error
+            failed[name] = error.with_traceback(None)  # which holds on to the model's tensors
+            release()
         seconds[name] = round(time.perf_counter() - start, 3)
     raw["group_subtasks"] = tasks.dictionary["group_map"]
     for name, group in tasks.dictionary["groups"].items():

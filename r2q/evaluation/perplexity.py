@@ -31,6 +31,7 @@ class TokenPerplexity:
         windows: how many were scored.
         tokens: of the whole text, the dropped tail included.
         first_token: id of the text's first token, which tells whether a begin-of-text token stands there.
+        losses: mean negative log-likelihood per token of each window, in nats.
     """
 
     value: float
@@ -38,6 +39,7 @@ class TokenPerplexity:
     windows: int
     tokens: int
     first_token: int
+    losses: list[float]
 
 
 def check_window(key: str, window: int, config: Any) -> None:
@@ -106,4 +108,4 @@ def token_perplexity(
     if not all(map(math.isfinite, means)):
         raise NotFinite("token perplexity: a window's negative log-likelihood is not finite")
     value = math.exp(math.fsum(means) / len(means))  # OverflowError is an ArithmeticError: a failed row
-    return TokenPerplexity(value, delta_exp_mean(means), len(means), len(ids), int(ids[0]))
+    return TokenPerplexity(value, delta_exp_mean(means), len(means), len(ids), int(ids[0]), means)

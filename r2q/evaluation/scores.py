@@ -148,9 +148,16 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
                 "higher_is_better": _direction(metric, raw["higher_is_better"].get(name) or {}),
                 "in_table": False,
                 "version": str(raw["versions"].get(name)),
+                "num_fewshot": _shots(leaves, raw),
             }
         )
     return rows
+
+
+def _shots(leaves: list[str], raw: Mapping[str, Any]) -> int | None:
+    """Worked examples before each item; None where the tasks of a group differ."""
+    found = {raw["n-shot"].get(leaf) for leaf in leaves}
+    return found.pop() if len(found) == 1 else None
 
 
 def _levels(task: str, metric: str, tasks: TaskSet) -> tuple[float | None, float | None]:
@@ -177,7 +184,10 @@ def _stderr(task: str, metric: str, given: Any, tasks: TaskSet) -> float | None:
     own = _number(given)
     if own is not None:
         return own
-    pairs = [values[metric] for values in tasks.rolling.get(task, []) if metric in values]
+    single = tasks.dictionary["tasks"].get(task)
+    if single is None or single.OUTPUT_TYPE != "loglikelihood_rolling":
+        return None
+    pairs = [values[metric] for values in tasks.seen[task] if metric in values]
     if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         return None
     return bootstrap(pairs, metric)

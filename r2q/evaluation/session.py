@@ -21,8 +21,8 @@ SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.
 BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
 READ_BY_MODEL = ("*.json", "*.jinja", "*.model", "*.txt")  # of a unit's folder, besides the weights
-OURS = {"report.json", "evaluation.json", "lm_eval.json"}
-RAW, SAMPLES = "lm_eval.json", "samples.jsonl"
+RAW, SAMPLES, ITEMS = "lm_eval.json", "samples.jsonl", "items.json"
+OURS = {"report.json", "evaluation.json", RAW, ITEMS}
 
 
 def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluation:
@@ -52,7 +52,7 @@ class Session:
     """What the units of one call share: libraries, tasks, texts, encoded prompts."""
 
     def __init__(self, config: Config, model: str, reference: str | Path | None = None) -> None:
-        _silence()
+        silence()
         import torch
 
         from r2q.evaluation.fidelity import check_reference
@@ -92,13 +92,14 @@ class Session:
             asked = self.config.limits.samples and known.status == OK
             if not asked or SAMPLES in known.files:
                 return f"kept, {_summary(known)}"
-        found, raw, lines = self._run(folder)
+        found, raw, items, lines = self._run(folder)
         write_json(folder / RAW, raw)
+        write_atomic(folder / ITEMS, json.dumps(items, separators=(",", ":")) + "\n")
         if lines is not None:
             write_atomic(folder / SAMPLES, lines)
         else:
             (folder / SAMPLES).unlink(missing_ok=True)
-        files = {name: (folder / name).stat().st_size for name in (RAW, SAMPLES) if (folder / name).is_file()}
+        files = {name: (folder / name).stat().st_size for name in (RAW, ITEMS, SAMPLES) if (folder / name).is_file()}
         found |= {"key": unit_key, "device": identity["device"], "versions": self.versions, "files": files}
         found["hashes"] = {"weights": written, "tasks": self.tasks_hash, "code": self.code}
         record = blank(self.config, self.model, report, **found)
@@ -123,34 +124,36 @@ class Session:
             "versions": self.versions,
         }
 
-    def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-        """(fields of the evaluation, raw results, samples as text)."""
+    def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], str | None]:
+        """(fields of the evaluation, raw results, items, samples as text)."""
         import torch
 
         found: dict[str, Any] = {"scores": [], "task_seconds": {}}
         raw: dict[str, Any] = {}
+        items: dict[str, Any] = {}
         lines = None
         with Measured() as cost:
             try:
-                raw, lines = self._scores(folder, found)
+                raw, items, lines = self._scores(folder, found)
             except (ArithmeticError, torch.OutOfMemoryError) as error:
                 found |= {"status": FAILED, "reason": one_line(error), "retry": passing(error), "scores": []}
             finally:
                 gc.collect()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        return found | {"seconds": cost.seconds, "peak_mib": cost.peak_mib}, raw, lines
+        return found | {"seconds": cost.seconds, "peak_mib": cost.peak_mib}, raw, items, lines
 
-    def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Load the unit, fill `found`; returns raw results and samples."""
+    def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+        """Load the unit, fill `found`; returns raw results, items and samples. Raises where nothing has a value."""
         import torch
 
         from r2q.evaluation.adapter import Scorer
-        from r2q.evaluation.fidelity import distance
         from r2q.evaluation.one_by_one import evaluate_tasks, reason
-        from r2q.evaluation.perplexity import check_window, token_perplexity
-        from r2q.evaluation.scores import failed_text, fidelity_scores, perplexity_score, task_scores
+        from r2q.evaluation.per_item import task_items
+        from r2q.evaluation.perplexity import check_window
+        from r2q.evaluation.scores import task_scores
         from r2q.evaluation.sharing import plain
+        from r2q.evaluation.texts import measure
         from r2q.models.load import load_packed
         from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
 
@@ -163,44 +166,36 @@ class Session:
         for name, text in self.config.perplexity.items():
             check_window(f"perplexity.{name}", text.window, model.config)
         raw: dict[str, Any] = {}
+        items: dict[str, Any] = {}
+        lost: list[Exception] = []
         lines = None
         if self.config.tasks:
             scorer = Scorer(model, encoder, self.config.limits.batch_size)
             raw, failed, seconds = evaluate_tasks(scorer, self.tasks, SEEDS, BOOTSTRAP, self.config.limits.samples)
-            for error in failed.values():
-                if isinstance(error, torch.OutOfMemoryError) or (
-                    not raw["results"] and isinstance(error, ArithmeticError)
-                ):
-                    raise error  # tried again; or a model of which every task is not finite
+            lost += failed.values()
+            items |= task_items(raw, self.tasks)
             samples = raw.pop("samples", None)
             lines = None if samples is None else _lines(samples)
             reasons = {name: reason(error) for name, error in failed.items()}
             found["scores"] += [TaskScore(**row) for row in task_scores(raw, self.tasks, self.config, reasons)]
             found["task_seconds"] |= seconds
             found["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
-        for name, text in self.config.perplexity.items():
-            with Measured() as cost:
-                if (name, encoder_key) not in self._ids:
-                    self._ids[name, encoder_key] = encoder.encode(self.texts[name])
-                try:
-                    result = token_perplexity(
-                        model, self._ids[name, encoder_key], text.window, text.windows, self.config.limits.batch_size
-                    )
-                except ValueError as error:  # a text shorter than a window; the tasks' scores stay
-                    why = f"perplexity.{name}.path: {text.path}: {error}"
-                    row = failed_text(name, f"token_ppl_{text.window}", why)
-                else:
-                    row = perplexity_score(name, text.window, result)
-            found["scores"].append(TaskScore(**row))
-            found["task_seconds"][name] = cost.seconds
-        if self.teacher is not None:
-            with Measured() as cost:
-                apart = distance(model, self.teacher, self.config.limits.batch_size)
-            found["scores"] += [TaskScore(**row) for row in fidelity_scores(apart, self.teacher)]
-            found["task_seconds"]["fidelity"] = cost.seconds
+        for name in self.config.perplexity:
+            if (name, encoder_key) not in self._ids:
+                self._ids[name, encoder_key] = encoder.encode(self.texts[name])
+        ids = {name: self._ids[name, encoder_key] for name in self.config.perplexity}
+        for name, part in measure(model, self.config, ids, self.teacher).items():
+            found["scores"] += [TaskScore(**row) for row in part.rows]
+            found["task_seconds"][name] = part.seconds
+            items |= {name: part.items} if part.items else {}
+            lost += [] if part.error is None else [part.error]
+        known = (ArithmeticError, torch.OutOfMemoryError)
+        if all(score.value is None for score in found["scores"]) and any(isinstance(e, known) for e in lost):
+            raise next(error for error in lost if isinstance(error, known))
+        found["retry"] = any(map(passing, lost))
         del model
         torch.manual_seed(SEEDS["torch"])
-        return plain(raw), lines
+        return plain(raw), items, lines
 
     def _encoder(self, folder: Path) -> tuple[str, Any]:
         """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""
@@ -234,7 +229,7 @@ def _device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
-def _silence() -> None:
+def silence() -> None:
     """lm-eval, datasets and transformers report every step; a verb prints one line per unit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would start a process per core

@@ -28,12 +28,14 @@ class Frozen:
     Attributes:
         evaluated: the documents that are evaluated.
         hash: of settings, documents and prompts.
-        rolling: for rolling tasks, filled by each evaluation: the values of each document, in order.
+        documents: hash of documents and prompts alone.
+        seen: filled by each evaluation: the values of each document, in order, under one filter after the other.
     """
 
     evaluated: list[Any]
     hash: str
-    rolling: list[dict[str, Any]] | None
+    documents: str
+    seen: list[dict[str, Any]]
 
 
 def freeze(task: Any, items: int | None, fewshot_seed: int) -> Frozen:
@@ -65,8 +67,8 @@ def freeze(task: Any, items: int | None, fewshot_seed: int) -> Frozen:
         current["docs"], task._instances = pickle.loads(packed)
 
     task.build_all_requests = hand_out
-    rolling = _record(task) if task.OUTPUT_TYPE == "loglikelihood_rolling" else None
-    return Frozen(evaluated, digest, rolling)
+    documents = sha256(json.dumps(plain(evaluated)), json.dumps(prompts))
+    return Frozen(evaluated, digest, documents, _record(task))
 
 
 def _record(task: Any) -> list[dict[str, Any]]:

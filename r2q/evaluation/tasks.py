@@ -39,7 +39,8 @@ class TaskSet:
         items: per single task, choices and gold of the evaluated documents (None: not multiple choice).
         limits: per single task, how many documents are evaluated.
         hash: of everything on the tasks' side that can move a number: settings, documents, prompts.
-        rolling: per rolling task, what its last evaluation gave for each document (see `sharing.freeze`).
+        documents: per single task, hash of its evaluated documents and prompts.
+        seen: per single task, what its last evaluation gave for each document (see `sharing.freeze`).
     """
 
     dictionary: dict[str, Any]
@@ -47,7 +48,8 @@ class TaskSet:
     items: dict[str, Items | None] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     hash: str = ""
-    rolling: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def check_tasks(config: Config) -> dict[str, Any]:
@@ -213,8 +215,8 @@ def load_tasks(config: Config, seeds: Mapping[str, int]) -> TaskSet:
                 frozen = freeze(task, config.items_of(name), seeds["fewshot"])
                 result.limits[task.task_name] = len(frozen.evaluated)
                 result.items[task.task_name] = items_of(task, frozen.evaluated)
-                if frozen.rolling is not None:
-                    result.rolling[task.task_name] = frozen.rolling
+                result.documents[task.task_name] = frozen.documents
+                result.seen[task.task_name] = frozen.seen
                 result.hash = sha256(result.hash, task.task_name, frozen.hash)
     result.dictionary = {
         "tasks": tasks,

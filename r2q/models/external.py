@@ -21,7 +21,7 @@ from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
 
 LINKED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # what a model and its tokenizer are read from
-RECORDS = ("report.json", "evaluation.json", "lm_eval.json")  # never linked: a unit's own
+RECORDS = ("report.json", "evaluation.json", "lm_eval.json", "items.json")  # never linked: a unit's own
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 ROWS = 1024  # unit vectors that a layer is run on at once
 

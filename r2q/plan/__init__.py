@@ -176,6 +176,16 @@ class Plan:
         state = [] if entry.is_gguf else _states(self.model_files(at))
         return _line(self._model(at, "add_bos", "sha256"), state=state, code=code("prepare"))
 
+    def asked_check(self, at: Any) -> str:
+        config, names = self.config, ("tasks", "perplexity", "fidelity", "task_include", "task_data")
+        section = {name: config.model_dump(include={name})[name] for name in names}
+        return _line(
+            self._model(at, "add_bos", without=("revision",)),
+            **section,
+            items=config.limits.items,
+            code=code("evaluate"),
+        )
+
     def asked_calibrate(self, at: Any) -> str:
         assert self.config.calibration is not None
         section = self.config.calibration.model_dump(exclude={"offload", "minimum_tokens"})

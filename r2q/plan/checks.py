@@ -74,7 +74,8 @@ def stale(plan: Plan) -> dict[str, str]:
         found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
         for name in ("calibration.safetensors", "training_data.safetensors"):
             found |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
-    for name in ("scores.csv", "layers.csv", "provenance.json", "training.csv", "gradients.csv", "drift.csv"):
+    collected = ("scores.csv", "layers.csv", "items.csv", "provenance.json")
+    for name in (*collected, "training.csv", "gradients.csv", "drift.csv"):
         found |= _damage(f"{plan.results}/{name}", check_signature)
     return found
 

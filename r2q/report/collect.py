@@ -15,7 +15,9 @@ from r2q.plan import Unit, units_of
 from r2q.records import (
     FAILED,
     OK,
+    Damaged,
     Evaluation,
+    ItemRow,
     Layer,
     LayerRow,
     Report,
@@ -25,6 +27,7 @@ from r2q.records import (
     sign,
     write_csv,
 )
+from r2q.report.items import encode
 
 SHOWN_MISSING = 10  # files named in the error about missing ones
 UNIT_FIELDS = (
@@ -41,7 +44,8 @@ UNIT_FIELDS = (
 
 
 def collect(config_path: str | Path, results: str | Path) -> None:
-    """Write `scores.csv`, `layers.csv` and `provenance.json` into the folder `results` of one run, and their sha256.
+    """Write `scores.csv`, `layers.csv`, `items.csv` and `provenance.json` into the folder `results` of one run, and
+    their sha256.
 
     Rows stand in the order of the config: models, recipes, seeds, perplexities, fidelity, tasks. A unit that failed or
     diverged is one row with an empty task, its status and the reason.
@@ -53,18 +57,21 @@ def collect(config_path: str | Path, results: str | Path) -> None:
     config, results = configuration.load(config_path), Path(results)
     scores: list[Score] = []
     layers: list[dict[str, Any]] = []
+    items: list[ItemRow] = []
     provenance: dict[str, dict[str, Any]] = {}
     for unit, report, evaluation in _read_units(config, results):
         record = _provenance(config, unit, report, evaluation)
         digest = key(record)[:12]
         provenance[digest] = record
         scores += _scores(config, report, evaluation, digest)
+        items += _items(results, unit, evaluation)
         layers += [_layer_row(config, report, layer) for layer in report.layers]
     notes = sorted({name for layer in layers for name in layer} - set(columns(LayerRow)))
-    files = [results / name for name in ("scores.csv", "layers.csv", "provenance.json")]
+    files = [results / name for name in ("scores.csv", "layers.csv", "items.csv", "provenance.json")]
     write_csv(files[0], columns(Score), scores)
     write_csv(files[1], [*columns(LayerRow), *notes], layers)
-    write_json(files[2], provenance)
+    write_csv(files[2], columns(ItemRow), items)
+    write_json(files[3], provenance)
     sign(results / "collected.sha256", files)
 
 
@@ -115,6 +122,25 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
             "seconds": evaluation.task_seconds.get(score.task),
         }
         yield replace(blank, **fields)
+
+
+def _items(results: Path, unit: Unit, evaluation: Evaluation | None) -> Iterator[ItemRow]:
+    """What every item of a unit gave, task by task; nothing of a unit that was not evaluated, or before there were any.
+
+    Raises:
+        Damaged: items.json is not what `evaluate` wrote.
+    """
+    path = results / unit.path / "items.json"
+    if evaluation is None or path.name not in evaluation.files:
+        return
+    try:
+        for task, metrics in json.loads(path.read_text()).items():
+            for name, kept in metrics.items():
+                metric = metric_name(*name.split(",", 1))
+                values = encode(kept["values"])
+                yield ItemRow(unit.model, unit.recipe, unit.seed, task, metric, kept["asked"], values)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path}: {error}; delete it and run `evaluate` again") from None
 
 
 def metric_name(metric: str, filter: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from r2q import cli
 from r2q.config import ConfigError
-from r2q.evaluation.adapter import Scorer
+from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
 from r2q.models.save import folder_digest
+from r2q.report.collect import collect
+from r2q.report.compare import Difference, _of_recipe, _side, differences
 from tests.evaluation import tiny
 from tests.units import evaluate, quantize
 
@@ -73,6 +76,10 @@ class Run:
             found[name] = json.dumps({k: v for k, v in record.items() if k not in timed}).encode()
             found[f"{name}/raw"] = (self.unit(name) / "lm_eval.json").read_bytes()
         return found
+
+
+def compared(results: Path, *recipes: str) -> list[Difference]:
+    return differences(*(_of_recipe(_side(results), recipe) for recipe in recipes), over_seeds=True)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +267,8 @@ def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.Ca
     assert "FAILED: task choose" in capsys.readouterr().out
 
 
-def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_one_task_is_a_row_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
     (run.unit("rtn-g64") / "evaluation.json").unlink()
     original = Scorer.loglikelihood
 
@@ -269,9 +277,55 @@ def test_too_little_memory_is_a_failed_record_that_is_tried_again(run: Run, monk
 
     monkeypatch.setattr(Scorer, "loglikelihood", full)
     failed = run.evaluate("rtn-g64")["rtn-g64"]
-    assert (failed["status"], failed["reason"]) == ("failed", "no room for 3 GiB")
+    rows = scores(failed)
+    assert (failed["status"], failed["retry"]) == ("ok", True)
+    assert "no room for 3 GiB" in rows["choose", "acc"]["reason"]
+    for row in before.keys() - {("choose", "acc"), ("choose", "acc_norm")}:
+        assert rows[row] == before[row]
     monkeypatch.setattr(Scorer, "loglikelihood", original)
-    assert run.evaluate("rtn-g64")["rtn-g64"]["status"] == "ok"
+    again = run.evaluate("rtn-g64")["rtn-g64"]
+    assert (scores(again), again["retry"]) == (before, False)
+
+
+def test_comparisons_are_paired_by_what_was_kept_of_every_item(run: Run) -> None:
+    collect(run.config, run.out.parent)
+    rows = {row.metric: row for row in compared(run.out.parent, "full_precision", "rtn-g64") if row.task == "choose"}
+    items = [json.loads((run.unit(name) / "items.json").read_text())["choose"]["acc,none"]["values"]
+             for name in ("full_precision", "rtn-g64")]  # fmt: skip
+    changed = [a for a, b in zip(*items, strict=True) if a != b]
+    assert (rows["acc"].test, rows["acc"].paired) == ("McNemar", True)
+    tail = sum(math.comb(len(changed), k) for k in range(min(int(sum(changed)), len(changed) - int(sum(changed))) + 1))
+    assert rows["acc"].p == pytest.approx(min(1.0, 2 * tail * 0.5 ** len(changed)))
+
+
+def test_nan_in_one_text_is_a_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
+    (run.unit("rtn-g64") / "evaluation.json").unlink()
+
+    def not_finite(*_: Any, **__: Any) -> None:
+        raise NotFinite("a window's negative log-likelihood is not finite")
+
+    monkeypatch.setattr("r2q.evaluation.texts.token_perplexity", not_finite)
+    record = run.evaluate("rtn-g64")["rtn-g64"]
+    rows = scores(record)
+    assert (record["status"], record["retry"]) == ("ok", False)
+    assert rows["book", "token_ppl_16"]["status"] == "failed"
+    for row in before.keys() - {("book", "token_ppl_16")}:
+        assert rows[row] == before[row]
+
+
+def test_items_add_up_to_the_scores(run: Run) -> None:
+    record = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
+    items = json.loads((run.unit("rtn-g64") / "items.json").read_text())
+    for task, metric in (("choose", "acc"), ("choose", "acc_norm"), ("sums", "exact_match"), ("book", "token_ppl_16")):
+        found = [kept["values"] for name, kept in items[task].items() if name.split(",")[0] == metric]
+        assert len(found) == 1
+        mean = sum(found[0]) / len(found[0])
+        row = record[task, metric]
+        assert (math.exp(mean) if task == "book" else mean) == pytest.approx(row["value"])
+        assert len(found[0]) == row["n"]
+        assert row["num_fewshot"] == (None if task == "book" else 0)
+    assert "pages" not in items  # a ratio of sums is no mean
 
 
 @pytest.mark.parametrize("kind", [KeyError, TypeError, AssertionError, ValueError, ZeroDivisionError])

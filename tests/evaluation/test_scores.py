@@ -38,6 +38,7 @@ def raw(**changed: Any) -> dict[str, Any]:
             "sums": sums | {"exact_match_stderr,loose": "N/A"} | changed,
         },
         "group_subtasks": {"both": ["three", "two"]},
+        "n-shot": {},
         "versions": {"both": 2, "three": 1.0, "two": 1.0, "sums": 1.0},
         "higher_is_better": {name: {"acc": True, "exact_match": True} for name in ("both", "three", "two", "sums")},
     }

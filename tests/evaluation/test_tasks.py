@@ -12,7 +12,8 @@ import pytest
 from r2q import config as configuration
 from r2q.config import Config, ConfigError
 from r2q.evaluation.session import SEEDS
-from r2q.evaluation.tasks import TaskSet, check_tasks, load_tasks
+from r2q.evaluation.task_files import TaskFiles
+from r2q.evaluation.tasks import TaskSet, _aggregation_problem, check_tasks, load_tasks
 from tests.evaluation import tiny
 
 HUB: dict[str, dict[str, list[dict[str, Any]]]] = {  # columns as on the hub
@@ -258,3 +259,32 @@ def test_such_groups_of_lm_eval_are_refused(name: str) -> None:
     data = tiny.config_data({"m": {"path": "."}}, {name: {}})
     with pytest.raises(ConfigError, match=f"{name}: the group aggregates"):
         check_tasks(configuration.parse(data, "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("multiple_choice", "gold"),
+        ("generate_until", "gold"),
+        ("generate_until", "{{gold}}"),
+        ("multiple_choice", "{{gold}}"),
+    ],
+)
+def test_a_right_answer_that_is_null_is_named_with_task_and_row(tmp_path: Path, kind: str, target: str) -> None:
+    rows = tiny.choice_rows()
+    rows[2]["gold"] = None
+    more: dict[str, Any] = {}
+    if kind == "generate_until":
+        more = {"doc_to_choice": ..., "metric_list": [{"metric": "exact_match"}]}
+    tiny.write_task(tmp_path, "mine", rows, output_type=kind, doc_to_target=target, **more)
+    config = configuration.parse(
+        tiny.config_data({"m": {"path": "m"}}, {"mine": {}}, task_include=[str(tmp_path)]), "x"
+    )
+    with pytest.raises(ConfigError, match=r"task mine, row 3: the right answer is None"):
+        load_tasks(config, SEEDS)
+
+
+def test_groups_of_lm_eval_whose_tasks_give_what_they_aggregate_pass() -> None:
+    files = TaskFiles()
+    for name in ("mmlu_stem", "blimp", "xcopa", "hendrycks_ethics"):
+        assert _aggregation_problem(name, files.closure(name)) is None, name

@@ -1,3 +1,30 @@
+# What would make an evaluation fail, found before anything is quantized.
+rule check:
+    input:
+        prepared=PLAN.of_model("prepared.json"),
+        tokenizer=PLAN.tokenizer_files,
+        tasks=PLAN.task_files,
+        text=PLAN.reference_text,
+    output:
+        f"{RESULTS}/{{model}}/checked.json",
+    log:
+        f"{RESULTS}/logs/check-{{model}}.log",
+    priority: 10
+    params:
+        config=RUN_CONFIG,
+        asked=PLAN.asked_check,
+    message:
+        "check {wildcards.model}"
+    shell:
+        r"""
+        python -m r2q check \
+            --config {params.config:q} \
+            --model {wildcards.model:q} \
+            --out {output:q} \
+            --log {log:q}
+        """
+
+
 # What the full-precision model makes of held-out text, once per model; the units are held against it.
 rule reference:
     input:
@@ -36,6 +63,7 @@ rule evaluate:
     output:
         update(f"{UNIT}/evaluation.json"),
         update(f"{UNIT}/lm_eval.json"),
+        update(f"{UNIT}/items.json"),
     log:
         f"{RESULTS}/logs/evaluate-{{model}}-{{recipe}}-seed{{seed}}.log",
     threads: CONFIG.limits.threads

@@ -7,10 +7,11 @@ CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"] if TRAI
 rule collect:
     input:
         reports=PLAN.files("report.json"),
-        evaluations=PLAN.files("evaluation.json"),
+        evaluations=PLAN.files("evaluation.json", "items.json"),
     output:
         scores=f"{RESULTS}/scores.csv",
         layers=f"{RESULTS}/layers.csv",
+        by_item=f"{RESULTS}/items.csv",
         provenance=f"{RESULTS}/provenance.json",
         sha256=f"{RESULTS}/collected.sha256",
     log:

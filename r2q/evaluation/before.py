@@ -1,0 +1,110 @@
+"""The verb `check`: what would make a model's evaluation fail, found before anything of it is quantized.
+
+Texts are tokenized and tasks loaded as the evaluation will do; no weight is read. What is found here stops the run. The
+evaluation itself still makes a failed row of what it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r2q import config as configuration
+from r2q.config import Config, ConfigError, nearest
+from r2q.evaluation.adapter import max_positions
+from r2q.evaluation.session import SEEDS, silence
+from r2q.evaluation.tasks import TaskSet, load_tasks
+from r2q.files import read_documents
+from r2q.kept import write_json
+from r2q.models.checks import read_config, read_tokenizer
+from r2q.models.source import model_folder
+from r2q.records import one_line
+from r2q.tokens import Encoder
+
+GENERATED = 256  # tokens where a task names no max_gen_toks: lm-eval's default
+
+
+def check(config_path: str | Path, model: str, out: str | Path) -> None:
+    """Hold texts and tasks of a config against a model; write to `out` (JSON) that nothing stands in the way.
+
+    Raises:
+        ConfigError: one sentence per problem, with key, text or task, and model; nothing is written.
+    """
+    config = configuration.load(config_path)
+    if model not in config.models:
+        raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    silence()
+    entry = config.models[model]
+    folder = model_folder(entry)
+    encoder = Encoder(read_tokenizer(folder), entry.add_bos)
+    positions = max_positions(read_config(folder))
+    problems = [*text_problems(config, model, encoder, positions), *_task_problems(config, model, encoder, positions)]
+    if problems:
+        raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
+    write_json(out, {"model": model, "positions": positions})
+    print(f"check {model}: {len(config.perplexity)} texts and {len(config.tasks)} tasks can be evaluated", flush=True)
+
+
+def text_problems(config: Config, model: str, encoder: Encoder, positions: int | None) -> Iterator[str]:
+    """Windows longer than the model's positions, texts that cannot be read or are shorter than one window."""
+    texts: dict[str, Any] = {f"perplexity.{name}": text for name, text in config.perplexity.items()}
+    if config.fidelity is not None:
+        texts["fidelity"] = config.fidelity
+    for key, text in texts.items():
+        if positions is not None and text.window > positions:
+            yield f"{key}.window: {text.window} tokens, but model {model} has only {positions} positions"
+            continue
+        try:
+            count = len(encoder.encode(text.separator.join(read_documents(text.path, text.field))))
+        except Exception as error:  # a hub's library raises what it likes
+            yield f"{key}.path: {text.path} cannot be read: {one_line(error)}"
+            continue
+        if count < text.window:
+            few = f"{count} tokens with the tokenizer of model {model}, fewer than one window of {text.window}"
+            yield f"{key}.path: {text.path} has {few}"
+
+
+def _task_problems(config: Config, model: str, encoder: Encoder, positions: int | None) -> Iterator[str]:
+    """Tasks that cannot be loaded, or that a model cannot be asked."""
+    if not config.tasks:
+        return
+    try:
+        tasks = load_tasks(config, SEEDS)
+    except Exception:  # which one is it?
+        found = list(_unloadable(config))
+        yield from found
+        if found:
+            return
+        raise  # only together, such as a task that is named twice
+    yield from asked_problems(tasks, model, encoder.tokenizer, positions)
+
+
+def _unloadable(config: Config) -> Iterator[str]:
+    for name, entry in config.tasks.items():
+        try:
+            load_tasks(config.model_copy(update={"tasks": {name: entry}}), SEEDS)
+        except ConfigError as error:
+            yield str(error)
+        except Exception as error:
+            yield f"tasks.{name}: cannot be loaded: {one_line(error)}"
+
+
+def asked_problems(tasks: TaskSet, model: str, tokenizer: Any, positions: int | None) -> Iterator[str]:
+    """Generations longer than the model's positions, and texts that no token can stand before or end."""
+    bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
+    for name, task in tasks.dictionary["tasks"].items():
+        kind = task.OUTPUT_TYPE
+        longest = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", GENERATED)
+        if kind == "generate_until" and positions is not None and longest >= positions:
+            yield (
+                f"tasks.{name}: generates up to {longest} tokens (max_gen_toks), "
+                f"but model {model} has only {positions} positions"
+            )
+        if kind == "loglikelihood_rolling" and bare:
+            yield (
+                f"tasks.{name}: scores whole texts, but the tokenizer of model {model} has no begin- and no "
+                "end-of-text token to put before one"
+            )
+        if kind == "generate_until" and tokenizer.eos_token_id is None:
+            yield f"tasks.{name}: generates text, but the tokenizer of model {model} has no end-of-text token"
