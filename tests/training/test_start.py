@@ -21,7 +21,7 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe
 from r2q.quantize import quantize
 from r2q.training.fake_quant import FakeQuantizer
-from r2q.training.start import LATENT, Weights, leave
+from r2q.training.start import LATENT, Ranges, Weights, leave
 from r2q.training.teacher_data import teacher_data
 from tests.baselines.calibrated import SHORT, text
 from tests.models.tiny import tiny_folder
@@ -129,6 +129,13 @@ def test_a_recipe_that_leaves_no_weights_is_refused_before_work() -> None:
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match="leaves no weights to start from"):
         configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+
+
+def test_levels_of_scaled_inputs_are_no_start(tmp_path: Path) -> None:
+    packed(tmp_path, "awq")
+    quantizer = FakeQuantizer(make_method(Recipe("rtn", "rtn", "g32")), "model.layers.0.self_attn.q_proj")
+    with pytest.raises(ValueError, match="scales the input channels of layer model.layers.0.self_attn.q_proj"):
+        Ranges(tmp_path / "packed").latent(quantizer, torch.zeros(64, 64))
 
 
 class Run:
