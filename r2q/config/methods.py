@@ -33,7 +33,7 @@ class MethodInfo:
         module, name: where the class is imported from.
         path: the source file.
         options: its `Options`.
-        needs, stochastic, version, control, quantizes, leaves_latent, scales_inputs: the class attributes of the contract.
+        needs, stochastic, version, control, quantizes, leaves_latent, scales_inputs: attributes of the contract.
         weight_method: whether it is a function of one weight.
     """
 
