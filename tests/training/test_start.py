@@ -134,7 +134,7 @@ def test_a_recipe_that_leaves_no_weights_is_refused_before_work() -> None:
 def test_levels_of_scaled_inputs_are_no_start(tmp_path: Path) -> None:
     packed(tmp_path, "awq")
     quantizer = FakeQuantizer(make_method(Recipe("rtn", "rtn", "g32")), "model.layers.0.self_attn.q_proj")
-    with pytest.raises(ValueError, match="scales the input channels of layer model.layers.0.self_attn.q_proj"):
+    with pytest.raises(ValueError, match="scales the input channels of layer model"):
         Ranges(tmp_path / "packed").latent(quantizer, torch.zeros(64, 64))
 
 
