@@ -122,9 +122,10 @@ def named_target(model: Any, name: str) -> Target:
 
 
 def _expert_lists(blocks: nn.ModuleList) -> Iterator[str]:
-    """Lists of like modules inside a block: experts that are modules of their own."""
+    """Lists (or dicts) of like modules inside a block: experts that are modules of their own."""
     for name, module in blocks.named_modules():
-        if isinstance(module, nn.ModuleList) and name and len(module) > 1 and len({type(m) for m in module}) == 1:
+        listed = isinstance(module, nn.ModuleList | nn.ModuleDict) and name
+        if listed and len(module) > 1 and len({type(m) for m in module.children()}) == 1:
             yield name
 
 
