@@ -68,7 +68,7 @@ def test_error_feedback_leaves_each_weight_as_it_was_rounded(size: int | None, a
 
 @pytest.mark.parametrize(
     ("method", "options", "quantizer", "least"),
-    [("gptq", {}, "rtn", 0.75), ("gptq", {"lattice": "r2q"}, "r2q", 0.9), ("efficientqat_block", {}, "rtn", 0.85)],
+    [("gptq", {}, "rtn", 0.75), ("gptq", {"quantizer": "r2q"}, "r2q", 0.9), ("efficientqat_block", {}, "rtn", 0.85)],
 )
 def test_training_starts_from_the_weights_that_were_rounded(
     method: str, options: dict[str, Any], quantizer: str, least: float, tmp_path: Path
@@ -133,9 +133,11 @@ def test_a_recipe_that_leaves_no_weights_is_refused_before_work() -> None:
 
 def test_levels_of_scaled_inputs_are_no_start(tmp_path: Path) -> None:
     packed(tmp_path, "awq")
-    quantizer = FakeQuantizer(make_method(Recipe("rtn", "rtn", "g32")), "model.layers.0.self_attn.q_proj")
-    with pytest.raises(ValueError, match="scales the input channels of layer model"):
-        Ranges(tmp_path / "packed").latent(quantizer, torch.zeros(64, 64))
+    ranges = Ranges(tmp_path / "packed")
+    name, layer = next((name, layer) for name, layer in ranges.packed.items() if layer.spec["in_scale"])
+    quantizer = FakeQuantizer(make_method(Recipe("rtn", "rtn", "g32")), name)
+    with pytest.raises(ValueError, match=f"scales the input channels of layer {name}: its levels are no start"):
+        ranges.latent(quantizer, torch.zeros(layer.shape))
 
 
 class Run:
@@ -167,8 +169,9 @@ class Run:
         self.latent = folder / "out" / "gptq-g32" / "seed0" / LATENT
 
     def quantize(self, recipe: str) -> dict[str, Any]:
-        quantize(*self.files[:2], "tiny", [recipe], self.folder / "out", *self.files[2:])
-        return json.loads((self.folder / "out" / recipe / "seed0" / "report.json").read_text())
+        out, start = (self.folder / "out" / name / "seed0" for name in (recipe, "gptq-g32"))
+        quantize(*self.files[:2], "tiny", recipe, 0, out, *self.files[2:], start)
+        return json.loads((out / "report.json").read_text())
 
 
 def test_weights_are_left_where_a_recipe_starts_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
