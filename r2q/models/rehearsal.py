@@ -36,12 +36,14 @@ class Use:
         other: parameters with another use, and the torch function that makes it.
         idle: matrices whose output reaches the output of the model, and what other matrices read, only through the
             selection and the weights of experts; also those that only such matrices read.
+        feeding: matrices whose output reaches what experts read.
     """
 
     linear: set[str] = field(default_factory=set)
     stacks: set[str] = field(default_factory=set)
     other: dict[str, str] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
+    feeding: set[str] = field(default_factory=set)
 
 
 def stand_in(model: Any) -> Any:
@@ -127,6 +129,7 @@ class Watch(TorchFunctionMode):
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.read: dict[str, torch.Tensor] = {}  # sum of what each matrix reads, and what the model gives
         self.reads: list[float] = []  # the same, one by one
+        self.given = torch.zeros(())  # sum of what experts read
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -188,6 +191,7 @@ class Watch(TorchFunctionMode):
         elif name not in self.active:
             self.use.other.setdefault(name, "linear, outside of an nn.Linear")
         if stacked or name in self.experts:
+            self.given = self.given + (x * self._draw(name, x.shape)).sum()
             return x.new_zeros(shape)
         self.note(name, x)
         output = self._draw(name, shape).requires_grad_(torch.is_grad_enabled())
@@ -214,10 +218,16 @@ class Watch(TorchFunctionMode):
         while "" in self.read and idle != self.use.idle:
             idle = self.use.idle
             read = sum(value for name, value in self.read.items() if name not in idle)
-            gradients = torch.autograd.grad(read, [x for _, x in places], retain_graph=True, allow_unused=True)
-            moved = {name for (name, _), g in zip(places, gradients, strict=True) if g is not None and g.any()}
-            self.use.idle = self.outputs.keys() - moved
+            self.use.idle = self.outputs.keys() - _moving(read, places)
+        if self.given.requires_grad:
+            self.use.feeding = _moving(self.given, places)
         return self.use
+
+
+def _moving(total: Any, places: list[tuple[str, torch.Tensor]]) -> set[str]:
+    """Names of those outputs that a sum follows."""
+    gradients = torch.autograd.grad(total, [x for _, x in places], retain_graph=True, allow_unused=True)
+    return {name for (name, _), g in zip(places, gradients, strict=True) if g is not None and g.any()}
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
