@@ -99,11 +99,9 @@ def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
     for index, block in enumerate(blocks):
         for name, module in block.named_modules(prefix=f"{prefix}.{index}"):
             for parameter, weight in module.named_parameters(recurse=False):
-                if f"{name}.{parameter}" in use.linear and not _only_chooses(
-                    f"{name}.{parameter}", weight, use, experts
-                ):
-                    whole = isinstance(module, nn.Linear)
-                    targets.append(Target(name if whole else f"{name}.{parameter}", module, parameter, index))
+                full = f"{name}.{parameter}"
+                if full in use.linear and not _only_chooses(full, weight, use, experts):
+                    targets.append(Target(name if isinstance(module, nn.Linear) else full, module, parameter, index))
     _refuse_left_out(model, prefix, targets, use)
     if lm_head:
         targets.append(_head(model, use))
