@@ -84,7 +84,9 @@ class Session:
 
         written = report.hashes["weights"]
         if written is None or folder_digest(folder) != written:
-            raise ValueError(f"{folder}: config, weights or tokenizer are not those of report.json; run `quantize` again")
+            raise ValueError(
+                f"{folder}: config, weights or tokenizer are not those of report.json; run `quantize` again"
+            )
         identity = self._identity(folder, written)
         unit_key = key(identity)
         known = read_if_whole(folder / "evaluation.json", Evaluation)
