@@ -23,7 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from r2q.kept import file_sha256, share, write_json
-from r2q.models.packed import make_dense, replace_empty
+from r2q.models.packed import PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
 
 QUANT_METHOD = "r2q"
@@ -85,6 +85,12 @@ class R2QQuantizer(HfQuantizer):
                 owner._is_hf_initialized = True
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        filled = "_is_hf_initialized"  # transformers marks the tensors that it read
+        packed = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedWeight)]
+        stored = {f"{name}.{key}": x for name, module in packed for key, x in module.named_buffers(recurse=False)}
+        missing = [name for name, tensor in stored.items() if not getattr(tensor, filled, False)]
+        if missing:
+            raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
         model.save_pretrained = MethodType(_save_pretrained, model)
         return model
 

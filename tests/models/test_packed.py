@@ -257,6 +257,18 @@ def test_a_config_edited_by_hand_or_cut_is_refused(packed: Path) -> None:
         load_packed(packed)
 
 
+def test_packed_tensors_that_are_missing_are_never_made_up(packed: Path) -> None:
+    """transformers itself only warns of missing keys."""
+    config, tensors = json.loads((packed / "config.json").read_text()), load_file(packed / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.codes"]
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    del config["quantization_config"]["sha256"]
+    (packed / "config.json").write_text(json.dumps(config))
+    for auto, name in ((AutoModelForCausalLM, "model.layers"), (AutoModel, "layers")):
+        with pytest.raises(ValueError, match=rf"missing keys: {name}\.1\.mlp\.up_proj\.codes"):
+            auto.from_pretrained(packed)
+
+
 @pytest.mark.parametrize("version", ["9", None, True, 1.5])
 def test_a_version_that_is_no_number_is_refused(version: Any, packed: Path) -> None:
     config = json.loads((packed / "config.json").read_text())
