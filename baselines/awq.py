@@ -66,6 +66,7 @@ class AWQ(Method):
     """Activation-aware scales and symmetric range search."""
 
     needs = "calibration"
+    scales_inputs = True
     Options = Options
 
     @torch.no_grad()

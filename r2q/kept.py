@@ -24,6 +24,12 @@ def key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def source_hash(paths: Iterable[str | Path]) -> str:
     """sha256 over Python source: `paths` are files or folders; relative ones count from the packages' folder.
 

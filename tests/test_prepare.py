@@ -398,3 +398,31 @@ def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp
     config["models"]["m"]["add_bos"] = True
     (problem,) = refused(tmp_path, config)
     assert "add_bos: true, but the tokenizer has no begin-of-text token" in problem
+
+
+def test_code_of_a_checkpoint_is_never_run_nor_asked_for(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any) -> str:
+        raise AssertionError("the terminal was asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("signal.signal", asked)  # transformers asks with a time limit
+    folder, ran = tiny_folder("llama", tmp_path / "model"), tmp_path / "ran"
+    ids = torch.arange(20).reshape(1, 20)
+    expected = load_full(str(folder))(ids).logits
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    own = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    _edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.Tokenizer", None]})
+    for where in (own, {name: f"someone/else--{what}" for name, what in own.items()}):
+        _edit(folder / "config.json", auto_map=where)  # of a model that transformers knows: its own class is taken
+        (tmp_path / "prepared.json").unlink(missing_ok=True)
+        assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["family"] == "llama"
+        assert torch.equal(load_full(str(folder))(ids).logits, expected)
+    _edit(folder / "config.json", model_type="mine")
+    (tmp_path / "prepared.json").unlink()
+    (problem,) = refused(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    assert "its model_type mine needs code that the checkpoint brings along" in problem
+    with pytest.raises(ValueError, match="which is never run"):
+        load_full(str(folder))
+    assert not ran.exists()

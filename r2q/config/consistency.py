@@ -170,6 +170,8 @@ def _start_problems(config: Config, name: str, start: str) -> list[str]:
             found.append(f"{key} must be a recipe with {field} {_text(mine)}, as this one has; it has {_text(theirs)}")
     if entry.options.get("start_from") == "weights" and not method_info(other.method).leaves_latent:
         found.append(f"{key} leaves no weights to start from (start_from: weights); gptq and efficientqat_block do")
+    if method_info(other.method).scales_inputs:
+        found.append(f"{key} scales input channels, which training does not: its levels are those of other weights")
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
     return found + [f"{key} is not among the recipes of model {model}" for model in without]
 

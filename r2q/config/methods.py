@@ -22,7 +22,7 @@ from r2q.config.base import ConfigError, MethodOptions, nearest
 
 R2Q = "r2q.quantization.residual"
 CONTRACT = "r2q.quantization.method"
-FACTS = ("needs", "stochastic", "version", "control", "quantizes", "leaves_latent")  # of the contract's classes
+FACTS = ("needs", "stochastic", "version", "control", "quantizes", "leaves_latent", "scales_inputs")  # of the contract
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MethodInfo:
         module, name: where the class is imported from.
         path: the source file.
         options: its `Options`.
-        needs, stochastic, version, control, quantizes, leaves_latent: the class attributes of the contract.
+        needs, stochastic, version, control, quantizes, leaves_latent, scales_inputs: attributes of the contract.
         weight_method: whether it is a function of one weight.
     """
 
@@ -47,6 +47,7 @@ class MethodInfo:
     control: bool
     quantizes: bool
     leaves_latent: bool
+    scales_inputs: bool
     weight_method: bool
 
     @property

@@ -33,11 +33,11 @@ from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import check_window, cut, window_logits
 from r2q.files import read_documents
-from r2q.kept import write_atomic
+from r2q.kept import file_sha256, write_atomic
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.source import model_folder, sha256_of
+from r2q.models.source import model_folder
 from r2q.prepare import read_prepared
 from r2q.tokens import Encoder
 
@@ -218,4 +218,4 @@ def read(path: str | Path) -> Reference:
             tensors = {name: file.get_tensor(name) for name in ("tokens", "top1", "ids", "log_probs", "tail")}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); delete it and run `reference` again") from None
-    return Reference(**tensors, facts=facts, digest=sha256_of(Path(path)))
+    return Reference(**tensors, facts=facts, digest=file_sha256(Path(path)))

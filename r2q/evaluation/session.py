@@ -84,7 +84,9 @@ class Session:
 
         written = report.hashes["weights"]
         if written is None or folder_digest(folder) != written:
-            raise ValueError(f"{folder}: the weight files are not those of report.json; run `quantize` again")
+            raise ValueError(
+                f"{folder}: config, weights or tokenizer are not those of report.json; run `quantize` again"
+            )
         identity = self._identity(folder, written)
         unit_key = key(identity)
         known = read_if_whole(folder / "evaluation.json", Evaluation)
@@ -218,7 +220,7 @@ def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:
 
 def _folder_hash(folder: Path, without: tuple[str, ...] = ()) -> str:
     """Hash of the small files that a model and its tokenizer are read from."""
-    files = sorted({path for pattern in READ_BY_MODEL for path in folder.glob(pattern)})
+    files = sorted({path for pattern in READ_BY_MODEL for path in folder.glob(pattern) if path.is_file()})
     skipped = {*OURS, *without}
     return sha256(*(part for f in files if f.name not in skipped for part in (f.name, f.read_bytes())))
 

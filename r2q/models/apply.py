@@ -152,7 +152,8 @@ def refuse_underflow(name: str, quantized: QuantizedWeight, weight: torch.Tensor
     """
     values = weight if quantized.in_scale is None else weight * quantized.in_scale.to(weight)
     groups = values.reshape(math.prod(quantized.grid.shape), -1)  # [rows * groups, n]
-    mean = torch.linalg.vector_norm(groups, 1, -1, dtype=torch.float32) / groups.shape[-1]
+    exact = torch.promote_types(groups.dtype, torch.float32)
+    mean = torch.linalg.vector_norm(groups, 1, -1, dtype=exact) / groups.shape[-1]
     tiny = (mean > 0) & (mean < SMALLEST_SCALE)
     if not tiny.any():
         return

@@ -21,7 +21,10 @@ from r2q.models.targets import decoder_blocks
 WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs"
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from
-READ = ("config.json", "generation_config.json", "merges.txt", "*token*.json", "*.jinja", *VOCABULARY)
+SMALL = (  # all that is read of a folder besides weights
+    "config.json", "generation_config.json", "quantize_config.json", "model.safetensors.index.json", "merges.txt",
+    "*token*.json", "chat_template.json", "*.jinja", *VOCABULARY,
+)  # fmt: skip
 PLAIN = ("F64", "F32", "F16", "BF16")
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
@@ -81,10 +84,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def small_files(folder: Path) -> list[Path]:
+    """What a model and its tokenizer are read from besides weights."""
+    return sorted({file for pattern in SMALL for file in folder.glob(pattern) if file.is_file()})
+
+
 def read_files(folder: Path) -> list[Path]:
-    """Config, weights and tokenizer: all that a model's numbers follow from."""
-    small = {file for pattern in READ for file in folder.glob(pattern) if file.is_file()}
-    return [*sorted(small), *weight_files(folder)]
+    """Config, weights and tokenizer: all that a model's numbers follow from; raises ValueError without weights."""
+    return [*small_files(folder), *weight_files(folder)]
 
 
 def check_files(folder: Path) -> None:

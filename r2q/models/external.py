@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from r2q.config import Model
+from r2q.models.checks import SMALL, read_files, weight_files
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
-from r2q.models.save import folder_digest, small_files, weight_files
+from r2q.models.save import folder_digest
+from r2q.models.source import fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
 
-LINKED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # what a model and its tokenizer are read from
-RECORDS = ("report.json", "evaluation.json", "lm_eval.json", "items.json")  # never linked: a unit's own
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 ROWS = 1024  # unit vectors that a layer is run on at once
 
@@ -101,27 +101,27 @@ def locate(path: str, revision: str | None) -> Path:
         if not source.is_dir():
             raise ValueError(f"options.path: there is no folder {path}")
     else:
-        from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            source = Path(snapshot_download(path, revision=revision, allow_patterns=list(LINKED)))
+            source = fetch(path, revision)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(f"options.path: {path} cannot be fetched ({' '.join(str(error).split())})") from None
-    for wanted in ("config.json", "*.safetensors"):
-        if not any(source.glob(wanted)):
-            raise ValueError(f"options.path: {path} has no {wanted} (other weight formats are not read)")
+    if not (source / "config.json").is_file():
+        raise ValueError(f"options.path: {path} has no config.json")
+    try:
+        weight_files(source)
+    except ValueError as error:
+        raise ValueError(f"options.path: {path} {error}") from None
     return source
 
 
 def link(source: Path, folder: Path, tokenizer: Any) -> None:
     """Put links to the checkpoint's files into ``folder``, in place of an earlier unit; ``source`` stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in LINKED:
-        for old in folder.glob(pattern):
-            if old.name not in RECORDS:
-                old.unlink()
-    for file in [*small_files(source), *weight_files(source)]:
+    for old in {old for pattern in (*SMALL, "*.safetensors") for old in folder.glob(pattern)}:
+        old.unlink()
+    for file in read_files(source):
         (folder / file.name).symlink_to(file.resolve())
     if tokenizer is not None and not any((folder / name).exists() for name in TOKENIZER):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from r2q.kept import file_sha256
 from r2q.models.checks import read_files
-from r2q.models.source import sha256_of
 
 
 def describe_files(folder: Path) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def describe_files(folder: Path) -> dict[str, Any]:
     The state is size, number on its disk, and times of modification and of change, in nanoseconds. The last one is the
     system's: every write, replacement and change of the other time moves it, and no user can set it.
     """
-    return {file.name: {"sha256": sha256_of(file), "state": state_of(file)} for file in read_files(folder)}
+    return {file.name: {"sha256": file_sha256(file), "state": state_of(file)} for file in read_files(folder)}
 
 
 def fingerprint(files: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def check_unchanged(folder: Path, facts: dict[str, Any]) -> None:
         file, known = there.get(name), files.get(name)
         if file is None or known is None:
             what = "is gone" if file is None else "is new"
-        elif state_of(file) != known["state"] and sha256_of(file) != known["sha256"]:
+        elif state_of(file) != known["state"] and file_sha256(file) != known["sha256"]:
             what = "has another content"
         else:
             continue

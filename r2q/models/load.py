@@ -53,6 +53,8 @@ def load_packed(
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path / 'config.json'} is damaged: not a JSON object ({error})") from None
     if quantization is not None:
+        if not isinstance(quantization, dict):
+            raise ValueError(f"{path / 'config.json'} is damaged: quantization_config is no JSON object")
         if quantization.get("quant_method") != QUANT_METHOD:
             return _load_foreign(str(path), quantization.get("quant_method"), dtype, device)
         for name in R2QConfig(**quantization).sha256:

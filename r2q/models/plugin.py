@@ -22,8 +22,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from r2q.kept import share, write_json
-from r2q.models.packed import make_dense, replace_empty
+from r2q.kept import file_sha256, share, write_json
+from r2q.models.packed import PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
 
 QUANT_METHOD = "r2q"
@@ -40,7 +40,7 @@ class R2QConfig(QuantizationConfigMixin):
         sha256: ``{file name: digest}`` of the files of the folder, see :func:`seal`.
 
     Raises:
-        ValueError: the folder was written by a newer version.
+        ValueError: the folder was written by a newer version, or its version is no number.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class R2QConfig(QuantizationConfigMixin):
         sha256: dict[str, str] | None = None,
         **_: Any,
     ) -> None:
+        if type(format_version) is not int:
+            raise ValueError(f"format_version in config.json is {format_version!r}, not a whole number")
         if format_version > FORMAT_VERSION:
             raise ValueError(
                 f"this checkpoint has format version {format_version}; this r2q reads up to {FORMAT_VERSION}: update it"
@@ -83,6 +85,12 @@ class R2QQuantizer(HfQuantizer):
                 owner._is_hf_initialized = True
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        filled = "_is_hf_initialized"  # transformers marks the tensors that it read
+        packed = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedWeight)]
+        stored = {f"{name}.{key}": x for name, module in packed for key, x in module.named_buffers(recurse=False)}
+        missing = [name for name, tensor in stored.items() if not getattr(tensor, filled, False)]
+        if missing:
+            raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
         model.save_pretrained = MethodType(_save_pretrained, model)
         return model
 
@@ -150,12 +158,6 @@ def check_files(files: Iterable[Path], digests: dict[str, str]) -> None:
         found = config_sha256(json.loads(file.read_text())) if file.name == "config.json" else file_sha256(file)
         if found != digests[file.name]:
             raise ValueError(f"{file} is damaged: its SHA-256 is not the one in config.json")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # importing this module is what registers it

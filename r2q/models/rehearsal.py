@@ -35,13 +35,15 @@ class Use:
         stacks: those of them that are stacks.
         other: parameters with another use, and the torch function that makes it.
         idle: matrices whose output reaches the output of the model, and what other matrices read, only through the
-            selection and the weights of experts.
+            selection and the weights of experts; also those that only such matrices read.
+        feeding: matrices whose output reaches what experts read.
     """
 
     linear: set[str] = field(default_factory=set)
     stacks: set[str] = field(default_factory=set)
     other: dict[str, str] = field(default_factory=dict)
     idle: set[str] = field(default_factory=set)
+    feeding: set[str] = field(default_factory=set)
 
 
 def stand_in(model: Any) -> Any:
@@ -106,7 +108,7 @@ def observe_use(model: Any, experts: set[str]) -> Use:
     tokens = torch.full((1, TOKENS), 3)
     with watch.hooks(), without_cache(twin), torch.enable_grad(), watch:
         try:
-            twin(input_ids=tokens)
+            watch.note("", twin(input_ids=tokens).logits)
         except Exception as error:
             raise ValueError(
                 f"{type(model).__name__}: its forward pass cannot be followed on token ids alone "
@@ -125,8 +127,9 @@ class Watch(TorchFunctionMode):
         self.number = {name: index for index, (name, _) in enumerate(twin.named_parameters())}
         self.active: list[str] = []  # the weights of the linear modules that are being called
         self.outputs: dict[str, list[torch.Tensor]] = {}
-        self.read = torch.zeros(())  # sum of everything that matrices read
+        self.read: dict[str, torch.Tensor] = {}  # sum of what each matrix reads, and what the model gives
         self.reads: list[float] = []  # the same, one by one
+        self.given = torch.zeros(())  # sum of what experts read
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -188,28 +191,43 @@ class Watch(TorchFunctionMode):
         elif name not in self.active:
             self.use.other.setdefault(name, "linear, outside of an nn.Linear")
         if stacked or name in self.experts:
+            self.given = self.given + (x * self._draw(name, x.shape)).sum()
             return x.new_zeros(shape)
-        read = (x * self._draw(name, x.shape)).sum()
-        self.reads.append(float(read.detach()))
-        if read.requires_grad:
-            self.read = self.read + read
+        self.note(name, x)
         output = self._draw(name, shape).requires_grad_(torch.is_grad_enabled())
         self.outputs.setdefault(name, []).append(output)
         return output * 1  # a copy, which may be changed in place
 
+    def note(self, name: str, x: torch.Tensor) -> None:
+        """Remember what a matrix reads, or, without a name, what the model gives."""
+        read = (x * self._draw(name, x.shape)).sum()
+        self.reads.append(float(read.detach()))
+        if read.requires_grad:
+            self.read[name] = self.read.get(name, 0) + read
+
     def _draw(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self.number[name]))
+        number = self.number.get(name, len(self.number))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(number))
 
     def result(self) -> Use:
         """What was noted, once the forward pass is over."""
         self.use.linear -= self.use.other.keys()
         self.use.stacks &= self.use.linear
         places = [(name, x) for name, outputs in self.outputs.items() for x in outputs if x.requires_grad]
-        if self.read.requires_grad:
-            gradients = torch.autograd.grad(self.read, [output for _, output in places], allow_unused=True)
-            moved = {name for (name, _), g in zip(places, gradients, strict=True) if g is not None and g.any()}
-            self.use.idle = self.outputs.keys() - moved
+        idle: set[str] | None = None
+        while "" in self.read and idle != self.use.idle:
+            idle = self.use.idle
+            read = sum(value for name, value in self.read.items() if name not in idle)
+            self.use.idle = self.outputs.keys() - _moving(read, places)
+        if self.given.requires_grad:
+            self.use.feeding = _moving(self.given, places)
         return self.use
+
+
+def _moving(total: Any, places: list[tuple[str, torch.Tensor]]) -> set[str]:
+    """Names of those outputs that a sum follows."""
+    gradients = torch.autograd.grad(total, [x for _, x in places], retain_graph=True, allow_unused=True)
+    return {name for (name, _), g in zip(places, gradients, strict=True) if g is not None and g.any()}
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

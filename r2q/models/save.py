@@ -12,15 +12,12 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from r2q.kept import share
+from r2q.kept import file_sha256, share
+from r2q.models.checks import read_files
 from r2q.models.packed import PackedWeight
-from r2q.models.plugin import R2QConfig, R2QQuantizer, file_sha256, seal
+from r2q.models.plugin import R2QConfig, R2QQuantizer, seal
 
 MAX_SHARD = "5GB"
-SMALL = (
-    "config.json", "generation_config.json", "model.safetensors.index.json", "quantize_config.json", "tokenizer*",
-    "vocab.*", "merges.txt", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
-)  # fmt: skip
 
 
 def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> dict[str, str]:
@@ -89,24 +86,9 @@ def weights_digest(digests: dict[str, str]) -> str:
 
 
 def folder_digest(folder: Path) -> str | None:
-    """:func:`weights_digest` of the files that a model is read from; None when ``folder`` has no weights."""
-    weights = weight_files(folder)
-    return (
-        weights_digest({file.name: file_sha256(file) for file in [*small_files(folder), *weights]}) if weights else None
-    )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers would load: ``model.safetensors``, else those of the index that are there."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    """:func:`weights_digest` of the files that a model is read from; None when ``folder`` lacks weights."""
     try:
-        names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values()
-    except (OSError, ValueError, KeyError):
-        return []
-    return [folder / name for name in sorted(set(names)) if (folder / name).is_file()]
-
-
-def small_files(folder: Path) -> list[Path]:
-    """What else a model and its tokenizer are read from."""
-    return sorted({file for pattern in SMALL for file in folder.glob(pattern) if file.is_file()})
+        files = read_files(folder)
+    except ValueError:
+        return None
+    return weights_digest({file.name: file_sha256(file) for file in files})

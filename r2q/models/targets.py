@@ -93,13 +93,15 @@ def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
     names = [name for name, _ in model.named_parameters() if name.startswith(tuple(f"{place}." for place in lists))]
     use = observe_use(model, set(names))
     use.linear |= _reached(names, lists, use)
+    experts = {place: len(model.get_submodule(place)) for place in lists}
+    experts |= {stack.rpartition(".")[0]: len(model.get_parameter(stack)) for stack in use.stacks}
     targets = []
     for index, block in enumerate(blocks):
         for name, module in block.named_modules(prefix=f"{prefix}.{index}"):
             for parameter, weight in module.named_parameters(recurse=False):
-                if f"{name}.{parameter}" in use.linear and not _only_chooses(f"{name}.{parameter}", weight, use, lists):
-                    whole = isinstance(module, nn.Linear)
-                    targets.append(Target(name if whole else f"{name}.{parameter}", module, parameter, index))
+                full = f"{name}.{parameter}"
+                if full in use.linear and not _only_chooses(full, weight, use, experts):
+                    targets.append(Target(name if isinstance(module, nn.Linear) else full, module, parameter, index))
     _refuse_left_out(model, prefix, targets, use)
     if lm_head:
         targets.append(_head(model, use))
@@ -122,9 +124,10 @@ def named_target(model: Any, name: str) -> Target:
 
 
 def _expert_lists(blocks: nn.ModuleList) -> Iterator[str]:
-    """Lists of like modules inside a block: experts that are modules of their own."""
+    """Lists (or dicts) of like modules inside a block: experts that are modules of their own."""
     for name, module in blocks.named_modules():
-        if isinstance(module, nn.ModuleList) and name and len(module) > 1 and len({type(m) for m in module}) == 1:
+        listed = isinstance(module, nn.ModuleList | nn.ModuleDict) and name
+        if listed and len(module) > 1 and len({type(m) for m in module.children()}) == 1:
             yield name
 
 
@@ -139,11 +142,14 @@ def _reached(names: list[str], lists: list[str], use: Use) -> set[str]:
     return {name for name in names if name not in use.other and place(name) in known}
 
 
-def _only_chooses(name: str, weight: torch.Tensor, use: Use, lists: list[str]) -> bool:
-    """Whether a matrix stands beside experts and only selects or weighs them, or weighs one that is always used."""
-    places = [stack.rpartition(".")[0] for stack in use.stacks] + lists
-    near = any(name.startswith(f"{place.rpartition('.')[0]}.") for place in places)
-    return near and weight.dim() == 2 and (name in use.idle or len(weight) == 1)
+def _only_chooses(name: str, weight: torch.Tensor, use: Use, experts: dict[str, int]) -> bool:
+    """Whether a matrix stands beside experts and only selects or weighs them, or weighs one that is always used.
+
+    What experts read may be weighed, too; a matrix that makes it is a router when it gives one number an expert.
+    """
+    near = {count for place, count in experts.items() if name.startswith(f"{place.rpartition('.')[0]}.")}
+    chooses = name in use.idle and (name not in use.feeding or len(weight) in near)
+    return bool(near) and weight.dim() == 2 and (chooses or len(weight) == 1)
 
 
 def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -> None:

@@ -155,6 +155,7 @@ class Method(ABC):
         quantizes: whether it chooses levels; a method that does not takes no granularity and no bits.
         leaves_latent: whether it can leave the weights that it rounded, for training to start from.
         leave_latent: set before :meth:`quantize`: it shall.
+        scales_inputs: whether its levels are those of a weight whose columns were scaled, so that none can start there.
     """
 
     needs: ClassVar[Literal["weights", "calibration", "training", "checkpoint"]] = "weights"
@@ -164,6 +165,7 @@ class Method(ABC):
     control: ClassVar[bool] = False
     quantizes: ClassVar[bool] = True
     leaves_latent: ClassVar[bool] = False
+    scales_inputs: ClassVar[bool] = False
     leave_latent = False
 
     def __init__(self, recipe: Recipe) -> None:

@@ -29,9 +29,14 @@ def _check(tensor: torch.Tensor, bits: int) -> None:
 
 
 def _words(codes: torch.Tensor) -> torch.Tensor:
-    """Eight bytes read as one int64; a view must start at a multiple of eight bytes of its storage."""
-    codes = codes.contiguous()
-    return (codes.clone() if codes.storage_offset() % 8 else codes).view(torch.int64)
+    """Eight bytes read as one int64; a view must start at a multiple of eight bytes of its storage.
+
+    One row, because strides of dimensions with one or no entry are whatever they are.
+    """
+    row = codes.reshape(-1)
+    if row.storage_offset() % 8 or row.stride(0) != 1:
+        row = row.clone(memory_format=torch.contiguous_format)
+    return row.view(torch.int64).view(*codes.shape[:-1], codes.shape[-1] // 8)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -68,7 +73,7 @@ def unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
         ValueError: the bytes are not uint8, or not as many as ``n`` codes take.
     """
     _check(packed, bits)
-    if packed.shape[-1] != packed_width(n, bits):
+    if n < 0 or packed.shape[-1] != packed_width(n, bits):
         raise ValueError(f"{n} codes of {bits} bits take {packed_width(n, bits)} bytes, not {packed.shape[-1]}")
     words = -(-n // 8)
     missing = words * bits - packed.shape[-1]

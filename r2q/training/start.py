@@ -118,7 +118,12 @@ def _checked(folder: Path, packed: dict[str, PackedWeight], quantizer: FakeQuant
     """The levels of a layer in the folder."""
     if quantizer.name not in packed:
         raise ValueError(f"start: {folder} has no packed layer {quantizer.name}")
-    grid = packed[quantizer.name].quantized().grid
+    there = packed[quantizer.name].quantized()
+    if there.in_scale is not None:
+        raise ValueError(
+            f"start: {folder} scales the input channels of layer {quantizer.name}: its levels are no start"
+        )
+    grid = there.grid
     if tuple(blocks.shape[:2]) != tuple(grid.shape):
         raise ValueError(f"start: {folder} has other groups than this recipe in layer {quantizer.name}")
     return grid

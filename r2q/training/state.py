@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from r2q.kept import write_atomic, write_json
-from r2q.models.plugin import file_sha256
+from r2q.kept import file_sha256, write_atomic, write_json
 from r2q.training.processes import ALONE, Group
 
 STEP_COLUMNS = (

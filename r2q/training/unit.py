@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.models.plugin import file_sha256
+from r2q.kept import file_sha256
 from r2q.models.save import folder_digest
 from r2q.quantization.method import Recipe
 from r2q.training.data import TrainingData, read

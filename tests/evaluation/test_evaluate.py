@@ -209,7 +209,9 @@ def test_weights_that_are_not_the_reported_ones_are_refused(run: Run) -> None:
     tensors = load_file(file)
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"full_precision/seed0: the weight files are not those of report\.json"):
+    with pytest.raises(
+        ValueError, match=r"full_precision/seed0: config, weights or tokenizer are not those of report\.json"
+    ):
         run.evaluate()
 
 

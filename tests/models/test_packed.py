@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import r2q
-from r2q.models.apply import apply, formula_bytes, make_method
+from r2q.kept import file_sha256
+from r2q.models.apply import apply, formula_bytes
 from r2q.models.load import load_full, load_packed
-from r2q.models.packed import PackedLinear, PackedWeight
-from r2q.models.plugin import FORMAT_VERSION, file_sha256
+from r2q.models.packed import PackedLinear, PackedWeight, make_dense_checked
+from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from tests.models.tiny import CASES, LINEARS, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
@@ -253,6 +255,50 @@ def test_a_config_edited_by_hand_or_cut_is_refused(packed: Path) -> None:
     file.write_text(text[:-40])
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         load_packed(packed)
+
+
+def test_packed_tensors_that_are_missing_are_never_made_up(packed: Path) -> None:
+    """transformers itself only warns of missing keys."""
+    config, tensors = json.loads((packed / "config.json").read_text()), load_file(packed / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.codes"]
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    del config["quantization_config"]["sha256"]
+    (packed / "config.json").write_text(json.dumps(config))
+    for auto, name in ((AutoModelForCausalLM, "model.layers"), (AutoModel, "layers")):
+        with pytest.raises(ValueError, match=rf"missing keys: {name}\.1\.mlp\.up_proj\.codes"):
+            auto.from_pretrained(packed)
+
+
+@pytest.mark.parametrize("version", ["9", None, True, 1.5])
+def test_a_version_that_is_no_number_is_refused(version: Any, packed: Path) -> None:
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["format_version"] = version
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="not a whole number"):
+        load_packed(packed)
+    (packed / "config.json").write_text(json.dumps(config | {"quantization_config": ["r2q"]}))
+    with pytest.raises(ValueError, match="quantization_config is no JSON object"):
+        load_packed(packed)
+
+
+def test_a_double_precision_model_is_packed(tmp_path: Path) -> None:
+    _, expected = pack_folder(tiny_folder("llama", tmp_path / "full", torch.float64), tmp_path / "packed")
+    assert expected.dtype == torch.float64
+    assert torch.equal(logits(load_packed(tmp_path / "packed")), expected)
+
+
+def test_dense_layers_that_compute_something_else_are_refused(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch.equal(logits(make_dense_checked(load_packed(packed))), logits(load_packed(packed)))
+    monkeypatch.setattr(PackedLinear, "forward", lambda layer, x: -(x @ layer.dequantize(x.dtype).T))
+    with pytest.raises(ValueError, match="logits of packed layers differ from dense ones by"):
+        make_dense_checked(load_packed(packed))
+
+    def no_forward(layer: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such shape")
+
+    monkeypatch.setattr(PackedLinear, "forward", no_forward)
+    with pytest.raises(ValueError, match="does not run with packed layers: no such shape"):
+        make_dense_checked(load_packed(packed))
 
 
 def test_weights_below_the_smallest_scale_are_a_failed_layer(tmp_path: Path) -> None:

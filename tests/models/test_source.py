@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from r2q.config import ConfigError, Model, parse
-from r2q.models.source import made_folder, model_folder, source
+from r2q.models.external import locate
+from r2q.models.source import fetch, made_folder, model_folder, source
 from r2q.prepare import prepare
 from r2q.quantize import quantize
 from tests.models.tiny import COMMON, GQA, byte_tokenizer, tiny_folder
@@ -165,9 +168,9 @@ def test_a_gguf_file_becomes_the_folder_that_every_verb_reads(here: Path) -> Non
     assert described["sha256"] == hashlib.sha256((here / "tiny.gguf").read_bytes()).hexdigest()
     assert set(described["tensor_types"]) == {"Q4_1", "Q8_0", "F32"}
     assert sum(described["tensor_types"].values()) == facts["total_parameters"]
-    quantize("config.yaml", "results/test/tiny/prepared.json", "tiny", ["rtn-g32"], "results/test/tiny")
+    quantize("config.yaml", "results/test/tiny/prepared.json", "tiny", "rtn-g32", 0, "results/test/tiny/rtn-g32/seed0")
     report = json.loads(Path("results/test/tiny/rtn-g32/seed0/report.json").read_text())
-    assert (report["status"], report["source_format"]) == ("ok", "gguf Q4_1")
+    assert report["status"] == "ok"
 
 
 def test_dtype_is_what_the_file_is_dequantized_to(here: Path) -> None:
@@ -293,3 +296,34 @@ def test_only_what_is_no_folder_yet_is_made_one(here: Path) -> None:
         source(write(path="./model"), "tiny")
     with pytest.raises(FileNotFoundError, match="run `prepare` first"):
         model_folder(Model(path="./tiny.gguf"))
+
+
+def test_of_the_hub_only_what_is_read_is_fetched(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, fetched = here / "hub", here / "fetched"
+    tiny_folder("llama", hub)
+    for name in ("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "README.md", "modeling.py"):
+        (hub / name).write_bytes(b"x")
+
+    def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (repository, revision) == ("a/b", "main")
+        fetched.mkdir(exist_ok=True)
+        for file in hub.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, fetched)
+        return str(fetched)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in fetch("a/b", "main").iterdir()} == small | {"model.safetensors"}
+    AutoModelForCausalLM.from_pretrained(hub).save_pretrained(here / "shards", max_shard_size="100KB")
+    shards = {file.name for file in (here / "shards").glob("model*")}
+    (hub / "model.safetensors").unlink()
+    shutil.rmtree(fetched)
+    for name in shards:
+        shutil.copy(here / "shards" / name, hub)
+    (hub / "model-00009-of-00009.safetensors").write_bytes(b"x")
+    assert {file.name for file in locate("a/b", "main").iterdir()} == small | shards
+    (hub / "model.safetensors.index.json").unlink()
+    shutil.rmtree(fetched)
+    with pytest.raises(ValueError, match=r"options.path: a/b has no model.safetensors and no model.safetensors.index"):
+        locate("a/b", "main")

@@ -129,3 +129,53 @@ def test_names_lead_to_the_weights() -> None:
     parameters = dict(model.named_parameters())
     for target in list_targets(model):
         assert torch.equal(parameters[f"{target.name}.weight"], target.weight)
+
+
+class Expert(nn.Module):
+    """Of a kind that was there before stacks were."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width, bias=False), nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).relu())
+
+
+class Experts(nn.Module):
+    """Modules of their own, whose best two a router of one or two matrices chooses; what they read may be narrower."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.kind, inner = kind, width // 2 if kind == "narrow" else width
+        experts = [Expert(inner) for _ in range(4)]
+        self.experts = nn.ModuleDict({f"e{i}": e for i, e in enumerate(experts)}) if kind == "dict" else None
+        self.experts = nn.ModuleList(experts) if self.experts is None else self.experts
+        self.choose = nn.Linear(width, 4, bias=False)
+        if kind == "two":
+            self.choose = nn.Sequential(nn.Linear(width, 16, bias=False), nn.Tanh(), nn.Linear(16, 4, bias=False))
+        if kind == "narrow":
+            self.enter, self.leave = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        x = hidden.flatten(0, -2)
+        weights, chosen = self.choose(x).softmax(-1).topk(2, -1)
+        x = self.enter(x) if self.kind == "narrow" else x
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts.values() if self.kind == "dict" else self.experts):
+            token, place = torch.where(chosen == number)
+            weight = weights[token, place, None]
+            out[token] += expert(x[token] * weight) if self.kind == "before" else expert(x[token]) * weight
+        return (self.leave(out) if self.kind == "narrow" else out).reshape(hidden.shape)
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "two", "narrow", "before"])
+def test_whatever_only_chooses_experts_stays_as_it_is(kind: str) -> None:
+    model = small("LlamaConfig")
+    torch.manual_seed(0)
+    for block in model.model.layers:
+        block.mlp = Experts(64, kind)
+    found = {target.name.split(".", 3)[3] for target in list_targets(model)}
+    names = [f"e{i}" for i in range(4)] if kind == "dict" else range(4)
+    experts = {f"mlp.experts.{name}.{part}" for name in names for part in ("up", "down")}
+    assert found == ATTENTION | experts | ({"mlp.enter", "mlp.leave"} if kind == "narrow" else set())

@@ -37,6 +37,7 @@ def test_strided_codes_pack_like_contiguous_ones() -> None:
 def test_any_slice_and_empty_shape_comes_back(bits: int) -> None:
     codes = torch.randint(2**bits, (8, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
     views = [codes.flatten()[4:20], codes[1:, 3:], codes[:, ::3], codes[:0], codes[:, :0], codes[2, 1:2]]
+    views += [codes[0, :0:2], codes[:, :0:2], codes.as_strided((1, 8), (5, 1)), codes.as_strided((1, 1, 16), (3, 7, 1))]
     for view in views:
         assert torch.equal(unpack(pack(view, bits), bits, view.shape[-1]), view)
     stored = torch.cat([torch.zeros(3, dtype=torch.uint8), pack(codes.flatten(), bits)])

@@ -13,15 +13,15 @@ import yaml
 
 from baselines._error_feedback import factorize, quantize_rows
 from r2q import config as configuration
-from r2q.models.apply import apply, make_method
+from r2q.models.apply import apply
 from r2q.models.calibration import calibrate
 from r2q.models.load import load_full
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.quantize import quantize
 from r2q.training.fake_quant import FakeQuantizer
-from r2q.training.start import LATENT, Weights, leave
+from r2q.training.start import LATENT, Ranges, Weights, leave
 from r2q.training.teacher_data import teacher_data
 from tests.baselines.calibrated import SHORT, text
 from tests.models.tiny import tiny_folder
@@ -68,7 +68,7 @@ def test_error_feedback_leaves_each_weight_as_it_was_rounded(size: int | None, a
 
 @pytest.mark.parametrize(
     ("method", "options", "quantizer", "least"),
-    [("gptq", {}, "rtn", 0.75), ("gptq", {"lattice": "r2q"}, "r2q", 0.9), ("efficientqat_block", {}, "rtn", 0.85)],
+    [("gptq", {}, "rtn", 0.75), ("gptq", {"quantizer": "r2q"}, "r2q", 0.9), ("efficientqat_block", {}, "rtn", 0.85)],
 )
 def test_training_starts_from_the_weights_that_were_rounded(
     method: str, options: dict[str, Any], quantizer: str, least: float, tmp_path: Path
@@ -131,6 +131,15 @@ def test_a_recipe_that_leaves_no_weights_is_refused_before_work() -> None:
         configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
 
 
+def test_levels_of_scaled_inputs_are_no_start(tmp_path: Path) -> None:
+    packed(tmp_path, "awq")
+    ranges = Ranges(tmp_path / "packed")
+    name, layer = next((name, layer) for name, layer in ranges.packed.items() if layer.spec["in_scale"])
+    quantizer = FakeQuantizer(make_method(Recipe("rtn", "rtn", "g32")), name)
+    with pytest.raises(ValueError, match=f"scales the input channels of layer {name}: its levels are no start"):
+        ranges.latent(quantizer, torch.zeros(layer.shape))
+
+
 class Run:
     """A run folder, by the verbs: calibration tokens, rows, a post-training recipe, and one that starts from it."""
 
@@ -160,8 +169,9 @@ class Run:
         self.latent = folder / "out" / "gptq-g32" / "seed0" / LATENT
 
     def quantize(self, recipe: str) -> dict[str, Any]:
-        quantize(*self.files[:2], "tiny", [recipe], self.folder / "out", *self.files[2:])
-        return json.loads((self.folder / "out" / recipe / "seed0" / "report.json").read_text())
+        out, start = (self.folder / "out" / name / "seed0" for name in (recipe, "gptq-g32"))
+        quantize(*self.files[:2], "tiny", recipe, 0, out, *self.files[2:], start)
+        return json.loads((out / "report.json").read_text())
 
 
 def test_weights_are_left_where_a_recipe_starts_from_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
