@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
         ("r2q/evaluation/chance.py", "from __f", "# changed\nfrom __f", EVALUATE),
         ("r2q/tokens.py", "from __f", "# changed\nfrom __f", EVALUATE),
         ("r2q/files.py", "from __f", "# changed\nfrom __f", EVALUATE),
-        ("r2q/report/table.py", "from __f", "# changed\nfrom __f", set()),
+        ("r2q/report/tables/summary.py", "from __f", "# changed\nfrom __f", set()),
         ("baselines/hqq.py", "from __f", "# changed\nfrom __f", None),  # no recipe uses it
     ],
     ids=[
@@ -226,7 +226,9 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
         (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-DERIVED = ["scores.csv", "layers.csv", "provenance.json", "collected.sha256", "tables/main.md"]
+DERIVED = ["scores.csv", "layers.csv", "provenance.json", "collected.sha256", "tables/main.md", "lattice.csv"]
+DERIVED += ["../../figures/smoke/granularity.svg", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
+EDITED = ["scores.csv", "lattice.csv", "report.html", "tables/main.csv", "../../figures/smoke/frontier-bits.csv"]
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
 SCORED = ["evaluation.json", "lm_eval.json"]
 
@@ -234,8 +236,8 @@ SCORED = ["evaluation.json", "lm_eval.json"]
 @pytest.mark.parametrize("name", DERIVED)
 def test_a_derived_file_that_was_deleted_comes_back(finished: Copy, name: str, tmp_path: Path) -> None:
     with moved(finished.path(name), tmp_path):
-        assert {"collect", "table"} & set(finished.planned())
-        assert finished.units() == set()
+        assert set(finished.planned()) - {"all"}
+        assert "mini_facts" in name or finished.units() == set()
 
 
 @pytest.mark.parametrize("name", [*OF_A_UNIT, *SCORED])
@@ -264,6 +266,7 @@ def test_a_failure_whose_cause_may_be_gone_is_tried_again_and_no_other(finished:
     file = finished.path("mini-opt/r2q-g64/seed0/report.json")
     failed = json.loads(file.read_text()) | {"status": "failed", "reason": "no library", "files": {}}
     with moved(file, tmp_path):
+        failed |= {"digest": ""}
         file.write_text(json.dumps(failed | {"retry": True}))
         done, units = finished.run("--dry-run"), finished.units()
         file.write_text(json.dumps(failed))
@@ -274,14 +277,35 @@ def test_a_failure_whose_cause_may_be_gone_is_tried_again_and_no_other(finished:
     assert both("mini-opt", "r2q-g64") & final <= jobs("evaluate", "mini-opt", "r2q-g64")
 
 
-def test_an_edited_csv_is_made_again(finished: Copy, tmp_path: Path) -> None:
-    file = finished.path("scores.csv")
+def edit(file: Path) -> None:
+    """Another digit in the place of one."""
     text = file.read_text()
+    place = next(i for i, letter in enumerate(text) if i > len(text) // 3 and letter.isdigit())
+    file.write_text(f"{text[:place]}{9 - int(text[place])}{text[place + 1 :]}")
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_an_edited_file_that_was_made_of_records_is_made_again(finished: Copy, name: str, tmp_path: Path) -> None:
+    file = finished.path(name)
+    before = file.read_text()
     with moved(file, tmp_path):
-        file.write_text(text.replace("mini_facts,acc,0", "mini_facts,acc,1", 1))
+        file.write_text(before)
+        assert finished.planned() == {}
+        edit(file)
         done = finished.run("--dry-run")
-    assert "scores.csv is not what was written (see collected.sha256)" in done.stdout
-    assert ": collect:" in done.stdout
+    assert ".sha256: the files are not what was written; made again" in done.stdout
+    assert "Job stats" in done.stdout
+
+
+@pytest.mark.parametrize("name", [*OF_A_UNIT[1:], *SCORED])
+def test_an_edit_of_the_same_length_in_a_unit_is_noticed(finished: Copy, name: str, tmp_path: Path) -> None:
+    file = finished.path(f"mini-opt/r2q-g64/seed0/{name}")
+    before = file.read_text()
+    with moved(file, tmp_path):
+        file.write_text(before)
+        edit(file)
+        expected = both("mini-opt", "r2q-g64") if name in OF_A_UNIT else jobs("evaluate", "mini-opt", "r2q-g64")
+        assert finished.units() == expected
 
 
 def test_braces_in_free_text_are_text(fresh: Copy) -> None:

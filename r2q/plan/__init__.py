@@ -167,7 +167,7 @@ class Plan:
 
     @property
     def intermediates(self) -> list[str]:
-        """What rules make between the config's files and the units: asked for too, so that it comes back when deleted."""
+        """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
         read = {*self.task_files(), *self.calibration_text(), *self.training_text()}
         found = [path for files in self.made.values() for path in files if path in read]
         found += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
