@@ -406,11 +406,12 @@ def passing(error: BaseException | None) -> bool:
 
 def write_record(path: str | Path, record: Any) -> None:
     """A report or evaluation as JSON, with its digest; raises ValueError for NaN: JSON has none."""
-    write_json(path, replace(record, digest=_digest(asdict(record))))
+    write_json(path, replace(record, digest=digest(asdict(record))))
 
 
-def _digest(data: dict[str, Any]) -> str:
-    return key({name: value for name, value in data.items() if name != "digest"})
+def digest(data: dict[str, Any]) -> str:
+    """Hash of all fields but `digest`, as JSON has them."""
+    return key(json.loads(json.dumps({name: value for name, value in data.items() if name != "digest"})))
 
 
 def read_json(path: str | Path, kind: type[Record]) -> Record:
@@ -422,8 +423,9 @@ def read_json(path: str | Path, kind: type[Record]) -> Record:
     """
     path = Path(path)
     try:
-        record = _adapter(kind).validate_json(path.read_bytes())  # type: ignore[arg-type]
-        if (digest := getattr(record, "digest", "")) and digest != _digest(asdict(record)):
+        content = path.read_bytes()
+        record = _adapter(kind).validate_json(content)  # type: ignore[arg-type]
+        if (noted := getattr(record, "digest", "")) and noted != digest(json.loads(content)):
             raise Damaged(f"{path}: damaged: it is not what was written")
         return record
     except FileNotFoundError:
@@ -598,7 +600,7 @@ def check_signature(file: str | Path) -> None:
     """
     file = Path(file)
     for manifest in sorted(file.parent.glob("*.sha256")):
-        if _digests(manifest).get(file.name, digest := _sha256(file)) != digest:
+        if _digests(manifest).get(file.name, sha256 := _sha256(file)) != sha256:
             raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
 
 
