@@ -168,9 +168,7 @@ def test_which_failures_may_pass() -> None:
 
 def test_a_record_of_which_a_number_was_edited_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    report = replace(
-        REPORT, bits_per_weight=2, notes={10: 1, 2: (0.5, None)}
-    )  # JSON turns them into 2, "10", "2", [..]
+    report = replace(REPORT, bits_per_weight=2, notes={10: 1, 2: (0.5, None)})  # not as JSON has them
     write_record(path, report)
     assert read_json(path, Report).bits_per_weight == 2.0
     for old, new in (('"bits_per_weight": 2,', '"bits_per_weight": 1,'), ('"seed": 0', '"seed": 1')):

@@ -18,7 +18,7 @@ WEIGHTS = ("r2q/quantization/method.py", "r2q/quantization/packing.py")  # packe
 QUANTIZE = ("r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels")
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "source": ("r2q/models/source.py", *WEIGHTS),
-    "prepare": ("r2q/prepare.py", "r2q/models", *WEIGHTS, *TEXT),
+    "prepare": ("r2q/prepare.py", "r2q/models"),
     "calibrate": ("r2q/models/calibration.py", *WEIGHTS, *TEXT),
     "teacher_data": ("r2q/training/teacher_data.py", "r2q/models", *WEIGHTS, *TEXT),
     "quantize": QUANTIZE,  # and the method

@@ -94,7 +94,10 @@ def test_any_section_with_texts_and_the_data_of_tasks(folder: Path) -> None:
         (task / f"{split}.jsonl").write_text('{"text": "' + split + '"}\n')
     config = parse(asked("other.txt") | {"task_data": "data"}, "x.yaml")
     with_fidelity = SimpleNamespace(
-        perplexity=config.perplexity, task_data="data", task_include=["own"], fidelity=SimpleNamespace(path="sub/../a.txt")
+        perplexity=config.perplexity,
+        task_data="data",
+        task_include=["own"],
+        fidelity=SimpleNamespace(path="sub/../a.txt"),
     )
     (folder / "own").mkdir()
     for name in ("mine.jsonl", "mine_train.jsonl", "mine.yaml"):

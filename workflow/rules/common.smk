@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 min_version("9.27")
 
@@ -41,7 +41,6 @@ WORLD_FILES = [
     *[f"{WORLD}/tasks/{task.name}.{ending}" for task in MINI_TASKS for ending in ("yaml", "jsonl")],
 ]
 CONFIG, SOURCE = checked(workflow, config)
-validate(config, "../schemas/config.schema.json", set_default=False)
 PLAN = Plan(CONFIG, made={WORLD: WORLD_FILES})
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 UNIT = f"{RESULTS}/{{model}}/{{recipe}}/seed{{seed}}"
