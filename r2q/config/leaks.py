@@ -96,7 +96,7 @@ def _within(one: str, other: str, one_is_whole: bool) -> bool:
 
 
 def _digest(path: str) -> str | None:
-    """SHA-256 of what a file holds, decompressed and without blanks and line ends; None where it cannot be read, which its reader will say."""
+    """SHA-256 of what a file holds, without blanks and line ends; None where it cannot be read: its reader will say."""
     try:
         stat = Path(path).stat()
         return _content(os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)

@@ -168,12 +168,12 @@ class Plan:
     @property
     def intermediates(self) -> list[str]:
         """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
-        read = {*self.task_files(), *self.calibration_text(), *self.training_text()}
+        read = {*self.task_files(), *self.calibration_text(), *self.training_text(), *self.reference_text()}
         found = [path for files in self.made.values() for path in files if path in read]
         found += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
         found += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
         for unit in self.units:
-            found += [*self.calibration(unit), *self.training(unit)]
+            found += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
         return list(dict.fromkeys(found))
 
     # What else a result depends on, as one stable line each: when it changes, the job runs again

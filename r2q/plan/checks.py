@@ -81,10 +81,11 @@ def _of_model(plan: Plan, model: str) -> list[str]:
 
 def stale(plan: Plan) -> dict[str, str]:
     """Outputs that are there and have to be made again, each with the reason."""
-    found = dict(_stale_units(plan)) | damaged_worlds(plan)
+    found = dict(_stale_units(plan))
+    found |= {file: reason for file, reason in damaged_worlds(plan).items() if Path(file).is_file()}
     for model in plan.config.models:
         found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
-        for name in ("calibration.safetensors", "training_data.safetensors"):
+        for name in ("calibration.safetensors", "training_data.safetensors", "reference.safetensors"):
             found |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
     for manifest in plan.manifests:
         found |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
