@@ -48,6 +48,7 @@ from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
 
 NOT_OURS = ("report.json", "evaluation.json", "lm_eval.json", "samples.jsonl")  # in a unit's folder, but no result
+OUTSIDE = (ImportError, FileNotFoundError, PermissionError)  # of a method: its row is tried again by the next run
 
 
 def quantize(
@@ -227,8 +228,8 @@ def _unit(
         for target in targets:
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
-    method = make_method(recipe)
     try:
+        method = make_method(recipe)
         if isinstance(method, CheckpointMethod):
             return record | adopt(method, model, targets, tokenizer, folder, device)
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
@@ -236,7 +237,7 @@ def _unit(
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
         if latent is not None:
             leave(folder, latent)
-    except FAILURES as error:
+    except (*FAILURES, *OUTSIDE) as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
             stale.unlink()
         reason, diverged = one_line(error), isinstance(error, Diverged)
