@@ -127,6 +127,12 @@ def test_a_typo_stops_the_run_before_the_first_job(finished: Copy, old: str, new
     assert "Traceback" not in done.stdout
 
 
+def test_a_machine_that_lacks_what_is_asked_for_stops_the_run(finished: Copy) -> None:
+    done = finished.run("--dry-run", "--config", "limits={threads: 1000}")
+    assert done.returncode == 1
+    assert "config/smoke.yaml + --config: limits.threads: 1000, but this machine has " in done.stdout
+
+
 def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     done = finished.run("--dry-run", "--config", "limits={itms: 3}")
     assert done.returncode == 1

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from mini.tasks import TASKS as MINI_TASKS
 from mini.world import MODEL_NAMES as MINI_MODELS
+from r2q.config import machine_problems
 from r2q.kept import source_hash
 from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
@@ -88,7 +89,8 @@ def stale_outputs(wildcards):
 
 STALE = {}
 if workflow.is_main_process:
-    stop_with(SOURCE, problems(PLAN, [task.name for task in MINI_TASKS]))
+    here = machine_problems(CONFIG) if workflow.local_exec else []  # on a cluster jobs run elsewhere
+    stop_with(SOURCE, here or problems(PLAN, [task.name for task in MINI_TASKS]))
     STALE = stale(PLAN)
     if is_module(workflow):  # whose onstart Snakemake does not call
         write_config(CONFIG, RUN_CONFIG)
