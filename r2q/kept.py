@@ -33,51 +33,66 @@ def file_sha256(path: Path) -> str:
 def source_hash(paths: Iterable[str | Path]) -> str:
     """sha256 over Python source: `paths` are files or folders; relative ones count from the packages' folder.
 
-    A single file brings along the modules of its own package that it imports, so that a method which builds on another
-    changes with it. Names and contents enter, in sorted order; raises FileNotFoundError where there is no source.
+    Names and contents enter, in sorted order; raises FileNotFoundError where there is no source.
     """
-    files: set[Path] = set()
-    for path in paths:
-        full = ROOT / path
-        if full.is_file():
-            _add_with_siblings(full, files)
-        elif found := list(full.rglob("*.py")):
-            files.update(found)
-        else:
-            raise FileNotFoundError(f"no Python source at {full}")
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in source_files(paths):
         name = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
         content = file.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
-def _add_with_siblings(file: Path, files: set[Path]) -> None:
-    """Add a file and, over and over, what it imports from its own package."""
+def source_files(paths: Iterable[str | Path]) -> list[Path]:
+    """All files below folders; single files, and over and over what they import.
+
+    What they import counts where it stands beside them, below the top of their package, in the working folder or among
+    this repository's packages, so that a method which builds on another changes with it. Of r2q only modules of the
+    same package count: what a verb needs of the others is listed in `r2q.plan.sources`.
+    """
+    files: set[Path] = set()
+    for path in paths:
+        full = ROOT / path
+        if full.is_file():
+            _add_with_imports(full, files)
+        elif found := list(full.rglob("*.py")):
+            files.update(found)
+        else:
+            raise FileNotFoundError(f"no Python source at {full}")
+    return sorted(files)
+
+
+def _add_with_imports(file: Path, files: set[Path]) -> None:
+    """Add a file and, over and over, what it imports."""
     if file not in files:
         files.add(file)
-        for sibling in _siblings(file, file.read_bytes()):
-            _add_with_siblings(sibling, files)
+        for imported in _imports(file, file.read_bytes()):
+            _add_with_imports(imported, files)
 
 
 @cache  # parsing is slow, and a workflow asks for the same files again and again
-def _siblings(file: Path, source: bytes) -> list[Path]:
-    """Files of the modules that a file imports as `<its own package>.<module>`."""
-    package = ".".join(file.parent.relative_to(ROOT).parts) if file.is_relative_to(ROOT) else file.parent.name
-    found = []
+def _imports(file: Path, source: bytes) -> list[Path]:
+    """Files of the modules that a file imports, as far as they are ours or stand beside it."""
+    top = file.parent
+    while (top / "__init__.py").is_file():
+        top = top.parent
+    package = file.parent.relative_to(top).parts
+    names: list[tuple[str, ...]] = []
     for node in ast.walk(ast.parse(source)):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            module = f"{package}.{module}".rstrip(".") if node.level == 1 else module
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            head, _, tail = name.rpartition(".")
-            if head == package and (file.parent / f"{tail}.py").is_file():
-                found.append(file.parent / f"{tail}.py")
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            module = (*start, *(node.module or "").split(".")) if node.module else start
+            names += [module, *((*module, alias.name) for alias in node.names)]
+    found = []
+    for name in dict.fromkeys(filter(None, names)):
+        if name[0] == "r2q" and name[:-1] != package:
+            continue
+        places = [folder.joinpath(*name) for folder in dict.fromkeys((top, Path.cwd(), ROOT))]
+        modules = [place.with_suffix(".py") for place in places]
+        modules += [place / "__init__.py" for place in places if name[0] != "r2q"]
+        found += [path for path in modules if path.is_file()][:1]
     return found
 
 

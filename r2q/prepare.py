@@ -19,7 +19,7 @@ from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.records import Damaged
+from r2q.records import Damaged, digest
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -58,7 +58,8 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             print(f"prepare {name}: {_summary(models[name])}", flush=True)
     if problems:
         raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
-    write_json(out, {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)})
+    written = {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)}
+    write_json(out, written | {"digest": digest(written)})
 
 
 def _say_python(config: Config) -> None:
@@ -79,9 +80,12 @@ def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("finger
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; run `prepare` first")
     try:
-        facts = json.loads(path.read_text())["models"][model]
+        written = json.loads(path.read_text())
+        if written.get("digest", digest(written)) != digest(written):
+            raise ValueError
+        facts = written["models"][model]
         return facts | {name: facts[name] for name in fields}
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise Damaged(f"{path}: damaged, or without model {model}") from None
 
 

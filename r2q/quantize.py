@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from dataclasses import replace as replace_fields
 from fnmatch import fnmatch
@@ -14,7 +15,7 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import ConfigError
-from r2q.kept import key, write_json
+from r2q.kept import key
 from r2q.measure import Measured, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
@@ -22,25 +23,33 @@ from r2q.models.devices import pick_device
 from r2q.models.external import adopt
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.save import folder_digest, save
+from r2q.models.save import folder_digest, save, small_files, weight_files
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
 from r2q.prepare import read_prepared
 from r2q.quantization.method import CheckpointMethod, Recipe, make_method
-from r2q.records import DIVERGED, FAILED, OK, Layer, Report, missing_files, one_line, passing, read_if_whole
+from r2q.records import (
+    DIVERGED,
+    FAILED,
+    OK,
+    Layer,
+    Report,
+    digest_files,
+    missing_files,
+    one_line,
+    passing,
+    read_if_whole,
+    write_record,
+)
 from r2q.training.data import TrainingData
 from r2q.training.start import LATENT, leave
 from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
 
-NOT_OURS = (
-    "report.json",
-    "evaluation.json",
-    "lm_eval.json",
-    "items.json",
-    "samples.jsonl",
-)  # in a unit's folder, but no result
+# in a unit's folder, but no result of quantizing
+NOT_OURS = ("report.json", "evaluation.json", "lm_eval.json", "items.json", "samples.jsonl")
+OUTSIDE = (ImportError, FileNotFoundError, PermissionError)  # of a method: its row is tried again by the next run
 
 
 def quantize(
@@ -101,7 +110,10 @@ def quantize(
     progress = f"quantize {model} {recipe} seed {seed}:"
     report = read_if_whole(out / "report.json", Report)
     leaves = config.starts_training(recipe)
+    description = configuration.describe_recipe(config, unit.name)
     if report is not None and report.key == key(identity) and _whole(report, out, leaves):
+        if report.facts != description:  # words about the recipe, no part of its result
+            write_record(out / "report.json", replace_fields(report, facts=description))
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
@@ -109,6 +121,8 @@ def quantize(
     hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
     hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
     hashes |= {"training": rows.digest} if rows is not None else {}
+    files = _files(out)
+    hashes["files"] = digest_files(out, _besides(out, files))
     report = Report(
         key=key(identity),
         model=model,
@@ -119,14 +133,14 @@ def quantize(
         granularity=unit.granularity,
         group_size=unit.fixed_group_size,
         options=unit.options,
-        facts=configuration.describe_recipe(config, unit.name),
+        facts=description,
         seconds=cost.seconds,
         peak_mib=cost.peak_mib,
         versions=identity["versions"],
-        files=_files(out),
+        files=files,
         **record | {"hashes": hashes, "layers": [_layer(layer) for layer in record["layers"]]},
     )
-    write_json(out / "report.json", report)
+    write_record(out / "report.json", report)
     if report.status == OK:
         drop_checkpoints(out / "training")
     print(f"{progress} {_summary(report)}", flush=True)
@@ -140,10 +154,17 @@ def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
 
 
 def _whole(report: Report, folder: Path, leaves: bool) -> bool:
-    """Whether all that a unit wrote is still there, and its weights as they were."""
+    """Whether all that a unit wrote is still there as it was."""
     there = report.status == OK and not missing_files(folder, report.files)
     there = there and (not leaves or LATENT in report.files)
-    return there and folder_digest(folder) == report.hashes["weights"]
+    there = there and folder_digest(folder) == report.hashes["weights"]
+    return there and digest_files(folder, _besides(folder, report.files)) == report.hashes.get("files")
+
+
+def _besides(folder: Path, files: Iterable[str]) -> list[str]:
+    """Those of a unit's files that its model is not read from."""
+    read = {file.name for file in [*small_files(folder), *weight_files(folder)]}
+    return [name for name in files if name not in read]
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -208,8 +229,8 @@ def _unit(
         for target in targets:
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
-    method = make_method(recipe)
     try:
+        method = make_method(recipe)
         if isinstance(method, CheckpointMethod):
             return record | adopt(method, model, targets, tokenizer, folder, device)
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
@@ -217,7 +238,7 @@ def _unit(
         digests = save(model, tokenizer, folder, dict(vars(recipe)))
         if latent is not None:
             leave(folder, latent)
-    except FAILURES as error:
+    except (*FAILURES, *OUTSIDE) as error:
         for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
             stale.unlink()
         reason, diverged = one_line(error), isinstance(error, Diverged)

@@ -11,8 +11,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from pydantic import TypeAdapter, ValidationError
 
-from r2q.kept import write_atomic
+from r2q.kept import key, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,8 +103,10 @@ class Report:
         bits_per_weight: effective, over the quantized layers, with scales.
         file_bytes, formula_bytes: of the weight files; of their tensors by formula.
         seconds, peak_mib: of quantizing, packing and writing the unit.
-        hashes: sha256 of the packed weights, of the source model, the code, the calibration tokens, the training rows.
+        hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
+            tokens, the training rows.
         files: bytes of every file of the unit, by its path in the folder; they are the result.
+        digest: hash of all other fields, so that an edited number is not taken for a result.
     """
 
     key: str
@@ -134,6 +136,7 @@ class Report:
     files: dict[str, int]
     retry: bool = False
     format_version: Format = 2
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,11 +164,12 @@ class Evaluation:
     """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
     Attributes:
-        key, status, reason, retry, files: as in `Report`; lm_eval.json (raw results), items.json (by task and
-            `metric,filter`, what every item gave), and samples.jsonl if asked.
+        key, status, reason, retry, digest: as in `Report`.
+        files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
+            samples.jsonl if asked.
         seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
         truncated: prompts that were cut to the model's positions, by task.
-        hashes: sha256 of the weights that were scored, of the tasks with their data, and of the code.
+        hashes: sha256 of the weights that were scored, of the tasks with their data, of the code, and of `files`.
     """
 
     key: str
@@ -186,6 +190,7 @@ class Evaluation:
     files: dict[str, int]
     retry: bool = False
     format_version: Format = 2
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -400,16 +405,30 @@ def passing(error: BaseException | None) -> bool:
     return False
 
 
+def write_record(path: str | Path, record: Any) -> None:
+    """A report or evaluation as JSON, with its digest; raises ValueError for NaN: JSON has none."""
+    write_json(path, replace(record, digest=digest(asdict(record))))
+
+
+def digest(data: dict[str, Any]) -> str:
+    """Hash of all fields but `digest`, as JSON has them."""
+    return key(json.loads(json.dumps({name: value for name, value in data.items() if name != "digest"})))
+
+
 def read_json(path: str | Path, kind: type[Record]) -> Record:
     """The record of type `kind` in a JSON file.
 
     Raises:
         FileNotFoundError: no such file.
-        Damaged: it is not JSON, or lacks a field, or a field is of another type.
+        Damaged: it is not JSON, or lacks a field, or a field is of another type or was edited.
     """
     path = Path(path)
     try:
-        return _adapter(kind).validate_json(path.read_bytes())  # type: ignore[arg-type]
+        content = path.read_bytes()
+        record = _adapter(kind).validate_json(content)  # type: ignore[arg-type]
+        if (noted := getattr(record, "digest", "")) and noted != digest(json.loads(content)):
+            raise Damaged(f"{path}: damaged: it is not what was written")
+        return record
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {path}") from None
     except ValidationError as error:
@@ -444,6 +463,17 @@ def check_tensors(path: str | Path) -> None:
         raise Damaged(f"{path}: damaged: no safetensors file") from None
     if Path(path).stat().st_size != 8 + size + end:
         raise Damaged(f"{path}: damaged: {Path(path).stat().st_size} bytes instead of {8 + size + end}")
+
+
+def digest_files(folder: Path, names: Iterable[str]) -> str:
+    """One sha256 over names and contents of files below a folder."""
+    return hashlib.sha256("".join(f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)).encode()).hexdigest()
+
+
+def touched_files(record: Path, files: Iterable[str]) -> list[str]:
+    """Those of a unit's files that were written after their record, and may be others by now."""
+    written = record.stat().st_mtime_ns
+    return [name for name in files if (record.parent / name).stat().st_mtime_ns > written]
 
 
 def missing_files(folder: Path, files: dict[str, int]) -> list[str]:
@@ -557,6 +587,12 @@ def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
     write_atomic(manifest, "".join(f"{_sha256(Path(file))}  {Path(file).name}\n" for file in files))
 
 
+def changed_files(manifest: str | Path) -> list[str]:
+    """The files that a manifest names and that are there, but not as they were written."""
+    found = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
+    return [str(file) for file in found if file.is_file() and _sha256(file) != _digests(Path(manifest))[file.name]]
+
+
 def check_signature(file: str | Path) -> None:
     """Refuse a file that is not as the verb wrote it that signed it; a file that nobody signed is taken as it is.
 
@@ -564,16 +600,19 @@ def check_signature(file: str | Path) -> None:
         Damaged: edited or cut off since.
     """
     file = Path(file)
-    for manifest, digests in _signatures(file.parent):
-        if file.name in digests and digests[file.name] != _sha256(file):
+    for manifest in sorted(file.parent.glob("*.sha256")):
+        if _digests(manifest).get(file.name, sha256 := _sha256(file)) != sha256:
             raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
 
 
-def _signatures(folder: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    for manifest in sorted(folder.glob("*.sha256")):
-        lines = [line.split("  ", 1) for line in manifest.read_text(errors="replace").splitlines()]
-        yield manifest, {line[1]: line[0] for line in lines if len(line) == 2}
+def _digests(manifest: Path) -> Mapping[str, str]:
+    """sha256 by name, of the lines of a manifest that are whole."""
+    if not manifest.is_file():
+        return {}
+    lines = [line.split("  ", 1) for line in manifest.read_text(errors="replace").splitlines()]
+    return {line[1]: line[0] for line in lines if len(line) == 2}
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

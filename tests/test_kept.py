@@ -112,8 +112,28 @@ def test_a_file_brings_what_it_imports_from_its_own_package(
     assert source_hash(["pack/method.py"]) != first
 
 
-def test_random_codes_change_with_the_lattice_they_borrow() -> None:
-    """baselines/random_codes.py builds on baselines/rtn.py: both files are behind its numbers."""
-    files: set[Path] = set()
-    kept._add_with_siblings(kept.ROOT / "baselines" / "random_codes.py", files)
-    assert {"random_codes.py", "rtn.py"} <= {file.name for file in files}
+@pytest.mark.parametrize(
+    ("method", "file"),
+    [("random_codes", "rtn.py"), ("gptq", "options/gptq.py"), ("e2e_scales", "options/e2e_scales.py")],
+)
+def test_a_method_changes_with_what_it_is_made_of(method: str, file: str) -> None:
+    behind = kept.source_files([f"baselines/{method}.py"])
+    assert kept.ROOT / "baselines" / file in behind
+    assert kept.ROOT / "r2q/quantization/residual.py" not in behind
+
+
+def test_a_method_of_ones_own_changes_with_its_helpers_and_the_method_it_builds_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    for name in ("mine/__init__.py", "mine/deep/__init__.py", "mine/tools.py", "mine/deep/base.py", "beside.py"):
+        (tmp_path / name).write_text("X = 1\n")
+    lines = ["from baselines.rtn import RTN", "from ..tools import X", "from . import base", "import beside, torch"]
+    (tmp_path / "mine" / "deep" / "method.py").write_text("\n".join([*lines, "import r2q.kept", ""]))
+    behind = kept.source_files([tmp_path / "mine" / "deep" / "method.py"])
+    own = {file.relative_to(tmp_path).as_posix() for file in behind if file.is_relative_to(tmp_path)}
+    others = {file.relative_to(kept.ROOT).as_posix() for file in behind if not file.is_relative_to(tmp_path)}
+    assert own == {"mine/deep/method.py", "mine/deep/base.py", "mine/deep/__init__.py", "mine/tools.py", "beside.py"}
+    assert {"baselines/rtn.py", "baselines/options/rtn.py"} <= others
+    assert not [file for file in others if file.startswith("r2q/")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,16 @@ from r2q.records import (
     check_signature,
     check_tensors,
     columns,
+    digest_files,
     missing_files,
     passing,
     read_csv,
     read_if_whole,
     read_json,
     sign,
+    touched_files,
     write_csv,
+    write_record,
 )  # fmt: skip
 
 LAYER = Layer(
@@ -160,3 +164,27 @@ def test_which_failures_may_pass() -> None:
     assert passing(raised(ImportError("no library")))
     assert not passing(raised(KeyError("weight")))
     assert not passing(ArithmeticError("not finite"))
+
+
+def test_a_record_of_which_a_number_was_edited_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report = replace(REPORT, bits_per_weight=2, notes={10: 1, 2: (0.5, None)})  # not as JSON has them
+    write_record(path, report)
+    assert read_json(path, Report).bits_per_weight == 2.0
+    for old, new in (('"bits_per_weight": 2,', '"bits_per_weight": 1,'), ('"seed": 0', '"seed": 1')):
+        write_record(path, report)
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        with pytest.raises(Damaged, match=r"report\.json: damaged: it is not what was written"):
+            read_json(path, Report)
+
+
+def test_a_file_written_after_its_record_is_noticed(tmp_path: Path) -> None:
+    for number, name in enumerate(("before", "record.json", "after")):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, ns=(number, number))
+    assert touched_files(tmp_path / "record.json", ["before", "after"]) == ["after"]
+    first = digest_files(tmp_path, ["before", "after"])
+    (tmp_path / "before").write_text("BEFORE")
+    assert digest_files(tmp_path, ["after", "before"]) != first

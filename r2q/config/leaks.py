@@ -19,6 +19,7 @@ from typing import Any
 from r2q.config.run import Config
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE
 
+BLANKS = b" \t\r\n"  # of another length where a text was saved by another program
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 
 
@@ -31,6 +32,10 @@ def evaluated_texts(config: Config) -> list[tuple[str, str]]:
         for file in sorted(Path(config.task_data).glob("*/*")):
             if file.name.split(".")[0] in ("test", "validation") and TEXT_FILE.search(file.name):
                 found.append((f"task_data of {file.parent.name}", str(file)))
+    for folder in config.task_include:
+        for file in sorted(Path(folder).rglob("*")):
+            if TEXT_FILE.search(file.name) and not {"train", "fewshot"} & set(re.split(r"[^a-z]+", file.name.lower())):
+                found.append((f"data of tasks in {folder}", str(file)))
     return found
 
 
@@ -91,7 +96,7 @@ def _within(one: str, other: str, one_is_whole: bool) -> bool:
 
 
 def _digest(path: str) -> str | None:
-    """SHA-256 of what a file holds, decompressed; None where it cannot be read, which its reader will say."""
+    """SHA-256 of what a file holds, without blanks and line ends; None where it cannot be read: its reader will say."""
     try:
         stat = Path(path).stat()
         return _content(os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
@@ -104,5 +109,5 @@ def _content(path: str, *_: int) -> str:
     digest = hashlib.sha256()
     with OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
+            digest.update(block.translate(None, BLANKS))
     return digest.hexdigest()

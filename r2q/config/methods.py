@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -151,7 +152,7 @@ def _source(module: str) -> Path | None:
         return None
     base = _package(parts[0]).joinpath(*parts[1:])
     candidates = (base.with_suffix(".py"), base / "__init__.py")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - False for a name too long
 
 
 @dataclass(frozen=True)

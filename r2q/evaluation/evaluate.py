@@ -9,7 +9,7 @@ from r2q.config import ConfigError
 from r2q.evaluation.session import ITEMS, RAW, Session, blank
 from r2q.evaluation.tasks import check_tasks
 from r2q.kept import write_json
-from r2q.records import OK, Report, read_json
+from r2q.records import OK, Report, read_json, write_record
 
 
 def evaluate(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
@@ -39,7 +39,7 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
     for name in (RAW, ITEMS):
         write_json(out / name, {})
     reason = f"quantize: {report.reason}"
-    write_json(out / "evaluation.json", blank(config, model, report, status=report.status, reason=reason))
+    write_record(out / "evaluation.json", blank(config, model, report, status=report.status, reason=reason))
     print(f"{progress} not evaluated, quantizing {report.status}: {report.reason}", flush=True)
 
 

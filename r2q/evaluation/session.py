@@ -15,7 +15,19 @@ from r2q.files import read_documents, sha256
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
 from r2q.plan.sources import code
-from r2q.records import FAILED, OK, Evaluation, Report, TaskScore, missing_files, one_line, passing, read_if_whole
+from r2q.records import (
+    FAILED,
+    OK,
+    Evaluation,
+    Report,
+    TaskScore,
+    digest_files,
+    missing_files,
+    one_line,
+    passing,
+    read_if_whole,
+    write_record,
+)
 
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
 BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
@@ -90,7 +102,7 @@ class Session:
         identity = self._identity(folder, written)
         unit_key = key(identity)
         known = read_if_whole(folder / "evaluation.json", Evaluation)
-        if known is not None and known.key == unit_key and not known.retry and not missing_files(folder, known.files):
+        if known is not None and known.key == unit_key and not known.retry and _whole(folder, known):
             asked = self.config.limits.samples and known.status == OK
             if not asked or SAMPLES in known.files:
                 return f"kept, {_summary(known)}"
@@ -104,8 +116,9 @@ class Session:
         files = {name: (folder / name).stat().st_size for name in (RAW, ITEMS, SAMPLES) if (folder / name).is_file()}
         found |= {"key": unit_key, "device": identity["device"], "versions": self.versions, "files": files}
         found["hashes"] = {"weights": written, "tasks": self.tasks_hash, "code": self.code}
+        found["hashes"]["files"] = digest_files(folder, files)
         record = blank(self.config, self.model, report, **found)
-        write_json(folder / "evaluation.json", record)
+        write_record(folder / "evaluation.json", record)
         return _summary(record)
 
     def _identity(self, folder: Path, weights: str) -> dict[str, Any]:
@@ -208,6 +221,12 @@ class Session:
         if digest not in self._encoders:
             self._encoders[digest] = Encoder(load_tokenizer(str(folder)), self.entry.add_bos)
         return digest, self._encoders[digest]
+
+
+def _whole(folder: Path, known: Evaluation) -> bool:
+    """Whether the raw results are still there as they were."""
+    there = not missing_files(folder, known.files)
+    return there and digest_files(folder, known.files) == known.hashes.get("files")
 
 
 def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:

@@ -13,7 +13,7 @@ from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
-from r2q.records import OK, Report, read_json, write_csv
+from r2q.records import OK, Report, read_json, sign, write_csv
 
 
 def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> None:
@@ -53,6 +53,7 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
         points = _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
         rows += [{"method": config.recipes[recipe].method} | point for point in points]
     write_csv(out, list(rows[0]), rows)
+    sign(Path(out).with_suffix(".sha256"), [out])
 
 
 def _group_rows(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from r2q.config import TEXT_FILE, Config, Model, method_info
-from r2q.models.source import MADE, made_folder
+from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
+from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
 
 READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # of a model's folder; no one reads other files
@@ -50,6 +50,7 @@ class Plan:
         self.results, self.figures = f"results/{config.run}", f"figures/{config.run}"
         self.units = units_of(config)
         self.recipes = config.resolved()["recipes"]
+        self._described: dict[str, dict[str, Any]] = {}  # recipes in words
         self._shared: dict[str, Any] = {}  # what all units ask for alike, and what takes a look at the disk
         self.trained = [unit for unit in self.units if config.trains(unit.recipe)]
 
@@ -164,6 +165,17 @@ class Plan:
         """Whether a rule writes this file or folder."""
         return any(below(path, made) for made in self.made)
 
+    @property
+    def intermediates(self) -> list[str]:
+        """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
+        read = {*self.task_files(), *self.calibration_text(), *self.training_text(), *self.reference_text()}
+        found = [path for files in self.made.values() for path in files if path in read]
+        found += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
+        found += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
+        for unit in self.units:
+            found += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
+        return list(dict.fromkeys(found))
+
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 
     def asked_source(self, at: Any) -> str:
@@ -213,6 +225,9 @@ class Plan:
             "calibration": section,
         }
         parts["leaves"] = self.config.starts_training(at.recipe)
+        if at.recipe not in self._described:
+            self._described[at.recipe] = asdict(describe_recipe(self.config, at.recipe))
+        parts["facts"] = self._described[at.recipe]
         return _line(self._model(at), **parts, code=source)
 
     def asked_evaluate(self, at: Any) -> str:
@@ -255,6 +270,7 @@ class Plan:
 
     @property
     def tables(self) -> list[str]:
+        """Those of every run."""
         return ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory"]
 
     @property
@@ -271,6 +287,18 @@ class Plan:
         if self.trained:
             found |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
         return found
+
+    @property
+    def manifests(self) -> list[str]:
+        """Files with the sha256 of what was made of records."""
+        names = [
+            "collected",
+            "lattice",
+            "report",
+            "tables/tables",
+            *(["trained", "tables/claims"] * bool(self.trained)),
+        ]
+        return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]
 
     def csv_of(self, *names: str) -> list[str]:
         """The CSV files of the run so named, as far as it has them: those of training only where a recipe trains."""

@@ -7,10 +7,12 @@ off, and what failed for a reason outside of the run (a file, memory), is theref
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from r2q.models.source import sha256_of
 from r2q.plan import Plan, model_files
 from r2q.prepare import (
     FACTS,
@@ -21,7 +23,17 @@ from r2q.prepare import (
     recipe_problems,
     task_problems,
 )
-from r2q.records import OK, Damaged, Evaluation, Report, check_signature, check_tensors, missing_files, read_json
+from r2q.records import (
+    OK,
+    Damaged,
+    Evaluation,
+    Report,
+    changed_files,
+    check_tensors,
+    missing_files,
+    read_json,
+    touched_files,
+)
 
 
 def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
@@ -32,7 +44,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
         made_tasks: tasks that a rule writes.
     """
     config, there = plan.config, plan.config
-    if not all(Path(files[0]).is_file() for files in plan.made.values()):  # what the rule will write is known
+    if damaged_worlds(plan):  # what the rule will write is known
         texts = {name: text for name, text in config.perplexity.items() if not plan.is_made(text.path)}
         there = config.model_copy(
             update={
@@ -70,13 +82,27 @@ def _of_model(plan: Plan, model: str) -> list[str]:
 def stale(plan: Plan) -> dict[str, str]:
     """Outputs that are there and have to be made again, each with the reason."""
     found = dict(_stale_units(plan))
+    found |= {file: reason for file, reason in damaged_worlds(plan).items() if Path(file).is_file()}
     for model in plan.config.models:
         found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
-        for name in ("calibration.safetensors", "training_data.safetensors"):
+        for name in ("calibration.safetensors", "training_data.safetensors", "reference.safetensors"):
             found |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
-    collected = ("scores.csv", "layers.csv", "items.csv", "provenance.json")
-    for name in (*collected, "training.csv", "gradients.csv", "drift.csv"):
-        found |= _damage(f"{plan.results}/{name}", check_signature)
+    for manifest in plan.manifests:
+        found |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
+    return found
+
+
+def damaged_worlds(plan: Plan) -> dict[str, str]:
+    """Folders that a rule makes, by their first file, which has the sha256 of the others; with what is wrong."""
+    found = {}
+    for folder, (first, *rest) in plan.made.items():
+        try:
+            digests = json.loads(Path(first).read_bytes())["files"]
+            wrong = [f for f in rest if sha256_of(Path(f)) != digests[Path(f).relative_to(folder).as_posix()]]
+        except (OSError, ValueError, LookupError, TypeError):
+            wrong = [first]
+        if wrong:
+            found[first] = f"{wrong[0]}: missing or damaged; {folder} is made again"
     return found
 
 
@@ -106,3 +132,5 @@ def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield str(folder / name), f"{folder}: {record.status} before ({record.reason}); tried again"
             elif record.status == OK and files:
                 yield str(folder / name), f"{folder}: {', '.join(files)} missing or cut off; made again"
+            elif record.status == OK and (later := touched_files(folder / name, record.files)):
+                yield str(folder / name), f"{folder}: {', '.join(later)} written since; looked at again"

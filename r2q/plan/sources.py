@@ -1,10 +1,11 @@
 """Which source files stand behind a verb's results: the one list for the rules and for the keys of what verbs write.
 
-A test follows the imports of every verb and finds what is missing here.
+A file brings what it imports from its own package. A test follows all imports of every verb, and finds what is missing.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -13,12 +14,13 @@ from r2q.config import method_info
 from r2q.kept import source_hash
 
 TEXT = ("r2q/files.py", "r2q/tokens.py")
+WEIGHTS = ("r2q/quantization/method.py", "r2q/quantization/packing.py")  # packed ones, and what they import
 QUANTIZE = ("r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels")
 SOURCES: Mapping[str, tuple[str, ...]] = {
-    "source": ("r2q/models/source.py", "r2q/models/gguf_file.py"),
+    "source": ("r2q/models/source.py", *WEIGHTS),
     "prepare": ("r2q/prepare.py", "r2q/models"),
-    "calibrate": ("r2q/models/calibration.py", *TEXT),
-    "teacher_data": ("r2q/training/teacher_data.py", "r2q/training/data.py", "r2q/training/generation.py", *TEXT),
+    "calibrate": ("r2q/models/calibration.py", *WEIGHTS, *TEXT),
+    "teacher_data": ("r2q/training/teacher_data.py", "r2q/models", *WEIGHTS, *TEXT),
     "quantize": QUANTIZE,  # and the method
     "train": (*QUANTIZE, "r2q/training"),  # and frame and quantizer
     "reference": ("r2q/evaluation/fidelity.py", "r2q/models", "r2q/quantization", *TEXT),
@@ -37,7 +39,9 @@ def method_code(method: str, options: Mapping[str, Any]) -> str:
     """sha256 over the source behind a recipe: of the verb, its method, and the methods that its options name."""
     names = {method, options.get("quantizer", method)}
     verb = "train" if method_info(method).needs == "training" else "quantize"
-    return _hash((*SOURCES[verb], *sorted(str(method_info(name).path) for name in names)))
+    methods = [method_info(name) for name in names]
+    own = {str(path) for method in methods for path in (method.path, inspect.getsourcefile(method.options))}
+    return _hash((*SOURCES[verb], *sorted(own)))
 
 
 @cache  # hundreds of units ask for the same few

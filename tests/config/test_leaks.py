@@ -94,10 +94,24 @@ def test_any_section_with_texts_and_the_data_of_tasks(folder: Path) -> None:
         (task / f"{split}.jsonl").write_text('{"text": "' + split + '"}\n')
     config = parse(asked("other.txt") | {"task_data": "data"}, "x.yaml")
     with_fidelity = SimpleNamespace(
-        perplexity=config.perplexity, task_data="data", fidelity=SimpleNamespace(path="sub/../a.txt")
+        perplexity=config.perplexity,
+        task_data="data",
+        task_include=["own"],
+        fidelity=SimpleNamespace(path="sub/../a.txt"),
     )
+    (folder / "own").mkdir()
+    for name in ("mine.jsonl", "mine_train.jsonl", "mine.yaml"):
+        (folder / "own" / name).write_text('{"text": "own"}\n')
+    (folder / "windows.jsonl").write_bytes(b'{"text":  "own"}\r\n\r\n')
     pairs = evaluated_texts(with_fidelity)  # type: ignore[arg-type]
-    assert pairs[1:] == [("fidelity.path", "sub/../a.txt"), ("task_data of mine", "data/mine/test.jsonl")]
+    assert pairs[1:] == [
+        ("fidelity.path", "sub/../a.txt"),
+        ("task_data of mine", "data/mine/test.jsonl"),
+        ("data of tasks in own", "own/mine.jsonl"),
+    ]
+    assert common([("k", "windows.jsonl")], pairs) == [
+        "k: windows.jsonl is evaluated as data of tasks in own (own/mine.jsonl); choose other text"
+    ]
     assert common([("k", "link.txt"), ("k", "data/mine/train.jsonl"), ("k", "./data/mine/test.jsonl")], pairs) == [
         "k: link.txt is evaluated as fidelity.path (sub/../a.txt); choose other text",
         "k: ./data/mine/test.jsonl is evaluated as task_data of mine (data/mine/test.jsonl); choose other text",

@@ -254,7 +254,7 @@ def broken(run: Run, value: float) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     report = json.loads((folder / "report.json").read_text())
     report["hashes"]["weights"] = folder_digest(folder)
-    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report | {"digest": ""}))
 
 
 def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

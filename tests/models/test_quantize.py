@@ -186,3 +186,27 @@ def test_the_part_of_an_error_beyond_the_levels() -> None:
     found = describe("layer", method.quantize_weight(weight), weight)
     assert found["clipped_error"] == pytest.approx(1.5**2 / 28)
     assert found["relative_error"] == pytest.approx((3 * 0.5**2 + 1.5**2) / 28)
+
+
+@pytest.mark.parametrize("lacking", ["import a_library_that_is_not_there", "open('needed.txt')"])
+@pytest.mark.parametrize("when", ["imported", "used"])
+def test_a_method_that_lacks_something_is_a_row_and_tried_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, when: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    name, head = f"lacks_{when}_{len(lacking)}", lacking if when == "imported" else ""
+    body = "pass" if when == "imported" else lacking
+    (tmp_path / f"{name}.py").write_text(
+        f"from baselines.rtn import RTN\n{head}\n\n\nclass Mine(RTN):\n"
+        f"    def fit_groups(self, values):\n        {body}\n        return super().fit_groups(values)\n"
+    )
+    run.recipes["mine-g32"] = {"method": f"{name}.Mine", "granularity": "g32"}
+    run.quantize("mine-g32")
+    report = run.report("mine-g32")
+    assert (report["status"], report["retry"]) == ("failed", True)
+    assert lacking.split("'")[1] in report["reason"] if "'" in lacking else lacking.split()[1] in report["reason"]
+    if "'" in lacking:  # the same command, once the cause is gone
+        (tmp_path / "needed.txt").write_text("")
+        run.quantize("mine-g32")
+        assert run.report("mine-g32")["status"] == "ok"

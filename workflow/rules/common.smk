@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 min_version("9.27")
 
@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from mini.tasks import TASKS as MINI_TASKS
 from mini.world import MODEL_NAMES as MINI_MODELS
+from r2q.config import machine_problems
 from r2q.kept import source_hash
 from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
@@ -41,7 +42,6 @@ WORLD_FILES = [
     *[f"{WORLD}/tasks/{task.name}.{ending}" for task in MINI_TASKS for ending in ("yaml", "jsonl")],
 ]
 CONFIG, SOURCE = checked(workflow, config)
-validate(config, "../schemas/config.schema.json", set_default=False)
 PLAN = Plan(CONFIG, made={WORLD: WORLD_FILES})
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 UNIT = f"{RESULTS}/{{model}}/{{recipe}}/seed{{seed}}"
@@ -89,7 +89,8 @@ def stale_outputs(wildcards):
 
 STALE = {}
 if workflow.is_main_process:
-    stop_with(SOURCE, problems(PLAN, [task.name for task in MINI_TASKS]))
+    here = machine_problems(CONFIG) if workflow.local_exec else []  # on a cluster jobs run elsewhere
+    stop_with(SOURCE, here or problems(PLAN, [task.name for task in MINI_TASKS]))
     STALE = stale(PLAN)
     if is_module(workflow):  # whose onstart Snakemake does not call
         write_config(CONFIG, RUN_CONFIG)

@@ -62,7 +62,7 @@ rule source:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_source,
-        model=lambda at: PLAN.source_of(at),
+        model=PLAN.source_of,
         out=folder_of_output,
     message:
         "source {wildcards.source}"

@@ -1,7 +1,8 @@
 # Scores, tables, figures, claims and the page: from here on nothing imports torch, but for `lattice`, which reads weights.
 TABLES = [f"{RESULTS}/tables/{name}.{ending}" for name in PLAN.tables for ending in ("csv", "md", "tex")]
-DRAWN = [f"{FIGURES}/{name}.{ending}" for name in PLAN.drawn for ending in ("png", "svg", "csv")]
-CLAIMS = [f"{RESULTS}/tables/claims.csv", f"{RESULTS}/tables/claims.md"] if TRAINED else []
+SIGNED = f"{RESULTS}/tables/tables.sha256"
+DRAWN = [f"{FIGURES}/{name}.{ending}" for name in PLAN.drawn for ending in ("png", "svg", "csv", "sha256")]
+CLAIMS = [f"{RESULTS}/tables/claims.{ending}" for ending in ("csv", "md", "sha256") if TRAINED]
 
 
 rule collect:
@@ -62,6 +63,7 @@ rule lattice:
         reports=PLAN.files("report.json"),
     output:
         f"{RESULTS}/lattice.csv",
+        f"{RESULTS}/lattice.sha256",
     log:
         f"{RESULTS}/logs/lattice.log",
     priority: -1
@@ -76,7 +78,7 @@ rule lattice:
         python -m r2q lattice \
             --config {params.config:q} \
             --results {params.results:q} \
-            --out {output:q} \
+            --out {output[0]:q} \
             --log {log:q}
         """
 
@@ -86,6 +88,7 @@ rule table:
         PLAN.csv_of("scores", "layers", "training"),
     output:
         report(TABLES, caption="../report/tables.rst", category="Tables"),
+        SIGNED,
     log:
         f"{RESULTS}/logs/table.log",
     params:
@@ -110,6 +113,7 @@ rule figure:
         report(f"{FIGURES}/{{figure}}.png", caption="../report/figure.rst", category="Figures"),
         f"{FIGURES}/{{figure}}.svg",
         f"{FIGURES}/{{figure}}.csv",
+        f"{FIGURES}/{{figure}}.sha256",
     log:
         f"{RESULTS}/logs/figure-{{figure}}.log",
     wildcard_constraints:
@@ -135,6 +139,7 @@ rule claims:
     output:
         report(f"{RESULTS}/tables/claims.csv", caption="../report/claims.rst", category="Tables"),
         f"{RESULTS}/tables/claims.md",
+        f"{RESULTS}/tables/claims.sha256",
     log:
         f"{RESULTS}/logs/claims.log",
     params:
@@ -160,6 +165,7 @@ rule page:
         DRAWN,
     output:
         report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Page"),
+        f"{RESULTS}/report.sha256",
     log:
         f"{RESULTS}/logs/page.log",
     params:
@@ -167,11 +173,11 @@ rule page:
         results=RESULTS,
         figures=FIGURES,
     message:
-        "page: write {output}"
+        "page: write {output[0]}"
     shell:
         r"""
         python -m r2q page {params.results:q} \
             --figures {params.figures:q} \
-            --out {output:q} \
+            --out {output[0]:q} \
             --log {log:q}
         """

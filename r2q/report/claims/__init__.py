@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from r2q.kept import write_atomic
-from r2q.records import write_csv
+from r2q.records import sign, write_csv
 from r2q.report import statistics
 from r2q.report.claims import measures
 from r2q.report.claims.markdown import ENDS, GAINS, SCORE, STARTS, page
@@ -94,6 +94,7 @@ def claims(results: str | Path, out: str | Path, subject: str = SUBJECT, against
     unfinished = measures.unfinished(units, run.steps, run.scores)
     count = len(units.keys() | unfinished.keys())
     write_atomic(f"{out}.md", page(name, subject, others[0] if others else "", rows, count, unfinished, twice))
+    sign(f"{out}.sha256", [f"{out}.csv", f"{out}.md"])
 
 
 def _place(quantizer: str) -> int:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from r2q.report.figures.style import save, style
 from r2q.report.run import Run
-from r2q.records import read_drawn, write_csv
+from r2q.records import read_drawn, sign, write_csv
 
 HELPERS = ("style",)
 
@@ -68,6 +68,7 @@ def figure(name: str, results: str | Path, out: str | Path) -> None:
     write_csv(f"{out}.csv", columns, [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")])
     with style():
         save(_nothing(name) if frame.empty else module.draw(read_drawn(f"{out}.csv", module.COLUMNS)), out)
+    sign(f"{out}.sha256", [f"{out}.{ending}" for ending in ("png", "svg", "csv")])
 
 
 def _nothing(name: str) -> Figure:

@@ -18,7 +18,7 @@ import jinja2
 import pandas as pd
 
 from r2q.kept import write_atomic
-from r2q.records import OK, read_drawn
+from r2q.records import OK, read_drawn, sign
 from r2q.report.figures import find
 from r2q.report.run import Run
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
@@ -74,6 +74,7 @@ def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None
         runs=described, title=" and ".join(run["name"] for run in described), tablesort=script
     )
     write_atomic(out, text)
+    sign(Path(out).with_suffix(".sha256"), [out])
 
 
 def _describe(folder: Path, figures: Path | None) -> dict[str, Any]:

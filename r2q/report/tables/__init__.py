@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from r2q.records import sign
 from r2q.report.run import Run
 from r2q.report.tables.nine import TABLES
 from r2q.report.tables.render import terminal
@@ -11,6 +12,7 @@ from r2q.report.tables.sheet import Sheet, write
 from r2q.report.tables.summary import summarize
 
 NAMES = tuple(TABLES)
+ENDINGS = ("csv", "md", "tex")
 
 
 def table(results: str | Path, out: str | Path, show: bool = False) -> None:
@@ -27,5 +29,6 @@ def table(results: str | Path, out: str | Path, show: bool = False) -> None:
         if sheet is None or not sheet.body:
             sheet = Sheet(name, title.rstrip("."), ["model"], [], ["This run has no rows for this table."])
         write(sheet, out)
+    sign(Path(out, "tables.sha256"), [Path(out, f"{name}.{ending}") for name in TABLES for ending in ENDINGS])
     if show:
         print(terminal(summary), end="")
