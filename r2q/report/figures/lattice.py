@@ -32,6 +32,7 @@ class Group:
     quantized: np.ndarray  # [n]
     levels: np.ndarray  # [different levels]
     place: np.ndarray  # [n]
+    percentile: float | None = None  # of its relative error among the groups of the layer; None where not recorded
 
     @property
     def counts(self) -> np.ndarray:
@@ -48,7 +49,7 @@ class Group:
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """The run's lattice.csv as it is (see `r2q.models.inspect.lattice_data`)."""
+    """The run's lattice.csv as it is (see `r2q.models.inspect.lattice`)."""
     return run.csv("lattice", COLUMNS)
 
 
@@ -90,15 +91,17 @@ def _group(recipe: str, rows: pd.DataFrame) -> Group:
     distance = np.abs(quantized[:, None] - levels)  # [n, levels]
     if distance.min(1).any():
         raise ValueError(f"lattice figure, recipe {recipe}: a quantized weight is on none of the levels")
-    return Group(recipe, rows["weight"].to_numpy(dtype=float), quantized, levels, distance.argmin(1))
+    rank = float(rows["percentile"].iloc[0]) if "percentile" in rows else None
+    return Group(recipe, rows["weight"].to_numpy(dtype=float), quantized, levels, distance.argmin(1), rank)
 
 
 def _staircase(axes: Axes, group: Group) -> None:
     weight, quantized, levels = group.weight, group.quantized, group.levels
     mse, power = float(np.mean((quantized - weight) ** 2)), float(np.mean(weight**2))
-    relative = f", relative error {mse / power:.3f}" if power else ""
+    relative = f"relative error {mse / power:.3f}" if power else f"MSE {mse:.2e}"
+    rank = f", percentile {group.percentile:.0f}" if group.percentile is not None else ""
     axes.set_title(f"{group.recipe}\n", pad=2)
-    axes.text(0, 1.02, f"MSE {mse:.2e}{relative}", transform=axes.transAxes, fontsize=7, va="bottom")
+    axes.text(0, 1.02, f"{relative}{rank}", transform=axes.transAxes, fontsize=7, va="bottom")
     ends = axes.get_xlim()
     axes.plot(ends, ends, color=GREY, lw=0.7, ls=":")
     for level, (start, stop) in zip(levels, pairwise([ends[0], *group.edges, ends[1]]), strict=True):
