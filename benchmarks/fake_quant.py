@@ -24,9 +24,8 @@ import transformers
 from torch import nn
 
 from benchmarks.training import GROUP, LENGTH, SHAPES, configuration
-from r2q.models.apply import make_method
 from r2q.models.targets import Target
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.training.fake_quant import Latent, install
 
 SHAPE = SHAPES["7b"]

@@ -30,11 +30,10 @@ from baselines._error_feedback import factorize, quantize_rows
 from baselines.rtn import RTN
 from r2q.kernels.feedback import Steps, feedback_plain
 from r2q.kernels.feedback_triton import feedback_triton
-from r2q.models.apply import make_method
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_errors
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 
 GROUP = 128
 TOKENS = 32768

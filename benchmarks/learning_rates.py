@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.models.apply import make_method
 from r2q.models.load import load_full, quiet
 from r2q.models.targets import list_targets
+from r2q.quantization.method import make_method
 from r2q.quantize import recipe_of
 from r2q.training.trainer import Diverged
 from r2q.training.unit import read_training

@@ -14,8 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from r2q.models.apply import make_method
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 
 METHODS = {
     "r2q": ("r2q", {}),

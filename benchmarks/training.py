@@ -30,9 +30,8 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from r2q.models.apply import make_method
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.training.data import Rows, TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group

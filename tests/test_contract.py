@@ -12,11 +12,11 @@ import torch
 from pydantic import ValidationError
 
 from r2q import config as configuration
-from r2q.models.apply import apply, make_method
+from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, WeightMethod
+from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.baselines.calibrated import text
 from tests.models.tiny import tiny_folder, tokens
 from tests.training.rows import random_data

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from r2q.models.apply import make_method
 from r2q.models.calibration import Calibration, tokens_sha256
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Quantized, Recipe
+from r2q.quantization.method import Quantized, Recipe, make_method
 
 SHORT: dict[str, dict[str, Any]] = {
     "awq": {"exponents": 5, "clip_steps": 3},

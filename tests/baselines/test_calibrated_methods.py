@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from baselines._calibrated import error_roots, matrices, sample_inputs
-from r2q.models.apply import apply, make_method
+from r2q.models.apply import apply
 from r2q.models.blocks import walk
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from tests.baselines.calibrated import SHORT, quantize, same, text
 from tests.models.tiny import tiny_model, tokens
 

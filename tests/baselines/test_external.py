@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from r2q import config as configuration
-from r2q.models.apply import FAILURES, apply, make_method
+from r2q.models.apply import FAILURES, apply
 from r2q.models.external import computed_weight, probe
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.prepare import missing_paths
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from tests.models.tiny import tiny_folder, tokens
 from tests.units import quantize
 

@@ -9,10 +9,9 @@ import torch
 
 from baselines._error_feedback import Asked, columns_of
 from r2q.kernels.feedback import Ladder, Rule, Steps, feedback, feedback_plain
-from r2q.models.apply import make_method
 from r2q.models.moments import add_moment
 from r2q.quantization.grid import AffineGrid
-from r2q.quantization.method import Recipe, WeightMethod
+from r2q.quantization.method import Recipe, WeightMethod, make_method
 
 LATTICES = [
     ("rtn", {}, 2),

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from r2q.models import blocks
-from r2q.models.apply import apply, make_method
+from r2q.models.apply import apply
 from r2q.models.blocks import compute_dtype, walk
 from r2q.models.calibration import Calibration
 from r2q.models.capture import hidden_of
 from r2q.models.moments import output_errors, second_moments
 from r2q.models.targets import decoder_blocks, has_tied_head, list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from tests.models.test_targets import small
 from tests.models.tiny import CASES, tiny_model
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import r2q
-from r2q.models.apply import apply, formula_bytes, make_method
+from r2q.models.apply import apply, formula_bytes
 from r2q.models.load import load_full, load_packed
 from r2q.models.packed import PackedLinear, PackedWeight
 from r2q.models.plugin import FORMAT_VERSION, file_sha256
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from tests.models.tiny import CASES, LINEARS, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from r2q.models.apply import make_method
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.training.state import Store
 from tests.models.tiny import tiny_model
 from tests.training import test_gpu

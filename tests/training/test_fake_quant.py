@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from r2q.models.apply import make_method
 from r2q.models.targets import Target, list_targets
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, CodebookGrid
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.training.fake_quant import FakeQuantizer, FrozenCodes, Latent, finest_step, inside, install
 from r2q.training.fused import compiles, one_pass
 from tests.models.tiny import tiny_model, tokens

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from r2q.models.apply import make_method
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Quantized, Recipe
+from r2q.quantization.method import Quantized, Recipe, make_method
 from r2q.training.fake_quant import FakeQuantizer
 from r2q.training.losses import DISTILLING, chunked_losses
 from tests.models.tiny import tiny_model

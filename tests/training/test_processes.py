@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from r2q.models.apply import apply, make_method
+from r2q.models.apply import apply
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Quantized, Recipe
+from r2q.quantization.method import Quantized, Recipe, make_method
 from r2q.training.processes import CPU, Group, spread
 from r2q.training.trainer import Diverged
 from tests.models.tiny import tiny_model

@@ -13,12 +13,12 @@ import yaml
 
 from baselines._error_feedback import factorize, quantize_rows
 from r2q import config as configuration
-from r2q.models.apply import apply, make_method
+from r2q.models.apply import apply
 from r2q.models.calibration import calibrate
 from r2q.models.load import load_full
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.quantize import quantize
 from r2q.training.fake_quant import FakeQuantizer
 from r2q.training.start import LATENT, Weights, leave

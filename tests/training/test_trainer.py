@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from r2q.models.apply import make_method
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe
+from r2q.quantization.method import Recipe, make_method
 from r2q.training.data import Order, Rows, read, write
 from r2q.training.options import TrainingOptions
 from r2q.training.schedule import learning_rate
