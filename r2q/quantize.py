@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from dataclasses import replace as replace_fields
 from fnmatch import fnmatch
@@ -18,6 +19,7 @@ from r2q.kept import key, write_json
 from r2q.measure import Measured, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes, pick_device
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
+from r2q.models.card import CARD, describe_source, mean_errors
 from r2q.models.external import adopt
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
@@ -98,7 +100,9 @@ def quantize(
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
-        record = _unit(unit, source, tokenizer, out, device, data, rows, leaves)
+        recipe_facts = configuration.describe_recipe(config, unit.name)
+        about = {**describe_source(entry, source), "facts": recipe_facts}
+        record = _unit(unit, source, tokenizer, out, device, data, rows, leaves, about)
     hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
     hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
     hashes |= {"training": rows.digest} if rows is not None else {}
@@ -112,7 +116,7 @@ def quantize(
         granularity=unit.granularity,
         group_size=unit.fixed_group_size,
         options=unit.options,
-        facts=configuration.describe_recipe(config, unit.name),
+        facts=recipe_facts,
         seconds=cost.seconds,
         peak_mib=cost.peak_mib,
         versions=identity["versions"],
@@ -191,6 +195,7 @@ def _unit(
     data: Calibration | None = None,
     training: TrainingData | None = None,
     leaves: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Quantize and write one unit; the fields of its report that only this work gives."""
     record: dict[str, Any] = {"status": OK, "reason": "", "bits": recipe.bits}
@@ -207,11 +212,12 @@ def _unit(
             return record | adopt(method, model, targets, tokenizer, folder, device)
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
         layers, notes = apply(method, model, targets, device, data, training, latent)
-        digests = save(model, tokenizer, folder, dict(vars(recipe)))
+        about = {**(about or {}), "errors": mean_errors(layers)}
+        digests = save(model, tokenizer, folder, dict(vars(recipe)), about)
         if latent is not None:
             leave(folder, latent)
     except FAILURES as error:
-        for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
+        for stale in (*folder.glob("*.safetensors"), *folder.glob(CARD)):  # of an earlier attempt
             stale.unlink()
         reason, diverged = one_line(error), isinstance(error, Diverged)
         if diverged:  # "diverged at step 4: loss nan": the status says the first word

@@ -28,7 +28,7 @@ from r2q.kept import key, write_json
 PREPARED = Path("results/prepared")
 SOURCES = PREPARED / "sources"
 FORMAT_VERSION = 1
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # weights without pickle, config, tokenizer
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md"]  # weights are never pickles
 FACTS = "source.json"
 MADE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", FACTS)  # always written
 PIP = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "1")

@@ -30,8 +30,9 @@ def _check(tensor: torch.Tensor, bits: int) -> None:
 
 def _words(codes: torch.Tensor) -> torch.Tensor:
     """Eight bytes read as one int64; a view must start at a multiple of eight bytes of its storage."""
-    codes = codes.contiguous()
-    return (codes.clone() if codes.storage_offset() % 8 else codes).view(torch.int64)
+    flat = codes.contiguous().flatten()  # the stride of a dimension of length 1 may be anything
+    words = (flat.clone() if flat.storage_offset() % 8 else flat).view(torch.int64)
+    return words.view(*codes.shape[:-1], codes.shape[-1] // 8)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
