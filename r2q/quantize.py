@@ -16,7 +16,7 @@ import torch
 from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.kept import key, write_json
-from r2q.measure import Measured, versions
+from r2q.measure import Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes, pick_device
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.card import CARD, describe_source, mean_errors
@@ -182,8 +182,15 @@ def _identity(
         "source": fingerprint,
         "device": device.type,
         "code": method_code(recipe.method, recipe.options),
-        "versions": versions("torch", "transformers", "safetensors"),
+        "versions": versions("torch", "transformers", "safetensors", *_packages(recipe)),
     }
+
+
+def _packages(recipe: Recipe) -> list[str]:
+    """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
+    names = dict.fromkeys([recipe.method, recipe.options.get("quantizer") or recipe.method])
+    found = (package_of(configuration.method_info(name).module) for name in names)
+    return sorted({package for package in found if package is not None})
 
 
 def _unit(
