@@ -41,6 +41,7 @@ EVERYTHING = [
 onstart:
     RUNNING.append(run_alone(PLAN))
     write_config(CONFIG, RUN_CONFIG)
+    say_progress()
 
 
 onsuccess:
