@@ -59,13 +59,8 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     row, group = _pick(torch.stack([*errors.values()]).sum(0), wanted.row, wanted.group, layer)
     rows: list[dict[str, Any]] = []
     for recipe, unit in shown.items():
-        place: dict[str, Any] = {
-            "method": config.recipes[recipe].method,
-            "recipe": recipe,
-            "model": model,
-            "layer": layer,
-        }
-        place |= {"row": row, "group": group}
+        place: dict[str, Any] = {"method": config.recipes[recipe].method, "recipe": recipe, "model": model}
+        place |= {"layer": layer, "row": row, "group": group}
         place["percentile"] = 100 * float((errors[recipe] <= errors[recipe][row, group]).float().mean())
         rows += [place | point for point in _points(unit, targets[layer], row, group)]
     levels = max((list(point) for point in rows), key=len)  # of the most bits

@@ -79,7 +79,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             note = "dotted: unchanged\npale: error of a weight"
             stairs.text(0.98, 0.03, note, transform=stairs.transAxes, ha="right", fontsize=6.5, color=GREY)
     where = frame.iloc[0]
-    place = f"row {where['row']}, group {where['group']}: {len(groups[0].weight)} weights"
+    place = f"row {where['row']:.0f}, group {where['group']:.0f}: {len(groups[0].weight)} weights"
     figure.suptitle(f"{where['model']}   {where['layer']}   {place}", fontsize=8)
     return figure
 
