@@ -77,7 +77,8 @@ def export(folder: str | Path, out: str | Path) -> None:
     count = sum(weight.codes.numel() for weight in weights)
     stored = 8 * sum(v.nbytes for k, v in state.items() if k.endswith((".qweight", ".qzeros", ".scales", ".g_idx")))
     about = stated(folder)
-    use = f"In the format `{settings['checkpoint_format']}`: transformers (with gptqmodel) and vLLM load it as it is."
+    version = settings["checkpoint_format"]
+    use = f"For readers of GPTQ checkpoints in the format `{version}`, such as vLLM, and transformers with gptqmodel."
     length = sum((out / name).stat().st_size for name in digests)
     (out / CARD).write_text(card(quantization.recipe, stored / count, count, length, about, use), encoding="utf-8")
     for name in digests:

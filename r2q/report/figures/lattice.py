@@ -54,28 +54,31 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """One column per recipe: the staircase weight -> level with counts beside it, the distribution below it."""
+    """Two recipes a row: the staircase weight -> level with counts beside it, the distribution below it."""
     groups = [_group(recipe, frame[frame["recipe"] == recipe]) for recipe in dict.fromkeys(frame["recipe"])]
     values = np.concatenate([part for group in groups for part in (group.weight, group.levels)])
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 1.0
     layout = ConstrainedLayoutEngine(w_pad=0.01, wspace=0.01)
-    figure = Figure(figsize=(WIDTH / 2 * len(groups), 4.3), layout=layout)
-    grid = figure.add_gridspec(2, 2 * len(groups), height_ratios=[3.4, 1], width_ratios=[3.8, 1] * len(groups))
+    columns, rows = min(2, len(groups)), (len(groups) + 1) // 2
+    figure = Figure(figsize=(WIDTH / 2 * columns, 4.3 * rows), layout=layout)
+    grid = figure.add_gridspec(2 * rows, 2 * columns, height_ratios=[3.4, 1] * rows, width_ratios=[3.8, 1] * columns)
     first: Axes | None = None
     for i, group in enumerate(groups):
-        stairs = figure.add_subplot(grid[0, 2 * i])
-        beside = figure.add_subplot(grid[0, 2 * i + 1], sharey=stairs)
-        below = figure.add_subplot(grid[1, 2 * i], sharex=stairs, sharey=first)
+        top, left = 2 * (i // 2), 2 * (i % 2)
+        stairs = figure.add_subplot(grid[top, left])
+        beside = figure.add_subplot(grid[top, left + 1], sharey=stairs)
+        below = figure.add_subplot(grid[top + 1, left], sharex=stairs, sharey=first)
         first = first or below
         stairs.set_xlim(low - margin, high + margin)
         stairs.set_ylim(low - margin, high + margin)
         _staircase(stairs, group)
         _counts(beside, group, 0.05 * (high - low + 2 * margin))
         _distribution(below, group, np.linspace(low, high, BINS + 1) if high > low else np.array([low - 1, high + 1]))
-        if i == 0:
+        if left == 0:
             stairs.set_ylabel("quantized weight")
             below.set_ylabel("weights")
+        if i == 0:
             note = "dotted: unchanged\npale: error of a weight"
             stairs.text(0.98, 0.03, note, transform=stairs.transAxes, ha="right", fontsize=6.5, color=GREY)
     where = frame.iloc[0]
