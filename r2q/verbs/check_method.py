@@ -1,6 +1,6 @@
 """check that a method, of this or any other package, keeps what every method promises
 
-r2q check-method mypackage.kmeans:KMeans --granularity g64 --options '{"rounds": 10}'
+r2q check-method mypackage.kmeans:KMeans --granularity g64
 exit status: 0 all promises are kept, 1 one is broken, 2 there is no such method, or the options are not its
 """
 
@@ -13,7 +13,7 @@ def check_method(
     /,
     granularity: Annotated[str, "GRANULARITY", "g<size>, channel or tensor"] = "g32",
     bits: Annotated[Literal["2", "3", "4"], "BITS", "of a code"] = "2",
-    options: Annotated[str, "JSON", "options of the method"] = "{}",
+    options: Annotated[str, "JSON", 'options of the method, such as {"rounds": 10}'] = "{}",
 ) -> int:
     from r2q.contract import check_method
 
