@@ -1,7 +1,6 @@
 """check that a method, of this or any other package, keeps what every method promises
 
 r2q check-method mypackage.kmeans:KMeans --granularity g64
-exit status: 0 all promises are kept, 1 one is broken, 2 there is no such method, or the options are not its
 """
 
 import json
