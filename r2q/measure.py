@@ -56,6 +56,12 @@ def _peak_resident_mib() -> float:
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
+def package_of(module: str) -> str | None:
+    """The installed package that a module came with; None for ours, and for a file that no package brought."""
+    top = module.partition(".")[0]
+    return None if top in ("r2q", "baselines") else next(iter(metadata.packages_distributions().get(top, [])), None)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of the named installed packages."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from dataclasses import replace as replace_fields
 from fnmatch import fnmatch
@@ -16,14 +16,16 @@ import torch
 from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.kept import key
-from r2q.measure import Measured, versions
+from r2q.measure import Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
+from r2q.models.card import CARD, describe_source, mean_errors
+from r2q.models.checks import small_files, weight_files
 from r2q.models.devices import pick_device
 from r2q.models.external import adopt
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.save import folder_digest, save, small_files, weight_files
+from r2q.models.save import folder_digest, save
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
@@ -117,7 +119,8 @@ def quantize(
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
-        record = _unit(unit, source, tokenizer, out, device, data, rows, leaves)
+        about = {**describe_source(entry, source), "facts": description}
+        record = _unit(unit, source, tokenizer, out, device, data, rows, leaves, about)
     hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
     hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
     hashes |= {"training": rows.digest} if rows is not None else {}
@@ -206,8 +209,15 @@ def _identity(
         "source": fingerprint,
         "device": device.type,
         "code": method_code(recipe.method, recipe.options),
-        "versions": versions("torch", "transformers", "safetensors"),
+        "versions": versions("torch", "transformers", "safetensors", *_packages(recipe)),
     }
+
+
+def _packages(recipe: Recipe) -> list[str]:
+    """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
+    names = dict.fromkeys([recipe.method, recipe.options.get("quantizer") or recipe.method])
+    found = (package_of(configuration.method_info(name).module) for name in names)
+    return sorted({package for package in found if package is not None})
 
 
 def _unit(
@@ -219,6 +229,7 @@ def _unit(
     data: Calibration | None = None,
     training: TrainingData | None = None,
     leaves: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Quantize and write one unit; the fields of its report that only this work gives."""
     record: dict[str, Any] = {"status": OK, "reason": "", "bits": recipe.bits}
@@ -235,11 +246,12 @@ def _unit(
             return record | adopt(method, model, targets, tokenizer, folder, device)
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
         layers, notes = apply(method, model, targets, device, data, training, latent)
-        digests = save(model, tokenizer, folder, dict(vars(recipe)))
+        about = {**(about or {}), "errors": mean_errors(layers)}
+        digests = save(model, tokenizer, folder, dict(vars(recipe)), about)
         if latent is not None:
             leave(folder, latent)
     except (*FAILURES, *OUTSIDE) as error:
-        for stale in folder.glob("*.safetensors"):  # of an earlier attempt: never beside this report
+        for stale in (*folder.glob("*.safetensors"), *folder.glob(CARD)):  # of an earlier attempt
             stale.unlink()
         reason, diverged = one_line(error), isinstance(error, Diverged)
         if diverged:  # "diverged at step 4: loss nan": the status says the first word

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from r2q import config as configuration
+from r2q import contract
+from r2q.cli import main
 from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
-from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, WeightMethod, make_method
-from tests.baselines.calibrated import text
-from tests.models.tiny import tiny_folder, tokens
-from tests.training.rows import random_data
+from r2q.quantization.method import Recipe, make_method
+from tests.models.tiny import tiny_folder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 
@@ -40,8 +36,6 @@ def shipped_recipes() -> list[Recipe]:
 
 
 RECIPES = shipped_recipes()
-QUANTIZING = [recipe for recipe in RECIPES if recipe.method != "full_precision"]
-OF_ONE_WEIGHT = [r for r in QUANTIZING if r.bits == 2 and configuration.method_info(r.method).weight_method]
 
 
 def label(recipe: Recipe) -> str:
@@ -53,104 +47,73 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder("llama", tmp_path_factory.mktemp("full"))
 
 
-def quantized(source: Path, recipe: Recipe) -> tuple[Any, list[dict[str, Any]]]:
-    model = load_full(str(source))
-    method = make_method(recipe)
-    data = text() if method.needs == "calibration" else None
-    rows = random_data() if method.needs == "training" else None
-    layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), data, rows)
-    return model, layers
+CASES = [
+    (check, recipe)
+    for recipe in RECIPES
+    for check in contract.checks_of(recipe)
+    if recipe.bits == 2 or check in contract.CHECKS[:5]
+]
 
 
-@pytest.mark.parametrize("recipe", QUANTIZING, ids=label)
-def test_a_quantized_model(recipe: Recipe, source: Path, tmp_path: Path) -> None:
-    """Few levels, exact size, bit-identical after a round trip; the same seed gives the same bits."""
-    model, layers = quantized(source, recipe)
-    assert {layer["name"] for layer in layers} == {t.name for t in list_targets(load_full(str(source)))}
-    for layer in layers:
-        weight = model.get_submodule(layer["name"]).quantized()
-        values = replace(weight, in_scale=None).dequantize()
-        for group in values.reshape(-1, values.numel() // math.prod(weight.grid.shape)):
-            assert len(group.unique()) <= 2**recipe.bits
-        rows, groups = weight.grid.shape
-        packed_zero_rounding = 1 if "zero" in weight.grid.tensors() else 0
-        formula = recipe.bits * values.numel() + rows * groups * weight.grid.side_bits
-        formula += 0 if weight.in_scale is None else 16 * values.shape[-1]
-        assert formula <= 8 * weight.nbytes <= formula + 7 * packed_zero_rounding
-        assert layer["bits_per_weight"] == pytest.approx(formula / values.numel())
-    save(model, None, tmp_path / "packed", dict(vars(recipe)))
-    with torch.no_grad():
-        expected = model(tokens()).logits
-        assert torch.equal(load_packed(tmp_path / "packed")(tokens()).logits, expected)
-    again, _ = quantized(source, recipe)
-    state, other = model.state_dict(), again.state_dict()
-    assert all(torch.equal(state[key], other[key]) for key in state)
+@pytest.fixture(scope="module")
+def bench() -> contract.Bench:
+    return contract.Bench()
 
 
-@pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2], ids=label)
-def test_another_seed_changes_a_stochastic_method_only(recipe: Recipe, source: Path) -> None:
-    one, _ = quantized(source, recipe)
-    other, _ = quantized(source, Recipe(**dict(vars(recipe)) | {"seed": 1}))
-    states = one.state_dict(), other.state_dict()
-    same = all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert same != configuration.method_info(recipe.method).stochastic
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=label)
-def test_the_source_is_the_class(recipe: Recipe) -> None:
-    """What the config check reads from the file without running it is what the class says."""
-    info, method = configuration.method_info(recipe.method), make_method(recipe)
-    assert info.options.model_json_schema() == method.Options.model_json_schema()
-    assert (info.needs, info.stochastic, info.version) == (method.needs, method.stochastic, method.version)
-    assert info.weight_method == isinstance(method, WeightMethod)
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=label)
-def test_an_unknown_option_is_refused(recipe: Recipe) -> None:
-    with pytest.raises(ValidationError, match="no_such_option"):
-        make_method(Recipe(**dict(vars(recipe)) | {"options": {"no_such_option": 1}}))
-
-
-@pytest.mark.parametrize("recipe", OF_ONE_WEIGHT, ids=label)
-def test_weights_stay_untouched(recipe: Recipe, source: Path) -> None:
-    method = make_method(recipe)
-    assert isinstance(method, WeightMethod)
-    weight = load_full(str(source)).model.layers[0].mlp.up_proj.weight.detach()
-    before = weight.clone()
-    method.quantize_weight(weight, "up_proj")
-    assert torch.equal(weight, before)
-
-
-@pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2], ids=label)
-def test_a_group_that_does_not_divide_is_refused_with_the_layer(recipe: Recipe, source: Path) -> None:
-    odd = Recipe(**dict(vars(recipe)) | {"granularity": "g48"})
-    with pytest.raises(ValueError, match=r"group size 48 does not divide the 64 input features of model\.layers\.0\."):
-        quantized(source, odd)
-
-
-@pytest.mark.parametrize("recipe", [r for r in QUANTIZING if r.bits == 2], ids=label)
-def test_weights_that_are_not_finite_are_refused_with_the_layer(recipe: Recipe, source: Path) -> None:
-    model = load_full(str(source))
-    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
-    method = make_method(recipe)
-    data = text() if method.needs == "calibration" else None
-    rows = random_data() if method.needs == "training" else None
-    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj.*not finite"):
-        apply(method, model, list_targets(model), torch.device("cpu"), data, rows)
-
-
-@pytest.mark.parametrize("recipe", [r for r in OF_ONE_WEIGHT if r.method != "random_codes"], ids=label)
-def test_more_bits_mean_less_error(recipe: Recipe, source: Path) -> None:
-    errors = []
-    for bits in (2, 3, 4):
-        _, layers = quantized(source, Recipe(**dict(vars(recipe)) | {"bits": bits}))
-        errors.append(sum(layer["relative_error"] for layer in layers))
-    assert errors[0] > errors[1] > errors[2]
+@pytest.mark.parametrize(("check", "recipe"), CASES, ids=[f"{check.__name__}-{label(r)}" for check, r in CASES])
+def test_a_promise_is_kept(check: contract.Check, recipe: Recipe, bench: contract.Bench) -> None:
+    check(recipe, bench)
 
 
 def test_full_precision_changes_nothing(source: Path, tmp_path: Path) -> None:
-    model, layers = quantized(source, Recipe("full_precision", "full_precision"))
+    model = load_full(str(source))
+    layers, _ = apply(make_method(Recipe("full_precision", "full_precision")), model, [], torch.device("cpu"))
     assert layers == []
     save(model, None, tmp_path / "plain", {})
     original, copy = load_full(str(source)).state_dict(), load_packed(tmp_path / "plain").state_dict()
     assert all(torch.equal(original[key], copy[key]) for key in original)
+
+
+BROKEN = """
+import torch
+from r2q.quantization.grid import CodebookGrid, stored
+from r2q.quantization.method import WeightMethod
+
+
+class Broken(WeightMethod):
+    def fit_groups(self, values):
+        values.mul_({factor})
+        levels = torch.linspace(-1, 1, 2**self.recipe.bits).expand(*values.shape[:2], -1) * values.abs().amax(-1, True)
+        {noise}
+        return CodebookGrid(stored(levels))
+"""
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "message"),
+    [
+        ("1", "", "all promises kept"),
+        ("2", "", "weights stay untouched: quantize_weight changes the weight that it is given"),
+        (
+            "1",
+            "levels = levels * torch.rand(1)",
+            "the same seed gives the same bits: the same seed",
+        ),
+        ("1", "levels = levels.nan_to_num()", "weights that are not finite are refused: no error says 'not finite'"),
+    ],
+)
+def test_a_method_of_another_package_is_checked(
+    factor: str, noise: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    module = f"elsewhere_{abs(hash((factor, noise)))}"
+    (tmp_path / f"{module}.py").write_text(BROKEN.format(factor=factor, noise=noise))
+    monkeypatch.syspath_prepend(tmp_path)
+    status = main(["check-method", f"{module}:Broken"])
+    assert message in capsys.readouterr().out
+    assert status == (0 if message == "all promises kept" else 1)
+
+
+def test_there_must_be_a_method_to_check(capsys: Any) -> None:
+    assert main(["check-method", "baselines.rtn:RTM"]) == 2
+    assert main(["check-method", "rtn", "--options", '{"clop": "mse"}']) == 2
+    assert "clop" in capsys.readouterr().err

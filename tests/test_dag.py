@@ -240,7 +240,15 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
         (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collected.sha256", "tables/main.md", "lattice.csv"]
+DERIVED = [
+    "scores.csv",
+    "layers.csv",
+    "items.csv",
+    "provenance.json",
+    "collected.sha256",
+    "tables/main.md",
+    "lattice.csv",
+]
 DERIVED += ["../../figures/smoke/granularity.svg", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
 EDITED = ["scores.csv", "lattice.csv", "report.html", "tables/main.csv", "../../figures/smoke/frontier-bits.csv"]
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]

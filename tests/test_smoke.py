@@ -41,8 +41,9 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> No
     assert {row["run"] for row in scores} == {"smoke"}
     provenance = json.loads(finished.path("provenance.json").read_text())
     assert {row["provenance"] for row in scores} <= provenance.keys()
-    assert "29 of 29 steps (100%) done" in finished.output
-    shown = finished.output.split("29 of 29 steps (100%) done")[1]
+    assert "\n28 of 29 jobs done, about " in finished.output
+    assert "Finished jobid" not in finished.output
+    shown = finished.output.split("29 of 29 jobs done")[1]
     assert all(
         text in shown
         for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main", "results/smoke/report.html")

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from r2q.config.base import ConfigError, nearest
+from r2q.config.facts import describe_recipe
 from r2q.config.leaks import leaks, same_text
 from r2q.config.methods import method_info
 from r2q.config.problems import describe
@@ -54,13 +55,49 @@ def find_problems(config: Config) -> list[str]:
     found += _twice("seeds", config.seeds)
     for name, model in config.models.items():
         found += _twice(f"models.{name}.seeds", model.seeds or [])
-    shown = config.figures.lattice.model
+    return found or _lattice_problems(config) + _claims_problems(config)
+
+
+def _lattice_problems(config: Config) -> list[str]:
+    """A model or recipes that the lattice figure cannot show. All recipes are right by themselves."""
+    shown, recipes = config.figures.lattice.model, config.figures.lattice.recipes
     if shown is not None and shown not in config.models:
-        found.append(f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}")
-    elif shown is not None and not found and config.lattice_units() is None:
-        needs = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
-        found.append(f"figures.lattice.model: the figure needs {needs}; {shown} lacks them")
+        return [f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}"]
+    found, key = _twice("figures.lattice.recipes", recipes), "figures.lattice.recipes"
+    for name in recipes:
+        granularity = config.recipes[name].granularity if name in config.recipes else None
+        if name not in config.recipes:
+            found.append(f"{key}: unknown recipe {name}{nearest(name, config.recipes)}")
+        elif granularity in (None, "tensor"):
+            found.append(f"{key}: {name} has granularity {granularity or 'null'}; the figure needs groups or channels")
+        elif granularity != (first := config.recipes.get(recipes[0], config.recipes[name]).granularity):
+            found.append(f"{key}: {name} has granularity {granularity}, {recipes[0]} {first}; they must have the same")
+    if not found and config.lattice_units() is None and (shown or recipes):
+        plain = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
+        needs, where = ", ".join(recipes) or plain, "recipes" if shown is None else "model"
+        found.append(
+            f"figures.lattice.{where}: the figure needs {needs}; {shown or 'no model'} "
+            f"{'lacks' if shown else 'has'} them"
+        )
     return found
+
+
+def _claims_problems(config: Config) -> list[str]:
+    """Quantizers that no recipe trains with; the default subject may be one. All recipes are right by themselves."""
+    subject, against = config.claims.subject, config.claims.against
+    named = {"subject": [subject] if subject != type(config.claims)().subject or against else [], "against": against}
+    trained = [name for model in config.models for name in config.recipes_of(model) if config.trains(name)]
+    known = sorted({describe_recipe(config, name).label for name in trained})
+    there = f"there are {', '.join(known)}" if known else "no recipe trains"
+    found = [
+        f"claims.{key}: no recipe trains with quantizer {label}{nearest(label, known)}; {there}"
+        for key, labels in named.items()
+        for label in labels
+        if label not in known
+    ]
+    if subject in against:
+        found.append(f"claims.against: {subject} is the subject itself")
+    return found + _twice("claims.against", against)
 
 
 def _calibration_problems(config: Config) -> list[str]:

@@ -30,6 +30,6 @@ def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> li
     size = int(granularity[1:]) if granularity.startswith("g") else width
     found = []
     for name, value, count in (("row", wanted.row, math.prod(out)), ("group", wanted.group, max(width // size, 1))):
-        if value >= count:
+        if value is not None and value >= count:
             found.append(f"figures.lattice.{name}: {layer} of {model} has {name}s 0 to {count - 1}, not {value}")
     return found

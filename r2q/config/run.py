@@ -10,7 +10,7 @@ from pydantic import Field
 
 from r2q.config.base import DEVICE, MethodOptions, Name, PathText, Section, Seeds, null_is_empty
 from r2q.config.methods import MethodInfo, method_info
-from r2q.config.sections import Figures, Limits, Model, Recipe, Task
+from r2q.config.sections import Claims, Figures, Limits, Model, Recipe, Task
 from r2q.config.texts import Calibration, Fidelity, Perplexity, Training
 
 LATTICE_LABELS = ("rtn", "r2q")  # shown side by side in the lattice figure
@@ -47,6 +47,8 @@ class Config(Section):
     """what a run may use"""
     figures: Figures = Figures()
     """settings of single figures"""
+    claims: Claims = Claims()
+    """whose claims about training the run judges"""
 
     def recipes_of(self, model: str) -> list[str]:
         """Names of the recipes that a model gets, in the order of the section `recipes`."""
@@ -92,12 +94,17 @@ class Config(Section):
         return any(one.get("start") == recipe and one.get("start_from") == "weights" for one in options)
 
     def lattice_units(self) -> tuple[str, list[str]] | None:
-        """What the lattice figure shows: a model and its recipes rtn and r2q; None when there is no such pair.
+        """What the lattice figure shows: a model and recipes of it; None when there is no model with such recipes.
 
-        The first model that has both methods with default options, the same bits and the same groups or channels; the
-        model that `figures.lattice` names, if it names one.
+        The recipes that `figures.lattice` names, else rtn and r2q with default options, the same bits and the same
+        groups or channels; of the first model that has them, or of the one that `figures.lattice` names.
         """
-        for model in [self.figures.lattice.model] if self.figures.lattice.model else self.models:
+        wanted = self.figures.lattice
+        for model in [wanted.model] if wanted.model else self.models:
+            if wanted.recipes:
+                if set(wanted.recipes) <= set(self.recipes_of(model)):
+                    return model, list(wanted.recipes)
+                continue
             plain: dict[tuple[str | None, int], dict[str, str]] = {}
             for name in self.recipes_of(model):
                 entry, (info, *inner) = self.recipes[name], self.methods_of(name)

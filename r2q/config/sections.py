@@ -101,13 +101,24 @@ class LatticeFigure(Section):
     """Which weights the lattice figure shows."""
 
     model: Name | None = None
-    """a model that has plain recipes rtn and r2q of the same bits and granularity; null: the first"""
+    """a model that has these recipes; null: the first"""
+    recipes: list[Name] = Field(default=[], max_length=4)
+    """recipes of the same granularity, not tensor, side by side; none named: plain rtn and r2q of the same bits and granularity. Where a method scales inputs (awq), weights are shown scaled"""  # noqa: E501
     layer: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     """a quantized layer of it; null: the first"""
-    row: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """its output row"""
-    group: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """a group of that row"""
+    row: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    """its output row; null: that of the group whose error is the median"""
+    group: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    """a group of that row; null: the one whose relative error, summed over the recipes, is the median"""
+
+
+class Claims(Section):
+    """Whose claims about training the run judges."""
+
+    subject: Annotated[str, Field(min_length=1, max_length=300)] = "r2q"
+    """the quantizer whose claims they are, as tables call it: `r2q`, `rtn (clipped start)`"""
+    against: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(default=[])
+    """the others, the main rival first; none named: all that some recipe trains with"""
 
 
 class Figures(Section):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r2q import config as configuration
-from r2q.config import nearest
+from r2q.config import Config, nearest
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
+from r2q.quantization.method import QuantizedWeight
 from r2q.records import OK, Report, read_json, sign, write_csv
 
 
 def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> None:
-    """Write where RTN and R2Q put every weight of one group, for the figures lattice and mechanism.
+    """Write where recipes put every weight of one group, for the figures lattice and mechanism.
 
-    The group is the one that `figures.lattice` of the config names. Columns of the CSV: recipe, method, model, layer,
-    row, group, index (of the weight in its group), weight, code, quantized, level_0 ... (the level of each code).
+    The group is the one that `figures.lattice` of the config names; where it names none, the one whose relative error,
+    summed over the recipes, is the median of the layer (of the row). Columns of the CSV: recipe, method, model, layer,
+    row, group, percentile (of the group's relative error among all of the layer, 0 to 100), index (of the weight in
+    its group), weight, code, quantized, level_0 ... (the level of each code). Weights of a method that scales inputs
+    are scaled: what is put on levels.
 
     Args:
         config_path: the run's config.
@@ -37,7 +43,8 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     if units is None:
         raise ValueError(
             f"the lattice figure needs for {wanted.model or ' or '.join(config.models)} a recipe rtn and a recipe r2q "
-            "with default options, both with the same group size or channel and the same bits"
+            "with default options, both with the same group size or channel and the same bits, or recipes that "
+            "figures.lattice.recipes names"
         )
     model, recipes = units
     quiet()
@@ -47,41 +54,61 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     if layer not in targets:
         names = [*targets]
         raise ValueError(f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, names)}")
+    shown = {recipe: _quantized(config, Path(results), model, recipe, layer) for recipe in recipes}
+    errors = {recipe: _relative_errors(unit, targets[layer]) for recipe, unit in shown.items()}
+    row, group = _pick(torch.stack([*errors.values()]).sum(0), wanted.row, wanted.group, layer)
     rows: list[dict[str, Any]] = []
-    for recipe in recipes:
-        folder = Path(results) / model / recipe / f"seed{config.seeds_of(recipe, model)[0]}"
-        points = _group_rows(folder, recipe, model, layer, targets[layer], wanted.row, wanted.group)
-        rows += [{"method": config.recipes[recipe].method} | point for point in points]
-    write_csv(out, list(rows[0]), rows)
+    for recipe, unit in shown.items():
+        place: dict[str, Any] = {"method": config.recipes[recipe].method, "recipe": recipe, "model": model}
+        place |= {"layer": layer, "row": row, "group": group}
+        place["percentile"] = 100 * float((errors[recipe] <= errors[recipe][row, group]).float().mean())
+        rows += [place | point for point in _points(unit, targets[layer], row, group)]
+    levels = max((list(point) for point in rows), key=len)  # of the most bits
+    write_csv(out, levels, [dict.fromkeys(levels) | point for point in rows])
     sign(Path(out).with_suffix(".sha256"), [out])
 
 
-def _group_rows(
-    folder: Path, recipe: str, model: str, layer: str, weight: torch.Tensor, row: int, group: int
-) -> list[dict[str, Any]]:
-    report = folder / "report.json"
-    if not report.is_file():
-        raise FileNotFoundError(f"no {report}: the lattice figure needs this unit")
-    record = read_json(report, Report)
+def _quantized(config: Config, results: Path, model: str, recipe: str, layer: str) -> QuantizedWeight:
+    folder = results / model / recipe / f"seed{config.seeds_of(recipe, model)[0]}"
+    if not (folder / "report.json").is_file():
+        raise FileNotFoundError(f"no {folder / 'report.json'}: the lattice figure needs this unit")
+    record = read_json(folder / "report.json", Report)
     if record.status != OK:
         raise ValueError(f"the lattice figure needs {recipe} of {model}, which {record.status}: {record.reason}")
     packed = load_packed(folder).get_submodule(layer)
     if not isinstance(packed, PackedWeight):
         raise ValueError(f"{folder}: {layer} is not packed")
-    quantized = packed.quantized()
-    shape = quantized.grid.shape  # rows, groups
-    if row >= shape[0] or group >= shape[1]:
-        raise ValueError(
-            f"figures.lattice: {layer} with {recipe} has rows 0 to {shape[0] - 1} and groups 0 to {shape[1] - 1}, "
-            f"not row {row}, group {group}"
-        )
-    levels = quantized.grid.levels()[row, group].tolist()
-    codes = quantized.codes.reshape(*shape, -1)[row, group].tolist()
-    values = quantized.dequantize().reshape(*shape, -1)[row, group].tolist()
-    originals = weight.detach().float().reshape(*shape, -1)[row, group].tolist()
-    return [
-        {"recipe": recipe, "model": model, "layer": layer, "row": row, "group": group, "index": index}
-        | {"weight": original, "code": code, "quantized": value}
-        | {f"level_{j}": level for j, level in enumerate(levels)}
-        for index, (original, code, value) in enumerate(zip(originals, codes, values, strict=True))
-    ]
+    return packed.quantized()
+
+
+def _scaled(unit: QuantizedWeight, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and what became of them, float32 [rows, groups, n], both as they stand on the levels."""
+    scale = 1 if unit.in_scale is None else unit.in_scale.float()
+    original, decoded = weight.detach().float() * scale, replace(unit, in_scale=None).dequantize()
+    return original.reshape(*unit.grid.shape, -1), decoded.reshape(*unit.grid.shape, -1)
+
+
+def _relative_errors(unit: QuantizedWeight, weight: torch.Tensor) -> torch.Tensor:
+    """Squared error over squared weights of every group [rows, groups]; 0 where all weights are."""
+    original, decoded = _scaled(unit, weight)
+    return (decoded - original).square().sum(-1) / original.square().sum(-1).clamp_min(torch.finfo().tiny)
+
+
+def _pick(errors: torch.Tensor, row: int | None, group: int | None, layer: str) -> tuple[int, int]:
+    """Row and group as they are asked for; what is not, so that the error is the lower median of all that remain."""
+    rows, groups = errors.shape
+    for name, wanted, count in (("row", row, rows), ("group", group, groups)):
+        if wanted is not None and wanted >= count:
+            raise ValueError(f"figures.lattice.{name}: {layer} has {name}s 0 to {count - 1}, not {wanted}")
+    left = errors[slice(None) if row is None else slice(row, row + 1)]
+    left = left[:, slice(None) if group is None else slice(group, group + 1)]
+    place = int(left.flatten().median(0).indices)
+    return (place // left.shape[1] if row is None else row), (place % left.shape[1] if group is None else group)
+
+
+def _points(unit: QuantizedWeight, weight: torch.Tensor, row: int, group: int) -> Iterator[dict[str, Any]]:
+    levels = {f"level_{j}": level for j, level in enumerate(unit.grid.levels()[row, group].tolist())}
+    codes = unit.codes.reshape(*unit.grid.shape, -1)[row, group].tolist()
+    originals, values = (part[row, group].tolist() for part in _scaled(unit, weight))
+    for index, (original, code, value) in enumerate(zip(originals, codes, values, strict=True)):
+        yield {"index": index, "weight": original, "code": code, "quantized": value} | levels

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from r2q.kept import file_sha256, share
+from r2q.models.card import CARD, card
 from r2q.models.checks import read_files
 from r2q.models.packed import PackedWeight
 from r2q.models.plugin import R2QConfig, R2QQuantizer, seal
@@ -20,10 +23,13 @@ from r2q.models.plugin import R2QConfig, R2QQuantizer, seal
 MAX_SHARD = "5GB"
 
 
-def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> dict[str, str]:
+def save(
+    model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any], about: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Write ``model`` with its packed layers into ``folder``, file by file, config.json last.
 
-    Tied weights are written once. A model without packed layers becomes a plain folder.
+    Tied weights are written once. A model without packed layers becomes a plain folder; others get a model card, for
+    which ``about`` has what cannot be seen in the model (see :func:`r2q.models.card.card`).
 
     Returns:
         SHA-256 of each weight file; :func:`folder_digest` has the other files too.
@@ -33,7 +39,7 @@ def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> di
     scratch.mkdir(parents=True)
     layers = {name: module.spec for name, module in model.named_modules() if isinstance(module, PackedWeight)}
     if layers:
-        digests = _save_state(_untied(model.state_dict()), scratch)
+        digests = write_state(untied(model.state_dict()), scratch)
         model.config.quantization_config = R2QConfig(recipe=recipe, layers=layers)
         model.hf_quantizer = R2QQuantizer(model.config.quantization_config)
         model.config.architectures = [type(model).__name__]
@@ -49,6 +55,11 @@ def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> di
         share(file)
     if layers:
         seal(scratch, [file.name for file in scratch.iterdir()])
+        packed = [module.quantized() for module in model.modules() if isinstance(module, PackedWeight)]
+        weights = sum(math.prod(weight.shape) for weight in packed)
+        bits = sum(weight.formula_bits() for weight in packed) / weights
+        size = sum((scratch / name).stat().st_size for name in digests)
+        (scratch / CARD).write_text(card(recipe, bits, weights, size, about or {}), encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.safetensors*"):
         stale.unlink()
@@ -58,8 +69,8 @@ def save(model: Any, tokenizer: Any, folder: Path, recipe: dict[str, Any]) -> di
     return digests
 
 
-def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each storage once, under the first name that has it (the input embedding comes before the head)."""
+def untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with each storage once, under the first name that has it (the embedding comes before the head)."""
     seen: dict[tuple[int, torch.Size], str] = {}
     kept = {}
     for name, tensor in state.items():
@@ -69,7 +80,8 @@ def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept
 
 
-def _save_state(state: dict[str, torch.Tensor], folder: Path) -> dict[str, str]:
+def write_state(state: dict[str, torch.Tensor], folder: Path) -> dict[str, str]:
+    """Write tensors as ``model.safetensors``, or as several files with an index; SHA-256 of each file."""
     plan = split_torch_state_dict_into_shards(state, max_shard_size=MAX_SHARD)
     for file, names in plan.filename_to_tensors.items():
         save_file({name: state[name].cpu() for name in names}, folder / file, metadata={"format": "pt"})

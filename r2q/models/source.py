@@ -85,7 +85,7 @@ def fetch(repository: str, revision: str | None) -> Path:
 
     from r2q.models.checks import SMALL, WEIGHTS
 
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL]))
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
     names = [WEIGHTS]
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # checked where weights are read
         names = sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})

@@ -246,7 +246,8 @@ class Plan:
         )
 
     def asked_collect(self, at: Any = None) -> str:
-        return _line({key: v for key, v in self.config.resolved().items() if key != "figures"}, code=code("report"))
+        shown = ("figures", "claims")
+        return _line({key: v for key, v in self.config.resolved().items() if key not in shown}, code=code("report"))
 
     def asked_collect_training(self, at: Any = None) -> str:
         return _line(
@@ -256,6 +257,9 @@ class Plan:
     def asked_lattice(self, at: Any = None) -> str:
         section = self.config.figures.lattice.model_dump()
         return _line({"figure": section, "recipes": self.recipes}, code=code("lattice"))
+
+    def asked_claims(self, at: Any = None) -> str:
+        return _line(self.config.claims.model_dump(), code=code("report"))
 
     def asked_report(self, at: Any = None) -> str:
         """Of tables and figures: nothing but their code."""
@@ -282,8 +286,12 @@ class Plan:
         found |= {"granularity": ("scores",)}
         found |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
         found |= {f"layer_errors-{model}": ("layers",) for model in models}
-        if self.config.lattice_units() is not None:
-            found |= {"lattice": ("lattice",), "mechanism": ("lattice",)}
+        lattice = self.config.lattice_units()
+        if lattice is not None:
+            found |= {"lattice": ("lattice",)}
+            plain = {"method": "r2q", "bits": 2, "options": method_info("r2q").options().model_dump(mode="json")}
+            if any(plain.items() <= self.recipes[name].items() for name in lattice[1]):
+                found |= {"mechanism": ("lattice",)}
         if self.trained:
             found |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
         return found

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from r2q.models.source import sha256_of
+from r2q.kept import file_sha256
 from r2q.plan import Plan, model_files
 from r2q.prepare import (
     FACTS,
@@ -98,7 +98,7 @@ def damaged_worlds(plan: Plan) -> dict[str, str]:
     for folder, (first, *rest) in plan.made.items():
         try:
             digests = json.loads(Path(first).read_bytes())["files"]
-            wrong = [f for f in rest if sha256_of(Path(f)) != digests[Path(f).relative_to(folder).as_posix()]]
+            wrong = [f for f in rest if file_sha256(Path(f)) != digests[Path(f).relative_to(folder).as_posix()]]
         except (OSError, ValueError, LookupError, TypeError):
             wrong = [first]
         if wrong:

@@ -126,6 +126,7 @@ def run_alone(plan: Plan, local: bool) -> ExitStack:
 
 def print_results(plan: Plan) -> None:
     """What a finished run has to show, on the terminal."""
+    from r2q.report.averages import best_of_families
     from r2q.report.run import read_scores
     from r2q.report.tables.render import terminal
     from r2q.report.tables.summary import summarize
@@ -133,7 +134,12 @@ def print_results(plan: Plan) -> None:
     results = plan.results
     if not Path(results, "scores.csv").is_file():  # only a part of the run was asked for
         return
-    print(terminal(summarize(read_scores(Path(results, "scores.csv")))))
+    scores = read_scores(Path(results, "scores.csv"))
+    chosen = best_of_families(scores)
+    print(terminal(summarize(chosen)))
+    if len(chosen) < len(scores):
+        recipes = scores["recipe"].nunique()
+        print(f"the best of each family; all {recipes} recipes: {results}/tables/main.md, {results}/report.html\n")
     print(f"scores  {results}/scores.csv (one row per number), {results}/layers.csv, {results}/provenance.json")
     print(f"tables  {results}/tables/{', '.join(plan.tables)}: .md, .csv, .tex{'; claims.md' * bool(plan.trained)}")
     print(f"figures {plan.figures}/")

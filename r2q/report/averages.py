@@ -11,6 +11,7 @@ from r2q.records import OK
 from r2q.report import statistics
 
 SCORE = "average accuracy, %"
+MANY = 20  # recipes of a model; of more the end of a run shows the best of each family
 FIDELITY = ("kl", "KL to full precision, nats per token")
 COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "seeds", "n"]
 
@@ -86,3 +87,24 @@ def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, f
     of_items = statistics.Z * sum(errors) / len(errors)
     wide = max([part for part in (half, of_items) if not math.isnan(part)], default=math.nan)
     return mean - wide, mean + wide
+
+
+def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of recipes to show at the end of a run, of its `Score` rows.
+
+    All, where no model has more than MANY recipes; else, per model, controls, what failed, and of every family (frame
+    and quantizer, whatever its options and granularity) the recipe with the best average accuracy.
+    """
+    if scores.groupby("model")["recipe"].nunique().max() <= MANY:
+        return scores
+    average = average_scores(scores)
+    if average.empty:
+        return scores
+    facts = scores.drop_duplicates("recipe").set_index("recipe")
+    family = facts["frame"].fillna("") + " " + facts["quantizer"].str.split(r"[- ]").str[0]
+    average = average[~average["recipe"].map(facts["control"]).fillna(False).astype(bool)]
+    average["family"] = average["recipe"].map(family)
+    best = average.loc[average.groupby(["model", "family"])["value"].idxmax(), ["model", "recipe"]]
+    kept = set(best.itertuples(index=False, name=None))
+    pairs = pd.Series(list(zip(scores["model"], scores["recipe"], strict=True)), index=scores.index)
+    return scores[pairs.isin(kept) | scores["control"].fillna(False).astype(bool) | (scores["status"] != "ok")]

@@ -13,7 +13,7 @@ def page(
     runs: Annotated[list[Path], "RUN", "folders results/<run>"],
     /,
     out: Annotated[Path, "HTML", "where the page goes"],
-    figures: Annotated[Path | None, "DIR", "the drawn figures; figures/<run> without"] = None,
+    figures: Annotated[Path | None, "DIR", "the drawn figures of a single run; figures/<run> without"] = None,
 ) -> None:
     from r2q.report.page import page
 

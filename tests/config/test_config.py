@@ -15,6 +15,7 @@ import pytest
 from r2q.config import ConfigError, load, method_info, parse
 from r2q.config.schema import key_table, readme_path, readme_text, schema_path, schema_text
 from r2q.kept import ROOT
+from r2q.plan import Plan
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 
@@ -100,11 +101,63 @@ def problems(data: dict[str, Any]) -> list[str]:
         ("perplexity/arc_easy", {"path": "a.txt"}, "perplexity.arc_easy: a task has the same name"),
         ("figures/lattice/model", "smal", "figures.lattice.model: unknown model smal; nearest valid: small"),
         ("figures/lattice/model", "hub", "figures.lattice.model: the figure needs a recipe rtn and a recipe r2q"),
+        ("figures/lattice/recipes", ["rtn-g46"], "figures.lattice.recipes: unknown recipe rtn-g46; nearest valid: rtn"),
+        ("figures/lattice/recipes", ["fp"], "figures.lattice.recipes: fp has granularity null; the figure needs"),
+        (
+            "figures/lattice/recipes",
+            ["rtn-g64", "r2q-channel"],
+            "figures.lattice.recipes: r2q-channel has granularity channel, rtn-g64 g64; they must have the same",
+        ),
+        (
+            "figures/lattice",
+            {"model": "hub", "recipes": ["noise"]},
+            "figures.lattice.model: the figure needs noise; hub lacks them",
+        ),
+        ("claims/subject", "rtn", "claims.subject: no recipe trains with quantizer rtn; no recipe trains"),
     ],
 )
 def test_a_slip_is_named_with_its_key_and_the_nearest_valid_one(path: str, value: Any, message: str) -> None:
     found = problems(changed(path, value))
     assert [line for line in found if line.startswith(message)], found
+
+
+TRAINED = {
+    "recipes": {
+        "clip": {"method": "rtn", "granularity": "g64", "options": {"clip": "mse"}},
+        "a": {"method": "qat_ce", "granularity": "g64", "options": {"quantizer": "r2q"}},
+        "b": {"method": "qat_ce", "granularity": "g64", "options": {"start": "clip"}},
+    },
+    "models": {"small": {"path": "some/where/small"}},
+    "training": {"texts": [{"path": "owner/rows:default:train", "rows": 400}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        (
+            {"subject": "r2q-refit"},
+            "claims.subject: no recipe trains with quantizer r2q-refit; nearest valid: r2q",
+        ),
+        (
+            {"against": ["rtn"]},
+            "claims.against: no recipe trains with quantizer rtn; valid: r2q, rtn (rtn-clip",
+        ),
+        ({"against": ["r2q"]}, "claims.against: r2q is the subject itself"),
+        ({"against": ["rtn (rtn-clip start)"] * 2}, "claims.against: rtn (rtn-clip start) stands twice"),
+    ],
+)
+def test_claims_name_quantizers_that_some_recipe_trains_with(claims: dict[str, Any], message: str) -> None:
+    found = problems(GOOD | TRAINED | {"claims": claims})
+    assert [line for line in found if line.startswith(message)], found
+
+
+def test_what_claims_name_is_asked_of_their_job_and_of_no_other() -> None:
+    asked = {"subject": "rtn (rtn-clip start)", "against": ["r2q"]}
+    plain, named = (Plan(parse(GOOD | TRAINED | more, source="")) for more in ({}, {"claims": asked}))
+    assert plain.asked_claims() != named.asked_claims()
+    assert plain.asked_collect() == named.asked_collect()
+    assert plain.asked_collect_training() == named.asked_collect_training()
 
 
 def test_what_vllm_would_change_in_silence_is_refused() -> None:

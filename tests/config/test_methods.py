@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from r2q.cli import main
 from r2q.config import ConfigError, built_in_methods, method_info, parse, resolve_method
 from r2q.kept import ROOT
+from r2q.measure import package_of, versions
 from r2q.quantization.method import Recipe, WeightMethod, make_method
-from tests.config.test_config import changed, problems
+from tests.config.test_config import GOOD, changed, problems
 
 ONE_FILE = """
 import torch
@@ -131,22 +137,48 @@ def test_a_name_that_leads_nowhere(method: str) -> None:
     assert problems(changed("recipes/x", {"method": method, "granularity": "g64"}))[0].startswith("recipes.x.method: ")
 
 
-def test_the_codebook_method_of_the_contributors_guide(folder: Path) -> None:
-    """Few lines, no other file, and a lattice for GPTQ and training at once."""
-    (code,) = [part for part in (ROOT / "CONTRIBUTING.md").read_text().split("```python\n") if "Quartiles" in part]
-    code = code.split("```")[0]
-    assert len(code.splitlines()) <= 29
-    (folder / "guide_method.py").write_text(code)
-    config = parse(changed("recipes/mine", {"method": "guide_method.Quartiles", "granularity": "g64"}), "x.yaml")
-    assert config.resolved()["recipes"]["mine"]["options"] == {}
+def test_the_walkthrough_of_the_contributors_guide(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file, its command and its recipes, as they stand in the text, in a working folder of their own."""
+    part = (ROOT / "CONTRIBUTING.md").read_text().split("### A codebook method")[1].split("\n## ")[0]
+    code, command, recipes = (re.search(rf"```{kind}\n(.*?)```", part, re.S)[1] for kind in ("python", "bash", "yaml"))  # type: ignore[index]
+    assert len(code.splitlines()) <= 30
+    (folder / "kmeans.py").write_text(code)
+    monkeypatch.chdir(folder)
+    assert main(shlex.split(command.removeprefix("python -m r2q"))) == 0
+    assert "all promises kept" in capsys.readouterr().out
+    data = copy.deepcopy(GOOD)
+    data["recipes"] |= yaml.safe_load(recipes)["recipes"]
+    data["calibration"] = {"path": "owner/text:default:train"}
+    config = parse(data, "x.yaml")
+    assert config.resolved()["recipes"]["kmeans-g64"]["options"] == {}
     weight = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
-    method = make_method(Recipe("mine", "guide_method.Quartiles", "g64"))
+    method = make_method(Recipe("mine", "kmeans.KMeans", "g64"))
     assert isinstance(method, WeightMethod)
-    found = method.quantize_weight(weight).dequantize()
-    for group, decoded in zip(weight.reshape(-1, 64), found.reshape(-1, 64), strict=True):
-        values = group.tolist()
+    quantized = method.quantize_weight(weight)
+    found = quantized.dequantize()
+    for values, decoded in zip(weight.reshape(-1, 64).tolist(), found.reshape(-1, 64).tolist(), strict=True):
         levels = [sum(sorted(values)[i : i + 16]) / 16 for i in range(0, 64, 16)]
-        nearest = [min(abs(level - value) for level in levels) for value in values]
-        assert ((decoded - group).abs() - torch.tensor(nearest)).abs().max() < 2e-3
-    gptq = make_method(Recipe("g", "gptq", "g64", options={"quantizer": "guide_method.Quartiles"}))
-    assert type(gptq.quantizer()).__name__ == "Quartiles"
+        for _ in range(10):
+            clusters: list[list[float]] = [[] for _ in levels]
+            for value in values:
+                clusters[min(range(4), key=lambda j: abs(levels[j] - value))].append(value)
+            levels = [sum(c) / len(c) if c else level for c, level in zip(clusters, levels, strict=True)]
+        assert all(min(abs(level - x) for level in levels) < 1e-3 for x in decoded)
+    gptq = make_method(Recipe("g", "gptq", "g64", options={"quantizer": "kmeans.KMeans"}))
+    assert type(gptq.quantizer()).__name__ == "KMeans"
+
+
+def test_the_version_of_a_methods_package_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lattices").mkdir()
+    (tmp_path / "lattices" / "__init__.py").touch()
+    info = tmp_path / "more_lattices-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-lattices\nVersion: 1.2\n")
+    (info / "top_level.txt").write_text("lattices\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert package_of("lattices.kmeans") == "more-lattices"
+    assert versions("more-lattices")["more-lattices"] == "1.2"
+    assert package_of("baselines.rtn") is None
+    assert package_of("a_file_of_the_working_folder") is None

@@ -228,7 +228,7 @@ def test_a_packed_model_is_never_quantized_again(packed: Path, tmp_path: Path) -
 
 def test_no_pickle_is_written(packed: Path) -> None:
     names = {file.name for file in packed.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors"}  # saved without a tokenizer
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "README.md"}  # and no tokenizer
 
 
 def test_hashes_are_made_anew_by_a_save(packed: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def units(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("units")
 
-    def config(recipes=RECIPES, **lattice):
+    def config(recipes=RECIPES, recipes_shown=(), **lattice):
+        lattice |= {"recipes": list(recipes_shown)}
         path = root / "config.yaml"
         text = {"run": "x", "models": {"qwen": {"path": str(MODEL)}}, "recipes": recipes, "tasks": {"mini_facts": None}}
         resolved = parse(text | {"figures": {"lattice": lattice}}, "test").resolved()  # as the workflow writes it
@@ -66,12 +67,51 @@ def test_weights_and_levels_of_the_group_asked_for(units):
     )
 
 
+def test_without_a_choice_the_group_of_median_error_is_shown(units):
+    """By brute force over every group of the layer, from the packed files' decoded weights."""
+    import torch
+    from safetensors import safe_open
+
+    from r2q.models.inspect import lattice
+    from r2q.models.load import load_packed
+
+    root, config = units
+    lattice(config(layer=LAYER), root, root / "median.csv")
+    data = pd.read_csv(root / "median.csv")
+    with safe_open(MODEL / "model.safetensors", "pt") as file:
+        source = file.get_tensor(f"{LAYER}.weight").float().unflatten(-1, (-1, 64))
+    errors = {}
+    for recipe in ("rtn-g64", "r2q-g64"):
+        decoded = load_packed(root / "qwen" / recipe / "seed0").get_submodule(LAYER).dequantize(torch.float32)
+        errors[recipe] = ((decoded.view_as(source) - source) ** 2).sum(-1) / (source**2).sum(-1)
+    summed = sum(errors.values()).flatten()
+    row, group = data["row"].iloc[0], data["group"].iloc[0]
+    here = summed[row * source.shape[1] + group]
+    assert (summed < here).sum() <= len(summed) // 2 <= (summed <= here).sum()
+    for recipe, error in errors.items():
+        percentile = 100 * (error <= error[row, group]).float().mean().item()
+        assert data["percentile"][data["recipe"] == recipe].to_numpy() == pytest.approx(percentile)
+    lattice(config(layer=LAYER, row=5), root, root / "row.csv")  # of one row
+    chosen = pd.read_csv(root / "row.csv").iloc[0]
+    assert chosen["row"] == 5
+    of_row = sum(errors.values())[5]
+    assert of_row[int(chosen["group"])] == of_row.sort().values[(len(of_row) - 1) // 2]
+
+
+def test_recipes_are_chosen_by_name(units):
+    from r2q.models.inspect import lattice
+
+    root, config = units
+    lattice(config(recipes_shown=["r2q-g64"]), root, root / "chosen.csv")
+    assert set(pd.read_csv(root / "chosen.csv")["recipe"]) == {"r2q-g64"}
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [
         ({"layer": LAYER.replace("down", "dawn")}, rf"qwen has no layer .*; nearest valid: {LAYER}"),
-        ({"layer": LAYER, "row": 128}, "rows 0 to 127 and groups 0 to 5, not row 128, group 0"),
-        ({"layer": LAYER, "group": 6}, "rows 0 to 127 and groups 0 to 5, not row 0, group 6"),
+        ({"layer": LAYER, "row": 128}, r"figures\.lattice\.row: .* has rows 0 to 127, not 128"),
+        ({"layer": LAYER, "group": 6}, r"figures\.lattice\.group: .* has groups 0 to 5, not 6"),
     ],
 )
 def test_what_is_not_there_is_named(units, place, message):

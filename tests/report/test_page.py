@@ -7,10 +7,12 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from r2q.kept import ROOT
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
@@ -61,6 +63,25 @@ def test_it_is_one_file_that_asks_for_nothing(report: Path) -> None:
         assert html.unescape(anchor) in ids
 
 
+def test_several_runs_share_a_page_and_no_anchor(make_run, tmp_path: Path) -> None:
+    """Two runs of one name, models and recipes, in folders of their own: each keeps its numbers and its figures."""
+    runs = [make_run(name) for name in ("a", "b")]
+    for run in runs:
+        collect(run.config_path, run.results)
+        figures = run.results.parent.parent / "figures" / run.config["run"]  # where the page looks
+        figure("frontier-bytes", run.results, figures / "frontier-bytes")
+    page([run.results for run in runs], tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text()
+    assert text.count("<svg") == 2
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    for run in runs:
+        assert f"{run.results.as_posix()}/mini-llama/" in text  # the unit's folder
+    with pytest.raises(ValueError, match="is of one run, not of 2"):
+        page([run.results for run in runs], tmp_path / "none.html", tmp_path)
+
+
 def test_names_are_escaped(run, tmp_path: Path) -> None:
     run.fail("mini-opt", "r2q-g64", "<script>alert(1)</script> & more")
     collect(run.config_path, run.results)
@@ -106,3 +127,16 @@ def test_in_a_browser(report: Path) -> None:
     assert found["recipes"] == ["rtn-g64"]
     assert found["open"]
     assert found["errors"] == []
+
+
+def test_an_installed_package_has_the_page_s_files() -> None:
+    """All that is no Python below `r2q` is package data."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {
+        p
+        for package, patterns in declared.items()
+        for q in patterns
+        for p in (ROOT / package.replace(".", "/")).glob(q)
+    }
+    there = {p for p in (ROOT / "r2q").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert found == there

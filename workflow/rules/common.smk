@@ -20,6 +20,7 @@ from r2q.kept import source_hash
 from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
 from r2q.plan.checks import problems, stale
+from r2q.plan.terminal import say_progress, without_colour
 from r2q.plan.snakemake import (
     again,
     checked,
@@ -34,6 +35,7 @@ from r2q.plan.snakemake import (
 )
 
 run_jobs_here()
+without_colour()
 
 WORLD = "results/prepared/mini"
 WORLD_FILES = [

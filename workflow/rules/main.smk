@@ -44,6 +44,7 @@ EVERYTHING = [
 onstart:
     RUNNING.append(run_alone(PLAN, local=workflow.local_exec))
     write_config(CONFIG, RUN_CONFIG)
+    say_progress()
 
 
 onsuccess:

@@ -143,9 +143,11 @@ rule claims:
     log:
         f"{RESULTS}/logs/claims.log",
     params:
-        code=PLAN.asked_report,
+        asked=PLAN.asked_claims,
         results=RESULTS,
         out=stem_of_output,
+        subject=CONFIG.claims.subject,
+        against=["--against", *CONFIG.claims.against] if CONFIG.claims.against else [],
     message:
         "claims: hold the claims about training against the numbers"
     shell:
@@ -153,6 +155,7 @@ rule claims:
         python -m r2q claims \
             --results {params.results:q} \
             --out {params.out:q} \
+            --subject {params.subject:q} {params.against:q} \
             --log {log:q}
         """
 

@@ -122,9 +122,10 @@ def _panel(axes: Axes, part: pd.DataFrame, bits: bool) -> None:
                           fontsize=5.5)  # fmt: skip
             continue
         if not low <= row["value"] <= high:  # a control beyond the scale
-            axes.annotate(f"{row['recipe']} {row['value']:.2g} " + ("↓" if row["value"] < low else "↑"),
-                          (row["x"], low if row["value"] < low else high), (0, 2 if row["value"] < low else -2),
-                          textcoords="offset points", ha="center", va="bottom" if row["value"] < low else "top",
+            up = row["value"] > high
+            side = "left" if row["x"] < (left + right) / 2 else "right"
+            axes.annotate(f"{row['recipe']} {row['value']:.2g} {'↑' if up else '↓'}", (row["x"], high if up else low),
+                          (0, -2 if up else 2), textcoords="offset points", ha=side, va="top" if up else "bottom",
                           fontsize=5.5, color=GREY)  # fmt: skip
             continue
         mark = quantizer_mark(str(row["quantizer"]), row["granularity"] not in ("channel", "tensor"))

@@ -20,6 +20,7 @@ CAPTION = (
 COLUMNS = ["model", "family", "quantizer", "kind", "granularity", "place", "value", "low", "high", "lost"]
 LINES: dict[str, Any] = {"weights": ":", "calibration": "--", "training": "-"}
 ROW = 2.3
+LABEL_ROOM = 0.045  # of the height: a line of a label
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
@@ -57,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     names = frame.drop_duplicates("granularity").sort_values("place")
     for axes, model in zip(panels, models, strict=True):
-        part = frame[frame["model"] == model]
+        part, labels = frame[frame["model"] == model], []
         for family, rows in part.groupby("family", sort=False):
             first = rows.iloc[0]
             colour, line = quantizer_mark(str(first["quantizer"])).colour, LINES.get(str(first["kind"]), "-")
@@ -65,8 +66,11 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.fill_between(rows["place"], rows["low"], rows["high"], color=colour, alpha=0.08, lw=0)
             last = rows.iloc[-1]
             if not math.isnan(last["lost"]):
-                axes.annotate(f"{family} {last['lost']:+.1f}", (last["place"], last["value"]), (4, -2), fontsize=5.5,
-                              textcoords="offset points", color=colour)  # fmt: skip
+                labels.append((float(last["value"]), float(last["place"]), f"{family} {last['lost']:+.1f}", colour))
+        room, lowest = LABEL_ROOM * (axes.get_ylim()[1] - axes.get_ylim()[0]), -math.inf
+        for value, place, text, colour in sorted(labels):  # moved up where two would overlap
+            lowest = max(value, lowest + room)
+            axes.annotate(text, (place, lowest), (4, -2), fontsize=5.5, textcoords="offset points", color=colour)
         axes.set_title(model)
         axes.set_xticks(list(names["place"]), list(names["granularity"]))
         axes.set_xlim(-0.2, frame["place"].max() + 0.9)

@@ -32,6 +32,7 @@ class Group:
     quantized: np.ndarray  # [n]
     levels: np.ndarray  # [different levels]
     place: np.ndarray  # [n]
+    percentile: float | None = None  # of its relative error among the groups of the layer; None where not recorded
 
     @property
     def counts(self) -> np.ndarray:
@@ -48,37 +49,40 @@ class Group:
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """The run's lattice.csv as it is (see `r2q.models.inspect.lattice_data`)."""
+    """The run's lattice.csv as it is (see `r2q.models.inspect.lattice`)."""
     return run.csv("lattice", COLUMNS)
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """One column per recipe: the staircase weight -> level with counts beside it, the distribution below it."""
+    """Two recipes a row: the staircase weight -> level with counts beside it, the distribution below it."""
     groups = [_group(recipe, frame[frame["recipe"] == recipe]) for recipe in dict.fromkeys(frame["recipe"])]
     values = np.concatenate([part for group in groups for part in (group.weight, group.levels)])
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 1.0
     layout = ConstrainedLayoutEngine(w_pad=0.01, wspace=0.01)
-    figure = Figure(figsize=(WIDTH / 2 * len(groups), 4.3), layout=layout)
-    grid = figure.add_gridspec(2, 2 * len(groups), height_ratios=[3.4, 1], width_ratios=[3.8, 1] * len(groups))
+    columns, rows = min(2, len(groups)), (len(groups) + 1) // 2
+    figure = Figure(figsize=(WIDTH / 2 * columns, 4.3 * rows), layout=layout)
+    grid = figure.add_gridspec(2 * rows, 2 * columns, height_ratios=[3.4, 1] * rows, width_ratios=[3.8, 1] * columns)
     first: Axes | None = None
     for i, group in enumerate(groups):
-        stairs = figure.add_subplot(grid[0, 2 * i])
-        beside = figure.add_subplot(grid[0, 2 * i + 1], sharey=stairs)
-        below = figure.add_subplot(grid[1, 2 * i], sharex=stairs, sharey=first)
+        top, left = 2 * (i // 2), 2 * (i % 2)
+        stairs = figure.add_subplot(grid[top, left])
+        beside = figure.add_subplot(grid[top, left + 1], sharey=stairs)
+        below = figure.add_subplot(grid[top + 1, left], sharex=stairs, sharey=first)
         first = first or below
         stairs.set_xlim(low - margin, high + margin)
         stairs.set_ylim(low - margin, high + margin)
         _staircase(stairs, group)
         _counts(beside, group, 0.05 * (high - low + 2 * margin))
         _distribution(below, group, np.linspace(low, high, BINS + 1) if high > low else np.array([low - 1, high + 1]))
-        if i == 0:
+        if left == 0:
             stairs.set_ylabel("quantized weight")
             below.set_ylabel("weights")
+        if i == 0:
             note = "dotted: unchanged\npale: error of a weight"
             stairs.text(0.98, 0.03, note, transform=stairs.transAxes, ha="right", fontsize=6.5, color=GREY)
     where = frame.iloc[0]
-    place = f"row {where['row']}, group {where['group']}: {len(groups[0].weight)} weights"
+    place = f"row {where['row']:.0f}, group {where['group']:.0f}: {len(groups[0].weight)} weights"
     figure.suptitle(f"{where['model']}   {where['layer']}   {place}", fontsize=8)
     return figure
 
@@ -90,15 +94,17 @@ def _group(recipe: str, rows: pd.DataFrame) -> Group:
     distance = np.abs(quantized[:, None] - levels)  # [n, levels]
     if distance.min(1).any():
         raise ValueError(f"lattice figure, recipe {recipe}: a quantized weight is on none of the levels")
-    return Group(recipe, rows["weight"].to_numpy(dtype=float), quantized, levels, distance.argmin(1))
+    rank = float(rows["percentile"].iloc[0]) if "percentile" in rows else None
+    return Group(recipe, rows["weight"].to_numpy(dtype=float), quantized, levels, distance.argmin(1), rank)
 
 
 def _staircase(axes: Axes, group: Group) -> None:
     weight, quantized, levels = group.weight, group.quantized, group.levels
     mse, power = float(np.mean((quantized - weight) ** 2)), float(np.mean(weight**2))
-    relative = f", relative error {mse / power:.3f}" if power else ""
+    relative = f"relative error {mse / power:.3f}" if power else f"MSE {mse:.2e}"
+    rank = f", percentile {group.percentile:.0f}" if group.percentile is not None else ""
     axes.set_title(f"{group.recipe}\n", pad=2)
-    axes.text(0, 1.02, f"MSE {mse:.2e}{relative}", transform=axes.transAxes, fontsize=7, va="bottom")
+    axes.text(0, 1.02, f"{relative}{rank}", transform=axes.transAxes, fontsize=7, va="bottom")
     ends = axes.get_xlim()
     axes.plot(ends, ends, color=GREY, lw=0.7, ls=":")
     for level, (start, stop) in zip(levels, pairwise([ends[0], *group.edges, ends[1]]), strict=True):

@@ -64,7 +64,12 @@ def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None
     Raises:
         FileNotFoundError, ValueError: a run lacks its scores, or its CSV are damaged.
     """
-    described = [_describe(Path(run), None if figures is None else Path(figures)) for run in runs]
+    if figures is not None and len(runs) > 1:
+        raise ValueError(f"figures: {figures} is of one run, not of {len(runs)}; each has its own in figures/<run>")
+    described = [
+        _describe(Path(run), None if figures is None else Path(figures), f"run{i}-" if i else "")
+        for i, run in enumerate(runs)
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -77,21 +82,23 @@ def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None
     sign(Path(out).with_suffix(".sha256"), [out])
 
 
-def _describe(folder: Path, figures: Path | None) -> dict[str, Any]:
+def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]:
+    """All that the page says of a run; ids that begin with `prefix` are its own."""
     run = Run(folder)
     table = summarize(run.scores)
     name = str(run.scores["run"].iloc[0])
-    drawn = list(_drawings(figures or folder.parent.parent / "figures" / name))
+    drawn = list(_drawings(figures or folder.parent.parent / "figures" / name, prefix))
     unit, size = size_unit(table)
     facts = run.scores.drop_duplicates(["model", "recipe"]).set_index(["model", "recipe"])
     return {
         "name": name,
+        "id": prefix + name,
         "verdicts": list(_verdicts(folder)),
         "headline": next((drawing for drawing in drawn if drawing.name == HEADLINE), None),
         "figures": [drawing for drawing in drawn if drawing.name != HEADLINE],
         "columns": [_column(column) for column in table.columns],
         "size_unit": unit,
-        "rows": [_row(table, block, row, facts, size) for block in table.blocks for row in block.rows],
+        "rows": [_row(table, block, row, facts, size, prefix) for block in table.blocks for row in block.rows],
         "filters": _filters(table, facts),
         "legend": legend(table, "Bold", "±"),
         "failures": [
@@ -100,7 +107,7 @@ def _describe(folder: Path, figures: Path | None) -> dict[str, Any]:
             for row in block.rows
             for failure in row.failures
         ],
-        "units": list(_units(run, folder)),
+        "units": list(_units(run, folder, prefix)),
     }
 
 
@@ -123,7 +130,7 @@ def _verdicts(folder: Path) -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def _drawings(folder: Path) -> Iterator[Drawing]:
+def _drawings(folder: Path, prefix: str) -> Iterator[Drawing]:
     """Every figure of the run, the headline first."""
     for path in sorted(folder.glob("*.svg"), key=lambda path: (path.stem != HEADLINE, path.stem)):
         if path.with_suffix(".csv").read_text(encoding="utf-8").count("\n") < 2:
@@ -131,7 +138,9 @@ def _drawings(folder: Path) -> Iterator[Drawing]:
         module, _ = find(path.stem)
         svg = path.read_text(encoding="utf-8")
         svg = svg[svg.index("<svg") :]
-        ids = re.sub(r"\W", "-", path.stem)  # ids are of one figure: two figures of one page must not share any
+        ids = prefix + re.sub(
+            r"\W", "-", path.stem
+        )  # ids are of one figure: two figures of one page must not share any
         svg = re.sub(r'\bid="', f'id="{ids}-', svg)
         svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{ids}-", svg)
         label = f'<svg role="img" aria-label="{path.stem}: see the caption"'
@@ -147,12 +156,12 @@ def _column(column: Column) -> dict[str, str]:
     }
 
 
-def _row(table: Table, block: Block, row: Row, facts: pd.DataFrame, size: Any) -> dict[str, Any]:
+def _row(table: Table, block: Block, row: Row, facts: pd.DataFrame, size: Any, prefix: str) -> dict[str, Any]:
     known: Any = facts.loc[(block.model, row.recipe)] if (block.model, row.recipe) in facts.index else None
     return {
         "model": block.model,
         "recipe": row.recipe,
-        "unit": None if known is None else unit_id(block.model, row.recipe, int(known["seed"])),
+        "unit": None if known is None else prefix + unit_id(block.model, row.recipe, int(known["seed"])),
         "kind": "level" if known is None else str(known["kind"]),
         "granularity": "" if known is None else str(known["granularity"] or "none"),
         "nominal": "" if row.bits is None else str(int(row.bits)),
@@ -193,7 +202,7 @@ def unit_id(model: str, recipe: str, seed: int) -> str:
     return f"unit-{model}-{recipe}-seed{seed}"
 
 
-def _units(run: Run, folder: Path) -> Iterator[Unit]:
+def _units(run: Run, folder: Path, prefix: str) -> Iterator[Unit]:
     path = folder / "provenance.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for unit, rows in run.scores.groupby(["model", "recipe", "seed"], sort=False):
@@ -205,7 +214,7 @@ def _units(run: Run, folder: Path) -> Iterator[Unit]:
         place = folder / model / recipe / f"seed{seed}"
         bad = rows[rows["status"] != OK]
         yield Unit(
-            unit_id(model, recipe, int(seed)),
+            prefix + unit_id(model, recipe, int(seed)),
             model,
             recipe,
             int(seed),

@@ -1,0 +1,243 @@
+"""What every method promises, as checks on a tiny random Llama: for our tests, and for methods of other packages.
+
+A check is a function of a recipe and a bench, and raises `Broken` with a sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from r2q.config import ConfigError, method_info
+from r2q.models.apply import FAILURES, apply
+from r2q.models.calibration import Calibration, tokens_sha256
+from r2q.models.load import load_packed
+from r2q.models.save import save
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe, WeightMethod, make_method
+from r2q.training.data import Rows, TrainingData
+
+WIDTH, VOCABULARY, WINDOW = 64, 272, 16
+LAYER = "model.layers.1.mlp.up_proj"  # that is made wrong where a check needs one
+
+
+class Broken(AssertionError):
+    """A promise that a method does not keep, in a sentence."""
+
+
+class Bench:
+    """A tiny model, text and rows, all random and always the same."""
+
+    _last: tuple[Recipe, Any, list[dict[str, Any]]] | None = None
+
+    @cached_property
+    def _model(self) -> Any:
+        config = LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=2 * WIDTH, max_position_embeddings=WIDTH,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return LlamaForCausalLM(config).eval()
+
+    def model(self) -> Any:
+        """A copy that may be changed."""
+        return copy.deepcopy(self._model)
+
+    def tokens(self, rows: int = 2) -> torch.Tensor:
+        """Random tokens [rows, WINDOW]."""
+        return torch.randint(3, VOCABULARY, (rows, WINDOW), generator=torch.Generator().manual_seed(rows))
+
+    def calibration(self) -> Calibration:
+        """Six windows of text and one held out."""
+        tokens = self.tokens(7)
+        facts = {"source": "random", "seed": "0", "first_token": "3", "sha256": tokens_sha256(tokens[:6], tokens[6:])}
+        return Calibration(tokens[:6], tokens[6:], facts, minimum_tokens=8)
+
+    def rows(self) -> TrainingData:
+        """16 rows to train on and 8 held out."""
+        rows = Rows(self.tokens(24), torch.full((24,), 4), torch.full((24,), WINDOW))
+        return TrainingData(rows[slice(0, 16)], rows[slice(16, 24)], "generated", "none", None)
+
+    def quantized(self, recipe: Recipe) -> tuple[Any, list[dict[str, Any]]]:
+        """The quantized model, and what is said of its layers; the last recipe's is kept for the next check."""
+        if self._last is None or self._last[0] != recipe:
+            self._last = recipe, *self.quantize(recipe, self.model())
+        return self._last[1:]
+
+    def quantize(self, recipe: Recipe, model: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """A model quantized in place, and what is said of its layers."""
+        method = make_method(recipe)
+        text = self.calibration() if method.needs == "calibration" else None
+        rows = self.rows() if method.needs == "training" else None
+        layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), text, rows)
+        return model, layers
+
+
+def _need(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise Broken(sentence)
+
+
+def every_layer_is_quantized(recipe: Recipe, bench: Bench) -> None:
+    """Every target has a quantized weight."""
+    _, layers = bench.quantized(recipe)
+    missing = {target.name for target in list_targets(bench.model())} ^ {layer["name"] for layer in layers}
+    _need(not missing, f"targets and quantized layers differ: {', '.join(sorted(missing))}")
+
+
+def few_levels_in_the_bits_of_the_formula(recipe: Recipe, bench: Bench) -> None:
+    """At most 2^bits values a group; stored bytes are those of the formula."""
+    model, layers = bench.quantized(recipe)
+    for layer in layers:
+        weight, name = model.get_submodule(layer["name"]).quantized(), layer["name"]
+        values = replace(weight, in_scale=None).dequantize()
+        for group in values.reshape(-1, values.numel() // math.prod(weight.grid.shape)):
+            count = len(group.unique())
+            _need(count <= 2**recipe.bits, f"{name}: a group has {count} values, and {recipe.bits} bits hold fewer")
+        rows, groups = weight.grid.shape
+        formula = recipe.bits * values.numel() + rows * groups * weight.grid.side_bits
+        formula += 0 if weight.in_scale is None else 16 * values.shape[-1]
+        rounding = 7 if "zero" in weight.grid.tensors() else 0  # packed zero points end in a whole byte
+        stored = 8 * weight.nbytes
+        _need(formula <= stored <= formula + rounding, f"{name}: {stored} bits are stored, {formula} by the formula")
+        said = layer["bits_per_weight"]
+        _need(math.isclose(said, formula / values.numel()), f"{name}: {said} bits a weight are said, not stored")
+
+
+def the_same_bits_after_saving(recipe: Recipe, bench: Bench) -> None:
+    """Logits are the same to the bit after packing, saving and loading."""
+    model, _ = bench.quantized(recipe)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        save(model, None, Path(folder) / "packed", dict(vars(recipe)))
+        same = torch.equal(load_packed(Path(folder) / "packed")(bench.tokens()).logits, model(bench.tokens()).logits)
+    _need(same, "logits change when the model is saved and loaded")
+
+
+def the_same_seed_gives_the_same_bits(recipe: Recipe, bench: Bench) -> None:
+    """And another seed gives others only where the class says `stochastic`."""
+    one, again = (model.state_dict() for model, _ in (bench.quantized(recipe), bench.quantize(recipe, bench.model())))
+    _need(all(torch.equal(one[key], again[key]) for key in one), "the same seed gives other weights")
+    other = bench.quantize(replace(recipe, seed=recipe.seed + 1), bench.model())[0].state_dict()
+    same, stochastic = all(torch.equal(one[key], other[key]) for key in one), method_info(recipe.method).stochastic
+    found = "the same" if same else "other"
+    _need(same != stochastic, f"another seed gives {found} weights, and stochastic is {stochastic}")
+
+
+def what_is_read_is_the_class(recipe: Recipe, bench: Bench) -> None:
+    """What the check of a config reads of the file, without running it, is what the class says."""
+    info, method = method_info(recipe.method), make_method(recipe)
+    _need(info.options.model_json_schema() == method.Options.model_json_schema(), "Options are read as others")
+    for fact in ("needs", "stochastic", "version", "control", "quantizes"):
+        _need(getattr(info, fact) == getattr(method, fact), f"{fact} is read as {getattr(info, fact)}")
+    _need(info.weight_method == isinstance(method, WeightMethod), "whether it is a WeightMethod is read wrongly")
+
+
+def an_unknown_option_is_refused(recipe: Recipe, bench: Bench) -> None:
+    """Options are closed."""
+    try:
+        make_method(replace(recipe, options=recipe.options | {"no_such_option": 1}))
+    except ValidationError as error:
+        _need("no_such_option" in str(error), "the error about an unknown option does not name it")
+    else:
+        raise Broken("an unknown option is taken without a word")
+
+
+def weights_stay_untouched(recipe: Recipe, bench: Bench) -> None:
+    """A function of one weight leaves it as it is."""
+    method, weight = make_method(recipe), bench.model().get_submodule(LAYER).weight.detach()
+    before = weight.clone()
+    assert isinstance(method, WeightMethod)
+    method.quantize_weight(weight, LAYER)
+    _need(torch.equal(weight, before), "quantize_weight changes the weight that it is given")
+
+
+def a_group_that_does_not_divide_is_refused(recipe: Recipe, bench: Bench) -> None:
+    """With the layer's name."""
+    _refused(replace(recipe, granularity="g48"), bench, bench.model(), "group size 48", "model.layers.0.")
+
+
+def weights_that_are_not_finite_are_refused(recipe: Recipe, bench: Bench) -> None:
+    """With the layer's name."""
+    model = bench.model()
+    model.get_submodule(LAYER).weight.data[3, 5] = math.nan
+    _refused(recipe, bench, model, "not finite", LAYER)
+
+
+def _refused(recipe: Recipe, bench: Bench, model: Any, *words: str) -> None:
+    try:
+        bench.quantize(recipe, model)
+    except FAILURES as error:
+        missing = [word for word in words if word not in str(error)]
+        _need(not missing, f"the error does not say {missing[:1]}: {error}")
+    else:
+        raise Broken(f"no error says {words[0]!r}")
+
+
+def more_bits_mean_less_error(recipe: Recipe, bench: Bench) -> None:
+    """At 2, 3 and 4 bits."""
+    layers = [bench.quantize(replace(recipe, bits=bits), bench.model())[1] for bits in (2, 3, 4)]
+    errors = [sum(layer["relative_error"] for layer in described) for described in layers]
+    _need(errors[0] > errors[1] > errors[2], f"the errors at 2, 3 and 4 bits are {errors}")
+
+
+Check = Callable[[Recipe, Bench], None]
+CHECKS: tuple[Check, ...] = (
+    what_is_read_is_the_class,
+    an_unknown_option_is_refused,
+    every_layer_is_quantized,
+    few_levels_in_the_bits_of_the_formula,
+    the_same_bits_after_saving,
+    the_same_seed_gives_the_same_bits,
+    a_group_that_does_not_divide_is_refused,
+    weights_that_are_not_finite_are_refused,
+    weights_stay_untouched,
+    more_bits_mean_less_error,
+)
+OF_ONE_WEIGHT = (weights_stay_untouched, more_bits_mean_less_error)
+
+
+def checks_of(recipe: Recipe) -> list[Check]:
+    """The checks that a recipe has to pass: those of one weight only where the method is a function of one."""
+    info = method_info(recipe.method)
+    found = CHECKS if info.quantizes else CHECKS[:2]
+    less = (*(() if info.weight_method else OF_ONE_WEIGHT), *((more_bits_mean_less_error,) if info.control else ()))
+    return [check for check in found if check not in less]
+
+
+def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]) -> int:
+    """Run every check on a method and print how each ended; the number of those that failed.
+
+    Raises:
+        ConfigError: the name leads to no method, or the options are not its.
+    """
+    info = method_info(name.replace(":", "."))
+    if info.needs == "checkpoint":
+        raise ConfigError(f"{name} quantizes nothing by itself: there is nothing to check")
+    try:
+        chosen = info.options.model_validate(options).model_dump(mode="json")
+    except ValidationError as error:
+        raise ConfigError(f"options: {error}") from None
+    recipe = Recipe(info.name, name.replace(":", "."), granularity if info.quantizes else None, bits, 0, chosen)
+    bench, failed = Bench(), 0
+    for check in checks_of(recipe):
+        words = check.__name__.replace("_", " ")
+        try:
+            check(recipe, bench)
+        except Exception as error:  # whatever somebody's method raises is an answer
+            failed += 1
+            print(f"FAILED  {words}: {'' if isinstance(error, Broken) else f'{type(error).__name__}: '}{error}")
+        else:
+            print(f"ok      {words}")
+    print(f"{name}, {granularity}, {bits} bits: {'all promises kept' if not failed else f'{failed} broken'}")
+    return failed
