@@ -54,37 +54,38 @@ def _prepare(  # type: ignore[no-untyped-def]
 @triton.jit
 def _matvec(  # type: ignore[no-untyped-def]
     codes, first, second, bytes_, steps, totals, out,
-    rows, words, segments, group_segments, row_stride,
-    FORM: tl.constexpr, SEGMENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows, words, segments, row_stride,
+    GROUP: tl.constexpr, FORM: tl.constexpr, SEGMENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     TURNS: tl.constexpr, PDL: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     segment, lane = tl.arange(0, BLOCK), tl.arange(0, SEGMENT)
-    word = segment[None, :, None] * SEGMENT + lane[None, None, :]  # [1, BLOCK, SEGMENT]
-    here = codes + row[:, None, None] * words + word
-    exists = (row < rows)[:, None, None]
+    word = segment[:, None, None] * SEGMENT + lane[None, None, :]  # [BLOCK, 1, SEGMENT]: lanes of a warp follow a row
+    here = codes + row[None, :, None] * words + word
+    exists = (row < rows)[None, :, None]
     ahead = tl.load(here, mask=exists & (word < words), other=0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
+    total = tl.zeros([BLOCK, ROWS], dtype=tl.float32)
     for turn in range(TURNS):
         start = turn * BLOCK
         w = ahead
-        ahead = tl.load(here + (start + BLOCK) * SEGMENT, mask=exists & (word + (start + BLOCK) * SEGMENT < words),
-                        other=0)  # fmt: skip
+        if TURNS > 1:
+            more = exists & (word + (start + BLOCK) * SEGMENT < words)
+            ahead = tl.load(here + (start + BLOCK) * SEGMENT, mask=more, other=0)
         s = start + segment
-        inside = (row < rows)[:, None] & (s < segments)[None, :]
-        c, a0, a1 = levels(first, second, row[:, None] * row_stride + (s // group_segments)[None, :], inside, FORM)
-        high0 = tl.zeros([ROWS, BLOCK, SEGMENT], dtype=tl.int32)
+        inside = (row < rows)[None, :] & (s < segments)[:, None]
+        c, a0, a1 = levels(first, second, row[None, :] * row_stride + (s // GROUP)[:, None], inside, FORM)
+        high0 = tl.zeros([BLOCK, ROWS, SEGMENT], dtype=tl.int32)
         low0, high1, low1 = high0, high0, high0
         there = start * SEGMENT + word
         for field in tl.static_range(4):
             base = bytes_ + (batch * 8 + field) * words + there
             high = tl.load(base, mask=there < words, other=0)
             low = tl.load(base + 4 * words, mask=there < words, other=0)
-            high = tl.broadcast_to(high, [ROWS, BLOCK, SEGMENT])
-            low = tl.broadcast_to(low, [ROWS, BLOCK, SEGMENT])
+            high = tl.broadcast_to(high, [BLOCK, ROWS, SEGMENT])
+            low = tl.broadcast_to(low, [BLOCK, ROWS, SEGMENT])
             moved = w >> (2 * field)
             if FORM == _BINARY:
                 high0 = dot4(moved & 0x01010101, high, high0, True, ASM)
@@ -94,13 +95,13 @@ def _matvec(  # type: ignore[no-untyped-def]
             else:
                 high0 = dot4(moved & 0x03030303, high, high0, True, ASM)
                 low0 = dot4(moved & 0x03030303, low, low0, False, ASM)
-        sums = a0 * tl.sum(high0 * 256 + low0, axis=2).to(tl.float32)
+        sums = a0 * tl.sum(high0 * 256 + low0, axis=2).to(tl.float32)  # [BLOCK, ROWS]
         if FORM == _BINARY:
             sums += 0.5 * a1 * tl.sum(high1 * 256 + low1, axis=2).to(tl.float32)
         step = tl.load(steps + batch * segments + s, mask=s < segments, other=0.0)
         whole = tl.load(totals + batch * segments + s, mask=s < segments, other=0).to(tl.float32)
-        total += step[None, :] * (c * whole[None, :] + sums)
-    tl.store(out + batch * rows + row, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=row < rows)
+        total += step[:, None] * (c * whole[:, None] + sums)
+    tl.store(out + batch * rows + row, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=row < rows)
 
 
 def matvec_triton(
@@ -130,8 +131,8 @@ def matvec_triton(
     options = {"launch_pdl": True} if pdl else {}
     _matvec[batch, triton.cdiv(rows, tile[0])](
         weight.codes, weight.first, weight.second, bytes_, steps, totals, out,
-        rows, words, segments, weight.group_words // segment, weight.row_stride,
-        FORM=weight.form, SEGMENT=segment, ROWS=tile[0], BLOCK=tile[1],
+        rows, words, segments, weight.row_stride,
+        GROUP=weight.group_words // segment, FORM=weight.form, SEGMENT=segment, ROWS=tile[0], BLOCK=tile[1],
         TURNS=triton.cdiv(segments, tile[1]), PDL=pdl, ASM=not INTERPRETED, num_warps=warps, **options,
     )  # fmt: skip
     return out
