@@ -23,8 +23,9 @@ def _prepare(  # type: ignore[no-untyped-def]
     x, in_scale, bytes_, steps, totals, x_stride, words, segments,
     SEGMENT: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
+    if PDL:  # the product may start and read its weights; what is read and written here waits for the kernel before
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     batch = tl.program_id(1)
     segment = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = segment[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]  # [BLOCK, SEGMENT]
@@ -58,6 +59,8 @@ def _matvec(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr, FORM: tl.constexpr, SEGMENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     TURNS: tl.constexpr, PDL: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     batch = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     segment, lane = tl.arange(0, BLOCK), tl.arange(0, SEGMENT)
@@ -108,41 +111,39 @@ def matvec_triton(
     weight: Planes,
     x: torch.Tensor,
     in_scale: torch.Tensor | None = None,
-    tile: tuple[int, int] | None = None,
-    warps: int | None = None,
+    tile: tuple[int, int, int] | None = None,
     pdl: bool | None = None,
 ) -> torch.Tensor:
     """See :func:`r2q.kernels.matvec.matvec`."""
     rows, words = weight.codes.shape
     batch, segment = x.shape[0], segment_words(weight)
     segments = words // segment
-    tile, warps = tile or pick_tile(segments), warps or pick_warps(segments)
+    tile = tile or pick_tile(segments)
     pdl = not INTERPRETED if pdl is None else pdl
+    options = {"launch_pdl": True} if pdl else {}
     device = x.device
     bytes_ = torch.empty(batch, 2, 4, words, dtype=torch.int32, device=device)
     steps = torch.empty(batch, segments, dtype=torch.float32, device=device)
     totals = torch.empty(batch, segments, dtype=torch.int32, device=device)
     out = torch.empty(batch, rows, dtype=x.dtype, device=device)
     x = x if x.stride(-1) == 1 else x.contiguous()
-    _prepare[triton.cdiv(segments, 8), batch](
+    block = 32 // segment  # a tile of 512 inputs: with 256, Triton 3.6 gives wrong maxima (benchmarks/NOTES.md)
+    _prepare[triton.cdiv(segments, block), batch](
         x, x if in_scale is None else in_scale, bytes_, steps, totals, x.stride(0), words, segments,
-        SEGMENT=segment, BLOCK=8, SCALED=in_scale is not None, PDL=pdl, num_warps=4,
+        SEGMENT=segment, BLOCK=block, SCALED=in_scale is not None, PDL=pdl, num_warps=4, **options,
     )  # fmt: skip
-    options = {"launch_pdl": True} if pdl else {}
     _matvec[batch, triton.cdiv(rows, tile[0])](
         weight.codes, weight.first, weight.second, bytes_, steps, totals, out,
         rows, words, segments, weight.row_stride,
         GROUP=weight.group_words // segment, FORM=weight.form, SEGMENT=segment, ROWS=tile[0], BLOCK=tile[1],
-        TURNS=triton.cdiv(segments, tile[1]), PDL=pdl, ASM=not INTERPRETED, num_warps=warps, **options,
+        TURNS=triton.cdiv(segments, tile[1]), PDL=pdl, ASM=not INTERPRETED,
+        num_warps=tile[2], **options,
     )  # fmt: skip
     return out
 
 
-def pick_tile(segments: int) -> tuple[int, int]:
-    """Rows and segments of a program; see benchmarks/NOTES.md."""
-    return 4, min(64, triton.next_power_of_2(segments))
-
-
-def pick_warps(segments: int) -> int:
-    """Warps of a program."""
-    return 2 if segments > 32 else 1
+def pick_tile(segments: int) -> tuple[int, int, int]:
+    """Rows and segments of a program, and its warps; see benchmarks/NOTES.md."""
+    if segments <= 64:
+        return (2 if segments > 32 else 4), triton.next_power_of_2(segments), 1
+    return (4, 128, 4) if segments <= 128 else (8, 64, 2)
