@@ -14,6 +14,12 @@ def _names(text: str) -> list[str]:
     return names
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text}: whole numbers are needed, with commas between them")
+    return tuple(map(int, text.split(",")))
+
+
 def parser() -> argparse.ArgumentParser:
     """Every verb with its arguments and one example."""
     main = argparse.ArgumentParser(
@@ -173,6 +179,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("a", type=Path, metavar="A", help="a scores.csv")
     one.add_argument("b", type=Path, metavar="B", help="another scores.csv")
     one.add_argument("--out", type=Path, metavar="CSV", help="also write the differences there")
+    one = verb(
+        "bench",
+        "time a packed checkpoint beside its decoded twin: decoding, prefill, memory",
+        f"bench {run}/mini-llama/r2q-g64/seed0 --out bench.csv",
+    )
+    one.add_argument("folder", type=Path, metavar="FOLDER", help="a packed checkpoint")
+    one.add_argument("--out", type=Path, required=True, metavar="CSV", help="the rows; as JSON beside it, too")
+    one.add_argument("--batch", type=_numbers, default=(1, 4, 16), metavar="N,N", help="rows at once (1,4,16)")
+    one.add_argument("--context", type=int, default=512, metavar="N", help="tokens before the one timed (512)")
+    one.add_argument("--repeats", type=int, default=20, metavar="N", help="times of which the median is taken (20)")
+    one.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
     one = verb(
         "schema",
         "print the JSON schema of the config",

@@ -63,15 +63,13 @@ def bench(
 
 
 @torch.inference_mode()
-def measure(
-    model: Any, phase: str, batch: int, context: int, repeats: int, copy: float | None
-) -> dict[str, Any]:
+def measure(model: Any, phase: str, batch: int, context: int, repeats: int, copy: float | None) -> dict[str, Any]:
     """One row of the table (see COLUMNS); ``copy`` is the bandwidth of a copy, in bytes a second."""
     device, cuda = model.device, model.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    run = (decode_step if phase == "decode" else prefill)(model, batch, context)
+    run = decode_step(model, batch, context, repeats) if phase == "decode" else prefill(model, batch, context)
     seconds = timed(run, repeats, cuda)
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     read = weight_bytes(model)
@@ -107,11 +105,11 @@ def prefill(model: Any, batch: int, context: int) -> Callable[[], Any]:
     return lambda: model(ids, use_cache=False, logits_to_keep=1).logits
 
 
-def decode_step(model: Any, batch: int, context: int) -> Callable[[], Any]:
+def decode_step(model: Any, batch: int, context: int, repeats: int) -> Callable[[], Any]:
     """A step of ``batch`` rows after ``context`` tokens; a CUDA graph on a GPU."""
     from transformers import StaticCache
 
-    device, length = model.device, context + 1
+    device, length = model.device, context + repeats + 8  # a cache counts the steps itself, also those for warming up
     cache = StaticCache(config=model.config, max_cache_len=length)
     place = torch.arange(length, device=device)
     causal = (place[None, :] <= place[:, None])[None, None]  # [1, 1, length, length]
@@ -130,7 +128,7 @@ def decode_step(model: Any, batch: int, context: int) -> Callable[[], Any]:
 
     forward(torch.randint(model.config.vocab_size, (batch, context), device=device), slice(0, context))
     token = torch.randint(model.config.vocab_size, (batch, 1), device=device)
-    last = slice(context, length)
+    last = slice(context, context + 1)
     if device.type != "cuda":
         return lambda: forward(token, last)
     side = torch.cuda.Stream(device)

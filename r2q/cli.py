@@ -102,6 +102,14 @@ def compare(args: argparse.Namespace) -> None:
     compare(args.a, args.b, args.out)
 
 
+def bench(args: argparse.Namespace) -> None:
+    from r2q.bench import bench
+
+    for row in bench(args.folder, args.out, args.batch, args.context, args.device, args.repeats):
+        what = f"{row['model']:<7} {row['phase']:<8} batch {row['batch']:>3}"
+        print(f"{what}  {row['median_ms']:10.3f} ms  {row['tokens_per_second']:12.1f} tokens/s")
+
+
 def schema(args: argparse.Namespace) -> int:
     from r2q.schema import schema_path, schema_text
 
@@ -138,6 +146,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "collect-training": collect_training,
     "claims": claims,
     "compare": compare,
+    "bench": bench,
     "schema": schema,
 }
 

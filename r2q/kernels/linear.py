@@ -1,4 +1,4 @@
-"""A packed linear layer on a GPU, as one operator of torch: CUDA graphs, ``torch.compile`` and ``generate`` take it whole.
+"""A packed linear layer on a GPU as one operator of torch, which graphs, ``torch.compile`` and ``generate`` take whole.
 
 Up to MATVEC vectors go through :mod:`r2q.kernels.matvec`, up to MATMUL through :mod:`r2q.kernels.matmul`; beyond, the
 weight is decoded once and multiplied by torch. The bounds are measured, see benchmarks/NOTES.md.

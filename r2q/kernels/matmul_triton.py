@@ -66,5 +66,3 @@ def matmul_triton(
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0).to(x.dtype)
-
-

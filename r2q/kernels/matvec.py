@@ -33,7 +33,7 @@ def segment_words(weight: Planes) -> int:
 
 
 def matvec(weight: Planes, x: torch.Tensor, in_scale: torch.Tensor | None = None) -> torch.Tensor:
-    """``x W^T``, ``[batch, in]`` to ``[batch, out]`` in the dtype of ``x``; a column of W is divided by ``in_scale``."""
+    """``x W^T``, ``[batch, in]`` to ``[batch, out]`` in the dtype of x; columns of W are divided by ``in_scale``."""
     if x.is_cuda:
         from r2q.kernels.matvec_triton import matvec_triton
 
@@ -55,7 +55,7 @@ def fixed_point(
 
 def matvec_plain(weight: Planes, x: torch.Tensor, in_scale: torch.Tensor | None = None) -> torch.Tensor:
     """:func:`matvec`, in plain PyTorch on any device."""
-    out, width = weight.shape
+    out = weight.shape[0]
     words = segment_words(weight)
     v, step = fixed_point(x, words * WORD, in_scale)
     b0, b1 = (b.view(out, -1, words * WORD) for b in weight.bits())  # [out, segments, n]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.matvec import LIMIT, segment_words
-from r2q.kernels.planes import BINARY, WORD, Planes
+from r2q.kernels.planes import BINARY, Planes
 from r2q.kernels.planes_triton import INTERPRETED, dot4, levels, nearest
 
 _BINARY, _LIMIT = tl.constexpr(BINARY), tl.constexpr(LIMIT)

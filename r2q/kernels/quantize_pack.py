@@ -50,4 +50,3 @@ def finished(codes: torch.Tensor, first: torch.Tensor, zero: torch.Tensor | None
     if zero is None:
         return packed, BinaryGrid(scale)
     return packed, AffineGrid(scale, zero, 2)
-

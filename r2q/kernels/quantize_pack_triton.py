@@ -66,10 +66,10 @@ def launch(
     rows, columns = weight.shape
     groups = columns // group
     residual = kind == "r2q"
-    make = {"device": weight.device}
-    codes = torch.empty(rows, columns // 16, dtype=torch.int32, **make)
-    first = torch.empty((rows, groups, 2) if residual else (rows, groups), dtype=torch.float16, **make)
-    zero = None if residual else torch.empty(rows, groups, dtype=torch.uint8, **make)
+    device = weight.device
+    codes = torch.empty(rows, columns // 16, dtype=torch.int32, device=device)
+    first = torch.empty((rows, groups, 2) if residual else (rows, groups), dtype=torch.float16, device=device)
+    zero = None if residual else torch.empty(rows, groups, dtype=torch.uint8, device=device)
     width = triton.next_power_of_2(group)
     at_once = max(1, values // width)
     _quantize[(triton.cdiv(rows * groups, at_once),)](
