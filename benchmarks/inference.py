@@ -70,7 +70,8 @@ def replay(call: Callable[[int], Any], n: int) -> list[float]:
 def record(what: str, shape: str, who: str, times: list[float], size: int | None = None) -> float:
     low, median, high = statistics.quantiles(times, n=4)
     row = {"what": what, "shape": shape, "who": who, "us": round(median, 2), "first_quartile_us": round(low, 2),
-           "third_quartile_us": round(high, 2), "terabytes_per_second": round(size / median / 1e6, 3) if size else None}  # fmt: skip
+           "third_quartile_us": round(high, 2),
+           "terabytes_per_second": round(size / median / 1e6, 3) if size else None}  # fmt: skip
     rows.append(row)
     print(*[value for value in row.values() if value is not None], flush=True)
     return median

@@ -1,7 +1,8 @@
 """A packed linear layer on a GPU as one operator of torch, which graphs, ``torch.compile`` and ``generate`` take whole.
 
 Up to MATVEC vectors go through :mod:`r2q.kernels.matvec`, up to MATMUL through :mod:`r2q.kernels.matmul`; beyond, the
-weight is decoded once and multiplied by torch. The bounds are measured, see benchmarks/NOTES.md.
+weight is decoded once and multiplied by torch. The bounds are measured, see benchmarks/NOTES.md. Groups that 64 does not
+divide (g32) always take the second: on a GPU, the first has been checked on segments of 64 inputs only.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from r2q.kernels.matmul import decode, matmul
-from r2q.kernels.matvec import matvec
+from r2q.kernels.matvec import SEGMENT, matvec, segment_words
 from r2q.kernels.planes import Planes
 
 MATVEC, MATMUL = 8, 64
@@ -34,7 +35,7 @@ def linear(
     """
     weight = Planes(codes, first, second, form, rows, groups)
     flat = x.reshape(-1, x.shape[-1])
-    if flat.shape[0] <= MATVEC:
+    if flat.shape[0] <= MATVEC and segment_words(weight) == SEGMENT:
         out = matvec(weight, flat, in_scale)
     else:
         if in_scale is not None:

@@ -25,11 +25,12 @@ import torch
 from r2q.kernels.planes import WORD, Planes
 
 LIMIT = 32767
+SEGMENT = 4  # words at most
 
 
 def segment_words(weight: Planes) -> int:
     """Words of a segment: 4, or as many as divide those of a group."""
-    return next(n for n in (4, 2, 1) if weight.group_words % n == 0)
+    return next(n for n in (SEGMENT, 2, 1) if weight.group_words % n == 0)
 
 
 def matvec(weight: Planes, x: torch.Tensor, in_scale: torch.Tensor | None = None) -> torch.Tensor:
