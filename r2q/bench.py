@@ -33,7 +33,8 @@ def bench(
     """Measure the checkpoint in ``folder``; writes ``out`` (CSV) and the same rows beside it (JSON).
 
     Raises:
-        ValueError: a batch, the context or the number of repeats is not positive, or the folder cannot be loaded.
+        ValueError: a batch, the context or the number of repeats is not positive, or the folder cannot be loaded,
+            or has experts on a GPU.
     """
     from r2q.models.apply import pick_device
     from r2q.models.load import load_packed
@@ -46,6 +47,8 @@ def bench(
     rows = []
     for name, dense in (("packed", False), ("dense", True)):
         model = load_packed(folder, device=where, dense=dense)
+        if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
+            raise ValueError(f"{folder} has packed experts, whose routing no CUDA graph can hold; use --device cpu")
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest is not None and context >= longest:
             raise ValueError(f"--context: {context}; {folder} has {longest} positions, and one is for the new token")
@@ -60,6 +63,12 @@ def bench(
         writer.writerows(rows)
     out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     return rows
+
+
+def model_layers(model: Any) -> list[dict[str, Any]]:
+    """Specs of the packed layers that the checkpoint's configuration names."""
+    quantization = getattr(model.config, "quantization_config", None)
+    return list(getattr(quantization, "layers", {}).values())
 
 
 @torch.inference_mode()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from r2q.bench import bench, weight_bytes
+from r2q.bench import bench, decode_step, model_layers, weight_bytes
 from r2q.cli import main
 from r2q.models.apply import make_method
 from r2q.models.load import load_packed
@@ -48,10 +49,26 @@ def test_rows_of_a_checkpoint_and_of_its_twin(folder: Path, tmp_path: Path) -> N
     assert len(list(csv.DictReader(out.open()))) == len(rows)
 
 
+@pytest.mark.parametrize("case", ["llama", "opt"])
+def test_a_step_of_decoding_is_a_pass_over_all_tokens(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drawn, draw = tiny_model(case).eval(), [], torch.randint
+
+    def remember(*arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(draw(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randint", remember)
+    with torch.inference_mode():
+        found = decode_step(model, 2, 8, 2)()
+        wanted = model(torch.cat(drawn, 1)).logits[:, -1:]  # eight tokens, then the one of the step
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_bytes_read_are_all_but_the_embedding(folder: Path) -> None:
     model = load_packed(folder, dense=True)
     embedding = model.get_input_embeddings().weight
     sizes = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    assert len(model_layers(model)) == 14
     tied = model.get_output_embeddings().weight is embedding
     assert weight_bytes(model) == sum(sizes.values()) - (0 if tied else embedding.numel() * embedding.element_size())
 

@@ -1,8 +1,8 @@
 """A packed linear layer on a GPU as one operator of torch, which graphs, ``torch.compile`` and ``generate`` take whole.
 
 Up to MATVEC vectors go through :mod:`r2q.kernels.matvec`, up to MATMUL through :mod:`r2q.kernels.matmul`; beyond, the
-weight is decoded once and multiplied by torch. The bounds are measured, see benchmarks/NOTES.md. Groups that 64 does not
-divide (g32) always take the second: on a GPU, the first has been checked on segments of 64 inputs only.
+weight is decoded once and multiplied by torch. The bounds are measured, see benchmarks/NOTES.md. Groups that 64 does
+not divide (g32) always take the second: on a GPU, the first has been checked on segments of 64 inputs only.
 """
 
 from __future__ import annotations
