@@ -38,7 +38,7 @@ def load_packed(
         folder: the packed folder.
         dtype: of what is not quantized and of the arithmetic; ``auto`` keeps the stored one.
         device: where the model goes.
-        dense: decode every packed layer once, for repeated use; logits stay bit-identical.
+        dense: decode every packed layer once, for repeated use; on a CPU, logits stay bit-identical.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no config.json.

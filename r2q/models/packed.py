@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from r2q.kernels.linear import DTYPES, linear
+from r2q.kernels.planes import stored_form, supports
 from r2q.models.targets import Target
 from r2q.quantization.grid import GRIDS, SCALE_DTYPE, stored_shapes
 from r2q.quantization.method import QuantizedWeight
@@ -90,9 +92,15 @@ class PackedLinear(PackedWeight):
     def __init__(self, spec: dict[str, Any], dtype: torch.dtype | None = None, bias: bool = False) -> None:
         super().__init__(spec, dtype)
         self.out_features, self.in_features = self.shape
+        self.kernels = supports(spec["grid"], spec["bits"], self.shape, spec["groups"])  # else PyTorch, on a GPU, too
         self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype), requires_grad=False) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kernels and x.is_cuda and x.dtype in DTYPES and not (torch.is_grad_enabled() and x.requires_grad):
+            form, first, second = stored_form(self.spec["grid"], dict(self.named_buffers()))
+            scale, rows, groups = getattr(self, "in_scale", None), self.spec["rows"], self.spec["groups"]
+            out = linear(x, self.codes.view(torch.int32), first, second, scale, form, rows, groups)
+            return out if self.bias is None else out + self.bias
         return nn.functional.linear(x, self.dequantize(x.dtype), self.bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:

@@ -1,0 +1,176 @@
+"""What a packed checkpoint costs to run, beside its twin: the same model with every weight decoded once, 16 bits each.
+
+A step of decoding is one token for each row of a batch, on a cache of ``context`` tokens; on a GPU it is replayed as a
+CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with their quartiles.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COLUMNS = (
+    "model", "phase", "batch", "context", "device", "dtype", "median_ms", "first_quartile_ms", "third_quartile_ms",
+    "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth",
+)  # fmt: skip
+
+
+def bench(
+    folder: str | Path,
+    out: Path,
+    batches: tuple[int, ...] = (1, 4, 16),
+    context: int = 512,
+    device: str = "auto",
+    repeats: int = 20,
+) -> list[dict[str, Any]]:
+    """Measure the checkpoint in ``folder``; writes ``out`` (CSV) and the same rows beside it (JSON).
+
+    Raises:
+        ValueError: a batch, the context or the number of repeats is not positive, or the folder cannot be loaded,
+            or has experts on a GPU.
+    """
+    from r2q.models.devices import pick_device
+    from r2q.models.load import load_packed
+
+    for name, value in (("batch", min(batches, default=0)), ("context", context), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"--{name}: {value}; it must be at least 1")
+    where = pick_device(device)
+    copy = copy_bandwidth(where)
+    rows = []
+    for name, dense in (("packed", False), ("dense", True)):
+        model = load_packed(folder, device=where, dense=dense)
+        if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
+            raise ValueError(f"{folder} has packed experts, whose routing no CUDA graph can hold; use --device cpu")
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and context >= longest:
+            raise ValueError(f"--context: {context}; {folder} has {longest} positions, and one is for the new token")
+        for batch in batches:
+            for phase in ("decode", "prefill"):
+                rows.append({"model": name} | measure(model, phase, batch, context, repeats, copy))
+        del model
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def model_layers(model: Any) -> list[dict[str, Any]]:
+    """Specs of the packed layers that the checkpoint's configuration names."""
+    quantization = getattr(model.config, "quantization_config", None)
+    return list(getattr(quantization, "layers", {}).values())
+
+
+@torch.inference_mode()
+def measure(model: Any, phase: str, batch: int, context: int, repeats: int, copy: float | None) -> dict[str, Any]:
+    """One row of the table (see COLUMNS); ``copy`` is the bandwidth of a copy, in bytes a second."""
+    device, cuda = model.device, model.device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    run = decode_step(model, batch, context, repeats) if phase == "decode" else prefill(model, batch, context)
+    seconds = timed(run, repeats, cuda)
+    low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    read = weight_bytes(model)
+    tokens = batch if phase == "decode" else batch * context
+    return {
+        "phase": phase,
+        "batch": batch,
+        "context": context,
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "median_ms": round(median * 1e3, 4),
+        "first_quartile_ms": round(low * 1e3, 4),
+        "third_quartile_ms": round(high * 1e3, 4),
+        "tokens_per_second": round(tokens / median, 1),
+        "peak_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "weight_bytes_read": read,
+        "share_of_copy_bandwidth": round(read / median / copy, 4) if copy and phase == "decode" else None,
+    }
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that one pass reads: all tensors but the input embedding, unless the head is the same tensor."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and getattr(head, "weight", None) is embedding.weight
+    left = set() if tied else {embedding.weight.data_ptr()}
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in model.state_dict().values()}
+    return sum(size for pointer, size in tensors.items() if pointer not in left)
+
+
+def prefill(model: Any, batch: int, context: int) -> Callable[[], Any]:
+    """A pass over ``context`` tokens of ``batch`` rows; logits of the last."""
+    ids = torch.randint(model.config.vocab_size, (batch, context), device=model.device)
+    return lambda: model(ids, use_cache=False, logits_to_keep=1).logits
+
+
+def decode_step(model: Any, batch: int, context: int, repeats: int) -> Callable[[], Any]:
+    """A step of ``batch`` rows after ``context`` tokens; a CUDA graph on a GPU."""
+    from transformers import StaticCache
+
+    device, length = model.device, context + repeats + 8  # a cache counts the steps itself, also those for warming up
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    place = torch.arange(length, device=device)
+    causal = (place[None, :] <= place[:, None])[None, None]  # [1, 1, length, length]
+
+    def forward(ids: torch.Tensor, at: slice) -> torch.Tensor:
+        positions, mask = place[at], causal[:, :, at].expand(batch, -1, -1, -1)
+        return model(
+            ids,
+            attention_mask=mask,
+            position_ids=positions.unsqueeze(0).expand(batch, -1),
+            cache_position=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+
+    forward(torch.randint(model.config.vocab_size, (batch, context), device=device), slice(0, context))
+    token = torch.randint(model.config.vocab_size, (batch, 1), device=device)
+    last = slice(context, context + 1)
+    if device.type != "cuda":
+        return lambda: forward(token, last)
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(2):  # compiles and allocates
+            forward(token, last)
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        forward(token, last)
+    return graph.replay
+
+
+def timed(run: Callable[[], Any], repeats: int, cuda: bool) -> list[float]:
+    """Seconds of ``repeats`` runs after two that do not count."""
+    seconds = []
+    for i in range(repeats + 2):
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        if i >= 2:
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float | None:
+    """Bytes a second, read and written, of a large copy on a GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / statistics.median(timed(lambda: target.copy_(source), 10, True))

@@ -1,0 +1,59 @@
+"""A packed linear layer on a GPU as one operator of torch, which graphs, ``torch.compile`` and ``generate`` take whole.
+
+Up to MATVEC vectors go through :mod:`r2q.kernels.matvec`, up to MATMUL through :mod:`r2q.kernels.matmul`; beyond, the
+weight is decoded once and multiplied by torch. The bounds are measured, see benchmarks/NOTES.md. Groups that 64 does
+not divide (g32) always take the second: on a GPU, the first has been checked on segments of 64 inputs only.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from r2q.kernels.matmul import decode, matmul
+from r2q.kernels.matvec import SEGMENT, matvec, segment_words
+from r2q.kernels.planes import Planes
+
+MATVEC, MATMUL = 8, 64
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+@torch.library.custom_op("r2q::linear", mutates_args=())
+def linear(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    in_scale: torch.Tensor | None,
+    form: int,
+    rows: int,
+    groups: int,
+) -> torch.Tensor:
+    """``x W^T``, ``[..., in]`` to ``[..., out]``; the other arguments are those of :class:`Planes`.
+
+    Against float64 on the same x, the error of a result is that of rounding it to the dtype of x, plus 1e-4 of its norm
+    up to MATVEC vectors; beyond, levels are rounded to the dtype of x, too, as where PyTorch decodes.
+    """
+    weight = Planes(codes, first, second, form, rows, groups)
+    flat = x.reshape(-1, x.shape[-1])
+    if flat.shape[0] <= MATVEC and segment_words(weight) == SEGMENT:
+        out = matvec(weight, flat, in_scale)
+    else:
+        if in_scale is not None:
+            flat = (flat.float() / in_scale.float()).to(x.dtype)
+        many = flat.shape[0] > MATMUL
+        out = torch.nn.functional.linear(flat, decode(weight, x.dtype)) if many else matmul(weight, flat)
+    return out.view(*x.shape[:-1], codes.shape[0])
+
+
+@linear.register_fake
+def _(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    in_scale: torch.Tensor | None,
+    form: int,
+    rows: int,
+    groups: int,
+) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], codes.shape[0])

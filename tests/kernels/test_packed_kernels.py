@@ -1,0 +1,166 @@
+"""Kernels of packed weights and their twins against float64, on ragged shapes, in Triton's interpreter on a CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from r2q.kernels.linear import linear
+from r2q.kernels.matmul import matmul_plain
+from r2q.kernels.matvec import matvec_plain
+from r2q.kernels.planes import Planes, decode_plain, planes, supports
+from r2q.kernels.quantize_pack import quantize_pack, quantize_plain
+from r2q.quantization.grid import AffineGrid, BinaryGrid, Grid, SymmetricGrid
+from r2q.quantization.packing import pack
+
+GRIDS = ("binary", "affine", "float zero", "symmetric", "tensor")
+SHAPES = [(7, 192, 32), (5, 576, 64), (3, 576, 576), (6, 256, 128), (5, 48, 16)]  # out, in, group
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 5e-4}  # of the norm; the interpreter truncates
+
+
+def example(kind: str, out: int, width: int, group: int) -> tuple[Planes, torch.Tensor]:
+    """A random weight, and what its grid decodes it to (float64)."""
+    draw = torch.Generator().manual_seed(out * width + group)
+    rows, groups = (1, 1) if kind == "tensor" else (out, width // group)
+    scale = torch.rand(rows, groups, generator=draw).half() + 0.1
+    codes = torch.randint(4, (out, width), dtype=torch.uint8, generator=draw)
+    grid: Grid
+    if kind in ("binary", "tensor"):
+        grid = BinaryGrid(torch.randn(rows, groups, 2, generator=draw).half())
+    elif kind == "affine":
+        grid = AffineGrid(scale, torch.randint(4, (rows, groups), dtype=torch.uint8, generator=draw), 2)
+    elif kind == "float zero":
+        grid = AffineGrid(scale, 3 * torch.rand(rows, groups, generator=draw).half(), 2)
+    else:
+        grid = SymmetricGrid(scale, 2)
+    exact = grid.decode(codes.view(*grid.shape, -1)).view(out, width).double()
+    return planes(pack(codes, 2), grid), exact
+
+
+def vectors(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Inputs of very different sizes, some zero."""
+    x = torch.randn(batch, width, generator=torch.Generator().manual_seed(width))
+    x[:, 5] *= 30
+    x[0, : width // 3] = 0
+    return x.to(dtype)
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert found.isfinite().all()
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize(("out", "width", "group"), SHAPES)
+def test_the_twins_are_the_grid(kind: str, out: int, width: int, group: int) -> None:
+    weight, exact = example(kind, out, width, group)
+    assert torch.allclose(decode_plain(weight, torch.float64), exact, atol=1e-5)
+    scale = torch.rand(width, generator=torch.Generator().manual_seed(1)).half() + 0.5
+    for dtype, tolerance in TOLERANCE.items():
+        x = vectors(3, width, dtype)
+        wanted = x.double() @ exact.T
+        assert distance(matvec_plain(weight, x), wanted) < tolerance
+        assert distance(matmul_plain(weight, x), wanted) < tolerance
+        assert distance(matvec_plain(weight, x, scale), (x.double() / scale.double()) @ exact.T) < tolerance
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    weight, _ = example("binary", 4, 128, 64)
+    x = vectors(2, 128, torch.float32)
+    x[1, 70] = bad
+    out = matvec_plain(weight, x)
+    assert out[0].isfinite().all()
+    assert not out[1].isfinite().any()
+
+
+def test_what_the_kernels_take() -> None:
+    assert supports("binary", 2, (8, 576), 9)
+    assert not supports("binary", 3, (8, 576), 9)
+    assert not supports("codebook", 2, (8, 576), 9)
+    assert not supports("affine", 2, (8, 96), 12)  # groups of 8: a word would belong to two
+    assert not supports("affine", 2, (4, 8, 96), 1)  # a stack of experts
+
+
+@pytest.mark.parametrize("batch", [1, 8, 9, 70])
+def test_the_operator_picks_by_the_number_of_vectors(batch: int) -> None:
+    weight, exact = example("affine", 6, 256, 128)
+    x = vectors(batch, 256, torch.float32).unsqueeze(0)
+    out = linear(x, weight.codes, weight.first, weight.second, None, weight.form, weight.rows, weight.groups)
+    assert out.shape == (1, batch, 6)
+    assert distance(out, x.double() @ exact.T) < 1e-4
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="groups of 24 inputs"):
+        quantize_pack(torch.randn(2, 48), 24, "r2q")
+
+
+def kernels_against_float64() -> None:
+    """Run in a process of its own: Triton decides at import whether it interprets."""
+    from r2q.kernels.matmul_triton import matmul_triton
+    from r2q.kernels.matvec_triton import matvec_triton
+    from r2q.kernels.planes_triton import decode_triton
+    from r2q.kernels.quantize_pack_triton import quantize_triton
+
+    empty = torch.empty
+    poison = {torch.float16: 999.0, torch.bfloat16: 999.0, torch.float32: 1e9}
+
+    def poisoned(*size: int, **options: object) -> torch.Tensor:
+        return empty(*size, **options).fill_(poison.get(options.get("dtype"), 77))  # type: ignore[arg-type, call-overload]
+
+    torch.empty = poisoned  # type: ignore[assignment]
+    for kind in GRIDS:
+        for out, width, group in SHAPES if kind == "binary" else SHAPES[4:]:
+            weight, exact = example(kind, out, width, group)
+            for dtype in (torch.float16, torch.bfloat16) if width == 48 else (torch.float16,):
+                x = vectors(2, width, dtype)
+                wanted = x.double() @ exact.T
+                assert distance(matvec_triton(weight, x), wanted) < TOLERANCE[dtype], (kind, width, group)
+            assert torch.allclose(decode_triton(weight, torch.float32).double(), exact, atol=1e-5)
+            x = vectors(17, width, torch.float16)
+            for parts in (1, 3) if width == 192 else (1,) if width == 48 else ():
+                assert distance(matmul_triton(weight, x, parts=parts), x.double() @ exact.T) < 2e-3
+    weight, exact = example("affine", 7, 192, 32)
+    x, scale = vectors(1, 192, torch.float16), torch.rand(192).half() + 0.5
+    assert distance(matvec_triton(weight, x, scale), (x.double() / scale.double()) @ exact.T) < 2e-3
+    for kind in ("r2q", "rtn"):
+        for out, width, group in ((7, 192, 32), (3, 576, 576), (5, 96, 48)):
+            values = torch.randn(out, width, generator=torch.Generator().manual_seed(group)).bfloat16()
+            packed, grid = quantize_plain(values, group, kind)
+            found, other = quantize_triton(values, group, kind)
+            assert torch.equal(packed, found)
+            for name, tensor in grid.tensors().items():
+                assert torch.allclose(tensor.float(), other.tensors()[name].float(), rtol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is installed with the extra gpu")
+def test_the_kernels_in_the_interpreter() -> None:
+    code = "from tests.kernels.test_packed_kernels import kernels_against_float64 as run; run()"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize(("out", "width", "group"), [*SHAPES, (37, 576, 32), (130, 4096, 128), (33, 11008, 11008)])
+def test_the_kernels_on_a_gpu(kind: str, out: int, width: int, group: int) -> None:
+    from r2q.kernels.matmul_triton import matmul_triton
+    from r2q.kernels.matvec_triton import matvec_triton
+
+    weight, exact = example(kind, out, width, group)
+    weight = replace(weight, **{n: getattr(weight, n).cuda() for n in ("codes", "first", "second")})
+    for batch in (1, 3, 17):
+        x = vectors(batch, width, torch.float16).cuda()
+        wanted = (x.double() @ exact.cuda().T).cpu()
+        assert distance(matmul_triton(weight, x).cpu(), wanted) < 2e-3
+        found = matvec_triton(weight, x)
+        assert distance(found.cpu(), wanted) < 1e-3
+        assert torch.equal(found, matvec_triton(weight, x))

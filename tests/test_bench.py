@@ -1,0 +1,91 @@
+"""The verb bench: rows of a packed folder and of its twin, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r2q.bench import bench, decode_step, model_layers, weight_bytes
+from r2q.cli import main
+from r2q.models.apply import make_method
+from r2q.models.load import load_packed
+from r2q.models.packed import replace
+from r2q.models.save import save
+from r2q.models.targets import find_targets
+from r2q.quantization.method import Recipe, WeightMethod
+from tests.models.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny_model("llama")
+    method = make_method(Recipe("r2q", "r2q", "channel"))
+    assert isinstance(method, WeightMethod)
+    for target in find_targets(model):
+        replace(model, target, method.quantize_weight(target.weight))
+    path = tmp_path_factory.mktemp("packed")
+    save(model, None, path, {})
+    return path
+
+
+def test_rows_of_a_checkpoint_and_of_its_twin(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "bench.csv"
+    arguments = [str(folder), "--batch", "1,3", "--context", "8", "--repeats", "3", "--device", "cpu"]
+    assert main(["bench", *arguments, "--out", str(out)]) == 0
+    rows = json.loads(out.with_suffix(".json").read_text())
+    assert [(r["model"], r["batch"], r["phase"]) for r in rows] == [
+        (model, batch, phase) for model in ("packed", "dense") for batch in (1, 3) for phase in ("decode", "prefill")
+    ]
+    for row in rows:
+        tokens = row["batch"] * (8 if row["phase"] == "prefill" else 1)
+        assert row["tokens_per_second"] == pytest.approx(tokens / row["median_ms"] * 1e3, rel=0.01)
+        assert row["first_quartile_ms"] <= row["median_ms"] <= row["third_quartile_ms"]
+        assert row["peak_bytes"] is None  # of a GPU's memory only
+    assert len(list(csv.DictReader(out.open()))) == len(rows)
+
+
+@pytest.mark.parametrize("case", ["llama", "opt"])
+def test_a_step_of_decoding_is_a_pass_over_all_tokens(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drawn, draw = tiny_model(case).eval(), [], torch.randint
+
+    def remember(*arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(draw(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randint", remember)
+    with torch.inference_mode():
+        found = decode_step(model, 2, 8, 2)()
+        wanted = model(torch.cat(drawn, 1)).logits[:, -1:]  # eight tokens, then the one of the step
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_bytes_read_are_all_but_the_embedding(folder: Path) -> None:
+    model = load_packed(folder, dense=True)
+    embedding = model.get_input_embeddings().weight
+    sizes = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    assert len(model_layers(model)) == 14
+    tied = model.get_output_embeddings().weight is embedding
+    assert weight_bytes(model) == sum(sizes.values()) - (0 if tied else embedding.numel() * embedding.element_size())
+
+
+def test_a_context_beyond_the_positions_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="positions, and one is for the new token"):
+        bench(folder, tmp_path / "x.csv", context=10**6, device="cpu")
+    with pytest.raises(ValueError, match="--batch: 0"):
+        bench(folder, tmp_path / "x.csv", batches=(0,))
+
+
+def test_the_operator_is_one_for_torch_compile() -> None:
+    from r2q.kernels.linear import linear
+    from tests.kernels.test_packed_kernels import example, vectors
+
+    weight, _ = example("binary", 6, 256, 128)
+    stored = weight.codes, weight.first, weight.second, None, weight.form, weight.rows, weight.groups
+    torch.library.opcheck(
+        linear, (vectors(2, 256, torch.float32), *stored), test_utils=("test_schema", "test_faketensor")
+    )
