@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -71,10 +69,6 @@ class Config(Section):
         quantizer = getattr(self.options_of(recipe), "quantizer", None)
         names = [self.recipes[recipe].method, *([] if quantizer is None else [quantizer])]
         return [method_info(name) for name in names]
-
-    def method_sources(self, recipes: Iterable[str]) -> list[Path]:
-        """Source files of the recipes' methods and quantizers, whose change can move their numbers."""
-        return sorted({info.path for recipe in recipes for info in self.methods_of(recipe)})
 
     def units(self, model: str) -> list[tuple[str, int]]:
         """(recipe, seed) of every unit of a model."""

@@ -87,4 +87,4 @@ def test_a_stochastic_quantizer_makes_gptq_stochastic() -> None:
     data = {"run": "x", "models": {"m": {"path": "a/b"}}, "recipes": recipes, "tasks": {"t": {}}, "seeds": [0, 1]}
     config = parse(data | {"calibration": {"path": "a.txt"}}, "x.yaml")
     assert config.units("m") == [("rtn", 0), ("random_codes", 0), ("random_codes", 1)]
-    assert {path.name for path in config.method_sources(["rtn"])} == {"gptq.py", "rtn.py"}
+    assert {info.path.name for info in config.methods_of("rtn")} == {"gptq.py", "rtn.py"}

@@ -60,6 +60,14 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
+def run_folder(wildcards):
+    return RESULTS
+
+
+def figures_folder(wildcards):
+    return FIGURES
+
+
 def folder_of_output(wildcards, output):
     return str(Path(output[0]).parent)
 
@@ -70,10 +78,6 @@ def stem_of_output(wildcards, output):
 
 def models_of_input(wildcards, input):
     return str(Path(input[0]).parents[1])  # <models>/<model>/<file>
-
-
-def run_of_input(wildcards, input):
-    return str(Path(input[0]).parents[3])  # <run>/<model>/<recipe>/seed<k>/<file>
 
 
 def optional_inputs(wildcards, input):

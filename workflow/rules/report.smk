@@ -62,15 +62,15 @@ rule lattice:
     input:
         reports=PLAN.files("report.json"),
     output:
-        f"{RESULTS}/lattice.csv",
-        f"{RESULTS}/lattice.sha256",
+        table=f"{RESULTS}/lattice.csv",
+        sha256=f"{RESULTS}/lattice.sha256",
     log:
         f"{RESULTS}/logs/lattice.log",
     priority: -1
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_lattice,
-        results=RESULTS,
+        results=run_folder,
     message:
         "lattice: where the weights of one group go"
     shell:
@@ -78,7 +78,7 @@ rule lattice:
         python -m r2q lattice \
             --config {params.config:q} \
             --results {params.results:q} \
-            --out {output[0]:q} \
+            --out {output.table:q} \
             --log {log:q}
         """
 
@@ -93,7 +93,7 @@ rule table:
         f"{RESULTS}/logs/table.log",
     params:
         code=PLAN.asked_report,
-        results=RESULTS,
+        results=run_folder,
         out=folder_of_output,
     message:
         "table: write {params.out}"
@@ -120,7 +120,7 @@ rule figure:
         figure=one_of(PLAN.drawn),
     params:
         code=PLAN.asked_report,
-        results=RESULTS,
+        results=run_folder,
         out=stem_of_output,
     message:
         "figure {wildcards.figure}"
@@ -144,7 +144,7 @@ rule claims:
         f"{RESULTS}/logs/claims.log",
     params:
         asked=PLAN.asked_claims,
-        results=RESULTS,
+        results=run_folder,
         out=stem_of_output,
         subject=CONFIG.claims.subject,
         against=["--against", *CONFIG.claims.against] if CONFIG.claims.against else [],
@@ -167,20 +167,20 @@ rule page:
         CLAIMS,
         DRAWN,
     output:
-        report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Page"),
-        f"{RESULTS}/report.sha256",
+        page=report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Page"),
+        sha256=f"{RESULTS}/report.sha256",
     log:
         f"{RESULTS}/logs/page.log",
     params:
         code=PLAN.asked_report,
-        results=RESULTS,
-        figures=FIGURES,
+        results=run_folder,
+        figures=figures_folder,
     message:
-        "page: write {output[0]}"
+        "page: write {output.page}"
     shell:
         r"""
         python -m r2q page {params.results:q} \
             --figures {params.figures:q} \
-            --out {output[0]:q} \
+            --out {output.page:q} \
             --log {log:q}
         """

@@ -82,10 +82,6 @@ def size_unit(table: Table) -> tuple[str, Callable[[Row], str]]:
     return unit, lambda row: "–" if row.file_bytes is None else f"{row.file_bytes / divisor:.{places}f}"
 
 
-def heading(column: Column) -> str:
-    return column.task if column.task == AVERAGE else f"{column.name} {arrow(column)}"
-
-
 def arrow(column: Column) -> str:
     return "↑" if column.higher_is_better else "↓"
 
