@@ -12,12 +12,11 @@ import torch
 
 from r2q.bench import bench, decode_step, model_layers, weight_bytes
 from r2q.cli import main
-from r2q.models.apply import make_method
 from r2q.models.load import load_packed
 from r2q.models.packed import replace
 from r2q.models.save import save
-from r2q.models.targets import find_targets
-from r2q.quantization.method import Recipe, WeightMethod
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.models.tiny import tiny_model
 
 
@@ -26,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny_model("llama")
     method = make_method(Recipe("r2q", "r2q", "channel"))
     assert isinstance(method, WeightMethod)
-    for target in find_targets(model):
+    for target in list_targets(model):
         replace(model, target, method.quantize_weight(target.weight))
     path = tmp_path_factory.mktemp("packed")
     save(model, None, path, {})
@@ -35,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_of_a_checkpoint_and_of_its_twin(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "bench.csv"
-    arguments = [str(folder), "--batch", "1,3", "--context", "8", "--repeats", "3", "--device", "cpu"]
+    arguments = [str(folder), "--batch", "1", "3", "--context", "8", "--repeats", "3", "--device", "cpu"]
     assert main(["bench", *arguments, "--out", str(out)]) == 0
     rows = json.loads(out.with_suffix(".json").read_text())
     assert [(r["model"], r["batch"], r["phase"]) for r in rows] == [

@@ -53,7 +53,7 @@ def test_help_names_every_verb_and_version_the_version(capsys: pytest.CaptureFix
         ([], "usage: r2q"),
         (["quantise"], "unknown verb quantise; nearest valid: quantize"),
         (["quantize"], "the following arguments are required: --config"),
-        (["table", "--scores"], "argument --scores: expected one argument"),
+        (["table", "--results"], "argument --results: expected one argument"),
         (["quantize", "--seed", "one"], "argument --seed: invalid int value"),
     ],
 )

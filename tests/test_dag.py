@@ -339,7 +339,7 @@ def test_braces_in_free_text_are_text(fresh: Copy) -> None:
     text = (fresh.folder / "config/smoke.yaml").read_text()
     text = text.replace("mini/models/mini-opt", "'my {models}/{x}'").replace("run: smoke", "run: braces")
     text = text.replace("separator: <|endoftext|>", "separator: '{x} {{y'")
-    text = text.replace("limits:", "  mine: {path: '{t}.txt', separator: '{input}', window: 4}\n\nlimits:")
+    text = text.replace("perplexity:", "perplexity:\n  mine: {path: '{t}.txt', separator: '{input}', window: 4}")
     (fresh.folder / "config/braces.yaml").write_text(text)
     planned = fresh.planned(config="braces")
     assert planned["quantize"] == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,9 +42,12 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> No
     assert {row["run"] for row in scores} == {"smoke"}
     provenance = json.loads(finished.path("provenance.json").read_text())
     assert {row["provenance"] for row in scores} <= provenance.keys()
-    assert "\n28 of 29 jobs done, about " in finished.output
+    ends = re.findall(r"(?m)^(\d+) of (\d+) jobs done(, about )?", finished.output)
+    total = int(ends[-1][1])
+    assert [int(done) for done, _, _ in ends] == list(range(1, total + 1))
+    assert all(bool(left) == (int(done) < total) for done, _, left in ends)
     assert "Finished jobid" not in finished.output
-    shown = finished.output.split("29 of 29 jobs done")[1]
+    shown = finished.output.split(f"{total} of {total} jobs done")[1]
     assert all(
         text in shown
         for text in ("mini-llama", "r2q-g64", "chance", "results/smoke/tables/main", "results/smoke/report.html")

@@ -114,7 +114,8 @@ def observe_use(model: Any, experts: set[str]) -> Use:
                 f"{type(model).__name__}: its forward pass cannot be followed on token ids alone "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             ) from None
-    return watch.result()
+    with torch.enable_grad():  # also for a caller who wants none
+        return watch.result()
 
 
 class Watch(TorchFunctionMode):

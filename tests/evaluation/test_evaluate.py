@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
 from r2q.models.save import folder_digest
+from r2q.records import Report, Status, digest, read_json, write_record
 from r2q.report.collect import collect
 from r2q.report.compare import Difference, _of_recipe, _side, differences
 from tests.evaluation import tiny
@@ -68,11 +70,12 @@ class Run:
         return self.out / recipe / "seed0"
 
     def files(self) -> dict[str, bytes]:
-        """The results without what a clock or a memory gauge says."""
+        """The results without what a clock or a memory gauge says, and the digest, which covers that too."""
         found = {}
         for name in self.data["recipes"]:
             record = json.loads((self.unit(name) / "evaluation.json").read_text())
-            timed = {"seconds", "task_seconds", "peak_mib"}
+            assert record["digest"] == digest(record)
+            timed = {"seconds", "task_seconds", "peak_mib", "digest"}
             found[name] = json.dumps({k: v for k, v in record.items() if k not in timed}).encode()
             found[f"{name}/raw"] = (self.unit(name) / "lm_eval.json").read_bytes()
         return found
@@ -358,10 +361,10 @@ def test_what_fails_in_one_task_leaves_the_others(run: Run, monkeypatch: pytest.
     ],
 )
 def test_a_unit_that_could_not_be_quantized(
-    status: str, error: str, said: str, run: Run, capsys: pytest.CaptureFixture[str]
+    status: Status, error: str, said: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run.unit("rtn-g64") / "report.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "reason": error}))
+    write_record(path, replace(read_json(path, Report), status=status, reason=error))
     record = run.evaluate("rtn-g64")["rtn-g64"]
     assert (record["status"], record["reason"], record["scores"]) == (status, f"quantize: {error}", [])
     assert f"seed 0: not evaluated, {said}\n" in capsys.readouterr().out

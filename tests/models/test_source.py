@@ -313,7 +313,7 @@ def test_of_the_hub_only_what_is_read_is_fetched(here: Path, monkeypatch: pytest
         return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
     assert {file.name for file in fetch("a/b", "main").iterdir()} == small | {"model.safetensors"}
     AutoModelForCausalLM.from_pretrained(hub).save_pretrained(here / "shards", max_shard_size="100KB")
     shards = {file.name for file in (here / "shards").glob("model*")}

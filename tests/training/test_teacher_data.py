@@ -136,5 +136,6 @@ def test_a_recipe_that_trains_needs_the_section_and_is_a_job_of_its_own() -> Non
     with pytest.raises(ConfigError, match="training: required by recipes a-g32, b-g32"):
         configuration.parse(data, "x.yaml")
     config = configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")
-    assert config.batches("tiny") == [["rtn"], ["a-g32"], ["b-g32"]]
+    assert config.units("tiny") == [("a-g32", 0), ("rtn", 0), ("b-g32", 0)]  # a unit is a job
+    assert [name for name in config.recipes if config.trains(name)] == ["a-g32", "b-g32"]
     assert config.resolved()["recipes"]["a-g32"]["options"]["quantizer_options"]["refine"] == "none"
