@@ -12,7 +12,7 @@ from r2q.report import statistics
 
 SCORE = "average accuracy, %"
 MANY = 20  # recipes of a model; of more the end of a run shows the best of each family
-FIDELITY = ("kl", "KL to full precision, nats per token")
+FIDELITY = ("kl", "KL to full precision, nats")
 COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "seeds", "n"]
 
 

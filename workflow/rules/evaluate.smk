@@ -1,4 +1,5 @@
-# What would make an evaluation fail, found before anything is quantized.
+# What would make an evaluation fail; first in line, so that it is found before units are quantized. No job waits for it: as
+# an `ancient` input, it made Snakemake 9.27.1 forget units whose parameters had changed whenever it ran again itself.
 rule check:
     input:
         prepared=PLAN.of_model("prepared.json"),
@@ -9,7 +10,7 @@ rule check:
         f"{RESULTS}/{{model}}/checked.json",
     log:
         f"{RESULTS}/logs/check-{{model}}.log",
-    priority: 10
+    priority: 100
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_check,

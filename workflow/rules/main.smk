@@ -29,6 +29,7 @@ localrules:  # a second each: not worth a place in a cluster's queue
 # A unit's two records stand for its folder, see r2q/plan/checks.py.
 EVERYTHING = [
     *PLAN.intermediates,
+    *expand(rules.check.output, model=list(CONFIG.models)),
     *PLAN.files("report.json", "evaluation.json", "lm_eval.json", "items.json"),
     *rules.collect.output,
     *(rules.collect_training.output if TRAINED else []),

@@ -27,7 +27,6 @@ rule calibrate:
 rule teacher_data:
     input:
         prepared=PLAN.of_model("prepared.json"),
-        checked=ancient(f"{RESULTS}/{{model}}/checked.json"),
         model=PLAN.model_files,
         texts=PLAN.training_text,
     output:
@@ -57,7 +56,6 @@ rule teacher_data:
 rule quantize:
     input:
         prepared=PLAN.of_model("prepared.json"),
-        checked=ancient(f"{RESULTS}/{{model}}/checked.json"),  # a newer one moves no weight
         model=PLAN.model_files,
         checkpoint=PLAN.checkpoint_files,
         calibration=PLAN.calibration,
