@@ -29,6 +29,7 @@ ENTRY = {
     "teacher_data": "r2q/training/teacher_data.py",
     "quantize": "r2q/quantize.py",
     "train": "r2q/quantize.py",
+    "reference": "r2q/evaluation/fidelity.py",
     "evaluate": "r2q/evaluation/evaluate.py",
     "lattice": "r2q/models/inspect.py",
     "report": "r2q/report/collect.py",

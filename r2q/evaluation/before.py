@@ -1,4 +1,4 @@
-"""The verb `check`: what would make a model's evaluation fail, found before anything of it is quantized.
+"""The verb `check`: what would make a model's evaluation fail, found at the start of a run.
 
 Texts are tokenized and tasks loaded as the evaluation will do; no weight is read. What is found here stops the run. The
 evaluation itself still makes a failed row of what it meets.

@@ -23,7 +23,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "teacher_data": ("r2q/training/teacher_data.py", "r2q/models", "r2q/kernels", *WEIGHTS, *TEXT),
     "quantize": QUANTIZE,  # and the method
     "train": (*QUANTIZE, "r2q/training"),  # and frame and quantizer
-    "reference": ("r2q/evaluation/fidelity.py", "r2q/models", "r2q/quantization", *TEXT),
+    "reference": ("r2q/evaluation/fidelity.py", "r2q/models", "r2q/quantization", "r2q/kernels", *TEXT),
     "evaluate": ("r2q/evaluation", "r2q/models", "r2q/quantization", "r2q/kernels", *TEXT),
     "report": ("r2q/report", "r2q/records.py"),
     "lattice": ("r2q/records.py", "r2q/models", "r2q/quantization", "r2q/kernels"),

@@ -1,4 +1,4 @@
-"""hold texts and tasks against a model before anything of it is quantized
+"""hold texts and tasks against a model, before its units are evaluated
 
 r2q check --config results/embedded/config.yaml --model mini-llama --out results/embedded/mini-llama/checked.json
 """
