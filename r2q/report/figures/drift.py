@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from r2q.report.figures.style import GREY, PALE, WIDTH, plain_ticks, quantizer_line, share_y
+from r2q.report.figures.style import GREY, PALE, plain_ticks, quantizer_line, training_panels
 from r2q.report.run import Run
 
 CAPTION = (
@@ -24,7 +24,7 @@ KINDS = {  # columns before and after training
 }
 TITLES = {"quantized": "stored weights", "moved": "latent weights moved"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "before", "after", "low", "high", "seeds"]
-ROW = 1.7  # inches
+INCHES = (1.7, 0.8)  # a row, the rest
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
@@ -58,25 +58,9 @@ def prepare(drift: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """A row for each model and frame; both measures, fine and coarse beside each other on one scale."""
-    rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
-    granularities = list(dict.fromkeys(frame["granularity"]))
-    figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.8), layout="constrained")
-    axes = figure.subplots(len(rows), len(KINDS) * len(granularities), squeeze=False, sharex="row")
-    several = len({name for _, name in rows}) > 1
-    for i, (model, name) in enumerate(rows):
-        for k, measure in enumerate(KINDS):
-            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
-            for ax, granularity in zip(row, granularities, strict=True):
-                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
-                _lines(ax, frame[here & (frame["measure"] == measure)])
-                if i == 0:
-                    ax.set_title(f"{TITLES[measure]}\n{granularity}")
-                if i == len(rows) - 1:
-                    ax.set_xlabel("block")
-            share_y(row)
-            for ax in row[1:]:
-                ax.tick_params(labelleft=False)
-        axes[i, 0].set_ylabel(f"{model}\n{name if several else ''}\nshare of Σw²".replace("\n\n", "\n"))
+    figure, left = training_panels(frame, TITLES, "block", INCHES, _lines)
+    for axes in left:
+        axes.set_ylabel(f"{axes.get_ylabel()}\nshare of Σw²")
     used = list(dict.fromkeys(frame["quantizer"]))
     handles = [Line2D([], [], **quantizer_line(name), marker="o", markersize=3, label=name) for name in used]
     handles += [Line2D([], [], color=GREY, linestyle=":", label="before training")]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -123,6 +124,37 @@ def share_y(row: Iterable[Axes]) -> None:
     limits = [axes.get_ylim() for axes in drawn]
     for axes in drawn:
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def training_panels(
+    frame: pd.DataFrame, titles: Mapping[str, str], x: str, inches: tuple[float, float], lines: Callable[[Axes, pd.DataFrame], None]
+) -> tuple[Figure, list[Axes]]:
+    """A row for each model and frame; in it a panel for each measure of `titles` and granularity, on one scale a measure.
+
+    Returns:
+        the figure, `inches` high for each row and for the rest, and the leftmost panel of every row, labelled with its
+        model, and with its frame where there are several.
+    """
+    rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
+    granularities = list(dict.fromkeys(frame["granularity"]))
+    figure = Figure(figsize=(WIDTH, inches[0] * len(rows) + inches[1]), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles) * len(granularities), squeeze=False, sharex="row")
+    several = len({name for _, name in rows}) > 1
+    for i, (model, name) in enumerate(rows):
+        for k, (measure, title) in enumerate(titles.items()):
+            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
+            for ax, granularity in zip(row, granularities, strict=True):
+                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
+                lines(ax, frame[here & (frame["measure"] == measure)])
+                if i == 0:
+                    ax.set_title(f"{title}\n{granularity}")
+                if i == len(rows) - 1:
+                    ax.set_xlabel(x)
+            share_y(row)
+            for ax in row[1:]:
+                ax.tick_params(labelleft=False)
+        axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
+    return figure, list(axes[:, 0])
 
 
 def save(figure: Figure, out: str | Path) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from r2q.report.figures.style import PALE, WIDTH, plain_ticks, quantizer_line, share_y
+from r2q.report.figures.style import PALE, plain_ticks, quantizer_line, training_panels
 from r2q.report.run import Run
 
 CAPTION = (
@@ -21,7 +21,7 @@ VARIANTS = ("paper", "all")
 PAPER = ("r2q", "rtn (clipped start)")  # what the paper's figure shows
 MEASURES = {"gradient_norm": "gradient norm", "loss": "loss (nats per token)"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "step", "measure", "mean", "median", "low", "high", "seeds"]
-ROW = 1.55  # inches
+INCHES = (1.55, 0.6)  # a row, the rest
 SMOOTHED = 10  # a running median is over the steps divided by this
 
 
@@ -53,25 +53,7 @@ def prepare(steps: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """A row for each model and frame; for each granularity the gradient norm and the loss."""
-    rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
-    granularities = list(dict.fromkeys(frame["granularity"]))
-    figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows), len(MEASURES) * len(granularities), squeeze=False, sharex="row")
-    several = len({name for _, name in rows}) > 1
-    for i, (model, name) in enumerate(rows):
-        for k, (measure, label) in enumerate(MEASURES.items()):
-            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
-            for ax, granularity in zip(row, granularities, strict=True):
-                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
-                _lines(ax, frame[here & (frame["measure"] == measure)])
-                if i == 0:
-                    ax.set_title(f"{label}\n{granularity}")
-                if i == len(rows) - 1:
-                    ax.set_xlabel("step")
-            share_y(row)
-            for ax in row[1:]:
-                ax.tick_params(labelleft=False)
-        axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
+    figure, _ = training_panels(frame, MEASURES, "step", INCHES, _lines)
     used = list(dict.fromkeys(frame["quantizer"]))
     handles = [Line2D([], [], **quantizer_line(name), label=name) for name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(used)))
