@@ -11,7 +11,7 @@ import pytest
 
 from r2q.report.claims import Claim, _rows, claims, judge
 from r2q.report.claims import markdown as claims_page
-from r2q.report.claims.measures import measure, trained_units
+from r2q.report.claims.measures import divergences, measure, trained_units
 from r2q.report.run import Run
 from r2q.report.training import gather_training
 from tests.report.trained import diverge, unit
@@ -90,6 +90,24 @@ def test_a_single_seed_has_an_interval_over_items() -> None:
     assert (row["over"], row["verdict"]) == ("items", "supported")
     (alone,) = _rows(HIGHER, [unit("r2q", 60.0), unit("rtn", 50.0)], "r2q", "rtn")
     assert (alone["over"], alone["low"], alone["verdict"]) == ("seeds", None, "undecided")
+
+
+def test_a_single_seed_has_an_interval_over_windows() -> None:
+    """KL of 2 and 1 nats with standard errors of 0.06 and 0.04: 0.03 and 0.04 of their logarithms, 0.05 together."""
+    scores = pd.DataFrame(
+        [
+            {"model": "m", "recipe": name, "seed": 0, "task": task, "metric": "kl", "status": "ok", "value": value,
+             "stderr": error}
+            for name, task, value, error in (
+                ("ours", "fidelity", 2.0, 0.06), ("theirs", "fidelity", 1.0, 0.04), ("theirs", "other", 9.0, 0.1))
+        ]
+    )  # fmt: skip
+    units = {("m", "ours", 0): unit("r2q", 0.0).key, ("m", "theirs", 0): unit("rtn", 0.0).key}
+    (row,) = _rows(LOWER, divergences(units, scores), "r2q", "rtn")
+    ends = [2.0, 2 * math.exp(-0.098), 2 * math.exp(0.098)]
+    assert [row["difference"], row["low"], row["high"]] == pytest.approx(ends, rel=1e-3)
+    assert row["verdict"] == "not supported"
+    assert divergences(units, scores[scores["task"] == "other"]) == []
 
 
 def test_every_claim_is_judged_over_all_models(results: Path) -> None:

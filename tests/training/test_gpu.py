@@ -54,6 +54,11 @@ def test_the_compiled_pass_gives_what_is_stored(
         weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02).to("cuda", dtype)
         stored = quantizer.method.quantize_weight(weight).dequantize()
         found = quantizer(weight).float()
+        if "clip" in options:  # two ranges of a group may give the same error: then either is right
+            width = columns if granularity == "channel" else 64
+            ours, theirs = ((weight.float() - x).square().unflatten(1, (-1, width)).sum(2) for x in (found, stored))
+            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=0)
+            continue
         other = ~torch.isclose(found, stored, rtol=last_digits, atol=0)
         assert other.float().mean() < 1e-3
         border = (found + stored) / 2

@@ -3,7 +3,7 @@
 A claim compares one quantizer, R2Q unless the config names another, with every other one in the same training frame,
 model, seed and data: at equal granularity, and for the numbers that users see also at equal size, where the rival is
 the smallest one that is no smaller. Two kinds of rows say the same: one per model, with the interval over its seeds
-(where it has several; for scores of a single seed over items), and one over all models, each model being the mean over
+(where it has several; for scores and divergences of a single seed over items and windows), and one over all models, each model being the mean over
 its seeds. Few seeds and few models give wide intervals by Student's t: that is what they are worth.
 
     supported        the whole interval is on the claimed side
@@ -29,7 +29,7 @@ from r2q.kept import write_atomic
 from r2q.records import sign, write_csv
 from r2q.report import statistics
 from r2q.report.claims import measures
-from r2q.report.claims.markdown import ENDS, GAINS, SCORE, STARTS, page
+from r2q.report.claims.markdown import ENDS, GAINS, NEARER, SCORE, STARTS, page
 from r2q.report.claims.measures import Key, Unit
 from r2q.report.run import Run
 
@@ -124,10 +124,12 @@ def judge(
                "squared distance of the stored (quantized) weights to full precision", True, True),
          measures.distances(units, drift, "quantized_after")),
         (Claim(SCORE, "mean accuracy over the tasks of the main table", False, False, both), points),
+        (Claim(NEARER, "mean KL of its next tokens from full precision's (fidelity)", True, True, both),
+         measures.divergences(units, scores)),
         (Claim("less degradation from fine to coarse", "loss of mean accuracy", False, True),
          measures.degradation(points, subject)),
         (Claim(STARTS, "held-out loss before training", True, True), start),
-        (Claim(ENDS, "held-out loss after the last step", True, True, both), end),
+        (Claim(ENDS, "held-out loss after the last step", True, True), end),
         (Claim(GAINS, "held-out loss after over before training", True, True),
          measures.ratios(end, start)),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from r2q.report.tables.sheet import grid
 
 Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
 STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"
-SCORE = "higher average score"
+SCORE, NEARER = "higher average score", "closer to full precision on held-out text"
 VERDICTS = ("supported", "not supported", "undecided")
 NONE = "–"
 
@@ -21,7 +21,8 @@ the same seed and granularity. Equal granularity is not equal size: that has a s
 
 - `0.82 ×` is a ratio: the number is 0.82 times the other's. `-1.2 points` is a difference of percentages.
 - 95 % intervals are Student's, over the models, each of which is the mean over its seeds; in a run of one model, over
-  its seeds. Two or three give wide ones. One interval in twenty misses the truth, so of many verdicts some are luck.
+  its seeds; scores and divergences of a single seed, over items and windows of text. Two or three seeds give wide ones.
+  One interval in twenty misses the truth, so of many verdicts some are luck.
 - **supported**: the whole interval is on the claimed side. **not supported**: the whole interval is on the other side.
   **undecided**: the interval holds both sides, or there is none; in brackets the true effect that so many pairs, as
   different as these, would find in four of five cases."""
@@ -41,8 +42,8 @@ The ratio of the held-out losses (to the teacher, where the frame distils) befor
 
 MODELS = """\
 Intervals are over the seeds of a model where it has several; before training these are alike, so there it is a point.
-Average scores of a single seed have an interval over the items, as if both quantizers had answered different ones:
-rather too wide. The rest has neither interval nor verdict."""
+Average scores and divergences of a single seed have an interval over items and windows, as if both quantizers had
+answered different ones: rather too wide. The rest of a single seed has neither interval nor verdict."""
 
 
 def page(
@@ -160,12 +161,12 @@ def _unfinished_in_short(unfinished: Mapping[Name, str], trained: int) -> Iterat
 
 def _claims(paper: Sequence[Row]) -> Iterator[str]:
     """Verdicts, and what was measured."""
-    head = ["claim", "frame", "granularity", "verdict", "measured", "95 % interval", "from"]
+    head = ["claim", "against", "frame", "granularity", "verdict", "measured", "95 % interval", "from"]
+    keys = ("claim", "other", "frame", "granularity")
     body = [
-        [row["claim"], row["frame"], row["granularity"], _said(row), _number(row), _interval(row), _source(row)]
-        for row in paper
+        [*(row[key] for key in keys), _said(row), _number(row), _interval(row), _source(row)] for row in paper
     ]
-    yield from _table(head, body, {"frame"})
+    yield from _table(head, body, {"against", "frame"})
     yield from ["", "Measured, and on which side of equality the paper's claim is:", ""]
     for claim, measure, side in dict.fromkeys((row["claim"], row["measure"], row["claimed"]) for row in paper):
         yield f"- {claim}: {measure}; {side}"

@@ -28,7 +28,7 @@ class Key(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A measured number, and its standard error over items where it has one."""
+    """A measured number, and its standard error over items or windows where it has one; of its logarithm for ratios."""
 
     key: Key
     value: float
@@ -161,6 +161,20 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
         values, errors = rows[name]["value"], rows[name]["stderr"]
         error = math.sqrt(float((errors**2).sum(skipna=False))) / len(asked)
         found.append(Unit(key, 100 * float(values.mean()), 100 * error))
+    return found
+
+
+def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:
+    """Mean KL to full precision on held-out text, nats a token; the error is that of its logarithm, over windows.
+
+    None of any unit where the run did not measure it.
+    """
+    rows = scores[(scores["task"] == "fidelity") & (scores["metric"] == "kl") & (scores["status"] == OK)]
+    known = dict(zip(names(rows), rows[["value", "stderr"]].itertuples(index=False, name=None), strict=True))
+    found = []
+    for name, key in units.items() if known else ():
+        value, error = known.get(name, (math.nan, math.nan))
+        found.append(Unit(key, value, error / value if value > 0 else math.nan))
     return found
 
 
