@@ -101,7 +101,10 @@ def train_seconds(
 
 
 def train_bytes(r: Rates, device: str, shape: Shape, options: TrainingOptions, length: int, processes: int) -> float:
-    """Peak of each device: parameters, moments and teacher, with either all gradients or all activations."""
+    """Peak of each device: parameters, moments and teacher, with either all gradients or all activations.
+
+    Both are there together from the second part of a step on, where one is taken in parts.
+    """
     latent = bytes_of(options.latent)
     compute = bytes_of("float32" if options.compute == "float32" or device == "cpu" else "bfloat16")
     moments = 2 * (1 + 4 / 256) if options.optimizer == "adamw_8bit" else 2 * latent
@@ -116,7 +119,9 @@ def train_bytes(r: Rates, device: str, shape: Shape, options: TrainingOptions, l
         state += shape.quantized * compute if processes == 1 else 0  # quantized once a step
     logits = r["gpu.logits"] * min(options.chunk, tokens) * shape.vocabulary
     whole = 3 * shape.block * compute if processes > 1 else 0  # blocks that are gathered
-    return state + whole + max(shape.total * latent / processes + working, saved + logits)
+    gradients = shape.total * latent / processes
+    earlier = gradients if rows * processes < options.batch_rows else 0
+    return state + whole + max(gradients + working, earlier + saved + logits)
 
 
 def resume_bytes(shape: Shape, options: TrainingOptions) -> float:
