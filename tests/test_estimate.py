@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
 import sys
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -91,6 +94,46 @@ def test_a_size_that_cannot_be_known_is_one_sentence(tmp_path: Path) -> None:
         shape_of("x", entry.model_copy(update={"path": str(tmp_path)}), ask_hub=False)
 
 
+class _Hub(BaseHTTPRequestHandler):
+    """A hub with one file."""
+
+    asked: ClassVar[list[str]] = []
+    body = json.dumps(catalogue()["Qwen/Qwen3-0.6B-Base"]).encode()
+
+    def do_HEAD(self) -> bool:
+        self.asked.append(self.path)
+        there = self.path == "/own/model/resolve/main/config.json"
+        self.send_response(200 if there else 404)
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(self.body) if there else 0))
+        self.end_headers()
+        return there
+
+    def do_GET(self) -> None:
+        if self.do_HEAD():
+            self.wfile.write(self.body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_the_hub_is_asked_for_the_config_of_a_model_and_for_no_weights(tmp_path: Path) -> None:
+    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
+    config = {"run": "hub", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
+    (tmp_path / "hub.yaml").write_text(json.dumps(config))
+    with HTTPServer(("localhost", 0), _Hub) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        there = {"HF_ENDPOINT": f"http://localhost:{hub.server_port}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "r2q", "estimate", str(tmp_path / "hub.yaml"), "--gpus", "1"]
+        environment = os.environ | there | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        hub.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "; 1.2 GB of models to download." in done.stdout  # 596 million parameters of 16 bits
+    assert {path for path in _Hub.asked if "/resolve/" in path} == {"/own/model/resolve/main/config.json"}
+
+
 # Rates
 
 
@@ -144,6 +187,9 @@ def test_every_method_of_this_repository_is_known() -> None:
     for name in built_in_methods():
         info = method_info(name)
         assert info.needs == "training" or info.label in {*SWEEPS, *PASSES, "gptq"} | CONTROLS, name
+    refined = method_info("r2q").options.model_fields["refine"].annotation
+    sweeps = [SWEEPS["r2q"](method_info("r2q").options(refine=one).model_dump(), 0) for one in get_args(refined)]
+    assert sweeps[0] == min(sweeps) > 0
 
 
 # Whole runs
@@ -267,6 +313,16 @@ def test_the_estimate_in_a_configs_head_is_the_verbs(name: str) -> None:
     assert made.problems() == []
     written = " ".join(line.removeprefix("#").strip() for line in head[asked.end() :].splitlines())
     assert made.summary() in " ".join(written.split())
+
+
+@pytest.mark.parametrize("name", ["embedded", "smoke", "smollm2-cpu"])
+def test_a_run_on_the_cpu_is_told_in_hours_without_a_gpu(name: str) -> None:
+    config = load(ROOT / "config" / f"{name}.yaml")
+    alone, shared = (Estimate(config, Machine(0, None, jobs)) for jobs in (1, 2))
+    assert "GPU" not in alone.summary()
+    assert alone.gpu_hours() == 0
+    assert shared.wall() == pytest.approx(alone.wall() / 2, rel=0.3)
+    assert not [note for note in alone.notes() if note.startswith("not known")]
 
 
 def test_rules_and_jobs_are_those_of_the_plan() -> None:

@@ -140,7 +140,7 @@ SWEEPS: Mapping[str, Amount] = {
     "full_precision": lambda o, n: 0,
     "external": lambda o, n: 0,
     "rtn": lambda o, n: o["steps"] if o["clip"] == "mse" else 2,
-    "r2q": lambda o, n: {"none": 2, "refit": 6, "alternating": 2 + 4 * o["rounds"]}[o["refine"]],
+    "r2q": lambda o, n: {"none": 2, "refit": 6, "alternating": 2 + 4 * o["rounds"], "optimal": 20}[o["refine"]],
     "hqq": lambda o, n: 2 * o["steps"],
     "awq": lambda o, n: o["exponents"] + o["clip_steps"],
     "bitdistiller_clip": lambda o, n: o["steps"] ** 2,
@@ -153,6 +153,8 @@ PASSES: Mapping[str, Amount] = {
     "omniquant_lwc": lambda o, n: 2 + (4 if o["aug_loss"] else 3) * o["epochs"],
     "efficientqat_block": lambda o, n: 3 + 3 * o["epochs"],
 }
+
+COPIES = {"omniquant_lwc": 5, "efficientqat_block": 5}  # of a block's inputs: a twin's, and outputs; else in and out
 
 
 def quantize_seconds(
@@ -197,14 +199,18 @@ def quantize_bytes(
     r: Rates, shape: Shape, method: str, options: Mapping[str, Any], calibration: tuple[int, int] | None, offload: bool
 ) -> float:
     """Peak of the device: a block at a time, and the inputs of all windows where they are not kept in main memory."""
-    windows, length = calibration or (0, 0)
-    copies = {"omniquant_lwc": 5, "efficientqat_block": 5}.get(method, 2)  # of the inputs: twins and their outputs
-    kept = 0 if offload else copies * math.ceil(windows * 9 / 8) * length * shape.width * shape.bytes_each
     trained = 0.0
-    if copies > 2:
-        trained = options["batch"] * length * (shape.width + shape.inner) * r["gpu.saved"]
+    if COPIES.get(method, 0) > 2 and calibration is not None:
+        trained = options["batch"] * calibration[1] * (shape.width + shape.inner) * r["gpu.saved"]
         trained += 4 * FLOAT * shape.block
+    kept = 0.0 if offload else input_bytes(shape, method, calibration)
     return r["gpu.block"] * shape.block + kept + trained
+
+
+def input_bytes(shape: Shape, method: str, calibration: tuple[int, int] | None) -> float:
+    """A block's inputs for all windows, those held out among them, and what is kept of them beside."""
+    windows, length = calibration or (0, 0)
+    return COPIES.get(method, 2) * math.ceil(windows * 9 / 8) * length * shape.width * shape.bytes_each
 
 
 # Evaluating

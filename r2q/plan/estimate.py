@@ -23,18 +23,7 @@ class Estimate(Jobs):
         found: dict[str, list[Job]] = {}
         for job in self.jobs:
             found.setdefault(job.rule, []).append(job)
-        order = (
-            "source",
-            "prepare",
-            "check",
-            "calibrate",
-            "teacher_data",
-            "reference",
-            "quantize",
-            "train",
-            "evaluate",
-        )
-        return {rule: found[rule] for rule in (*order, *REPORT) if rule in found}
+        return {rule: found[rule] for rule in (*ORDER, *REPORT) if rule in found}
 
     def wall(self, jobs: Sequence[Job] | None = None) -> float:
         """Seconds from the first job to the last: of all, or of those of a rule alone."""
@@ -174,9 +163,9 @@ def _number(value: float) -> str:
 
 
 def _cell(value: float) -> str:
-    return (
-        "–" if value == 0 else f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
-    )
+    if value == 0:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
 
 
 def _time(seconds: float) -> str:

@@ -21,6 +21,7 @@ from r2q.plan.cost import (
     forward_seconds,
     generate_seconds,
     host_bytes,
+    input_bytes,
     quantize_bytes,
     quantize_seconds,
     rates,
@@ -184,7 +185,7 @@ class Jobs:
         def changes(capacity: float) -> list[str]:
             return _first([("calibration.offload: true", needs(True))] if looks and not offload else [], capacity)
 
-        inputs = 2 * math.ceil(looks[0] * 9 / 8) * looks[1] * shape.width * shape.bytes_each if looks and offload else 0
+        inputs = input_bytes(shape, method, looks) if offload else 0
         host = self.rates["host.libraries"] + self._size(unit.model) + shape.quantized + inputs  # a byte a code
         if self.device == "cpu":
             host += needs(False)
