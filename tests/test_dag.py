@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ import yaml
 
 from r2q.config import load
 from r2q.kept import ROOT, held
+from r2q.plan.estimate import Estimate
+from r2q.plan.jobs import Machine
 from tests.workflow import Copy
 
 RECIPES = {
@@ -80,6 +83,43 @@ def test_a_fresh_run_has_a_job_per_unit(fresh: Copy, name: str) -> None:
     assert planned["world"] == 1
     assert "pretrain" not in planned
     assert planned.keys() >= AFTERWARDS
+
+
+FULL_SIZE = {
+    "paper": {  # 4 models with 30 recipes, of which 7 train, and one with the other 23; only one of 30 sees no text
+        "prepare": 5, "check": 5, "calibrate": 5, "teacher_data": 4, "quantize": 4 * 23 + 23, "train": 4 * 7,
+        "evaluate": 4 * 30 + 23, "collect": 1, "collect_training": 1, "claims": 1, "lattice": 1, "table": 1, "page": 1,
+        "figure": 3 + 2 * 5 + 2 + 3,  # two frontiers, granularity; two a model; lattice, mechanism; of training
+        "all": 1,
+    },
+    "modern": {  # 4 models with 19 recipes, 4 smaller ones with 3
+        "prepare": 8, "check": 8, "calibrate": 8, "reference": 8, "quantize": 4 * 19 + 4 * 3,
+        "evaluate": 4 * 19 + 4 * 3, "collect": 1, "lattice": 1, "table": 1, "page": 1, "figure": 3 + 2 * 8 + 2,
+        "all": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_full_size_run_has_the_jobs_that_were_counted_by_hand_and_says_what_it_costs(fresh: Copy, name: str) -> None:
+    here = ("--config", "device=cpu", "limits={threads: 1}")  # what a machine without a GPU has
+    done = fresh.run("--dry-run", *here, config=name)
+    assert done.returncode == 0, done.stdout
+    stats = done.stdout.split("Job stats:")[1].split("total")[0]
+    assert {rule: int(n) for rule, n in re.findall(r"(?m)^(\S+) +(\d+)$", stats)} == FULL_SIZE[name]
+    estimated = Counter(job.rule for job in Estimate(load(ROOT / "config" / f"{name}.yaml"), Machine(1, None, 1)).jobs)
+    assert estimated == {rule: count for rule, count in FULL_SIZE[name].items() if rule != "all"}
+    (said,) = re.findall(r"(?m)^estimate of the whole run: (\d+) units, ", done.stdout)
+    assert int(said) == FULL_SIZE[name]["evaluate"]
+
+
+def test_a_dry_run_says_where_a_size_cannot_be_known_and_goes_on(fresh: Copy) -> None:
+    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
+    config = {"run": "unknown", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
+    (fresh.folder / "config" / "unknown.yaml").write_text(json.dumps(config))
+    done = fresh.run("--dry-run", config="unknown")
+    assert done.returncode == 0, done.stdout
+    assert "estimate of the whole run: models.m.path: the size of own/model cannot be known here" in done.stdout
 
 
 def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> None:

@@ -16,7 +16,7 @@ from snakemake.utils import update_config
 
 from r2q import config as configuration
 from r2q import server
-from r2q.config import Config
+from r2q.config import Config, ConfigError
 from r2q.config.strict_yaml import parse_yaml, read_yaml
 from r2q.kept import ROOT, busy, held, write_atomic
 from r2q.plan import Plan
@@ -38,7 +38,7 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
                 update_config(data, read_yaml(path))
             update_config(data, _typed(given))
         return configuration.parse(_found_from_here(data), source=source), source
-    except configuration.ConfigError as error:
+    except ConfigError as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
 
@@ -144,6 +144,22 @@ def print_results(plan: Plan) -> None:
     print(f"tables  {results}/tables/{', '.join(plan.tables)}: .md, .csv, .tex{'; claims.md' * bool(plan.trained)}")
     print(f"figures {plan.figures}/")
     print(f"page    {results}/report.html, which shows all of it")
+
+
+def print_estimate(workflow: Any, plan: Plan, uses_gpu: bool) -> None:
+    """What the whole run costs on the GPUs and cores that Snakemake is given; asks no hub."""
+    from r2q.plan.estimate import Estimate
+    from r2q.plan.jobs import Machine
+
+    config = plan.config
+    given = {name: resource.value or 1 for name, resource in workflow.global_resources.items()}
+    gpus = max(given.get("gpu", given["_nodes"]), config.limits.training_processes if plan.trained else 1)
+    cpu_jobs = max(1, given["_cores"] // config.limits.threads)
+    try:
+        said = Estimate(config, Machine(gpus if uses_gpu else 0, None, cpu_jobs)).summary()
+    except ConfigError as error:
+        said = f"{error}; `python -m r2q estimate` asks the hub"
+    print(f"estimate of the whole run: {said}", file=sys.stderr)
 
 
 def print_logs(plan: Plan) -> None:

@@ -26,6 +26,7 @@ from r2q.plan.snakemake import (
     checked,
     is_module,
     one_of,
+    print_estimate,
     print_logs,
     print_results,
     run_alone,
@@ -90,10 +91,14 @@ def optional_inputs(wildcards, input):
 def stale_outputs(wildcards):
     """No input; asked for inputs, it has Snakemake make again what is there, but damaged or failed for want of a file."""
     again(workflow, STALE)
+    if workflow.dryrun and not SAID:  # known no sooner
+        SAID.append(True)
+        print_estimate(workflow, PLAN, bool(GPU))
     return []
 
 
 STALE = {}
+SAID = []  # whether a dry run has said what the run costs
 if workflow.is_main_process:
     here = machine_problems(CONFIG) if workflow.local_exec else []  # on a cluster jobs run elsewhere
     stop_with(SOURCE, here or problems(PLAN, [task.name for task in MINI_TASKS]))

@@ -1,0 +1,325 @@
+"""What each job of a run costs, from the plan's units, the shapes of the models and the rates of `cost`. No torch."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from r2q.config import Config, method_info
+from r2q.plan import Plan, Unit
+from r2q.plan.cost import (
+    GIB,
+    LOGITS_AT_ONCE,
+    bytes_of,
+    cache_bytes,
+    evaluate_bytes,
+    forward_seconds,
+    generate_seconds,
+    host_bytes,
+    input_bytes,
+    quantize_bytes,
+    quantize_seconds,
+    rates,
+    resume_bytes,
+    train_bytes,
+    train_seconds,
+)
+from r2q.plan.shapes import Shape, shape_of
+
+TASKS = Path(__file__).with_name("tasks.csv")
+MARGIN = 1.05  # of memory: what the allocator and the driver take beside the tensors
+TEXT_TOKENS = 340_000  # of WikiText-2's test split: taken for a text of which neither windows nor the file are known
+UNKNOWN = {"items": 1000, "rows": 4, "tokens": 60, "shot": 60, "shots": 0, "generated": 0}  # of a task
+REPORT = ("collect", "collect_training", "lattice", "table", "figure", "claims", "page")
+Changes = Callable[[float], list[str]]  # what to change, with what it then takes, for a job to fit into so many bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job.
+
+    Attributes:
+        rule: of the workflow.
+        what: model, recipe and seed in words; of the whole run "".
+        seconds: that it takes.
+        gpus: that it holds; 0 for one that needs none, and for all of a run on the CPU.
+        gpu_bytes, host_bytes: peaks, of each GPU and of main memory.
+        disk_bytes: of what it leaves.
+        passing_bytes: of what it has on disk only while it runs.
+        changes: of the config, that would make it fit.
+    """
+
+    rule: str
+    what: str = ""
+    seconds: float = 0.0
+    gpus: int = 0
+    gpu_bytes: float = 0.0
+    host_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    passing_bytes: float = 0.0
+    changes: Changes = lambda capacity: []
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is given: GPUs (0: it runs on the CPU), bytes of each if known, and how many CPU jobs run at once."""
+
+    gpus: int
+    gpu_bytes: float | None
+    cpu_jobs: int
+
+    @property
+    def at_once(self) -> int:
+        return self.gpus or self.cpu_jobs
+
+
+@cache
+def tasks() -> dict[str, dict[str, int]]:
+    """What is known of tasks: items, rows a pass takes for each, tokens of a row and of a worked example, and so on."""
+    with TASKS.open(newline="", encoding="utf-8") as file:
+        return {row.pop("task"): {key: int(value) for key, value in row.items()} for row in csv.DictReader(file)}
+
+
+class Jobs:
+    """All jobs of a run.
+
+    Args:
+        config: of the run.
+        machine: that it is given.
+        ask_hub: whether the hub may be asked for the shape of a model.
+
+    Raises:
+        ConfigError: the size of a model cannot be known.
+    """
+
+    def __init__(self, config: Config, machine: Machine, ask_hub: bool = False) -> None:
+        self.config, self.machine, self.plan, self.rates = config, machine, Plan(config), rates()
+        self.device = "gpu" if machine.gpus else "cpu"
+        self.shapes = {name: shape_of(name, entry, ask_hub) for name, entry in config.models.items()}
+        self.jobs = list(self._jobs())
+
+    # Single jobs
+
+    def _jobs(self) -> Iterator[Job]:
+        plan, r = self.plan, self.rates
+        for model in plan.sources.values():
+            yield Job("source", model, self._started(self._size(model)), disk_bytes=self._size(model))
+        for model, shape in self.shapes.items():
+            yield Job("prepare", model, self._started(self._size(model)), host_bytes=r["host.libraries"])
+            yield Job("check", model, self._started(0), host_bytes=r["host.libraries"])
+            units = [unit for unit in plan.units if unit.model == model]
+            if self.config.calibrates(model):
+                yield Job("calibrate", model, self._started(0), host_bytes=r["host.libraries"])
+            if any(plan.training(unit) for unit in units):
+                yield self._teacher_data(model, shape)
+            if self.config.fidelity is not None:
+                yield self._reference(model, shape)
+        for unit in plan.units:
+            yield self._train(unit) if self.config.trains(unit.recipe) else self._quantize(unit)
+            yield self._evaluate(unit)
+        counts = {"figure": len(plan.drawn), "lattice": int("lattice" in plan.drawn)}
+        counts |= dict.fromkeys(("collect_training", "claims"), int(bool(plan.trained)))
+        for rule in REPORT:
+            yield from [Job(rule, "", self._started(0))] * counts.get(rule, 1)
+
+    def _size(self, model: str) -> float:
+        """Bytes of a model's weights."""
+        return self.shapes[model].total * self.shapes[model].bytes_each
+
+    def _dtype(self, model: str) -> int:
+        """Bytes of a parameter in evaluation."""
+        dtype = self.config.models[model].dtype
+        return self.shapes[model].bytes_each if dtype == "auto" else bytes_of(dtype)
+
+    def _started(self, read: float) -> float:
+        return self.rates["job.start"] + read / self.rates["disk.rate"]
+
+    def _teacher_data(self, model: str, shape: Shape) -> Job:
+        wanted = self.config.training
+        assert wanted is not None
+        host = self.rates["host.libraries"]
+        if wanted.kind != "generated":
+            return Job("teacher_data", model, self._started(0), gpus=bool(self.machine.gpus), host_bytes=host)
+        rows = sum(texts.rows for texts in wanted.texts)
+        seconds = generate_seconds(self.rates, self.device, shape, rows, wanted.batch_size, wanted.length)
+
+        def needs(batch: int) -> float:
+            logits = batch * shape.vocabulary * 12  # of one token: stored, in float32, their probabilities
+            return self._size(model) + self.rates["gpu.pass"] + cache_bytes(shape, batch, wanted.length) + logits
+
+        def changes(capacity: float) -> list[str]:
+            return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(wanted.batch_size)), capacity)
+
+        return self._heavy(
+            "teacher_data", model, seconds + self._started(self._size(model)), needs(min(wanted.batch_size, rows)),
+            host + self._size(model), changes=changes,
+        )  # fmt: skip
+
+    def _reference(self, model: str, shape: Shape) -> Job:
+        text, dtype = self.config.fidelity, self._dtype(model)
+        assert text is not None
+        windows, seconds = self._windows(shape, text.path, text.window, text.windows)
+        kept = windows * text.window * text.top_k * 8
+        seconds += self._started(self._size(model))
+        return self._heavy("reference", model, seconds, *self._evaluation_memory(model, dtype, kept), kept)
+
+    def _quantize(self, unit: Unit) -> Job:
+        config, shape, recipe = self.config, self.shapes[unit.model], self.config.recipes[unit.recipe]
+        options, text = config.options_of(unit.recipe).model_dump(), config.calibration
+        given = (text.windows, text.window) if text is not None and config.calibrates(unit.model) else None
+        looks = given if method_info(recipe.method).needs == "calibration" else None
+        inner = (options["quantizer"], self._inner(unit.recipe)) if "quantizer" in options else None
+        method = method_info(recipe.method).label
+        seconds = quantize_seconds(self.rates, self.device, shape, method, options, given, inner)
+        seconds += self._started(self._size(unit.model) + self._stored(unit))
+        offload = text is not None and text.offload
+
+        def needs(offload: bool) -> float:
+            return quantize_bytes(self.rates, shape, method, options, looks, offload)
+
+        def changes(capacity: float) -> list[str]:
+            return _first([("calibration.offload: true", needs(True))] if looks and not offload else [], capacity)
+
+        inputs = input_bytes(shape, method, looks) if offload else 0
+        host = self.rates["host.libraries"] + self._size(unit.model) + shape.quantized + inputs  # a byte a code
+        if self.device == "cpu":
+            host += needs(False)
+        disk = self._stored(unit) + (shape.quantized * shape.bytes_each if config.starts_training(unit.recipe) else 0)
+        return self._heavy("quantize", name_of(unit), seconds, needs(offload), host, disk, changes=changes)
+
+    def _inner(self, recipe: str) -> dict[str, Any]:
+        """Options of the quantizer inside of a recipe."""
+        options: Any = self.config.options_of(recipe)
+        return method_info(options.quantizer).options.model_validate(options.quantizer_options).model_dump()
+
+    def _train(self, unit: Unit) -> Job:
+        config, shape = self.config, self.shapes[unit.model]
+        options: Any = config.options_of(unit.recipe)
+        wanted, processes = config.training, config.limits.training_processes
+        assert wanted is not None
+        seconds = train_seconds(self.rates, self.device, shape, options, wanted.length, wanted.held_out, processes)
+        seconds += self._started(self._size(unit.model) + self._stored(unit))
+
+        def needs(changed: Mapping[str, Any], processes: int = processes) -> float:
+            chosen = options.model_copy(update=dict(changed))
+            return train_bytes(self.rates, self.device, shape, chosen, wanted.length, processes)
+
+        def changes(capacity: float) -> list[str]:
+            smaller = {"activation_checkpointing": True, "optimizer": "adamw_8bit", "latent": "bfloat16"}
+            smaller = {name: value for name, value in smaller.items() if getattr(options, name) != value}
+            ones = [{name: value} for name, value in smaller.items()]
+            found = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]
+            if len(smaller) > 1 and not found:
+                found = _first([(_written(smaller), needs(smaller))], capacity)
+            rows = _halves(options.micro_rows or options.batch_rows)
+            found += _first(((f"options.micro_rows: {n}", needs({"micro_rows": n})) for n in rows), capacity)
+            more = [n for n in range(processes + 1, 65) if options.batch_rows % n == 0]
+            found += _first(((f"limits.training_processes: {n}", needs({}, n)) for n in more), capacity)
+            return found
+
+        host = self.rates["host.libraries"] * processes + self._size(unit.model) + shape.quantized
+        if self.device == "cpu":
+            host += needs({}) * processes
+        kept = self._stored(unit)
+        passing = 2 * resume_bytes(shape, options) if options.checkpoint_every else 0.0
+        return self._heavy("train", name_of(unit), seconds, needs({}), host, kept, passing, changes, processes)
+
+    def _evaluate(self, unit: Unit) -> Job:
+        config, shape, dtype = self.config, self.shapes[unit.model], self._dtype(unit.model)
+        seconds, longest, generates = self._started(2 * self._stored(unit)), 0, False
+        batch = config.limits.batch_size
+        for name, entry in config.tasks.items():
+            known = tasks().get(name, UNKNOWN)
+            items = min(config.items_of(name) or math.inf, known["items"])
+            shots = known["shots"] if entry.num_fewshot is None else entry.num_fewshot
+            row = known["tokens"] + shots * known["shot"]
+            rows = items * known["rows"]
+            seconds += forward_seconds(self.rates, self.device, shape, rows * row, row, math.ceil(rows / batch))
+            if known["generated"]:
+                seconds += generate_seconds(self.rates, self.device, shape, items, batch, known["generated"])
+                longest, generates = max(longest, row + known["generated"]), True
+        texts = [(text.path, text.window, text.windows) for text in config.perplexity.values()]
+        if config.fidelity is not None:
+            texts.append((config.fidelity.path, config.fidelity.window, config.fidelity.windows))
+        seconds += sum(self._windows(shape, *text)[1] for text in texts)
+        memory = self._evaluation_memory(unit.model, dtype, self._stored(unit))
+
+        def more(batch: int) -> float:
+            return cache_bytes(shape, batch, longest) if generates else 0.0
+
+        def changes(capacity: float) -> list[str]:
+            return _first(((f"limits.batch_size: {n}", memory[0] + more(n)) for n in _halves(batch)), capacity)
+
+        return self._heavy("evaluate", name_of(unit), seconds, memory[0] + more(batch), memory[1], changes=changes)
+
+    def _evaluation_memory(self, model: str, dtype: int, read: float) -> tuple[float, float]:
+        """Bytes of the device, where there is one, and of main memory."""
+        shape, r = self.shapes[model], self.rates
+        windows = [text.window for text in self.config.perplexity.values()]
+        window = max([*windows, 1 if self.config.fidelity is None else self.config.fidelity.window])
+        if self.device == "cpu":
+            return 0.0, host_bytes(r, shape, dtype, r["host.loaded"], window)
+        batch = self.config.limits.batch_size
+        return evaluate_bytes(r, shape, dtype, batch, window), r["host.libraries"] + max(read, self._size(model))
+
+    def _windows(self, shape: Shape, path: str, window: int, windows: int | None) -> tuple[int, float]:
+        """Windows of a text, and seconds of a pass over them."""
+        if windows is None:
+            file, known = Path(path), tasks().get(Path(path).stem)
+            tokens = known["items"] * known["tokens"] if known else TEXT_TOKENS
+            tokens = file.stat().st_size // 4 if file.is_file() and known is None else tokens
+            windows = max(1, tokens // window)
+        batch = max(1, min(self.config.limits.batch_size, LOGITS_AT_ONCE // (window * shape.vocabulary)))
+        passes = math.ceil(windows / batch)
+        return windows, forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
+
+    def _stored(self, unit: Unit) -> float:
+        """Bytes of a unit's weights; codes with two 16-bit numbers a group, which no format here exceeds."""
+        shape, recipe = self.shapes[unit.model], self.config.recipes[unit.recipe]
+        if recipe.granularity is None:
+            return self._size(unit.model)
+        group = int(recipe.granularity[1:]) if recipe.granularity.startswith("g") else shape.width
+        packed = shape.quantized * (recipe.bits + 32 / group) / 8
+        return packed + (shape.total - shape.quantized) * shape.bytes_each
+
+    def _heavy(
+        self,
+        rule: str,
+        what: str,
+        seconds: float,
+        gpu_bytes: float,
+        host: float,
+        disk: float = 0.0,
+        passing: float = 0.0,
+        changes: Changes = lambda capacity: [],
+        gpus: int = 1,
+    ) -> Job:
+        """A job on a GPU, where there is one."""
+        on_gpu = bool(self.machine.gpus)
+        return Job(rule, what, seconds, gpus * on_gpu, gpu_bytes * on_gpu, host, disk, passing, changes)
+
+
+def name_of(unit: Unit) -> str:
+    return f"{unit.model}: {unit.recipe} seed {unit.seed}"
+
+
+def _halves(number: int) -> Iterator[int]:
+    """Half of it, and so on to 1."""
+    while number > 1:
+        number //= 2
+        yield number
+
+
+def _first(options: Iterable[tuple[str, float]], capacity: float) -> list[str]:
+    """The first of them that fits."""
+    return [f"{name} ({needs / GIB:.0f} GiB)" for name, needs in options if needs * MARGIN <= capacity][:1]
+
+
+def _written(options: dict[str, Any]) -> str:
+    values = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+    return " with ".join(f"options.{name}: {value}" for name, value in values.items())
