@@ -51,6 +51,33 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS)
 
 
+def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
+    """`average_scores` of what has a granularity, with it, its place among all, finest first, and the recipe's family.
+
+    A family is all but the granularity: frame, method and quantizer; of recipes that have these in common and are not
+    the same, such as trainings of two lengths, it is the name without the granularity.
+    """
+    scores = scores[scores["granularity"] != ""]
+    rows = average_scores(scores).join(
+        scores.drop_duplicates("recipe").set_index("recipe")[["granularity", "kind", "frame", "method", "quantizer"]],
+        on="recipe",
+    )
+    order = sorted(set(rows["granularity"]), key=_width)
+    rows["place"] = rows["granularity"].map(order.index)
+    method = rows["method"].where(rows["kind"] == "calibration", "")
+    parts = zip(rows["frame"].fillna(""), method, rows["quantizer"], strict=True)
+    rows["family"] = [" ".join(dict.fromkeys(filter(None, names))) for names in parts]
+    shared = rows.duplicated(["model", "family", "granularity"], keep=False)
+    shared = rows["family"].isin(rows.loc[shared, "family"])
+    stems = [recipe.replace(f"-{width}", "") for recipe, width in zip(rows["recipe"], rows["granularity"], strict=True)]
+    rows["family"] = rows["family"].mask(shared, pd.Series(stems, rows.index, dtype=object))
+    return rows
+
+
+def _width(granularity: str) -> float:
+    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
+
+
 def common_tasks(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """(task, metric) that every recipe of `rows` has a value of."""
     have = [set(zip(part["task"], part["metric"], strict=True)) for _, part in rows.groupby("recipe", sort=False)]

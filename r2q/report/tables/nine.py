@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from r2q.report.averages import FIDELITY, SCORE, average_scores, fidelity_of
+from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.run import Run
 from r2q.report.tables.render import show_spread
 from r2q.report.tables.sheet import Entry, Sheet
@@ -69,7 +69,7 @@ def families(run: Run) -> Sheet | None:
     rows = average_scores(run.scores)
     if run.scores["model"].nunique() < 2 or rows.empty:
         return None
-    return _pivot(run, rows, "families", "Families and sizes: average accuracy in percent", "recipe", "model")
+    return _pivot(rows, "families", "Families and sizes: average accuracy in percent", "recipe", "model")
 
 
 def frames(run: Run) -> Sheet | None:
@@ -81,23 +81,17 @@ def frames(run: Run) -> Sheet | None:
     rows = average_scores(scores)
     rows["frame"] = [f"{facts['frame'][r]}, {facts['granularity'][r]}" for r in rows["recipe"]]
     rows["quantizer"] = [facts["quantizer"][r] for r in rows["recipe"]]
-    return _pivot(
-        run, rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer"
-    )
+    return _pivot(rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer")
 
 
 def group_sizes(run: Run) -> Sheet | None:
     """Untrained and trained recipes by granularity: average accuracy."""
-    scores = run.scores[run.scores["granularity"] != ""]
-    if scores["granularity"].nunique() < 2:
+    rows = by_granularity(run.scores)
+    if rows["granularity"].nunique() < 2:
         return None
-    facts = scores.drop_duplicates("recipe").set_index("recipe")
-    rows = average_scores(scores)
-    rows["method"] = [_family(facts.loc[r]) for r in rows["recipe"]]
-    rows["granularity"] = [facts["granularity"][r] for r in rows["recipe"]]
-    order = sorted(set(rows["granularity"]), key=_width)
-    found = _pivot(run, rows, "groups", "Granularity: average accuracy in percent", "method", "granularity", order)
-    return found
+    order = list(rows.sort_values("place")["granularity"].unique())
+    rows["method"] = rows["family"]
+    return _pivot(rows, "groups", "Granularity: average accuracy in percent", "method", "granularity", order)
 
 
 def residual(run: Run) -> Sheet | None:
@@ -191,12 +185,14 @@ TABLES: dict[str, Callable[[Run], Sheet | None]] = {
 }
 
 
-def _pivot(
-    run: Run, rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None
-) -> Sheet:
-    """Average accuracies, one row per value of `down` (and model), a column per value of `across`."""
+def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None) -> Sheet:
+    """Average accuracies, one row per value of `down` (and model), a column per value of `across`.
+
+    Recipes that would share a cell, such as trainings of two lengths, have a row each, with their names.
+    """
     columns = order or list(dict.fromkeys(rows[across]))
     keys = ["model", down] if across != "model" else [down]
+    rows = rows.assign(**{down: rows[down].mask(rows.duplicated([*keys, across], keep=False), rows["recipe"])})
     body: list[list[Entry | str]] = []
     for key, part in rows.groupby(keys, sort=False):
         found = {row[across]: row for row in part.to_dict("records")}
@@ -227,16 +223,6 @@ def _ranged(row: dict[Any, Any] | None) -> Entry:
     )
     chance = row["measure"] == SCORE and not math.isnan(row["chance"]) and row["low"] <= row["chance"]
     return Entry(f"{text} ({between})", value=value, grey=chance)
-
-
-def _family(facts: pd.Series) -> str:
-    """What a recipe is but for its granularity."""
-    parts = [facts["frame"] or "", facts["method"] if facts["kind"] == "calibration" else "", facts["quantizer"]]
-    return " ".join(dict.fromkeys(part for part in parts if part))
-
-
-def _width(granularity: str) -> float:
-    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
 
 
 def _named(row: Row) -> str:
