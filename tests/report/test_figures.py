@@ -249,19 +249,33 @@ def large(tmp_path_factory) -> Path:
 )
 def test_a_column_of_a_paper_holds_sixty_recipes(large, name):
     """At 3.5 inches no letter is below 6 points, nothing sticks out, and no name lies on another."""
+    drawn = drawn_for_print(name, large)
+    names = [text.get_window_extent() for axes in drawn.axes for text in axes.texts]
+    assert len(names) >= 4
+    assert not [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if _overlap(a, b)]
+
+
+@pytest.mark.parametrize("name", ["training-all", "training-paper", "drift"])
+def test_a_column_of_a_paper_holds_the_figures_of_training(results, name):
+    gather_training(results / "config.yaml", results)
+    drawn_for_print(name, results)
+
+
+def drawn_for_print(name, folder):
+    """A figure of a run, 3.5 inches wide, with all that is written in it inside and not below 6 points."""
     module, variant = find(name)
     with style():
-        drawn = module.draw(module.data(Run(large), variant))
+        drawn = module.draw(module.data(Run(folder), variant))
         drawn.draw_without_rendering()
     assert drawn.get_size_inches()[0] == 3.5
     texts = [text for text in drawn.findobj(Text) if text.get_text().strip() and text.get_visible()]
     assert min(text.get_fontsize() for text in texts) >= 6
+    for text in texts:
+        text.set_in_layout(True)  # also what the layout makes no room for
     box = drawn.get_tightbbox()  # inches
     assert min(box.x0, box.y0) >= -0.01
     assert max(box.x1 - 3.5, box.y1 - drawn.get_size_inches()[1]) <= 0.01
-    names = [text.get_window_extent() for axes in drawn.axes for text in axes.texts]
-    assert len(names) >= 4
-    assert not [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if _overlap(a, b)]
+    return drawn
 
 
 def test_the_best_of_sixty_recipes_are_named(large):

@@ -22,7 +22,7 @@ KINDS = {  # columns before and after training
     "quantized": ("quantized_before", "quantized_after"),
     "moved": (None, "latent_moved"),
 }
-TITLES = {"quantized": "error of stored weights, share of Σw²", "moved": "way of latent weights, share of Σw²"}
+TITLES = {"quantized": "stored weights: error / Σw²", "moved": "latent weights: way / Σw²"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "before", "after", "low", "high", "seeds"]
 
 
