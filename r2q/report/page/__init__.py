@@ -25,7 +25,6 @@ from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
 from r2q.report.tables.summary import AVERAGE, Block, Cell, Column, Row, Table, show, summarize
 
 HERE = Path(__file__).parent
-LARGEST_SVG = 1_500_000  # bytes; a larger one is shown as PNG
 HEADLINE = "frontier-bytes"
 
 
