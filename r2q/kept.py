@@ -78,7 +78,7 @@ def _imports(file: Path, source: bytes) -> list[Path]:
         top = top.parent
     package = file.parent.relative_to(top).parts
     names: list[tuple[str, ...]] = []
-    for node in _statements(ast.parse(source).body):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -94,15 +94,6 @@ def _imports(file: Path, source: bytes) -> list[Path]:
         modules += [place / "__init__.py" for place in places if name[0] != "r2q"]
         found += [path for path in modules if path.is_file()][:1]
     return found
-
-
-def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """These statements and all within them, but no expressions, which are most of a tree and import nothing."""
-    for node in body:
-        yield node
-        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
-            inner = getattr(node, name, ())
-            yield from _statements(inner if isinstance(inner, list) else ())
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:

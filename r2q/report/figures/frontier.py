@@ -53,7 +53,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     first = scores.drop_duplicates(["model", "recipe"]).set_index(["model", "recipe"])
     rows = rows.join(first[[column, "quantizer", "granularity", "kind", "control"]], on=["model", "recipe"])
     rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else 2**20)
-    rows["axis"] = variant
+    rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
     rows = rows.dropna(subset=["x", "value"])
     if rows["model"].nunique() > 1 and variant == "bits":
         rows = pd.concat([rows, _over_models(rows)], ignore_index=True)
@@ -67,7 +67,7 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over the models, for recipes that all models of the measure have; distances as geometric means."""
     found = []
     for (measure, recipe), part in rows.groupby(["measure", "recipe"], sort=False):
-        models = rows.loc[(rows["measure"] == measure) & ~rows["control"].fillna(False), "model"].nunique()
+        models = rows.loc[(rows["measure"] == measure) & ~rows["control"], "model"].nunique()
         if len(part) < models:
             continue
         higher = bool(part["higher_is_better"].iloc[0])
@@ -82,7 +82,7 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _front(part: pd.DataFrame) -> list[int]:
     """Index of the rows that no other row of at most their size beats; controls do not compete."""
-    rivals = part[~part["control"].fillna(False).astype(bool)].sort_values(["x", "value"], kind="stable")
+    rivals = part[~part["control"]].sort_values(["x", "value"], kind="stable")
     sign = 1 if bool(part["higher_is_better"].iloc[0]) else -1
     best, found = -math.inf, []
     for x, rows in rivals.groupby("x"):
@@ -124,7 +124,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def _scale(axes: Axes, part: pd.DataFrame) -> None:
     """Limits that show the competing recipes and full precision; a control that is far off does not stretch them."""
-    rivals = part[~part["control"].fillna(False).astype(bool)]
+    rivals = part[~part["control"]]
     left, right = float(rivals["x"].min()), float(rivals["x"].max())
     margin = 0.12 * (right - left) or 0.1 * right
     axes.set_xlim(left - margin, right + margin)
@@ -151,7 +151,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     marks, front, names = [], [], []
-    kinds = part[~part["control"].fillna(False).astype(bool)].groupby("x")["kind"].agg(lambda found: [k for k in KINDS if k in set(found)])
+    kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda found: [k for k in KINDS if k in set(found)])
     for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
         x, y = row["x"], row["value"]
         text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST}
@@ -195,7 +195,7 @@ def _around(pixels: np.ndarray) -> Bbox:
 
 def _legend(figure: Figure, frame: pd.DataFrame) -> None:
     """What the marks are; controls have their names beside them."""
-    rivals = frame[~frame["control"].fillna(False).astype(bool)]
+    rivals = frame[~frame["control"]]
     look: dict[str, Any] = {"ls": "none", "ms": 4.2, "mew": 0.7, "markerfacecoloralt": "white"}
     handles = []
     for name in dict.fromkeys(name.partition(" (")[0] for name in rivals["quantizer"]):

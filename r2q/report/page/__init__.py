@@ -99,7 +99,7 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
         "size_unit": unit,
         "rows": [_row(table, block, row, facts, size, prefix) for block in table.blocks for row in block.rows],
         "filters": _filters(table, facts),
-        "legend": legend(table, "Bold", "±"),
+        "legend": legend(table),
         "failures": [
             (block.model, row.recipe, failure.status, failure.reason)
             for block in table.blocks

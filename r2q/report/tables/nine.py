@@ -15,9 +15,9 @@ import pandas as pd
 
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.run import Run
-from r2q.report.tables.render import show_spread
+from r2q.report.tables.render import item_counts, label, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
-from r2q.report.tables.summary import Column, Row, Table, show, summarize
+from r2q.report.tables.summary import Column, Table, show, summarize
 
 MARKS = [
     "Bold: best among recipes with the same whole number of bits a weight; controls do not compete.",
@@ -59,9 +59,9 @@ def _of_table(table: Table, name: str, title: str) -> Sheet:
             ]
             if row.failed:
                 cells[0] = Entry(row.status)
-            body.append([block.model, _named(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
+            body.append([block.model, label(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
     head = ["model", "recipe", "bits", "MiB", *(_heading(column) for column in table.columns)]
-    return Sheet(name, title, head, body, [*lost, *MARKS, *_counts(table)], left=(0, 1))
+    return Sheet(name, title, head, body, [*lost, *MARKS, *item_counts(table)], left=(0, 1))
 
 
 def families(run: Run) -> Sheet | None:
@@ -225,20 +225,10 @@ def _ranged(row: dict[Any, Any] | None) -> Entry:
     return Entry(f"{text} ({between})", value=value, grey=chance)
 
 
-def _named(row: Row) -> str:
-    return f"{row.recipe} ({row.seeds} seeds)" if any(cell.sd is not None for cell in row.cells) else row.recipe
-
-
 def _heading(column: Column) -> str:
     return (
         column.task if not column.metric else f"{column.task} {column.metric} {'↑' if column.higher_is_better else '↓'}"
     )
-
-
-def _counts(table: Table) -> list[str]:
-    counts = [(column.name, column.n) for column in table.columns if column.n]
-    shown = [f"{name} {low}" if low == high else f"{name} {low}-{high}" for name, (low, high) in counts]
-    return [f"Items: {', '.join(shown)}."] if shown else []
 
 
 def _number(value: float | None, places: int) -> Entry:
