@@ -46,6 +46,7 @@ from baselines._calibrated import (
 from baselines.options.awq import Options
 from baselines.rtn import affine_grid
 from r2q.models.blocks import Block, walk
+from r2q.models.capture import hidden_of
 from r2q.models.targets import Target
 from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import Method, Quantized
@@ -148,7 +149,7 @@ class AWQ(Method):
                     for name, weight in originals.items():
                         block.set_weight(name, self.rounded(name, weight.float(), scale.float()))
                     changed = module.forward(*args, **kwargs)
-                    difference = hidden(changed).float() - hidden(output).float()
+                    difference = hidden_of(changed).float() - hidden_of(output).float()
                     losses[group[0].name][i] += float(difference.square().sum(dtype=torch.float64))
                 for name, weight in originals.items():
                     block.set_weight(name, weight)
@@ -175,8 +176,3 @@ def holder(block: Block, group: Sequence[Target]) -> torch.nn.Module:
     wanted = {id(block.weight(target.name)) for target in group}
     holding = [m for m in block.module.modules() if wanted <= {id(p) for p in m.parameters()}]
     return holding[-1]  # modules come outer first, and those that hold all of a group lie within each other
-
-
-def hidden(output: Any) -> torch.Tensor:
-    """The hidden states among what a module returns."""
-    return output[0] if isinstance(output, tuple) else output

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
+from r2q.config import TEXT_FILE, Config, ConfigError, Model
 from r2q.kept import write_json
 from r2q.measure import versions
 from r2q.records import Damaged, digest
@@ -37,9 +37,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
 
     Raises ConfigError with one sentence per problem, and then writes nothing.
     """
-    config, out = configuration.load(config_path), Path(out)
-    if model is not None and model not in config.models:
-        raise ConfigError(f"{config_path}: models: unknown model {model}{nearest(model, config.models)}")
+    config, out = configuration.load(config_path, model), Path(out)
     problems = missing_paths(config) or future_paths(config)
     problems = [line for line in problems if model is None or line.startswith(f"models.{model}.")]
     if not problems:

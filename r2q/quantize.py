@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, nearest
 from r2q.kept import key
 from r2q.measure import Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
@@ -80,10 +80,9 @@ def quantize(
         ValueError: a group size does not divide a layer, the model is already quantized, or a recipe needs calibration
             tokens or training data that are not given; before any work.
     """
-    config, out = configuration.load(config_path), Path(out)
-    for name, section, known in (("model", model, config.models), ("recipe", recipe, config.recipes)):
-        if section not in known:
-            raise ConfigError(f"{name}: {config_path} has no {name} {section}; it has {', '.join(known)}")
+    config, out = configuration.load(config_path, model), Path(out)
+    if recipe not in config.recipes:
+        raise ConfigError(f"{config_path}: recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
     facts = read_prepared(prepared, model, ("family", "fingerprint"))
     unit = recipe_of(config, recipe, seed)
     needs = configuration.method_info(unit.method).needs

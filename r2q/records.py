@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from pydantic import TypeAdapter, ValidationError
 
-from r2q.kept import key, write_atomic, write_json
+from r2q.kept import file_sha256, key, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -467,7 +467,8 @@ def check_tensors(path: str | Path) -> None:
 
 def digest_files(folder: Path, names: Iterable[str]) -> str:
     """One sha256 over names and contents of files below a folder."""
-    return hashlib.sha256("".join(f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)).encode()).hexdigest()
+    lines = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def touched_files(record: Path, files: Iterable[str]) -> list[str]:
@@ -518,9 +519,7 @@ def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
     for part in fields(kind):
         if part.default is not MISSING and part.name not in frame.columns:
             frame[part.name] = "" if part.default is None else str(part.default)
-    missing = [name for name in columns(kind) if name not in frame.columns]
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
+    _check_columns(path, frame, columns(kind))
     types = _types(kind)
     for name in frame.columns:
         try:
@@ -549,12 +548,16 @@ def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     frame = pd.read_csv(path, dtype="str", keep_default_na=False)
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
+    _check_columns(path, frame, columns)
     for name in frame.columns:
         flags = set(frame[name]) <= {"True", "False"} and len(frame) > 0
         frame[name] = _typed(bool if flags else None, frame[name])
     return frame
+
+
+def _check_columns(path: str | Path, frame: pd.DataFrame, wanted: Sequence[str]) -> None:
+    if missing := [name for name in wanted if name not in frame.columns]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
 
 
 def _typed(kind: type | None, texts: pd.Series) -> Any:
@@ -562,11 +565,7 @@ def _typed(kind: type | None, texts: pd.Series) -> Any:
 
     if kind is None:  # a further column: what a method said
         try:
-            return (
-                texts.map(lambda text: float(text) if text else float("nan")).astype("float64")
-                if texts.any()
-                else texts
-            )
+            return _typed(float, texts) if texts.any() else texts
         except ValueError:
             return texts
     if kind is float:
@@ -584,13 +583,13 @@ def _typed(kind: type | None, texts: pd.Series) -> Any:
 
 def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
     """Write the sha256 of derived files into `manifest`, beside them, in the form of `sha256sum --check`."""
-    write_atomic(manifest, "".join(f"{_sha256(Path(file))}  {Path(file).name}\n" for file in files))
+    write_atomic(manifest, "".join(f"{file_sha256(Path(file))}  {Path(file).name}\n" for file in files))
 
 
 def changed_files(manifest: str | Path) -> list[str]:
     """The files that a manifest names and that are there, but not as they were written."""
     found = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
-    return [str(file) for file in found if file.is_file() and _sha256(file) != _digests(Path(manifest))[file.name]]
+    return [str(file) for file in found if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
 
 
 def check_signature(file: str | Path) -> None:
@@ -601,7 +600,7 @@ def check_signature(file: str | Path) -> None:
     """
     file = Path(file)
     for manifest in sorted(file.parent.glob("*.sha256")):
-        if _digests(manifest).get(file.name, sha256 := _sha256(file)) != sha256:
+        if _digests(manifest).get(file.name, sha256 := file_sha256(file)) != sha256:
             raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
 
 
@@ -611,8 +610,3 @@ def _digests(manifest: Path) -> Mapping[str, str]:
         return {}
     lines = [line.split("  ", 1) for line in manifest.read_text(errors="replace").splitlines()]
     return {line[1]: line[0] for line in lines if len(line) == 2}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from r2q.config import load
+from r2q.plan import Plan
 from tests.workflow import Copy
 
 FILES = "config.yaml scores.csv layers.csv provenance.json tables/main.csv tables/main.md tables/main.tex report.html"
@@ -29,12 +30,12 @@ def lines(output: str, verb: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith(f"{verb} ") and "seed" in line]
 
 
-def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> None:
+def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy, tmp_path: Path) -> None:
     written = [finished.path(name) for name in FILES.split()]
     drawn = [finished.folder / "figures" / "smoke" / name for name in DRAWN]
     assert not [file for file in written + drawn if file.stat().st_size == 0]
-    config = load(finished.folder / "config/smoke.yaml")
-    units = [(model, recipe) for model in config.models for recipe, _ in config.units(model)]
+    plan = Plan(load(finished.folder / "config/smoke.yaml"))
+    units = [(unit.model, unit.recipe) for unit in plan.units]
     assert len(lines(finished.output, "quantize")) == len(lines(finished.output, "evaluate")) == len(units)
     scores = finished.scores()
     assert {(row["model"], row["recipe"]) for row in scores} == set(units)
@@ -43,8 +44,11 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy) -> No
     provenance = json.loads(finished.path("provenance.json").read_text())
     assert {row["provenance"] for row in scores} <= provenance.keys()
     ends = re.findall(r"(?m)^(\d+) of (\d+) jobs done(, about )?", finished.output)
-    total = int(ends[-1][1])
-    assert [int(done) for done, _, _ in ends] == list(range(1, total + 1))
+    planned = Copy(tmp_path / "fresh").planned()
+    assert planned["quantize"] == planned["evaluate"] == len(units)
+    assert planned["figure"] == len(plan.drawn)
+    total = sum(planned.values()) - planned["all"]
+    assert [(int(done), int(of)) for done, of, _ in ends] == [(done, total) for done in range(1, total + 1)]
     assert all(bool(left) == (int(done) < total) for done, _, left in ends)
     assert "Finished jobid" not in finished.output
     shown = finished.output.split(f"{total} of {total} jobs done")[1]

@@ -79,9 +79,17 @@ __all__ = [
 ]
 
 
-def load(path: str | Path) -> Config:
-    """Read and check a config file. Raises ConfigError naming file, key and nearest valid key for every problem."""
-    return parse(read_yaml(path), source=str(path))
+def load(path: str | Path, model: str | None = None, section: str | None = None) -> Config:
+    """Read and check a config file, which must have this model and this section, where a verb is about one.
+
+    Raises ConfigError naming file, key and nearest valid key for every problem.
+    """
+    config = parse(read_yaml(path), source=str(path))
+    if section is not None and getattr(config, section) is None:
+        raise ConfigError(f"{path}: {section}: this key is required here; name at least its path")
+    if model is not None and model not in config.models:
+        raise ConfigError(f"{path}: models: unknown model {model}{nearest(model, config.models)}")
+    return config
 
 
 def parse(data: Mapping[str, Any], source: str) -> Config:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError, nearest
+from r2q.config import Config, ConfigError
 from r2q.evaluation.adapter import max_positions
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
@@ -31,9 +31,7 @@ def check(config_path: str | Path, model: str, out: str | Path) -> None:
     Raises:
         ConfigError: one sentence per problem, with key, text or task, and model; nothing is written.
     """
-    config = configuration.load(config_path)
-    if model not in config.models:
-        raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    config = configuration.load(config_path, model)
     silence()
     entry = config.models[model]
     folder = model_folder(entry)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from r2q import config as configuration
-from r2q.config import ConfigError
 from r2q.evaluation.session import ITEMS, RAW, Session, blank
 from r2q.evaluation.tasks import check_tasks
 from r2q.kept import write_json
@@ -27,9 +26,7 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
         FileNotFoundError: the unit has not been quantized.
         ValueError: its weights are not those of its report, or its report is damaged.
     """
-    config, out = configuration.load(config_path), Path(out)
-    if model not in config.models:
-        raise ConfigError(f"model: {config_path} has no model {model}; it has {', '.join(config.models)}")
+    config, out = configuration.load(config_path, model), Path(out)
     check_tasks(config)
     report = _report(out)
     progress = f"evaluate {model} {report.recipe} seed {report.seed}:"

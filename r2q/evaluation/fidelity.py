@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError, nearest
+from r2q.config import Config, ConfigError
 from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import check_window, cut, window_logits
@@ -92,12 +92,9 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
         ValueError: the text is shorter than a window, damaged, or lacks a column.
         FileNotFoundError: there is no such text, or ``prepared`` is not there.
     """
-    config = configuration.load(config_path)
+    config = configuration.load(config_path, model, "fidelity")
     wanted = config.fidelity
-    if wanted is None:
-        raise ConfigError(f"{config_path}: fidelity: this key is required to make a reference")
-    if model not in config.models:
-        raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    assert wanted is not None
     facts, entry, device = read_prepared(prepared, model), config.models[model], pick_device(config.device)
     torch.set_num_threads(config.limits.threads)
     quiet()

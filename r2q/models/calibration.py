@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
-from r2q.config import ConfigError, nearest
+from r2q.config import ConfigError
 from r2q.files import read_documents
 from r2q.kept import write_atomic
 from r2q.models.checks import read_config
@@ -73,12 +73,9 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         ValueError: the text is too short, damaged, or lacks the column.
         FileNotFoundError: there is no such text.
     """
-    config = configuration.load(config_path)
+    config = configuration.load(config_path, model, "calibration")
     wanted = config.calibration
-    if wanted is None:
-        raise ConfigError(f"{config_path}: calibration: this key is required to calibrate; name at least its path")
-    if model not in config.models:
-        raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
+    assert wanted is not None
     for problem in configuration.leaks(config):
         raise ConfigError(f"{config_path}: {problem}")
     entry = config.models[model]

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from r2q.models.targets import decoder_blocks
+from r2q.records import one_line
 
 WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs"
@@ -49,7 +50,7 @@ def read_config(path: str | Path, revision: str | None = None) -> Any:
             )
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except Exception as error:  # a file's content reaches parsers that raise what they like
-        raise ValueError(f"config.json of {path} cannot be used: {_sentence(error)}") from None
+        raise ValueError(f"config.json of {path} cannot be used: {one_line(error)}") from None
     for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
         for wish in ("_attn_implementation", "_experts_implementation"):
             if getattr(part, wish, None) not in (None, EAGER):
@@ -132,7 +133,7 @@ def meta_model(folder: Path, config: Any) -> Any:
         )
     except Exception as error:
         kind = type(config).__name__.removesuffix("Config")
-        raise ValueError(f"no causal language model {kind} can be built of it: {_sentence(error)}") from None
+        raise ValueError(f"no causal language model {kind} can be built of it: {one_line(error)}") from None
     name = type(model).__name__
     if info.get("mismatched_keys"):
         told = [
@@ -165,7 +166,7 @@ def read_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except Exception as error:
         names = f" from {', '.join(found)}{hint}" if folder.is_dir() else ""
-        raise ValueError(f"the tokenizer of {path} cannot be read{names} ({_sentence(error)})") from None
+        raise ValueError(f"the tokenizer of {path} cannot be read{names} ({one_line(error)})") from None
 
 
 def check_tokenizer(tokenizer: Any, model: Any) -> None:
@@ -218,7 +219,3 @@ def check_causal(model: Any) -> None:
 def _some(names: Iterable[str]) -> str:
     names = list(map(str, names))
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -43,10 +43,7 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
         ConfigError: there is no such model, or it is an ordinary folder or hub model.
         ValueError, FileNotFoundError: what `make_folder` raises.
     """
-    config = configuration.load(config_path)
-    if model not in config.models:
-        raise ConfigError(f"{config_path}: models: unknown model {model}{nearest(model, config.models)}")
-    entry = config.models[model]
+    entry = configuration.load(config_path, model).models[model]
     if not entry.is_gguf:
         raise ConfigError(f"{config_path}: models.{model}.path: {entry.path} needs no folder to be made of it")
     folder = made_folder(entry) if out is None else Path(out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Plan:
         self.units = units_of(config)
         self.recipes = config.resolved()["recipes"]
         self._described: dict[str, dict[str, Any]] = {}  # recipes in words
-        self._shared: dict[str, Any] = {}  # what all units ask for alike, and what takes a look at the disk
+        self._read: dict[str, list[str]] = {}  # files of models: all units ask alike, and it takes a look at the disk
         self.trained = [unit for unit in self.units if config.trains(unit.recipe)]
 
     # Folders and files
@@ -68,7 +69,12 @@ class Plan:
 
     def model_files(self, at: Any) -> list[str]:
         """Files of a local model folder that are read, or of the one that is made of a GGUF file."""
-        return _named(model_files(self.config.models[at.model]))
+        return _named(self._model_files(at.model))
+
+    def _model_files(self, model: str) -> list[str]:
+        if model not in self._read:
+            self._read[model] = model_files(self.config.models[model])
+        return self._read[model]
 
     @property
     def sources(self) -> dict[str, str]:
@@ -133,13 +139,12 @@ class Plan:
 
     def task_files(self, at: Any = None) -> list[str]:
         """Tasks with their data, and texts for perplexities."""
-        return _named(self._task_files())
+        return _named(self._task_files)
 
+    @cached_property
     def _task_files(self) -> list[str]:
-        if "tasks" not in self._shared:
-            texts = [text.path for text in self.config.perplexity.values() if text.is_file]
-            self._shared["tasks"] = self._inputs(texts, [*self.config.task_include, *self._task_data()])
-        return self._shared["tasks"]
+        texts = [text.path for text in self.config.perplexity.values() if text.is_file]
+        return self._inputs(texts, [*self.config.task_include, *self._task_data()])
 
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
@@ -242,7 +247,7 @@ class Plan:
             limits={"items": limits.items, "batch_size": limits.batch_size, "samples": limits.samples},
             device=config.device,
             code=code("evaluate"),
-            **_unnamed(self._task_files()),
+            **_unnamed(self._task_files),
         )
 
     def asked_collect(self, at: Any = None) -> str:
@@ -268,7 +273,7 @@ class Plan:
     def _model(self, at: Any, *more: str, without: Sequence[str] = ()) -> dict[str, Any]:
         entry = self.config.models[at.model]
         fields = {name: getattr(entry, name) for name in ("path", "revision", *more) if name not in without}
-        return fields | _unnamed([] if "path" in without else model_files(entry))
+        return fields | _unnamed([] if "path" in without else self._model_files(at.model))
 
     # Tables and figures: what a run shows, and the CSV files that each is made from
 

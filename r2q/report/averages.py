@@ -16,9 +16,14 @@ FIDELITY = ("kl", "KL to full precision, nats")
 COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "seeds", "n"]
 
 
+def in_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main table."""
+    return scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+
+
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main table that are shares of right answers."""
-    shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    shown = in_table(scores)
     share = shown.groupby(["task", "metric"])["value"].transform(lambda v: v.dropna().between(0, 1).all())
     return shown[share.astype(bool) & shown["higher_is_better"].fillna(False).astype(bool)]
 
@@ -51,6 +56,34 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS)
 
 
+def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
+    """`average_scores` of what has a granularity, with it, its place among all, finest first, and the recipe's family.
+
+    A family is all but the granularity: frame, method and quantizer; of recipes that have these in common and are not
+    the same, such as trainings of two lengths, it is the name without the granularity.
+    """
+    scores = scores[scores["granularity"] != ""]
+    rows = average_scores(scores).join(
+        scores.drop_duplicates("recipe").set_index("recipe")[["granularity", "kind", "frame", "method", "quantizer"]],
+        on="recipe",
+    )
+    order = sorted(set(rows["granularity"]), key=group_width)
+    rows["place"] = rows["granularity"].map(order.index)
+    method = rows["method"].where(rows["kind"] == "calibration", "")
+    parts = zip(rows["frame"].fillna(""), method, rows["quantizer"], strict=True)
+    rows["family"] = [" ".join(dict.fromkeys(filter(None, names))) for names in parts]
+    shared = rows.duplicated(["model", "family", "granularity"], keep=False)
+    shared = rows["family"].isin(rows.loc[shared, "family"])
+    stems = [recipe.replace(f"-{width}", "") for recipe, width in zip(rows["recipe"], rows["granularity"], strict=True)]
+    rows["family"] = rows["family"].mask(shared, pd.Series(stems, rows.index, dtype=object))
+    return rows
+
+
+def group_width(granularity: str) -> float:
+    """Weights a group, for the order of granularities; a channel has more than any group, a tensor the most."""
+    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
+
+
 def common_tasks(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """(task, metric) that every recipe of `rows` has a value of."""
     have = [set(zip(part["task"], part["metric"], strict=True)) for _, part in rows.groupby("recipe", sort=False)]
@@ -66,7 +99,7 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
         rows, measure = of_kl[of_kl["task"] == of_kl["task"].iloc[0]], FIDELITY[1]
         rows = rows[rows["value"] > 0]  # full precision is at 0
     else:
-        rows = rows[rows["in_table"].fillna(False).astype(bool) & rows["metric"].str.contains("ppl|perplexity")]
+        rows = in_table(rows[rows["metric"].str.contains("ppl|perplexity")])
         if rows.empty:
             return pd.DataFrame(columns=COLUMNS)
         task, metric = rows[["task", "metric"]].iloc[0]

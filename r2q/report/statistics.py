@@ -42,11 +42,6 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def normal(value: float, stderr: float) -> tuple[float, float]:
-    """The 95 % interval of a mean with a known standard error."""
-    return value - Z * stderr, value + Z * stderr
-
-
 def student(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % interval by Student's t; NaN for what there is not."""
     n = len(values)

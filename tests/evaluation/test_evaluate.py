@@ -371,7 +371,7 @@ def test_a_unit_that_could_not_be_quantized(
 
 
 def test_bad_input_is_one_sentence(run: Run) -> None:
-    with pytest.raises(ConfigError, match="has no model n; it has m"):
+    with pytest.raises(ConfigError, match="models: unknown model n; valid: m"):
         evaluate_unit(run.config, "n", run.unit("rtn-g64"))
     run.write(perplexity={"book": run.data["perplexity"]["book"] | {"window": 161}})
     with pytest.raises(ConfigError, match=r"book\.window: 161 tokens, but the model has only 160"):

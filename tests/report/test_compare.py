@@ -8,8 +8,8 @@ import pytest
 
 from r2q.records import ItemRow, columns, write_csv
 from r2q.report.collect import collect
-from r2q.report.compare import _side as side
 from r2q.report.compare import compare, differences
+from r2q.report.compare.numbers import side_of as side
 from r2q.report.items import encode
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
+from r2q.config import describe_recipe, load
 from r2q.records import read_drawn, write_csv
 from r2q.report.collect import collect
-from r2q.report.figures import drift, figure, frontier, lattice, layer_errors, mechanism, tasks, training
+from r2q.report.figures import drift, figure, find, frontier, lattice, layer_errors, mechanism, tasks, training
+from r2q.report.figures.labels import apart
 from r2q.report.figures.style import quantizer_mark, style
 from r2q.report.run import Run
 from r2q.report.training import gather_training
+from tests.report.large import large_run
 
 LEVELS = {"rtn-g8": [-0.1, 0.0, 0.1, 0.2], "r2q-g8": [-0.15, 0.05, -0.05, 0.15]}  # in the order of the codes
 WEIGHTS = [-0.14, -0.06, -0.01, 0.0, 0.02, 0.06, 0.11, 0.21]
@@ -82,16 +87,16 @@ def test_layer_errors_draw_the_csv(run, tmp_path):
     data = read_drawn(tmp_path / "e.csv", layer_errors.COLUMNS)
     first = data[data["recipe"] == "rtn-g64"]
     assert list(first["kind"]) == ["q_proj", "q_proj", "down_proj"]  # by kind, then by depth
-    assert list(first["block"].astype(int)) == [0, 1, 0]
+    assert list(first["blocks"].astype(int)) == [0, 1, 0]
     assert list(first["error"]) == pytest.approx([0.25, 0.3, 0.275])
     with style():
         drawn = layer_errors.draw(data)
     (chart,) = [axes for axes in drawn.axes if axes.get_title(loc="left")]
     labels = [label.get_text() for label in chart.get_yticklabels()]
-    assert labels == ["r2q-g64  2.50", "rtn-g64  2.28", "random-codes-g64  2.28"]  # by their medians
+    assert labels == ["r2q-g64", "rtn-g64", "random-codes-g64"]  # by their medians
     cells = np.asarray(chart.collections[0].get_array()).reshape(3, 3)
     assert cells[1].tolist() == first["error"].to_list()
-    assert [text.get_text() for text in chart.texts] == ["0.14", "0.28", "2.2", "bits/weight"]
+    assert [text.get_text() for text in chart.texts] == ["0.14", "0.28", "2.2"]
     low, high = chart.collections[0].get_clim()
     assert 0.125 <= low < high <= 0.3  # the control, worse than zeros, does not stretch the scale
 
@@ -104,7 +109,17 @@ def test_output_errors_stand_beside_those_of_the_weights(run, tmp_path):
     with style():
         drawn = layer_errors.draw(both)
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.get_title(loc="left")]
-    assert titles == ["mini-opt: weights", "mini-opt: layer outputs"]
+    assert titles == ["weights", "outputs"]
+
+
+def test_layers_of_a_deep_model_are_drawn_in_six_parts(run):
+    collect(run.config_path, run.results)
+    first = Run(run.results).layers.iloc[:1]
+    deep = pd.concat([first.assign(block=i, layer=f"layer{i}", relative_error=i / 30) for i in range(30)])
+    drawn = layer_errors.prepare(deep)
+    assert list(drawn["blocks"]) == ["0 to 4", "5 to 9", "10 to 14", "15 to 19", "20 to 24", "25 to 29"]
+    assert drawn["error"].to_list() == pytest.approx([(2 + 5 * part) / 30 for part in range(6)])
+    assert set(drawn["layers"]) == {5}
 
 
 def test_seeds_are_averaged(run):
@@ -211,12 +226,86 @@ def test_drawing_leaves_matplotlib_as_it_was(lattice_csv, tmp_path):
 
 
 def test_quantizers_keep_their_marks():
-    names = ["full_precision", "random_codes", "rtn", "rtn-clip", "r2q", "r2q-refit", "r2q-alternating"]
-    marks = [quantizer_mark(name, filled) for name in names for filled in (True, False)]
-    assert len(set(marks)) == len(marks)  # all told apart
-    assert len({(mark.marker, mark.filled) for mark in marks}) == len(marks)  # without colour too
+    """Every quantizer of the shipped configs has a colour and a marker that no other has."""
+    configs = [load(path) for path in sorted(Path("config").glob("*.yaml"))]
+    labels = {describe_recipe(config, name).label.partition(" (")[0] for config in configs for name in config.recipes}
+    marks = [quantizer_mark(label) for label in sorted(labels)]
+    assert len(labels) > 12
+    assert len({mark.colour for mark in marks}) == len({mark.marker for mark in marks}) == len(marks)
     assert quantizer_mark("rtn (clipped start)").colour == quantizer_mark("rtn").colour
+    assert (
+        len({str(quantizer_mark(f"rtn{start}").line) for start in ("", " (clipped start)", " (gptq-rtn start)")}) == 3
+    )
     assert quantizer_mark("new method") == quantizer_mark("new method") != quantizer_mark("newer method")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    return large_run(tmp_path_factory.mktemp("large"))
+
+
+@pytest.mark.parametrize(
+    "name", ["frontier-bytes", "frontier-bits", "granularity", "tasks-smollm2-135m", "layer_errors-smollm2-135m"]
+)
+def test_a_column_of_a_paper_holds_sixty_recipes(large, name):
+    """At 3.5 inches no letter is below 6 points, nothing sticks out, and no name lies on another."""
+    drawn = drawn_for_print(name, large)
+    names = [text.get_window_extent() for axes in drawn.axes for text in axes.texts]
+    assert len(names) >= 4
+    assert not [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if _overlap(a, b)]
+
+
+@pytest.mark.parametrize("name", ["training-all", "training-paper", "drift"])
+def test_a_column_of_a_paper_holds_the_figures_of_training(results, name):
+    gather_training(results / "config.yaml", results)
+    drawn_for_print(name, results)
+
+
+def drawn_for_print(name, folder):
+    """A figure of a run, 3.5 inches wide, with all that is written in it inside and not below 6 points."""
+    module, variant = find(name)
+    with style():
+        drawn = module.draw(module.data(Run(folder), variant))
+        drawn.draw_without_rendering()
+    assert drawn.get_size_inches()[0] == 3.5
+    texts = [text for text in drawn.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    assert min(text.get_fontsize() for text in texts) >= 6
+    for text in texts:
+        text.set_in_layout(True)  # also what the layout makes no room for
+    box = drawn.get_tightbbox()  # inches
+    assert min(box.x0, box.y0) >= -0.01
+    assert max(box.x1 - 3.5, box.y1 - drawn.get_size_inches()[1]) <= 0.01
+    return drawn
+
+
+def test_the_best_of_sixty_recipes_are_named(large):
+    module, variant = find("frontier-bytes")
+    data = module.data(Run(large), variant)
+    with style():
+        drawn = module.draw(data)
+    for axes, (_, part) in zip(drawn.axes, data.groupby("measure", sort=False), strict=True):
+        front = part[part["front"]].sort_values("value")
+        best = front["recipe"].iloc[-1 if part["higher_is_better"].iloc[0] else 0]
+        assert best in [text.get_text().replace("\n", "") for text in axes.texts]
+
+
+def _overlap(one, other) -> bool:
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return width > 1 and height > 0.25 * min(one.height, other.height)  # boxes of letters have room above them
+
+
+def test_names_are_moved_apart_in_their_order():
+    moved = apart([5.0, 5.1, 1.0, 9.9], 1.0, 0.0, 10.0)
+    assert moved == pytest.approx([5.0, 6.0, 1.0, 9.9])
+    assert apart([9.9, 9.8, 9.7], 1.0, 0.0, 10.0) == pytest.approx([10.0, 9.0, 8.0])
+
+
+def test_trainings_of_two_lengths_are_two_lines(large):
+    module, variant = find("granularity")
+    lines = module.data(Run(large), variant)
+    assert not lines.duplicated(["family", "granularity"]).any()
+    assert {"bitdistiller-r2q", "bitdistiller-long-r2q", "gptq r2q", "r2q"} <= set(lines["family"])
 
 
 def test_nothing_to_draw_is_said(run, tmp_path):

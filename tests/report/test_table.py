@@ -12,11 +12,13 @@ import pytest
 
 from r2q.records import Score, columns
 from r2q.report.collect import collect
-from r2q.report.run import read_scores
+from r2q.report.run import Run, read_scores
 from r2q.report.tables import NAMES, table
+from r2q.report.tables.nine import frames
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
+from tests.report.large import large_run
 
 
 def frame(rows):
@@ -328,3 +330,11 @@ def test_missing_column_is_named(run, tmp_path):
     (run.results / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"scores\.csv has no column chance; it has run, model"):
         table(run.results, tmp_path)
+
+
+def test_a_table_of_frames_has_every_training(tmp_path):
+    """Also those that differ in nothing that the table shows, such as their number of steps."""
+    run = Run(large_run(tmp_path))
+    sheet = frames(run)
+    numbers = [cell for row in sheet.body for cell in row[2:] if cell.value is not None]
+    assert len(numbers) == run.scores.loc[run.scores["kind"] == "training", "recipe"].nunique() == 36

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from r2q.records import OK
+from r2q.report.averages import group_width, in_table
 from r2q.report.tables.summary import AVERAGE, table_columns
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
@@ -149,7 +150,7 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
 
     Standard errors of the tasks add up as of independent items.
     """
-    shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    shown = in_table(scores)
     asked = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.task != AVERAGE}
     of_table = np.array([pair in asked for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
     rows = _by_unit(shown[of_table & (shown["status"] == OK) & shown["value"].notna()])
@@ -184,7 +185,7 @@ def degradation(scores: list[Unit], quantizer: str) -> list[Unit]:
     found = []
     for frame in dict.fromkeys(unit.key.frame for unit in scores):
         mine = [unit for unit in scores if unit.key.frame == frame]
-        order = sorted({unit.key.granularity for unit in mine if unit.key.quantizer == quantizer}, key=_width)
+        order = sorted({unit.key.granularity for unit in mine if unit.key.quantizer == quantizer}, key=group_width)
         for fine in mine if len(order) > 1 else []:
             coarse = by_key.get(fine.key._replace(granularity=order[-1]))
             if fine.key.granularity == order[0] and coarse is not None:
@@ -196,11 +197,6 @@ def degradation(scores: list[Unit], quantizer: str) -> list[Unit]:
 def ratios(after: list[Unit], before: list[Unit]) -> list[Unit]:
     """`after` over `before`, unit by unit."""
     return [Unit(b.key, a.value / b.value if b.value > 0 else math.nan) for a, b in zip(after, before, strict=True)]
-
-
-def _width(granularity: str) -> float:
-    """Weights a group."""
-    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
 
 
 def _by_unit(frame: pd.DataFrame) -> dict[Name, pd.DataFrame]:

@@ -25,7 +25,7 @@ from r2q.report.figures.style import save, style
 from r2q.report.run import Run
 from r2q.records import read_drawn, sign, write_csv
 
-HELPERS = ("style",)
+HELPERS = ("labels", "style")
 
 
 class Drawn(Protocol):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from r2q.report.figures.style import GREY, PALE, plain_ticks, quantizer_line, training_panels
+from r2q.report.figures.style import GREY, quantizer_legend, quantizer_line, training_panels
 from r2q.report.run import Run
 
 CAPTION = (
@@ -22,9 +22,8 @@ KINDS = {  # columns before and after training
     "quantized": ("quantized_before", "quantized_after"),
     "moved": (None, "latent_moved"),
 }
-TITLES = {"quantized": "stored weights", "moved": "latent weights moved"}
+TITLES = {"quantized": "stored weights: error / Σw²", "moved": "latent weights: way / Σw²"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "before", "after", "low", "high", "seeds"]
-INCHES = (1.7, 0.8)  # a row, the rest
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
@@ -57,14 +56,9 @@ def prepare(drift: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A row for each model and frame; both measures, fine and coarse beside each other on one scale."""
-    figure, left = training_panels(frame, TITLES, "block", INCHES, _lines)
-    for axes in left:
-        axes.set_ylabel(f"{axes.get_ylabel()}\nshare of Σw²")
-    used = list(dict.fromkeys(frame["quantizer"]))
-    handles = [Line2D([], [], **quantizer_line(name), marker="o", markersize=3, label=name) for name in used]
-    handles += [Line2D([], [], color=GREY, linestyle=":", label="before training")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    """A row for each model, frame and granularity: both measures."""
+    figure = training_panels(frame, TITLES, "decoder block", _lines)
+    quantizer_legend(figure, frame["quantizer"], Line2D([], [], color=GREY, linestyle=":", label="before training"))
     return figure
 
 
@@ -72,14 +66,9 @@ def _lines(axes: Axes, part: pd.DataFrame) -> None:
     for quantizer, rows in part.groupby("quantizer", sort=False):
         rows = rows.sort_values("block")
         look = quantizer_line(str(quantizer))
-        axes.plot(rows["block"], rows["after"], **look, marker="o", markersize=2.5)
+        axes.plot(rows["block"], rows["after"], **look)
         if (rows["before"] > 0).any():
-            axes.plot(rows["block"], rows["before"], color=look["color"], linewidth=0.9, linestyle=":")
+            axes.plot(rows["block"], rows["before"], color=look["color"], linewidth=0.7, linestyle=":")
         if (rows["seeds"] > 1).any():
             axes.fill_between(rows["block"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
-    axes.set_yscale("log")
-    plain_ticks(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.grid(True, axis="y", color=PALE)
-    if part.empty:
-        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=7)

@@ -7,6 +7,8 @@ not compete.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,25 +16,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
-from r2q.report.averages import average_scores, fidelity_of
-from r2q.report.figures.style import GREY, PALE, WIDTH, plain_ticks, quantizer_mark
+from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of
+from r2q.report.figures.labels import name_points
+from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
 from r2q.report.run import Run
 
 CAPTION = (
     "Every recipe by its size: average accuracy over the tasks that all recipes have (chance dashed), and distance to "
-    "full precision, with 95 % intervals (over items, over seeds where there are several). Filled: groups; hollow: whole "
-    "channels. Line: recipes that no other recipe of at most their size beats."
+    "full precision, with 95 % intervals (over items, over seeds where there are several). n: items of all tasks, windows "
+    "of text; models in a mean of them. Recipes of one size stand side by side, by what they work from. Line: recipes "
+    "that no other recipe of at most their size beats; they are named as far as there is room."
 )
 VARIANTS = ("bytes", "bits")
-COLUMNS = ["model", "recipe", "quantizer", "granularity", "kind", "control", "measure", "higher_is_better", "x",
+COLUMNS = ["model", "recipe", "quantizer", "granularity", "kind", "control", "measure", "higher_is_better", "axis", "x",
            "value", "low", "high", "chance", "seeds", "n", "front"]  # fmt: skip
 AXES = {"bytes": "size of the file, MiB", "bits": "bits a weight, scales included"}
-SHAPES = {"control": "*", "weights": "o", "calibration": "^", "training": "s", "checkpoint": "D"}
-KINDS = {"weights": "from the weights alone", "calibration": "with calibration text", "training": "trained"}
+KINDS: dict[str, tuple[Any, str]] = {  # what a recipe works from: filling of its mark, words; recipes of one size stand in this order
+    "weights": ("none", "from the weights alone"),
+    "calibration": ("bottom", "with calibration text"),
+    "training": ("full", "trained"),
+    "checkpoint": ("top", "quantized elsewhere"),
+}
+PARTS = {SCORE: "items", FIDELITY[1]: "windows"}  # what n counts
 MEAN = "mean of models"
-ROW, COLUMN = 2.5, 2.4  # inches
-LABEL_ROOM = 0.45  # of the width of a panel
+ROW = 2.3, 1.7  # inches of a panel: of one model, of several
+SIDE = 6  # points between recipes of one size that work from different things
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
@@ -43,6 +53,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     first = scores.drop_duplicates(["model", "recipe"]).set_index(["model", "recipe"])
     rows = rows.join(first[[column, "quantizer", "granularity", "kind", "control"]], on=["model", "recipe"])
     rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else 2**20)
+    rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
     rows = rows.dropna(subset=["x", "value"])
     if rows["model"].nunique() > 1 and variant == "bits":
         rows = pd.concat([rows, _over_models(rows)], ignore_index=True)
@@ -56,7 +67,7 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over the models, for recipes that all models of the measure have; distances as geometric means."""
     found = []
     for (measure, recipe), part in rows.groupby(["measure", "recipe"], sort=False):
-        models = rows.loc[(rows["measure"] == measure) & ~rows["control"].fillna(False), "model"].nunique()
+        models = rows.loc[(rows["measure"] == measure) & ~rows["control"], "model"].nunique()
         if len(part) < models:
             continue
         higher = bool(part["higher_is_better"].iloc[0])
@@ -71,7 +82,7 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _front(part: pd.DataFrame) -> list[int]:
     """Index of the rows that no other row of at most their size beats; controls do not compete."""
-    rivals = part[~part["control"].fillna(False).astype(bool)].sort_values(["x", "value"], kind="stable")
+    rivals = part[~part["control"]].sort_values(["x", "value"], kind="stable")
     sign = 1 if bool(part["higher_is_better"].iloc[0]) else -1
     best, found = -math.inf, []
     for x, rows in rivals.groupby("x"):
@@ -83,107 +94,114 @@ def _front(part: pd.DataFrame) -> list[int]:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A row per measure, a column per model."""
+    """One model: a panel per measure, one above the other. Several: a row per model, a column per measure."""
     models, measures = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["measure"]))
-    wide = max(WIDTH, COLUMN * len(models)) if len(models) > 1 else WIDTH
-    rows, columns = (len(measures), len(models)) if len(models) > 1 else (1, len(measures))
-    figure = Figure(figsize=(wide, ROW * rows + 1.1), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    bits = bool(frame["x"].max() < 64 and (frame["x"] == 16).any())
-    for i, measure in enumerate(measures):
-        for j, model in enumerate(models):
-            axes = grid[i, j] if len(models) > 1 else grid[0, i]
-            _panel(axes, frame[(frame["model"] == model) & (frame["measure"] == measure)], bits)
-            axes.set_title(model if len(models) > 1 else f"{model}: {measure}")
-            if j == 0:
-                axes.set_ylabel(measure if len(models) > 1 else "")
-            if i == len(measures) - 1 or len(models) == 1:
-                axes.set_xlabel(AXES["bits" if bits else "bytes"])
+    rows, columns = (len(models), len(measures)) if len(models) > 1 else (len(measures), 1)
+    marks = frame["quantizer"].nunique() + frame["kind"].nunique()
+    figure = Figure(figsize=(WIDTH, ROW[len(models) > 1] * rows + 0.25 + 0.045 * marks), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    drawn = []
+    for axes, (model, measure) in zip(panels, ((model, measure) for model in models for measure in measures), strict=True):
+        part = frame[(frame["model"] == model) & (frame["measure"] == measure)]
+        if part.empty:
+            axes.set_axis_off()
+            continue
+        least, most, of = int(part["n"].min()), int(part["n"].max()), PARTS.get(measure, "texts")
+        axes.set_title(model if model != MEAN else f"mean of {most} models")
+        if model != MEAN:
+            count = f"n = {least if least == most else f'{least} to {most}'} {of}"
+            axes.set_title(count, loc="right", fontsize=SMALLEST, fontweight="normal")
+        axes.set_ylabel(measure)
+        axes.set_xlabel(AXES[str(part["axis"].iloc[0])])
+        drawn.append((axes, part))
+        _scale(axes, part)
     _legend(figure, frame)
+    figure.draw_without_rendering()  # from here on points have their places
+    for axes, part in drawn:
+        _panel(axes, part)
     return figure
 
 
-def _panel(axes: Axes, part: pd.DataFrame, bits: bool) -> None:
-    if part.empty:
-        axes.set_axis_off()
-        return
-    higher = bool(part["higher_is_better"].iloc[0])
-    control = part["control"].fillna(False).astype(bool)
-    rivals = part[~control]
-    left, right = float(rivals["x"].min()), float(rivals["x"].max())
-    margin = 0.06 * (right - left) or 0.1 * right
-    axes.set_xlim(left - margin, right + 3 * margin)
-    low, high = _scale(axes, part, rivals, higher)
-    for row in part.to_dict("records"):
-        if not left - margin <= row["x"] <= right + 3 * margin:  # far larger: its level is what counts
-            axes.axhline(row["value"], color="black", lw=0.8)
-            axes.annotate(f"{row['recipe']} ({row['x']:.3g}{'' if bits else ' MiB'})", (1, row["value"]), (0, -3),
-                          xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top",
-                          fontsize=5.5)  # fmt: skip
-            continue
-        if not low <= row["value"] <= high:  # a control beyond the scale
-            up = row["value"] > high
-            side = "left" if row["x"] < (left + right) / 2 else "right"
-            axes.annotate(f"{row['recipe']} {row['value']:.2g} {'↑' if up else '↓'}", (row["x"], high if up else low),
-                          (0, -2 if up else 2), textcoords="offset points", ha=side, va="top" if up else "bottom",
-                          fontsize=5.5, color=GREY)  # fmt: skip
-            continue
-        mark = quantizer_mark(str(row["quantizer"]), row["granularity"] not in ("channel", "tensor"))
-        shape = mark.marker if row["control"] else SHAPES[str(row["kind"])]
-        if not math.isnan(row["low"]):
-            axes.plot([row["x"]] * 2, [row["low"], row["high"]], color=mark.colour, lw=0.8, alpha=0.5, zorder=2)
-        face = mark.colour if mark.filled else "white"
-        axes.plot([row["x"]], [row["value"]], shape, color=mark.colour, mfc=face, ms=5, zorder=3)
-    front = part[part["front"].fillna(False).astype(bool)].sort_values("x")
-    axes.step([*front["x"], right + 3 * margin], [*front["value"], front["value"].iloc[-1]], where="post", color=GREY, lw=0.9, zorder=1)
-    _name(axes, front, higher)
-    if higher and part["chance"].notna().any():
-        axes.axhline(part["chance"].mean(), color=GREY, ls="--", lw=0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(True, color=PALE)
-
-
-def _name(axes: Axes, front: pd.DataFrame, higher: bool) -> None:
-    """Names at the points of the front, best first, as far as there is room for them."""
-    left, right = axes.get_xlim()
-    taken: list[float] = []
-    for row in front.sort_values("value", ascending=not higher).to_dict("records"):
-        place = (row["x"] - left) / (right - left)
-        if all(abs(place - other) > LABEL_ROOM for other in taken):
-            taken.append(place)
-            side = "right" if place > 0.5 else "left"
-            axes.annotate(row["recipe"], (row["x"], row["value"]), (4 if side == "left" else -4, 4 if higher else -8),
-                          textcoords="offset points", ha=side, fontsize=6)  # fmt: skip
-
-
-def _scale(axes: Axes, part: pd.DataFrame, rivals: pd.DataFrame, higher: bool) -> tuple[float, float]:
+def _scale(axes: Axes, part: pd.DataFrame) -> None:
     """Limits that show the competing recipes and full precision; a control that is far off does not stretch them."""
-    shown = pd.concat([rivals["value"], part["value"][part["quantizer"] == "full_precision"]])
+    rivals = part[~part["control"]]
+    left, right = float(rivals["x"].min()), float(rivals["x"].max())
+    margin = 0.12 * (right - left) or 0.1 * right
+    axes.set_xlim(left - margin, right + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    shown = pd.concat([rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == "full_precision"]])
     low, high = float(shown.min()), float(shown.max())
-    if higher:
+    if part["higher_is_better"].iloc[0]:
         floor = part["chance"].dropna().min()
         low = min(low, floor) if not math.isnan(floor) else low
         room = 0.08 * (high - low) or 1.0
-        limits = low - room, high + room
+        axes.set_ylim(low - room, high + room)
         axes.yaxis.set_major_locator(MaxNLocator(6))
     else:
         room = (high / low) ** 0.1 if high > low else 1.2
-        limits = low / room, high * room
         axes.set_yscale("log")
+        axes.set_ylim(low / room, high * room)
         plain_ticks(axes)
-    axes.set_ylim(*limits)
-    return limits
+    axes.grid(True, color=PALE)
+
+
+def _panel(axes: Axes, part: pd.DataFrame) -> None:
+    """Marks with intervals, the front, chance and full precision, and as many names as find room."""
+    higher, size = bool(part["higher_is_better"].iloc[0]), " MiB" if part["axis"].iloc[0] == "bytes" else ""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    marks, front, names = [], [], []
+    kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda found: [k for k in KINDS if k in set(found)])
+    for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
+        x, y = row["x"], row["value"]
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST}
+        if not left <= x <= right:  # far larger: its level is what counts
+            axes.axhline(y, color="black", lw=0.8)
+            written = axes.annotate(f"{row['recipe']} ({x:.3g}{size})", (1, y), (0, -2), ha="right", va="top",
+                                    xycoords=("axes fraction", "data"), **text)  # fmt: skip
+            marks.append(written.get_window_extent())
+        elif not low <= y <= high:  # a control beyond the scale
+            side, up = "left" if x < (left + right) / 2 else "right", y > high
+            written = axes.annotate(f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}", (x, high if up else low), (0, -2 if up else 2),
+                                    ha=side, va="top" if up else "bottom", color=GREY, **text)  # fmt: skip
+            marks.append(written.get_window_extent())
+        else:
+            mark, beside = quantizer_mark(str(row["quantizer"])), [] if row["control"] else kinds[x]
+            pixel = axes.transData.transform((x, y))
+            if beside:
+                pixel[0] += SIDE * point * (beside.index(row["kind"]) - (len(beside) - 1) / 2)
+            x = float(axes.transData.inverted().transform(pixel)[0])
+            axes.plot([x, x], [row["low"], row["high"]], color=mark.colour, lw=0.6, alpha=0.5, zorder=2)
+            axes.plot([x], [y], mark.marker, color=mark.colour, fillstyle=KINDS[str(row["kind"])][0], mew=0.7, ms=4.2,
+                      zorder=3, markerfacecoloralt="white")  # fmt: skip
+            marks.append(Bbox.from_extents(*(pixel - 2.6 * point), *(pixel + 2.6 * point)))
+            if row["front"]:
+                front.append((x, y))
+            if row["front"] or row["control"] or len(part) <= MANY:
+                names.append((x, y, str(row["recipe"])))
+    corners = [(x, y) for (_, y), (x, _) in pairwise(sorted(front))]
+    path = [corner for pair in zip(sorted(front), [*corners, (right, max(front)[1])], strict=True) for corner in pair]
+    axes.plot(*zip(*path, strict=True), color=GREY, lw=0.8, zorder=1)
+    lines = [_around(axes.transData.transform(ends)) for ends in pairwise(path)]
+    if higher and part["chance"].notna().any():
+        axes.axhline(part["chance"].mean(), color=GREY, ls="--", lw=0.7)
+        lines.append(_around(axes.transData.transform([(end, part["chance"].mean()) for end in (left, right)])))
+    name_points(axes, names, marks, lines)
+
+
+def _around(pixels: np.ndarray) -> Bbox:
+    return Bbox.from_extents(*(pixels.min(0) - 2), *(pixels.max(0) + 2))
 
 
 def _legend(figure: Figure, frame: pd.DataFrame) -> None:
-    quantizers = list(dict.fromkeys(frame["quantizer"]))
-    controls = set(frame.loc[frame["control"].fillna(False).astype(bool), "quantizer"])
+    """What the marks are; controls have their names beside them."""
+    rivals = frame[~frame["control"]]
+    look: dict[str, Any] = {"ls": "none", "ms": 4.2, "mew": 0.7, "markerfacecoloralt": "white"}
     handles = []
-    for name in quantizers:
-        mark = quantizer_mark(str(name))
-        shape = mark.marker if name in controls else "o"
-        handles.append(Line2D([], [], color=mark.colour, marker=shape, ls="none", ms=5, label=name))
-    for kind, words in KINDS.items():
-        if kind in set(frame["kind"]):
-            handles.append(Line2D([], [], color=GREY, marker=SHAPES[kind], ls="none", ms=5, mfc="white", label=words))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5 if len(handles) > 8 else 4)
+    for name in dict.fromkeys(name.partition(" (")[0] for name in rivals["quantizer"]):
+        mark = quantizer_mark(name)
+        handles.append(Line2D([], [], color=mark.colour, marker=mark.marker, label=name, **look))
+    for kind, (fill, words) in KINDS.items():
+        if kind in set(rivals["kind"]):
+            handles.append(Line2D([], [], color=GREY, marker="o", fillstyle=fill, label=words, **look))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, WIDTH
+from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
-CAPTION = "Where each method puts every weight of one group, and how many land on each level."
+CAPTION = (
+    "Where each method puts every weight of one group, and how many land on each level. Dotted: unchanged; pale: the error "
+    "of a weight. The percentile is that of the group's relative error among the groups of its layer."
+)
 COLUMNS = ["recipe", "model", "layer", "row", "group", "index", "weight", "code", "quantized", "level_0", "level_1"]
 LEVEL_COLOURS = (BLUE, SKY, RED, ORANGE)  # lowest to highest, dark and light in turn; more levels repeat them
 BINS = 24
@@ -59,10 +62,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     values = np.concatenate([part for group in groups for part in (group.weight, group.levels)])
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 1.0
-    layout = ConstrainedLayoutEngine(w_pad=0.01, wspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
     columns, rows = min(2, len(groups)), (len(groups) + 1) // 2
-    figure = Figure(figsize=(WIDTH / 2 * columns, 4.3 * rows), layout=layout)
-    grid = figure.add_gridspec(2 * rows, 2 * columns, height_ratios=[3.4, 1] * rows, width_ratios=[3.8, 1] * columns)
+    figure = Figure(figsize=(WIDTH / 2 * columns, 2.6 * rows + 0.2), layout=layout)
+    grid = figure.add_gridspec(2 * rows, 2 * columns, height_ratios=[2.8, 1] * rows, width_ratios=[3, 1] * columns)
     first: Axes | None = None
     for i, group in enumerate(groups):
         top, left = 2 * (i // 2), 2 * (i % 2)
@@ -78,12 +81,12 @@ def draw(frame: pd.DataFrame) -> Figure:
         if left == 0:
             stairs.set_ylabel("quantized weight")
             below.set_ylabel("weights")
-        if i == 0:
-            note = "dotted: unchanged\npale: error of a weight"
-            stairs.text(0.98, 0.03, note, transform=stairs.transAxes, ha="right", fontsize=6.5, color=GREY)
+        else:
+            stairs.tick_params(labelleft=False)
+            below.tick_params(labelleft=False)
     where = frame.iloc[0]
-    place = f"row {where['row']:.0f}, group {where['group']:.0f}: {len(groups[0].weight)} weights"
-    figure.suptitle(f"{where['model']}   {where['layer']}   {place}", fontsize=8)
+    place = f"row {where['row']:.0f}, group {where['group']:.0f}, n = {len(groups[0].weight)} weights"
+    figure.suptitle(f"{where['model']}, {where['layer']}\n{place}", fontsize=SMALLEST)
     return figure
 
 
@@ -102,9 +105,9 @@ def _staircase(axes: Axes, group: Group) -> None:
     weight, quantized, levels = group.weight, group.quantized, group.levels
     mse, power = float(np.mean((quantized - weight) ** 2)), float(np.mean(weight**2))
     relative = f"relative error {mse / power:.3f}" if power else f"MSE {mse:.2e}"
-    rank = f", percentile {group.percentile:.0f}" if group.percentile is not None else ""
-    axes.set_title(f"{group.recipe}\n", pad=2)
-    axes.text(0, 1.02, f"{relative}{rank}", transform=axes.transAxes, fontsize=7, va="bottom")
+    rank = f"\npercentile {group.percentile:.0f} of the layer" if group.percentile is not None else ""
+    axes.set_title(group.recipe, pad=17 if rank else 10)
+    axes.text(0, 1.02, f"{relative}{rank}", transform=axes.transAxes, fontsize=SMALLEST, va="bottom")
     ends = axes.get_xlim()
     axes.plot(ends, ends, color=GREY, lw=0.7, ls=":")
     for level, (start, stop) in zip(levels, pairwise([ends[0], *group.edges, ends[1]]), strict=True):
@@ -115,7 +118,7 @@ def _staircase(axes: Axes, group: Group) -> None:
     axes.vlines(weight, weight, quantized, color=PALE, lw=0.5, zorder=1, rasterized=many)
     for j in range(len(levels)):
         here = group.place == j
-        axes.plot(weight[here], quantized[here], "o", ms=3, mfc=group.colour(j), mec="white", mew=0.3, zorder=3,
+        axes.plot(weight[here], quantized[here], "o", ms=2.5, mfc=group.colour(j), mec="white", mew=0.3, zorder=3,
                   rasterized=many)  # fmt: skip
     axes.tick_params(labelbottom=False)
 
@@ -129,11 +132,11 @@ def _counts(axes: Axes, group: Group, height: float) -> None:
     labels -= np.mean(labels - group.levels)
     for j, number in enumerate(group.counts):
         axes.barh(group.levels[j], number, height=thin, color=group.colour(j))
-        axes.annotate(f"{number}", (number, labels[j]), (2, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.text(0, 1.02, "on level", transform=axes.transAxes, fontsize=7, va="bottom")
+        axes.annotate(f"{number}", (number, labels[j]), (1.5, 0), textcoords="offset points", va="center", fontsize=SMALLEST)
+    axes.text(0, 1.02, "on level", transform=axes.transAxes, fontsize=SMALLEST, va="bottom")
     axes.tick_params(left=False, labelleft=False, labelbottom=False, bottom=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xlim(0, 1.35 * max(group.counts.max(), 1))
+    axes.set_xlim(0, 1.6 * max(group.counts.max(), 1))
 
 
 def _distribution(axes: Axes, group: Group, bins: np.ndarray) -> None:
@@ -147,3 +150,4 @@ def _distribution(axes: Axes, group: Group, bins: np.ndarray) -> None:
     axes.set_xlabel("weight", labelpad=4)
     axes.tick_params(axis="x", pad=6)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4))

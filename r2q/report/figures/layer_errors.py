@@ -16,40 +16,46 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from r2q.report.figures.style import GREY, WIDTH
+from r2q.report.figures.style import GREY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
 CAPTION = (
-    "Relative squared error of every layer under every recipe, recipes by their median. Left: of the weights, "
-    "Σ(w − ŵ)² / Σw². Right: of the layer's output on held-out text, where the run had calibration text. The scale spans "
-    "the middle nine tenths of the competing recipes; what is beyond has the end's colour, grey is 1 or more: no better than zeros."
+    "Relative squared error under every recipe, by kind of layer and, within a kind, by depth: means over layers, in at "
+    "most six parts of the model. Recipes by the median of what is drawn, which stands at the right. Left: of the weights, "
+    "Σ(w − ŵ)² / Σw². Right: of the layers' output on held-out text, where the run had calibration text. The scale spans "
+    "the middle nine tenths of the competing recipes; what is beyond has the end's colour, grey is 1 or more: no better "
+    "than zeros. Every layer by itself: layers.csv."
 )
-MEASURES = {"relative_error": "weights", "output_error": "layer outputs"}
-COLUMNS = ["model", "recipe", "bits_per_weight", "layer", "kind", "block", "weights", "measure", "error", "seeds"]
-ROW, HEADER = 0.155, 1.15  # inches: a recipe's row, and what a page needs besides
+MEASURES = {"relative_error": "weights", "output_error": "outputs"}
+COLUMNS = ["model", "recipe", "kind", "depth", "blocks", "measure", "error", "layers", "seeds"]
+DEPTHS = 6  # parts of a kind's layers; more are narrower than a printed line
+ROW, HEADER = 0.105, 1.5  # inches: a recipe's row, and what a page needs besides
 ZERO = 1.0  # the error of an output or weight that is all zero
 WORSE = "#BDBDBD"
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """Means over seeds of both errors of every layer of the model `variant`."""
+    """Means over layers and seeds of both errors, by kind and depth, of the model `variant`."""
     return prepare(run.layers[run.layers["model"] == variant])
 
 
 def prepare(layers: pd.DataFrame) -> pd.DataFrame:
-    """See `data`; recipes in the order of the run, layers by kind and then by depth."""
+    """See `data`; recipes and kinds in the order of the run, then by depth. Layers outside of the blocks are at depth -1."""
     measures = [name for name in MEASURES if name in layers]
-    whole = layers.assign(weights=[math.prod(map(int, shape.split("x"))) for shape in layers["shape"]])
-    keys = ["model", "recipe", "layer", "kind", "block", "weights"]
-    long = whole.melt([*keys, "bits_per_weight", "seed"], measures, "measure", "error")
+    blocks = int(layers["block"].max()) + 1 if len(layers) else 0
+    depth = layers["block"] if blocks <= DEPTHS else (layers["block"] * DEPTHS // blocks).clip(lower=-1)
+    keys = ["model", "recipe", "kind", "depth"]
+    long = layers.assign(depth=depth).melt([*keys, "block", "layer", "seed"], measures, "measure", "error")
     long["error"] = pd.to_numeric(long["error"])
     found = long.dropna(subset="error").groupby([*keys, "measure"], sort=False, as_index=False).agg(
-        bits_per_weight=("bits_per_weight", "mean"), error=("error", "mean"), seeds=("seed", "nunique")
+        error=("error", "mean"), first=("block", "min"), last=("block", "max"), layers=("layer", "nunique"),
+        seeds=("seed", "nunique"),
     )  # fmt: skip
-    order = {kind: place for place, kind in enumerate(dict.fromkeys(found["kind"]))}
-    recipes = {recipe: place for place, recipe in enumerate(dict.fromkeys(found["recipe"]))}
-    found = found.assign(a=found["recipe"].map(recipes), b=found["kind"].map(order))
-    return found.sort_values(["a", "b", "block"], kind="stable").reset_index(drop=True)[COLUMNS]
+    found["blocks"] = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(found["first"], found["last"], strict=True)]
+    for name in ("recipe", "kind"):
+        found[name] = pd.Categorical(found[name], categories=layers[name].unique())
+    found = found.sort_values(["recipe", "kind", "depth"], kind="stable").reset_index(drop=True)[COLUMNS]
+    return found.astype({"recipe": str, "kind": str})
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -58,23 +64,19 @@ def draw(frame: pd.DataFrame) -> Figure:
     recipes = list(of_weights.groupby("recipe")["error"].median().sort_values().index)
     measures = [name for name in MEASURES if name in set(frame["measure"])]
     figure = Figure(figsize=(WIDTH, ROW * len(recipes) + HEADER), layout="constrained")
+    figure.suptitle(f"{frame['model'].iloc[0]}: relative squared error, median at the right", fontsize=7, fontweight="bold")
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, measures, strict=True):
         part = frame[frame["measure"] == measure]
         low, high = _scale(part)
         norm = LogNorm(low, high)
         mesh = _heat_map(ax, part, recipes, norm)
-        ax.set_title(f"{frame['model'].iloc[0]}: {MEASURES[measure]}")
-        bar = figure.colorbar(mesh, ax=ax, location="bottom", extend="both", aspect=30, pad=0.02)
-        ticks = [float(f"{x:.2g}") for x in np.geomspace(low, high, 4)]
-        bar.ax.xaxis.set_major_locator(FixedLocator(ticks))
-        bar.ax.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+        ax.set_title(MEASURES[measure], fontweight="normal")
+        bar = figure.colorbar(mesh, ax=ax, location="bottom", extend="both", aspect=12, pad=0.02)
+        bar.ax.xaxis.set_major_locator(FixedLocator([low, high]))
+        bar.ax.xaxis.set_major_formatter(FixedFormatter([f"{low:.2g}", f"{high:.2g}"]))
         bar.ax.xaxis.set_minor_locator(NullLocator())
-        bar.set_label("relative squared error; at the right: median")
-    bits = of_weights.groupby("recipe")["bits_per_weight"].mean()
-    axes[0].set_yticks(np.arange(len(recipes)) + 0.5, [f"{name}  {bits[name]:.2f}" for name in recipes])
-    axes[0].annotate("bits/weight", (0, 1), (-3, 5), xycoords="axes fraction", textcoords="offset points", ha="right",
-                     fontsize=7)  # fmt: skip
+    axes[0].set_yticks(np.arange(len(recipes)) + 0.5, recipes)
     return figure
 
 
@@ -87,11 +89,10 @@ def _scale(part: pd.DataFrame) -> tuple[float, float]:
 
 
 def _heat_map(axes: Axes, part: pd.DataFrame, recipes: list[str], norm: LogNorm) -> mpl.cm.ScalarMappable:
-    layers = part.drop_duplicates("layer").sort_values(["kind", "block"], kind="stable")
-    order = {kind: place for place, kind in enumerate(dict.fromkeys(part["kind"]))}
-    layers = layers.assign(place=layers["kind"].map(order)).sort_values(["place", "block"], kind="stable")
-    names = list(layers["layer"])
-    table = part.pivot(index="recipe", columns="layer", values="error").reindex(index=recipes, columns=names)
+    part = part.assign(place=part["kind"].map({kind: i for i, kind in enumerate(dict.fromkeys(part["kind"]))}))
+    table = part.pivot(index="recipe", columns=["place", "depth", "kind"], values="error").sort_index(axis="columns")
+    table = table.reindex(index=recipes)
+    names = list(table.columns.get_level_values("kind"))
     values = np.ma.masked_invalid(table.to_numpy(dtype=float))
     colours = mpl.colormaps["viridis"].copy()
     edges = np.arange(len(names) + 1), np.arange(len(recipes) + 1)
@@ -104,17 +105,16 @@ def _heat_map(axes: Axes, part: pd.DataFrame, recipes: list[str], norm: LogNorm)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     start, ticks = 0, []
-    for kind, group in groupby(layers["kind"]):
+    for kind, group in groupby(names):
         count = len(list(group))
         ticks.append((start + count / 2, kind))
         start += count
         if start < len(names):
-            axes.axvline(start, color="white", lw=1.5)
-    shown = [kind.replace("_proj", "").replace(".", "\n") for _, kind in ticks]
-    axes.set_xticks([place for place, _ in ticks], shown, fontsize=6)
+            axes.axvline(start, color="white", lw=0.8)
+    axes.set_xticks([place for place, _ in ticks], [kind.replace("_proj", "") for _, kind in ticks], rotation=90)
     for r, recipe in enumerate(recipes):
         median = float(np.nanmedian(table.loc[[recipe]].to_numpy(dtype=float)))
         if not math.isnan(median):
-            axes.annotate(f"{median:.2g}", (1.0, r + 0.5), (2, 0), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", va="center", fontsize=6)  # fmt: skip
+            axes.annotate(f"{median:.2g}", (1.0, r + 0.5), (1, 0), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", va="center", fontsize=SMALLEST)  # fmt: skip
     return mesh

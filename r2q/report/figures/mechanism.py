@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, WIDTH
+from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SMALLEST, WIDTH
 from r2q.report.run import Run
 
 CAPTION = (
@@ -48,20 +48,21 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """Three panels over the same weights."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True, sharey=True)
     a, b = frame["alpha_1"].iloc[0], frame["alpha_2"].iloc[0]
     steps = (
-        (f"weights, and ±α₁ = {a:.3g}", "weight", "first", ORANGE),
-        (f"residual, and ±α₂ = {b:.3g}", "residual", "second", RED),
-        ("weights, and the sum of both signs", "weight", "quantized", BLUE),
+        (f"Weights and ±α₁ = {a:.3g}", "weight", "first", ORANGE),
+        (f"Residual and ±α₂ = {b:.3g}", "residual", "second", RED),
+        ("Weights and the sum of both", "weight", "quantized", BLUE),
     )
     for axes, (title, bars, line, colour) in zip(panels, steps, strict=True):
         axes.bar(frame["index"], frame[bars], color=PALE, edgecolor=GREY, linewidth=0.3, width=0.8)
-        axes.plot(frame["index"], frame[line], drawstyle="steps-mid", color=colour, lw=1.1)
+        axes.plot(frame["index"], frame[line], drawstyle="steps-mid", color=colour, lw=0.9)
         error = float(((frame[bars] - frame[line]) ** 2).mean())
-        axes.set_title(f"{title}; mean squared rest {error:.2e}")
+        axes.set_title(title)
+        axes.set_title(f"mean squared rest {error:.2e}", loc="right", fontsize=SMALLEST, fontweight="normal")
         axes.axhline(0, color=GREY, lw=0.5)
-    panels[-1].set_xlabel(f"weight of the group ({frame['model'].iloc[0]}, {frame['layer'].iloc[0]})")
-    panels[1].set_ylabel("value")
+        axes.set_ylabel("value")
+    panels[-1].set_xlabel(f"weight of the group, n = {len(frame)}\n{frame['model'].iloc[0]}, {frame['layer'].iloc[0]}")
     return figure

@@ -1,8 +1,8 @@
 """How every figure looks: fonts, sizes, and one colour, marker and line for each recipe wherever it appears.
 
-Colours are those of Okabe and Ito, told apart by the colour-blind; marker and line style tell recipes apart in grey
-too. Granularity is the filling of the marker: groups are filled, other granularities hollow. Files have the same bytes
-on every run with the same library versions: no dates, fixed ids, the fonts that come with matplotlib.
+Figures are as wide as a column of a paper, and no letter is smaller than 6 points at that width. Colours are those of
+Okabe and Ito, told apart by the colour-blind, then of Tol; the marker tells quantizers apart in grey too. Files have the
+same bytes on every run with the same library versions: no dates, fixed ids, the fonts that come with matplotlib.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from r2q.kept import write_atomic
@@ -25,32 +26,40 @@ from r2q.kept import write_atomic
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
+INDIGO, WINE, OLIVE, PLUM, BROWN, TEAL = "#332288", "#882255", "#999933", "#AA4499", "#7A4A1E", "#2F8F9D"
 GREY, PALE = "#767676", "#D9D9D9"
-WIDTH = 7.2  # inches: a page's text width, so that font sizes below are those in print
+WIDTH = 3.5  # inches: a column of a paper, so that font sizes below are those in print
+SMALLEST = 6  # points, of a letter
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8.5,
+    "font.size": 7,
+    "axes.titlesize": 7,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 8,
+    "axes.titlepad": 3,
+    "axes.labelpad": 2,
+    "axes.labelsize": 7,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    "xtick.labelsize": SMALLEST,
+    "ytick.labelsize": SMALLEST,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "legend.fontsize": 7,
+    "legend.fontsize": SMALLEST,
     "legend.frameon": False,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.5,
+    "legend.handlelength": 1.8,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.0,
+    "legend.labelspacing": 0.3,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4,
     "grid.color": PALE,
     "grid.linewidth": 0.5,
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "figure.dpi": 300,  # as saved: letters have other widths at another resolution
+    "savefig.dpi": 300,
     "svg.hashsalt": "r2q",
     "svg.fonttype": "path",
 }
@@ -58,20 +67,11 @@ RC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """How one recipe is drawn."""
+    """How one quantizer is drawn."""
 
     colour: str
     marker: str
     line: Any = "-"
-    filled: bool = True
-
-    def plot(self) -> dict[str, Any]:
-        """Keyword arguments of `Axes.plot`."""
-        face = self.colour if self.filled else "white"
-        return {
-            "color": self.colour, "marker": self.marker, "linestyle": self.line, "markerfacecolor": face,
-            "markeredgecolor": self.colour, "markeredgewidth": 1.0,
-        }  # fmt: skip
 
 
 _QUANTIZERS = {  # colour, marker, line of what the levels are, wherever it stands
@@ -83,13 +83,19 @@ _QUANTIZERS = {  # colour, marker, line of what the levels are, wherever it stan
     "r2q-refit": (SKY, "^", "--"),
     "r2q-alternating": (GREEN, "v", "-."),
     "r2q-optimal": (PURPLE, "P", ":"),
+    "hqq": (WINE, "h", "--"),
+    "llm_qat": (OLIVE, "<", "-."),
+    "awq": (PLUM, ">", "--"),
+    "bitdistiller_clip": (BROWN, "d", "-."),
+    "omniquant_lwc": (INDIGO, "X", ":"),
+    "efficientqat_block": (TEAL, "p", "--"),
 }
-_SPARE_COLOURS = (PURPLE, GREEN, RED, SKY, ORANGE)  # blue is R2Q's alone, yellow is too pale on white
-_SPARE_MARKERS = ("h", "<", ">", "p", "X", "d")
+_SPARE_COLOURS = (PURPLE, WINE, OLIVE, INDIGO, BROWN, TEAL)  # of any other method
+_SPARE_MARKERS = ("H", "8", "$+$", "$o$", "$z$", "$u$")
 _SPARE_LINES = ("-", "--", "-.", ":")
 
 
-def quantizer_mark(quantizer: str, filled: bool = True) -> Mark:
+def quantizer_mark(quantizer: str) -> Mark:
     """The mark of a quantizer, from what it is (`r2q-alternating`), so that it is the same in every figure and run.
 
     A start in brackets, `rtn (clipped start)`, changes only the line.
@@ -102,18 +108,27 @@ def quantizer_mark(quantizer: str, filled: bool = True) -> Mark:
         colour = _SPARE_COLOURS[number % len(_SPARE_COLOURS)]
         marker = _SPARE_MARKERS[number // 64 % len(_SPARE_MARKERS)]
         line = _SPARE_LINES[number // 4096 % len(_SPARE_LINES)]
-    return Mark(colour, marker, (0, (5, 1)) if start else line, filled)
+    dashes = {"": line, "clipped start)": (0, (6, 1))}
+    return Mark(colour, marker, dashes.get(start, (0, (1, 0.7))))
 
 
 def quantizer_line(quantizer: str) -> dict[str, Any]:
-    """Keyword arguments of a line without markers."""
+    """Keyword arguments of a line with a few of its quantizer's markers."""
     mark = quantizer_mark(quantizer)
-    return {"color": mark.colour, "linestyle": mark.line, "linewidth": 1.2}
+    return {"color": mark.colour, "linestyle": mark.line, "marker": mark.marker, "markersize": 3, "markevery": 0.2}
+
+
+def quantizer_legend(figure: Figure, quantizers: Iterable[str], *more: Line2D) -> None:
+    """Below the figure what each line is, in two columns; a start stands on a line of its own."""
+    lines = [Line2D([], [], **quantizer_line(name) | {"markevery": None}, label=name.replace(" (", "\n("))
+             for name in dict.fromkeys(quantizers)]  # fmt: skip
+    figure.legend(handles=[*lines, *more], loc="outside lower center", ncols=2)
 
 
 def plain_ticks(axes: Axes) -> None:
-    """Round numbers on a logarithmic axis, written out."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Round numbers on a logarithmic axis whose limits are set, written out."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 
@@ -127,34 +142,37 @@ def share_y(row: Iterable[Axes]) -> None:
 
 
 def training_panels(
-    frame: pd.DataFrame, titles: Mapping[str, str], x: str, inches: tuple[float, float], lines: Callable[[Axes, pd.DataFrame], None]
-) -> tuple[Figure, list[Axes]]:
-    """A row for each model and frame; in it a panel for each measure of `titles` and granularity, on one scale a measure.
+    frame: pd.DataFrame, titles: Mapping[str, str], x: str, lines: Callable[[Axes, pd.DataFrame], None]
+) -> Figure:
+    """A row for each model, frame and granularity that was run; in it a panel for each measure of `titles`.
 
-    Returns:
-        the figure, `inches` high for each row and for the rest, and the leftmost panel of every row, labelled with its
-        model, and with its frame where there are several.
+    Panels of a measure share their scale within a model and frame.
     """
-    rows = list(dict.fromkeys(zip(frame["model"], frame["frame"], strict=True)))
-    granularities = list(dict.fromkeys(frame["granularity"]))
-    figure = Figure(figsize=(WIDTH, inches[0] * len(rows) + inches[1]), layout="constrained")
-    axes = figure.subplots(len(rows), len(titles) * len(granularities), squeeze=False, sharex="row")
-    several = len({name for _, name in rows}) > 1
-    for i, (model, name) in enumerate(rows):
-        for k, (measure, title) in enumerate(titles.items()):
-            row = axes[i, k * len(granularities) : (k + 1) * len(granularities)]
-            for ax, granularity in zip(row, granularities, strict=True):
-                here = (frame["model"] == model) & (frame["frame"] == name) & (frame["granularity"] == granularity)
-                lines(ax, frame[here & (frame["measure"] == measure)])
-                if i == 0:
-                    ax.set_title(f"{title}\n{granularity}")
-                if i == len(rows) - 1:
-                    ax.set_xlabel(x)
-            share_y(row)
-            for ax in row[1:]:
-                ax.tick_params(labelleft=False)
-        axes[i, 0].set_ylabel(f"{model}\n{name}" if several else model)
-    return figure, list(axes[:, 0])
+    keys = ["model", "frame", "granularity"]
+    rows = list(frame.groupby(keys, sort=False))
+    figure = Figure(figsize=(WIDTH, 1.25 * len(rows) + 0.2 + 0.17 * frame["quantizer"].nunique()), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, sharex="row")
+    for i, (names, part) in enumerate(rows):
+        seeds = int(part["seeds"].max())
+        title = ", ".join(map(str, names)) + f", {seeds} seed{'s' * (seeds > 1)}"
+        axes[i, 0].set_title(title, pad=11).set_in_layout(False)  # it reaches over the other panel
+        axes[i, -1].set_title(" ", pad=11)
+        for ax, (measure, title) in zip(axes[i], titles.items(), strict=True):
+            lines(ax, part[part["measure"] == measure])
+            ax.set_yscale("log")
+            ax.grid(True, axis="y", color=PALE)
+            ax.text(0, 1.03, title, transform=ax.transAxes, va="bottom", fontsize=SMALLEST, in_layout=False)
+            if i == len(rows) - 1:
+                ax.set_xlabel(x)
+    together: dict[Any, list[int]] = {}
+    for i, (names, _) in enumerate(rows):
+        together.setdefault(names[:2], []).append(i)
+    for places in together.values():
+        for column in range(len(titles)):
+            share_y(axes[places, column])
+    for ax in axes.flat:
+        plain_ticks(ax)
+    return figure
 
 
 def save(figure: Figure, out: str | Path) -> None:

@@ -10,15 +10,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from r2q.report.averages import accuracies
-from r2q.report.figures.style import WIDTH
+from r2q.report.figures.style import SMALLEST, WIDTH
 from r2q.report.run import Run
 
 CAPTION = (
     "Share of the way from chance to full precision, in percent: 100 is full precision, 0 or less is no better than "
-    "guessing. In brackets under a task: chance and full precision."
+    "guessing. In brackets after a task: chance and full precision; n: items."
 )
-COLUMNS = ["model", "recipe", "task", "value", "chance", "full", "share", "seeds"]
-ROW, COLUMN = 0.155, 0.62  # inches
+COLUMNS = ["model", "recipe", "task", "n", "value", "chance", "full", "share", "seeds"]
+ROW = 0.105  # inches
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     rows = rows[(rows["model"] == variant) & rows["value"].notna() & rows["chance"].notna()]
     full = rows[rows["method"] == "full_precision"].groupby("task")["value"].mean()
     found = rows.groupby(["model", "recipe", "task"], sort=False, as_index=False).agg(
-        value=("value", "mean"), chance=("chance", "first"), seeds=("seed", "nunique")
+        value=("value", "mean"), chance=("chance", "first"), n=("n", "first"), seeds=("seed", "nunique")
     )
     found["full"] = found["task"].map(full)
     found = found[found["full"] > found["chance"]]
@@ -41,21 +41,22 @@ def draw(frame: pd.DataFrame) -> Figure:
     order = frame.groupby("recipe")["share"].mean().sort_values(ascending=False)
     table = frame.pivot(index="recipe", columns="task", values="share").reindex(index=order.index, columns=tasks)
     table.insert(0, "mean", order)
-    figure = Figure(figsize=(min(WIDTH, 2.2 + COLUMN * len(table.columns)), ROW * len(table) + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, ROW * len(table) + 1.3), layout="constrained")
     axes = figure.subplots()
     colours = mpl.colormaps["viridis"]
     axes.imshow(np.clip(table.to_numpy(dtype=float), 0, 1), cmap=colours, vmin=0, vmax=1, aspect="auto")
     for r, values in enumerate(table.to_numpy(dtype=float)):
         for c, value in enumerate(values):
             if not math.isnan(value):
-                axes.text(c, r, f"{100 * value:.0f}", ha="center", va="center", fontsize=6,
+                axes.text(c, r, str(round(100 * value)), ha="center", va="center", fontsize=SMALLEST,
                           color="white" if value < 0.6 else "black")  # fmt: skip
     first = frame.drop_duplicates("task").set_index("task")
-    names = [f"{name}\n({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
-    axes.set_xticks(range(len(table.columns)), ["mean", *names], fontsize=6)
+    ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
+    names = [f"{name} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
+    axes.set_xticks(range(len(table.columns)), ["mean", *names], rotation=90, linespacing=0.95)
     axes.set_yticks(range(len(table)), list(table.index))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.axvline(0.5, color="white", lw=2.5)
-    axes.set_title(str(frame['model'].iloc[0]))
+    axes.axvline(0.5, color="white", lw=1.5)
+    axes.set_title(f"{frame['model'].iloc[0]}: % of the way from chance to full precision", loc="right")
     return figure

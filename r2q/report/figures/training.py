@@ -8,9 +8,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from r2q.report.figures.style import PALE, plain_ticks, quantizer_line, training_panels
+from r2q.report.figures.style import quantizer_legend, quantizer_line, training_panels
 from r2q.report.run import Run
 
 CAPTION = (
@@ -19,9 +18,8 @@ CAPTION = (
 )
 VARIANTS = ("paper", "all")
 PAPER = ("r2q", "rtn (clipped start)")  # what the paper's figure shows
-MEASURES = {"gradient_norm": "gradient norm", "loss": "loss (nats per token)"}
+MEASURES = {"gradient_norm": "gradient norm", "loss": "loss, nats per token"}
 COLUMNS = ["model", "frame", "granularity", "quantizer", "step", "measure", "mean", "median", "low", "high", "seeds"]
-INCHES = (1.55, 0.6)  # a row, the rest
 SMOOTHED = 10  # a running median is over the steps divided by this
 
 
@@ -52,11 +50,9 @@ def prepare(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A row for each model and frame; for each granularity the gradient norm and the loss."""
-    figure, _ = training_panels(frame, MEASURES, "step", INCHES, _lines)
-    used = list(dict.fromkeys(frame["quantizer"]))
-    handles = [Line2D([], [], **quantizer_line(name), label=name) for name in used]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(used)))
+    """A row for each model, frame and granularity: the gradient norm and the loss."""
+    figure = training_panels(frame, MEASURES, "step", _lines)
+    quantizer_legend(figure, frame["quantizer"])
     return figure
 
 
@@ -64,12 +60,7 @@ def _lines(axes: Axes, part: pd.DataFrame) -> None:
     for quantizer, rows in part.groupby("quantizer", sort=False):
         rows = rows.sort_values("step")
         look = quantizer_line(str(quantizer))
-        axes.plot(rows["step"], rows["mean"], color=look["color"], linewidth=0.5, alpha=0.35)
+        axes.plot(rows["step"], rows["mean"], color=look["color"], linewidth=0.4, alpha=0.35)
         axes.plot(rows["step"], rows["median"], **look)
         if (rows["seeds"] > 1).any():
             axes.fill_between(rows["step"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
-    axes.set_yscale("log")
-    plain_ticks(axes)
-    axes.grid(True, axis="y", color=PALE)
-    if part.empty:
-        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", fontsize=7)

@@ -25,7 +25,6 @@ from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
 from r2q.report.tables.summary import AVERAGE, Block, Cell, Column, Row, Table, show, summarize
 
 HERE = Path(__file__).parent
-LARGEST_SVG = 1_500_000  # bytes; a larger one is shown as PNG
 HEADLINE = "frontier-bytes"
 
 
@@ -100,7 +99,7 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
         "size_unit": unit,
         "rows": [_row(table, block, row, facts, size, prefix) for block in table.blocks for row in block.rows],
         "filters": _filters(table, facts),
-        "legend": legend(table, "Bold", "±"),
+        "legend": legend(table),
         "failures": [
             (block.model, row.recipe, failure.status, failure.reason)
             for block in table.blocks

@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from r2q.report.averages import FIDELITY, SCORE, average_scores, fidelity_of
+from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.run import Run
-from r2q.report.tables.render import show_spread
+from r2q.report.tables.render import item_counts, label, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
-from r2q.report.tables.summary import Column, Row, Table, show, summarize
+from r2q.report.tables.summary import Column, Table, show, summarize
 
 MARKS = [
     "Bold: best among recipes with the same whole number of bits a weight; controls do not compete.",
@@ -59,9 +59,9 @@ def _of_table(table: Table, name: str, title: str) -> Sheet:
             ]
             if row.failed:
                 cells[0] = Entry(row.status)
-            body.append([block.model, _named(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
+            body.append([block.model, label(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
     head = ["model", "recipe", "bits", "MiB", *(_heading(column) for column in table.columns)]
-    return Sheet(name, title, head, body, [*lost, *MARKS, *_counts(table)], left=(0, 1))
+    return Sheet(name, title, head, body, [*lost, *MARKS, *item_counts(table)], left=(0, 1))
 
 
 def families(run: Run) -> Sheet | None:
@@ -69,7 +69,7 @@ def families(run: Run) -> Sheet | None:
     rows = average_scores(run.scores)
     if run.scores["model"].nunique() < 2 or rows.empty:
         return None
-    return _pivot(run, rows, "families", "Families and sizes: average accuracy in percent", "recipe", "model")
+    return _pivot(rows, "families", "Families and sizes: average accuracy in percent", "recipe", "model")
 
 
 def frames(run: Run) -> Sheet | None:
@@ -81,23 +81,17 @@ def frames(run: Run) -> Sheet | None:
     rows = average_scores(scores)
     rows["frame"] = [f"{facts['frame'][r]}, {facts['granularity'][r]}" for r in rows["recipe"]]
     rows["quantizer"] = [facts["quantizer"][r] for r in rows["recipe"]]
-    return _pivot(
-        run, rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer"
-    )
+    return _pivot(rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer")
 
 
 def group_sizes(run: Run) -> Sheet | None:
     """Untrained and trained recipes by granularity: average accuracy."""
-    scores = run.scores[run.scores["granularity"] != ""]
-    if scores["granularity"].nunique() < 2:
+    rows = by_granularity(run.scores)
+    if rows["granularity"].nunique() < 2:
         return None
-    facts = scores.drop_duplicates("recipe").set_index("recipe")
-    rows = average_scores(scores)
-    rows["method"] = [_family(facts.loc[r]) for r in rows["recipe"]]
-    rows["granularity"] = [facts["granularity"][r] for r in rows["recipe"]]
-    order = sorted(set(rows["granularity"]), key=_width)
-    found = _pivot(run, rows, "groups", "Granularity: average accuracy in percent", "method", "granularity", order)
-    return found
+    order = list(rows.sort_values("place")["granularity"].unique())
+    rows["method"] = rows["family"]
+    return _pivot(rows, "groups", "Granularity: average accuracy in percent", "method", "granularity", order)
 
 
 def residual(run: Run) -> Sheet | None:
@@ -191,12 +185,14 @@ TABLES: dict[str, Callable[[Run], Sheet | None]] = {
 }
 
 
-def _pivot(
-    run: Run, rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None
-) -> Sheet:
-    """Average accuracies, one row per value of `down` (and model), a column per value of `across`."""
+def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None) -> Sheet:
+    """Average accuracies, one row per value of `down` (and model), a column per value of `across`.
+
+    Recipes that would share a cell, such as trainings of two lengths, have a row each, with their names.
+    """
     columns = order or list(dict.fromkeys(rows[across]))
     keys = ["model", down] if across != "model" else [down]
+    rows = rows.assign(**{down: rows[down].mask(rows.duplicated([*keys, across], keep=False), rows["recipe"])})
     body: list[list[Entry | str]] = []
     for key, part in rows.groupby(keys, sort=False):
         found = {row[across]: row for row in part.to_dict("records")}
@@ -229,30 +225,10 @@ def _ranged(row: dict[Any, Any] | None) -> Entry:
     return Entry(f"{text} ({between})", value=value, grey=chance)
 
 
-def _family(facts: pd.Series) -> str:
-    """What a recipe is but for its granularity."""
-    parts = [facts["frame"] or "", facts["method"] if facts["kind"] == "calibration" else "", facts["quantizer"]]
-    return " ".join(dict.fromkeys(part for part in parts if part))
-
-
-def _width(granularity: str) -> float:
-    return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
-
-
-def _named(row: Row) -> str:
-    return f"{row.recipe} ({row.seeds} seeds)" if any(cell.sd is not None for cell in row.cells) else row.recipe
-
-
 def _heading(column: Column) -> str:
     return (
         column.task if not column.metric else f"{column.task} {column.metric} {'↑' if column.higher_is_better else '↓'}"
     )
-
-
-def _counts(table: Table) -> list[str]:
-    counts = [(column.name, column.n) for column in table.columns if column.n]
-    shown = [f"{name} {low}" if low == high else f"{name} {low}-{high}" for name, (low, high) in counts]
-    return [f"Items: {', '.join(shown)}."] if shown else []
 
 
 def _number(value: float | None, places: int) -> Entry:

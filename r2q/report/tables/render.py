@@ -51,15 +51,14 @@ def terminal(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def legend(table: Table, bold: str, plus_minus: str) -> list[str]:
-    """What the marks and columns mean, a sentence each; `bold` and `plus_minus` as the format writes them."""
+def legend(table: Table) -> list[str]:
+    """What the marks and columns mean, a sentence each."""
     percent = [column for column in table.columns if column.percent and column.task != AVERAGE]
     lines = [
-        f"{bold}: best value of the column among recipes with the same whole number of bits per weight (2.00 to 2.99, "
+        "Bold: best value of the column among recipes with the same whole number of bits per weight (2.00 to 2.99, "
         "and so on); full precision and random codes do not compete, and no value at chance is best.",
         f"{CHANCE_MARK}: at most one standard error above chance or above the majority rate, whichever is higher.",
-        f"{plus_minus}: standard error over the items; where a row names its number of seeds, standard deviation "
-        "over the seeds.",
+        "±: standard error over the items; where a row names its number of seeds, standard deviation over the seeds.",
         "chance: expected score of a random answer; majority: score of always giving the most frequent right answer "
         "(free answers have none; its average takes their chance).",
         "bits/weight: of the quantized layers, scales included; file: all of model.safetensors, embeddings included.",
@@ -69,9 +68,14 @@ def legend(table: Table, bold: str, plus_minus: str) -> list[str]:
         lines.append(f"Accuracies are in percent.{columns}")
     metrics = [column.metric.partition("/")[0] for column in table.columns]
     lines += [f"{text}." for pattern, text in PERPLEXITIES if any(re.fullmatch(pattern, name) for name in metrics)]
+    return lines + item_counts(table)
+
+
+def item_counts(table: Table) -> list[str]:
+    """How many items each number is over, as a sentence."""
     counts = [(column.name, column.n) for column in table.columns if column.n]
     shown = [f"{name} {low}" if low == high else f"{name} {low}-{high}" for name, (low, high) in counts]
-    return [*lines, f"Items: {', '.join(shown)}."] if shown else lines
+    return [f"Items: {', '.join(shown)}."] if shown else []
 
 
 def size_unit(table: Table) -> tuple[str, Callable[[Row], str]]:

@@ -45,7 +45,7 @@ class Sheet:
         name: of its files.
         title, notes: what stands above it, and what its columns and marks mean, a sentence each.
         head: a name per column. body: rows; entries or plain texts.
-        left: columns of texts. group: column whose changes are set apart, such as the model.
+        left: columns of texts.
     """
 
     name: str

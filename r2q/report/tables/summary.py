@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from r2q.records import FAILED, OK
+from r2q.report.averages import in_table
 
 FULL_PRECISION = "full_precision"  # stands before the others
 AVERAGE = "average"
@@ -108,7 +109,7 @@ def summarize(scores: pd.DataFrame) -> Table:
     A block per model in the order of the scores; in it chance, majority, full precision, then the recipes by effective
     bits. Raises ValueError when nothing stands in the table, or when one task has two chance levels for one model.
     """
-    shown = scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    shown = in_table(scores)
     columns = table_columns(shown)
     if not columns:
         reasons = "; ".join(dict.fromkeys(scores["status"] + ": " + scores["reason"])) or "there are no rows"

@@ -1,0 +1,74 @@
+"""Names in figures, where there is room for them: none covers a mark or another name."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+
+LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
+SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+DISTANCES = (3, 6, 10, 15, 21, 28)  # points from a mark to its name
+GAP = 1  # points between names
+NEAR = 4  # points up to which a name needs no line to its mark
+
+
+def name_points(
+    axes: Axes, names: Sequence[tuple[float, float, str]], marks: Sequence[Bbox], lines: Sequence[Bbox]
+) -> list[Bbox]:
+    """Write names beside their points, the first ones first; one that finds no room is left out.
+
+    Args:
+        axes: of a figure whose layout is done.
+        names: x and y in data, and what to write.
+        marks: boxes in pixels that no name may cover.
+        lines: boxes in pixels that names cover only where there is no other room.
+
+    Returns:
+        The boxes of the names, in pixels.
+    """
+    pixels = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    inside, taken = axes.get_window_extent(), list(marks)
+    for x, y, text in names:
+        at = axes.transData.transform((x, y))
+        written = axes.annotate(_broken(text), (x, y), fontsize=6, linespacing=1.0, in_layout=False, zorder=4)
+        size = np.add(written.get_window_extent().size, GAP * pixels)
+        boxes = [(d, _box(at, size, side, d * pixels)) for d in DISTANCES for side in SIDES]
+        boxes = [(d, box) for d, box in boxes if inside.containsx(box.x0) and inside.containsx(box.x1)
+                 and inside.containsy(box.y0) and inside.containsy(box.y1) and not box.count_overlaps(taken)]  # fmt: skip
+        free = [(d, box) for d, box in boxes if not box.count_overlaps(lines)] or boxes
+        if not free:
+            written.remove()
+            continue
+        distance, box = free[0]
+        taken.append(box)
+        written.xyann = tuple(axes.transData.inverted().transform((box.x0, box.y0)))
+        written.set_verticalalignment("bottom")
+        if distance > NEAR:
+            end = axes.transData.inverted().transform((min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1)))
+            axes.plot([x, end[0]], [y, end[1]], color=written.get_color(), lw=0.4, zorder=2, scalex=False, scaley=False)
+    return taken[len(marks) :]
+
+
+def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: float) -> Bbox:
+    """Where a name of this size lies on a side of a point."""
+    low = [a + s * distance - (0, l / 2, l)[(1, 0, -1).index(s)] for a, l, s in zip(at, size, side, strict=True)]
+    return Bbox.from_bounds(low[0], low[1], size[0], size[1])
+
+
+def _broken(name: str) -> str:
+    return textwrap.fill(name, LETTERS, break_long_words=False) if len(name) > LETTERS + 4 else name
+
+
+def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:
+    """Places moved apart, in their order, for neighbours to be `room` apart and all within `low` and `high`."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    found = [places[i] for i in order]
+    for rank, place in enumerate(found):
+        found[rank] = max(place, low if rank == 0 else found[rank - 1] + room)
+    for rank in reversed(range(len(found))):
+        found[rank] = min(found[rank], high if rank == len(found) - 1 else found[rank + 1] - room)
+    return [place for _, place in sorted(zip(order, found, strict=True))]
