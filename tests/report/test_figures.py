@@ -155,6 +155,16 @@ def test_tasks_are_measured_from_chance_to_full_precision(run, tmp_path):
     assert data["share"]["full-precision", "mini_who"] == 1
 
 
+def test_a_task_at_which_full_precision_guesses_is_left_out(run):
+    collect(run.config_path, run.results)
+    found = Run(run.results)
+    guessed = (found.scores["method"] == "full_precision") & (found.scores["task"] == "mini_who")
+    found.scores.loc[guessed, ["value", "stderr"]] = found.scores.loc[guessed, "chance"].iloc[0] + 0.02, 0.02
+    assert "mini_who" not in set(tasks.data(found, "mini-llama")["task"])
+    found.scores.loc[guessed, "stderr"] = 0.005
+    assert "mini_who" in set(tasks.data(found, "mini-llama")["task"])
+
+
 def test_the_mechanism_adds_up(tmp_path):
     weights = [0.3, -0.1, 0.05, -0.4]
     alpha = 0.2125, 0.1375  # mean |w|, mean ||w| - alpha|

@@ -163,9 +163,7 @@ def _claims(paper: Sequence[Row]) -> Iterator[str]:
     """Verdicts, and what was measured."""
     head = ["claim", "against", "frame", "granularity", "verdict", "measured", "95 % interval", "from"]
     keys = ("claim", "other", "frame", "granularity")
-    body = [
-        [*(row[key] for key in keys), _said(row), _number(row), _interval(row), _source(row)] for row in paper
-    ]
+    body = [[*(row[key] for key in keys), _said(row), _number(row), _interval(row), _source(row)] for row in paper]
     yield from _table(head, body, {"against", "frame"})
     yield from ["", "Measured, and on which side of equality the paper's claim is:", ""]
     for claim, measure, side in dict.fromkeys((row["claim"], row["measure"], row["claimed"]) for row in paper):
