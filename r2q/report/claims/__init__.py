@@ -4,7 +4,8 @@ A claim compares one quantizer, R2Q unless the config names another, with every 
 model, seed and data: at equal granularity, and for the numbers that users see also at equal size, where the rival is
 the smallest one that is no smaller. Two kinds of rows say the same: one per model, with the interval over its seeds
 (where it has several; for scores and divergences of a single seed over items and windows), and one over all models,
-each model being the mean over its seeds. Few seeds and few models give wide intervals by Student's t: that is what they are worth.
+each model being the mean over its seeds. Few seeds and few models give wide intervals by Student's t: that is what they
+are worth.
 
     supported        the whole interval is on the claimed side
     not supported    the whole interval is on the other side

@@ -1,0 +1,74 @@
+"""What a recipe's KL to full precision goes with, over the recipes of a run: rank correlations, from CSV only.
+
+    python -m benchmarks.predictors results/reference/smollm2 --model smollm2-135m
+
+Candidates are the error of the weights, the share of it that lies beyond the outermost level (clipping), the error of
+the layers' outputs on calibration text, and for recipes that train the loss before training. Recipes without training
+and trained ones of one frame, granularity and budget are taken apart. A correlation is no proof of a cause.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import spearmanr
+
+COLUMNS = ["recipes", "predictor", "n", "spearman", "p"]
+CONTROLS = ("full_precision", "random_codes")
+
+
+def of_recipes(results: Path, model: str) -> pd.DataFrame:
+    """A row per recipe, means over seeds: method, granularity, frame with budget, KL and its candidates."""
+    scores, layers = (pd.read_csv(results / f"{name}.csv") for name in ("scores", "layers"))
+    scores, layers = (rows[rows["model"] == model] for rows in (scores, layers))
+    layers = layers[layers["relative_error"] > 0]
+    size = layers["shape"].str.split("x").map(lambda sides: int(sides[0]) * int(sides[1]))
+    power = layers["mse"] / layers["relative_error"] * size
+    sums = pd.DataFrame(
+        {"recipe": layers["recipe"], "error": layers["mse"] * size, "power": power,
+         "clipped": layers["clipped_error"] * power}
+    ).groupby("recipe").sum()  # fmt: skip
+    named = scores.drop_duplicates("recipe").set_index("recipe")
+    kl = scores[(scores["task"] == "fidelity") & (scores["metric"] == "kl")].groupby("recipe")["value"].mean()
+    found = named[["method", "granularity"]].assign(
+        kl=kl,
+        weight_error=sums["error"] / sums["power"],
+        share_beyond_levels=sums["clipped"] / sums["error"],
+        output_error=layers.groupby("recipe")["output_error"].median(),
+    )
+    if (results / "training.csv").is_file():
+        steps = pd.read_csv(results / "training.csv")
+        steps = steps[steps["model"] == model]
+        first = steps.groupby("recipe")[["frame", "steps"]].first()
+        found["frame"] = first["frame"] + ", " + first["steps"].astype(str) + " steps"
+        found["loss_before_training"] = steps[steps["step"] == 0].groupby("recipe")["held_out_loss"].mean()
+    return found[~found["method"].isin(CONTROLS)]
+
+
+def correlations(found: pd.DataFrame) -> Iterator[tuple[str, str, int, float, float]]:
+    """Rows of `COLUMNS`, for groups of five recipes or more."""
+    trained = found["frame"].notna() if "frame" in found else pd.Series(False, index=found.index)
+    groups = [("not trained", found[~trained])]
+    groups += [(f"{frame}, {g}", rows) for (frame, g), rows in found[trained].groupby(["frame", "granularity"])]
+    for name, rows in groups:
+        for predictor in found.columns[found.columns.get_loc("kl") + 1 :].drop("frame", errors="ignore"):
+            pairs = rows[[predictor, "kl"]].dropna()
+            if len(pairs) >= 5:
+                result = spearmanr(pairs[predictor], pairs["kl"])
+                yield name, predictor, len(pairs), float(result.statistic), float(result.pvalue)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--model", required=True)
+    given = parser.parse_args()
+    rows = pd.DataFrame(correlations(of_recipes(given.results, given.model)), columns=COLUMNS)
+    print(rows.to_string(index=False, float_format="{:.2g}".format))
+
+
+if __name__ == "__main__":
+    main()
