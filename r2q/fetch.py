@@ -41,12 +41,12 @@ def fetch(config_path: str | Path) -> None:
         _show_downloads(False)
         hub = Downloads(lock)
         for want in wanted(config):
-            with _told(problems, want.key, want.id, want.asked):
+            with _noted(problems, want.key), _told(want.id, want.asked):
                 hub.look(want)
         if not problems:
             hub.download()
             for name, entry in config.models.items():
-                with _told(problems, f"models.{name}.path", entry.path, entry.revision):
+                with _noted(problems, f"models.{name}.path"), _told(entry.path, entry.revision):
                     _check_gguf(entry)
         if not problems:
             _fetch_tasks(config, hub, problems)
@@ -67,14 +67,23 @@ def _problems_of(source: str | Path) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _told(problems: list[str], key: str, id: str, asked: str | None) -> Iterator[None]:
-    """What goes wrong in the block, as a sentence about a repository."""
+def _noted(problems: list[str], key: str) -> Iterator[None]:
+    """What is wrong in the block, under a key of the config."""
     try:
         yield
     except ConfigError as error:
         problems += [f"{key}: {line}" for line in str(error).splitlines()]
+
+
+@contextmanager
+def _told(id: str, asked: str | None) -> Iterator[None]:
+    """Whatever goes wrong in the block becomes a sentence about a repository."""
+    try:
+        yield
+    except ConfigError:
+        raise
     except Exception as error:  # the hub's libraries raise what they like
-        problems.append(f"{key}: {_said(error, id, asked)}")
+        raise ConfigError(_said(error, id, asked)) from None
 
 
 def _said(error: Exception, id: str, asked: str | None) -> str:
@@ -128,7 +137,7 @@ def _fetch_tasks(config: Config, hub: Downloads, problems: list[str]) -> None:
             continue
         if "hub" in found[name]["data"].values():
             silence()
-            with _told(problems, f"tasks.{name}", "what it reads", None):
+            with _noted(problems, f"tasks.{name}"), _told("what it reads", None):
                 load_tasks(one, SEEDS, hub)
     if later:
         print(f"fetch: {', '.join(later)}: left to the run, there is no {', '.join(absent)} yet", flush=True)
@@ -209,8 +218,9 @@ class Downloads(Hub):
         self._check_room()
         for entry in self.asked:
             if files := self.waiting.pop((entry.kind, entry.id, entry.commit), None):
-                _download(entry, list(files))
-                entry.files.update(self._verified(entry, list(files)))
+                with _told(entry.id, entry.asked):
+                    _download(entry, list(files))
+                    entry.files.update(self._verified(entry, list(files)))
                 assert self.inputs is not None
                 write_record(self.unfinished, self.inputs)
                 size = sum(entry.files[name].bytes for name in files) / GB
@@ -251,14 +261,10 @@ class Downloads(Hub):
     def load(self, load: Callable[..., Any], path: Any, name: str | None = None, **options: Any) -> Any:
         """Rows of a data set, pinned and downloaded first."""
         if is_id(path):
-            try:
+            with _told(path, options.get("revision")):
                 entry = self.find("dataset", path, options.get("revision"))
                 self._look_at_data(entry, name, options)
                 self.download()
-            except ConfigError:
-                raise
-            except Exception as error:  # the hub's libraries raise what they like
-                raise ConfigError(_said(error, path, options.get("revision"))) from None
         elif "://" in json.dumps(options.get("data_files"), default=str):
             raise ConfigError(f"{options['data_files']}: no commit pins this address; put the rows below task_data")
         return super().load(load, path, name, **options)
