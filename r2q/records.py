@@ -283,6 +283,44 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A line of a CSV in results/published, one number that others published. See the README there for the columns."""
+
+    model: str
+    method: str
+    quantizer: str
+    bits: float | None
+    group: str
+    task: str
+    metric: str
+    num_fewshot: int | None
+    window: int | None
+    harness: str
+    value: float | None
+    stderr: float | None
+    source: str
+    mark: str
+    tolerance: float | None
+    conflict: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """A line of controls.csv: a number of full precision beside a published one. Written by `controls`."""
+
+    model: str
+    recipe: str
+    task: str
+    metric: str
+    ours: float
+    published: float
+    tolerance: float
+    agrees: bool
+    source: str
+
+
+@dataclass(frozen=True)
 class ItemRow:
     """A line of items.csv: what every item of a task gave under a metric. Written by `collect`, read by comparisons.
 

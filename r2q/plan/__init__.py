@@ -287,7 +287,8 @@ class Plan:
     @property
     def tables(self) -> list[str]:
         """Those of every run."""
-        return ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory"]
+        of_scores = ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups"]
+        return [*of_scores, "cost", "memory", "published"]
 
     @property
     def drawn(self) -> dict[str, tuple[str, ...]]:
@@ -316,6 +317,7 @@ class Plan:
             "lattice",
             "report",
             "tables/tables",
+            "tables/controls",
             *(["trained", "tables/claims"] * bool(self.trained)),
         ]
         return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]
