@@ -94,7 +94,7 @@ def _check_text(value: Any, source: str | Path, number: int) -> None:
 
 
 class Newest:
-    """Data sets of the hub: the newest that it has, or its cache without a network. `r2q.hub` has pinned ones."""
+    """Data sets of the hub: the newest that it has, or its cache. `r2q.inputs.hub` has pinned ones."""
 
     def file(self, repository: str, name: str) -> Path:
         """One file of a data set."""

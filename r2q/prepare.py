@@ -17,7 +17,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, ConfigError, Model, nearest
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.measure import versions
 from r2q.records import Damaged, digest

@@ -210,7 +210,7 @@ class Pinned:
         asked: the revision that the config asks for; None: the newest.
         commit: what it was when it was fetched.
         files: all that is read of it, by path.
-        loads: of a data set, its files by split for each call (see `r2q.hub.call`).
+        loads: of a data set, its files by split for each call (see `r2q.inputs.hub.call`).
     """
 
     kind: Literal["model", "dataset"]

@@ -47,7 +47,7 @@ class FakeHub(ThreadingHTTPServer):
 
     Attributes:
         repositories: by `models/owner/name` or `datasets/owner/name`.
-        asked: addresses that were asked for, in order; sent: files whose content was sent.
+        asked: addresses in repositories that were asked for; sent: files whose content was sent.
         broken: files of which the connection breaks off half way; damaged: those with another content than is said;
             claimed: sizes that others are said to have.
     """
@@ -101,7 +101,6 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
         path = unquote(urlsplit(self.path).path).strip("/")
         if match := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)/(revision|tree)/([^/]+)(?:/(.*))?", path):
             name, what, revision, folder = match.groups()
@@ -117,7 +116,6 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
 
     def do_POST(self) -> None:
-        self.server.asked.append(self.path)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         match = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/paths-info/([^/]+)", unquote(self.path))
         commit = None if match is None else self._commit(match[1], match[2])
@@ -131,6 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             self._json(found + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders])
 
     def _commit(self, name: str, revision: str) -> Commit | None:
+        self.server.asked.append(self.path)
         repository = self.server.repositories.get(name)
         if repository is None:
             self._refuse(404, "RepoNotFound")

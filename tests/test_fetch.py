@@ -17,7 +17,7 @@ import yaml
 
 from r2q.config import ConfigError, parse
 from r2q.evaluation.before import check
-from r2q.hub import Hub, lock_file, pin, snapshot
+from r2q.inputs.hub import Hub, lock_file, pin, snapshot
 from r2q.kept import ROOT
 from r2q.prepare import prepare
 from r2q.records import Inputs, read_json
@@ -164,32 +164,45 @@ def test_the_hub_its_cache_and_local_files_give_the_same_numbers(hub: FakeHub, f
     assert fetched.scores("local") == pinned
 
 
-def test_what_is_pinned_stays_and_newer_commits_come_with_a_new_lock(hub: FakeHub, fetched: Place) -> None:
+def test_a_lock_keeps_its_commits_also_elsewhere(hub: FakeHub, fetched: Place, tmp_path: Path) -> None:
     lock = fetched.folder / "results/pinned/inputs.lock.json"
-    before, sent = lock.stat().st_mtime_ns, len(hub.sent)
+    before, asked = lock.stat().st_mtime_ns, len(hub.asked)
     assert fetched.fetch() == (0, [])
     assert lock.stat().st_mtime_ns == before
-    assert len(hub.sent) == sent
+    assert len(hub.asked) == asked  # all is there, and known: the same command holds it against the lock
+    elsewhere = Place(tmp_path / "elsewhere", hub)
+    (elsewhere.folder / "results/pinned").mkdir(parents=True)
+    shutil.copy(lock, elsewhere.folder / "results/pinned")
+    assert elsewhere.fetch() == (0, [])
+    assert elsewhere.lock() == fetched.lock()
+    (elsewhere.folder / "results/pinned/inputs.lock.json").unlink()
+    assert elsewhere.fetch() == (0, [])
+    assert not set(elsewhere.lock().values()) & set(fetched.lock().values())
 
 
 def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
     hub.push("model", "tiny/gated", MODEL, gated=True)
+    bare = hub.push("model", "tiny/bare", {"config.json": b"{}", "pytorch_model.bin": b"\0"})
     models = {
         "gated": {"path": "tiny/gated"},
         "absent": {"path": "tiny/absent"},
+        "bare": {"path": "tiny/bare"},
         "gone": {"path": "tiny/llama", "revision": "0" * 40},
     }
     texts = {"no": {"path": "tiny/nothing::test"}, "file": {"path": "tiny/questions:main:nothing.json"}}
     place = Place(tmp_path / "place", hub, CONFIG | {"models": models, "perplexity": texts, "tasks": {}})
     status, said = place.fetch()
+    newest = hub.repositories["datasets/tiny/questions"].commits[-1].sha
+    other = "model.safetensors* (other weight formats are not read)"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     assert status == 2
     assert said == [
         f"models.gated.path: tiny/gated is gated: accept its terms at {hub.address}/tiny/gated, then {login}",
         f"models.absent.path: the hub has no tiny/absent, or it is private: {login}",
+        f"models.bare.path: tiny/bare at {bare[:12]} has no file {other}",
         f"models.gone.path: tiny/llama has no revision {'0' * 40} on the hub, or no longer",
         f"perplexity.no.path: the hub has no tiny/nothing, or it is private: {login}",
-        f"perplexity.file.path: tiny/questions has no file main/nothing.json at {said[-1][-12:]}",
+        f"perplexity.file.path: tiny/questions at {newest[:12]} has no file main/nothing.json",
     ]
     assert not (place.folder / "results/pinned/inputs.lock.json").exists()
 

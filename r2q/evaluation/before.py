@@ -16,7 +16,7 @@ from r2q.evaluation.adapter import max_positions
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
 from r2q.files import read_documents
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.models.checks import read_config, read_tokenizer
 from r2q.models.source import model_folder

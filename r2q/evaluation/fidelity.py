@@ -33,7 +33,7 @@ from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import check_window, cut, window_logits
 from r2q.files import read_documents
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.kept import file_sha256, write_atomic
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged

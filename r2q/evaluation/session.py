@@ -12,7 +12,7 @@ from typing import Any
 from r2q.config import Config
 from r2q.evaluation.tasks import TaskSet
 from r2q.files import read_documents, sha256
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
 from r2q.plan.sources import code

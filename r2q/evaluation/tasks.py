@@ -20,7 +20,7 @@ from r2q.evaluation.local_data import LocalData, instead_of_hub, local_data
 from r2q.evaluation.sharing import freeze
 from r2q.evaluation.task_files import TaskFile, TaskFiles, default_folder
 from r2q.files import COMPRESSION, Newest, sha256
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 
 DEFAULT_METRICS = {  # lm-eval 0.4.13, api/registry.py: DEFAULT_METRIC_REGISTRY
     "loglikelihood": ["perplexity", "acc"],

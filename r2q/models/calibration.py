@@ -29,7 +29,7 @@ from safetensors.torch import save
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
 from r2q.files import NEWEST, Newest, read_documents
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
 from r2q.models.checks import read_config
 from r2q.models.load import load_tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
 

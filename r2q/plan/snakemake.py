@@ -18,7 +18,7 @@ from r2q import config as configuration
 from r2q import server
 from r2q.config import Config
 from r2q.config.strict_yaml import parse_yaml, read_yaml
-from r2q.hub import Hub, pin
+from r2q.inputs.hub import Hub, pin
 from r2q.kept import ROOT, busy, held, write_atomic
 from r2q.plan import Plan
 from r2q.records import Damaged

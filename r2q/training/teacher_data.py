@@ -21,7 +21,7 @@ from r2q import config as configuration
 from r2q.config import ConfigError, nearest
 from r2q.config.texts import Texts, Training
 from r2q.files import NEWEST, Newest, read_documents
-from r2q.hub import Hub
+from r2q.inputs.hub import Hub
 from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.calibration import vocabulary_sha256

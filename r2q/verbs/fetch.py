@@ -8,6 +8,6 @@ from typing import Annotated
 
 
 def fetch(config: Annotated[Path, "YAML", "the run's config"], /) -> None:
-    from r2q.fetch import fetch
+    from r2q.inputs.fetch import fetch
 
     fetch(config)

@@ -1,7 +1,6 @@
 # Scores, tables, figures, claims and the page: from here on nothing imports torch, but for `lattice`, which reads weights.
 TABLES = [f"{RESULTS}/tables/{name}.{ending}" for name in PLAN.tables for ending in ("csv", "md", "tex")]
 SIGNED = f"{RESULTS}/tables/tables.sha256"
-PUBLISHED = "results/published" if Path("results/published").is_dir() else f"{ROOT}/results/published"
 DRAWN = [f"{FIGURES}/{name}.{ending}" for name in PLAN.drawn for ending in ("png", "svg", "csv", "sha256")]
 CLAIMS = [f"{RESULTS}/tables/claims.{ending}" for ending in ("csv", "md", "sha256") if TRAINED]
 
@@ -89,7 +88,7 @@ rule controls:
     input:
         PLAN.csv_of("scores"),
         f"{RESULTS}/provenance.json",
-        published=sorted(map(str, Path(PUBLISHED).glob("*.csv"))),
+        published=published_files,
     output:
         table=f"{RESULTS}/tables/controls.csv",
         sha256=f"{RESULTS}/tables/controls.sha256",
@@ -98,7 +97,7 @@ rule controls:
     params:
         code=PLAN.asked_report,
         results=run_folder,
-        published=PUBLISHED,
+        published=published_folder,
     message:
         "controls: hold full precision against published numbers"
     shell:
@@ -123,7 +122,7 @@ rule table:
     params:
         code=PLAN.asked_report,
         results=run_folder,
-        published=PUBLISHED,
+        published=published_folder,
         out=folder_of_output,
     message:
         "table: write {params.out}"

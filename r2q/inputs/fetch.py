@@ -14,12 +14,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
 from r2q.config import Config, ConfigError, Model
-from r2q.hub import CHOICE, Hub, Kind, Wanted, call, is_id, lock_file, snapshot, wanted
+from r2q.inputs.hub import CHOICE, Hub, Kind, Wanted, call, is_id, lock_file, snapshot, wanted
 from r2q.kept import file_sha256, held
 from r2q.models.source import fetched, model_patterns
 from r2q.records import Inputs, Pinned, PinnedFile, one_line, read_if_whole, read_json, write_record
@@ -153,7 +154,7 @@ class Downloads(Hub):
         self.unfinished = lock.with_name(f".{lock.name}.unfinished")
         kept = read_json(lock, Inputs) if lock.is_file() else read_if_whole(self.unfinished, Inputs)
         super().__init__(kept or Inputs([]), lock)
-        self.waiting: dict[tuple[Kind, str, str], dict[str, int]] = {}  # bytes of files, by repository and commit
+        self.waiting: dict[tuple[str, str, str | None], dict[str, int]] = {}  # bytes of files, by kind, id, asked
         self.asked: list[Pinned] = []  # of this config
 
     def find(self, kind: Kind, id: str, asked: str | None) -> Pinned:
@@ -178,10 +179,16 @@ class Downloads(Hub):
         elif want.kind == "dataset":
             self._look_at_data(entry, want.name, {})
         else:
-            self._wait(entry, model_patterns(want.id, entry.commit))
+            self._wait(entry, model_patterns(want.id, entry.commit), "model.safetensors*")
 
     def _look_at_data(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> None:
         """The files of a data set by split, for one call of `load_dataset`."""
+        asked = call(name, options)
+        if asked not in entry.loads:
+            entry.loads[asked] = self._splits(entry, name, options)
+        self._wait(entry, [*CARD, *(glob.escape(file) for files in entry.loads[asked].values() for file in files)])
+
+    def _splits(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> dict[str, list[str]]:
         import datasets
         from huggingface_hub import snapshot_download
 
@@ -195,18 +202,19 @@ class Downloads(Hub):
             splits[str(split)] = [address.removeprefix(start) for address in addresses]
         if not splits:
             raise ConfigError(f"{entry.id}: no data files are found in it")
-        entry.loads[call(name, options)] = splits
-        self._wait(entry, [*CARD, *(glob.escape(file) for files in splits.values() for file in files)])
+        return splits
 
-    def _wait(self, entry: Pinned, patterns: list[str]) -> None:
+    def _wait(self, entry: Pinned, patterns: list[str], needed: str = "*") -> None:
+        """Have the files that match `patterns` downloaded, of which one at least has to match `needed`."""
         from huggingface_hub import snapshot_download
 
         found = snapshot_download(
             entry.id, repo_type=entry.kind, revision=entry.commit, allow_patterns=patterns, dry_run=True
         )
-        if not found:
-            raise ConfigError(f"{entry.id} has no file {', '.join(patterns)} at {entry.commit[:12]}")
-        files = self.waiting.setdefault((entry.kind, entry.id, entry.commit), {})
+        if not any(fnmatch(file.filename, needed) for file in found):
+            what = ", ".join(patterns) if needed == "*" else f"{needed} (other weight formats are not read)"
+            raise ConfigError(f"{entry.id} at {entry.commit[:12]} has no file {what}")
+        files = self.waiting.setdefault((entry.kind, entry.id, entry.asked), {})
         files |= {file.filename: file.file_size or 0 for file in found}
 
     def download(self) -> None:
@@ -217,7 +225,7 @@ class Downloads(Hub):
         """
         self._check_room()
         for entry in self.asked:
-            if files := self.waiting.pop((entry.kind, entry.id, entry.commit), None):
+            if files := self.waiting.pop((entry.kind, entry.id, entry.asked), None):
                 with _told(entry.id, entry.asked):
                     _download(entry, list(files))
                     entry.files.update(self._verified(entry, list(files)))
@@ -231,7 +239,7 @@ class Downloads(Hub):
 
         needed = 0
         for entry in self.asked:
-            files = self.waiting.get((entry.kind, entry.id, entry.commit), {})
+            files = self.waiting.get((entry.kind, entry.id, entry.asked), {})
             needed += sum(size for name, size in files.items() if not (snapshot(entry) / name).is_file())
         place = next(folder for folder in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if folder.is_dir())
         if needed > (free := shutil.disk_usage(place).free):
