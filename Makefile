@@ -27,7 +27,7 @@ paper: $(READY)  ## the full-size models of config/paper.yaml (GPUs and the Hugg
 	@$(SNAKEMAKE) --cores $(CORES) --configfile config/paper.yaml
 
 clean:           ## remove what runs made (reference numbers and figures stay), not the environment
-	find results figures -mindepth 1 -maxdepth 1 -not -name reference -exec rm -rf {} + 2>/dev/null || true
+	find results figures -mindepth 1 -maxdepth 1 -not -name reference -not -name published -exec rm -rf {} + 2>/dev/null || true
 	rm -rf .snakemake
 
 lock:            ## requirements.lock from pyproject.toml; keeps the versions that it has where they still fit (needs uv)

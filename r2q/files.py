@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,29 @@ def _check_text(value: Any, source: str | Path, number: int) -> None:
         raise ValueError(f"{source}, row {number}: holds the lone surrogate {half}, which is not text") from None
 
 
-def read_documents(path: str | Path, field: str = "text") -> list[str]:
+class Newest:
+    """Data sets of the hub: the newest that it has, or its cache. `r2q.inputs.hub` has pinned ones."""
+
+    def file(self, repository: str, name: str) -> Path:
+        """One file of a data set."""
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+
+    def load(self, load: Callable[..., Any], path: Any, name: str | None = None, **options: Any) -> Any:
+        """What `load`, which is `datasets.load_dataset`, gives."""
+        return load(path, name, **options)
+
+
+NEWEST = Newest()
+
+
+def read_documents(path: str | Path, field: str = "text", hub: Newest = NEWEST) -> list[str]:
     """Documents of a text source.
 
     A .txt file is one document. A .jsonl or .parquet file has one per row, in the column `field`. A hub data set
     `owner/name:config:split` has one per row, too (config may be empty); so has one file of it,
-    `owner/name:folder:file.json.gz`.
+    `owner/name:folder:file.json.gz`. Both come from `hub`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -105,10 +123,8 @@ def read_documents(path: str | Path, field: str = "text") -> list[str]:
     """
     text = str(path)
     if HUB_FILE.fullmatch(text):  # a data set that is too large to be fetched as a whole, such as C4
-        from huggingface_hub import hf_hub_download
-
         repository, folder, file = text.split(":")
-        return read_documents(hf_hub_download(repository, f"{folder}/{file}", repo_type="dataset"), field)
+        return read_documents(hub.file(repository, f"{folder}/{file}"), field)
     name = text.removesuffix(".xz").removesuffix(".gz")
     if name.endswith(".txt"):
         try:
@@ -137,7 +153,7 @@ def read_documents(path: str | Path, field: str = "text") -> list[str]:
         import datasets
 
         repository, config, split = text.split(":")
-        rows = datasets.load_dataset(repository, config or None, split=split)
+        rows = hub.load(datasets.load_dataset, repository, config or None, split=split)
         return _column(text, field, rows.column_names, list(rows[field]) if field in rows.column_names else [])
     raise ValueError(f"{path}: neither a .txt, .jsonl or .parquet file (also .xz, .gz) nor owner/name:config:split")
 

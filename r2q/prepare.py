@@ -17,6 +17,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, ConfigError, Model
+from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.measure import versions
 from r2q.records import Damaged, digest
@@ -40,6 +41,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     config, out = configuration.load(config_path, model), Path(out)
     problems = missing_paths(config) or future_paths(config)
     problems = [line for line in problems if model is None or line.startswith(f"models.{model}.")]
+    hub = Hub.of(config)
     if not problems:
         if model is None:
             problems = task_problems(config)
@@ -52,6 +54,8 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             except (ValueError, OSError) as error:
                 problems.append(f"models.{name}.path: {config.models[name].path}: {' '.join(str(error).split())}")
                 continue
+            changed = hub.changed(config.models[name], models[name]["files"])
+            problems += [f"models.{name}.path: {line}" for line in changed]
             problems += recipe_problems(config, name, models[name])
             print(f"prepare {name}: {_summary(models[name])}", flush=True)
     if problems:

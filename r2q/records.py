@@ -194,6 +194,43 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class PinnedFile:
+    """A file of a repository of the hub; `sha256` is of its content."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A repository of the hub as one run reads it, in inputs.lock.json.
+
+    Attributes:
+        kind, id: `model` or `dataset`, `owner/name`.
+        asked: the revision that the config asks for; None: the newest.
+        commit: what it was when it was fetched.
+        files: all that is read of it, by path.
+        loads: of a data set, its files by split for each call (see `r2q.inputs.hub.call`).
+    """
+
+    kind: Literal["model", "dataset"]
+    id: str
+    asked: str | None
+    commit: str
+    files: dict[str, PinnedFile] = field(default_factory=dict)
+    loads: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """inputs.lock.json of a run: written by `fetch`; the plan and all that reads models or data of the hub read it."""
+
+    pinned: list[Pinned]
+    format_version: Literal[1] = 1
+    digest: str = ""
+
+
+@dataclass(frozen=True)
 class Score:
     """A line of scores.csv, one number of the run: written by `collect`; tables, claims and comparisons read it.
 
@@ -243,6 +280,44 @@ class Score:
     frame: str | None = None
     quantizer: str = ""
     control: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """A line of a CSV in results/published, one number that others published. See the README there for the columns."""
+
+    model: str
+    method: str
+    quantizer: str
+    bits: float | None
+    group: str
+    task: str
+    metric: str
+    num_fewshot: int | None
+    window: int | None
+    harness: str
+    value: float | None
+    stderr: float | None
+    source: str
+    mark: str
+    tolerance: float | None
+    conflict: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """A line of controls.csv: a number of full precision beside a published one. Written by `controls`."""
+
+    model: str
+    recipe: str
+    task: str
+    metric: str
+    ours: float
+    published: float
+    tolerance: float
+    agrees: bool
+    source: str
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ RECIPES = {
     "mini-llama": ["full_precision", "rtn-g64", "r2q-g64", "random_codes-channel"],
     "mini-opt": ["full_precision", "r2q-g64"],
 }
-AFTERWARDS = {"collect", "table", "figure", "lattice", "page", "all"}
+AFTERWARDS = {"collect", "controls", "table", "figure", "lattice", "page", "all"}
 
 
 @contextmanager

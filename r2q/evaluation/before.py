@@ -16,6 +16,7 @@ from r2q.evaluation.adapter import max_positions
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
 from r2q.files import read_documents
+from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.models.checks import read_config, read_tokenizer
 from r2q.models.source import model_folder
@@ -37,7 +38,11 @@ def check(config_path: str | Path, model: str, out: str | Path) -> None:
     folder = model_folder(entry)
     encoder = Encoder(read_tokenizer(folder), entry.add_bos)
     positions = max_positions(read_config(folder))
-    problems = [*text_problems(config, model, encoder, positions), *_task_problems(config, model, encoder, positions)]
+    models = {entry.path for entry in config.models.values() if entry.kind == "hub"}  # `prepare` has read them
+    problems = list(Hub.of(config).check(without=models))
+    if not problems:
+        problems += text_problems(config, model, encoder, positions)
+        problems += _task_problems(config, model, encoder, positions)
     if problems:
         raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
     write_json(out, {"model": model, "positions": positions})
@@ -46,6 +51,7 @@ def check(config_path: str | Path, model: str, out: str | Path) -> None:
 
 def text_problems(config: Config, model: str, encoder: Encoder, positions: int | None) -> Iterator[str]:
     """Windows longer than the model's positions, texts that cannot be read or are shorter than one window."""
+    hub = Hub.of(config)
     texts: dict[str, Any] = {f"perplexity.{name}": text for name, text in config.perplexity.items()}
     if config.fidelity is not None:
         texts["fidelity"] = config.fidelity
@@ -54,7 +60,7 @@ def text_problems(config: Config, model: str, encoder: Encoder, positions: int |
             yield f"{key}.window: {text.window} tokens, but model {model} has only {positions} positions"
             continue
         try:
-            count = len(encoder.encode(text.separator.join(read_documents(text.path, text.field))))
+            count = len(encoder.encode(text.separator.join(read_documents(text.path, text.field, hub))))
         except Exception as error:  # a hub's library raises what it likes
             yield f"{key}.path: {text.path} cannot be read: {one_line(error)}"
             continue

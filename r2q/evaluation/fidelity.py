@@ -33,6 +33,7 @@ from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import check_window, cut, window_logits
 from r2q.files import read_documents
+from r2q.inputs.hub import Hub
 from r2q.kept import file_sha256, write_atomic
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
@@ -103,7 +104,7 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     encoder = Encoder(load_tokenizer(str(folder)), entry.add_bos)
     teacher = load_full(str(folder), dtype=entry.dtype)
     check_window("fidelity", wanted.window, teacher.config)
-    ids = encoder.encode(wanted.separator.join(read_documents(wanted.path, wanted.field)))
+    ids = encoder.encode(wanted.separator.join(read_documents(wanted.path, wanted.field, Hub.of(config))))
     try:
         tokens = cut(ids, wanted.window, wanted.windows)
         made = distributions(teacher.to(device), tokens, wanted.top_k, config.limits.batch_size)

@@ -14,7 +14,7 @@ from typing import Any
 
 from r2q.config import ConfigError
 from r2q.evaluation.task_files import TaskFile
-from r2q.files import COMPRESSION, find_compressed, read_rows
+from r2q.files import COMPRESSION, Newest, find_compressed, read_rows
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 ENDINGS = tuple(f".jsonl{ending}" for ending in COMPRESSION)
@@ -157,19 +157,18 @@ def load_splits(files: Mapping[str, list[str]], **_: Any) -> Any:
 
 
 @contextmanager
-def instead_of_hub(task_data: Path | None, names: list[str]) -> Iterator[None]:
-    """While tasks are built: what a Python-class task asks `datasets.load_dataset` for comes from `task_data`.
+def instead_of_hub(task_data: Path | None, names: list[str], hub: Newest) -> Iterator[None]:
+    """While tasks are built: what they ask `datasets.load_dataset` for comes from `task_data`, else from `hub`.
 
-    `names` are the tasks being built. Without `task_data` nothing changes.
+    `names` are the tasks being built.
     """
-    if task_data is None:
-        yield
-        return
     import datasets
 
     original = datasets.load_dataset
 
-    def load(path: Any = None, name: Any = None, **_: Any) -> Any:
+    def load(path: Any = None, name: Any = None, **options: Any) -> Any:
+        if task_data is None:
+            return hub.load(original, path, name, **options)
         for candidate in [*names, *_hub_folders(path, name)]:
             folder = task_data / candidate
             if folder.is_dir() and (files := split_files(folder)):

@@ -12,6 +12,7 @@ from typing import Any
 from r2q.config import Config
 from r2q.evaluation.tasks import TaskSet
 from r2q.files import read_documents, sha256
+from r2q.inputs.hub import Hub
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
 from r2q.plan.sources import code
@@ -77,8 +78,10 @@ class Session:
         self.teacher = check_reference(config, model, reference)
         torch.set_num_threads(config.limits.threads)
         self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
+        hub = Hub.of(config)
         self.texts = {
-            name: text.separator.join(read_documents(text.path, text.field)) for name, text in config.perplexity.items()
+            name: text.separator.join(read_documents(text.path, text.field, hub))
+            for name, text in config.perplexity.items()
         }
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
         self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())

@@ -19,7 +19,8 @@ from r2q.evaluation.chance import Items, items_of
 from r2q.evaluation.local_data import LocalData, instead_of_hub, local_data
 from r2q.evaluation.sharing import freeze
 from r2q.evaluation.task_files import TaskFile, TaskFiles, default_folder
-from r2q.files import COMPRESSION, sha256
+from r2q.files import COMPRESSION, Newest, sha256
+from r2q.inputs.hub import Hub
 
 DEFAULT_METRICS = {  # lm-eval 0.4.13, api/registry.py: DEFAULT_METRIC_REGISTRY
     "loglikelihood": ["perplexity", "acc"],
@@ -165,18 +166,20 @@ def _metrics(entry: TaskFile) -> list[str] | None:
     return names
 
 
-def load_tasks(config: Config, seeds: Mapping[str, int]) -> TaskSet:
+def load_tasks(config: Config, seeds: Mapping[str, int], hub: Newest | None = None) -> TaskSet:
     """Load every task of a config and build its prompts.
 
     Args:
         config: tasks, task_include, task_data and limits count.
         seeds: `random`, `numpy`, `torch`, `fewshot`.
+        hub: where rows come from that are not here; None: as `fetch` pinned them, else the newest.
 
     Raises:
         ConfigError: as `check_tasks`; ValueError: a data file is damaged.
     """
     from lm_eval.tasks import TaskManager
 
+    hub = Hub.of(config) if hub is None else hub
     files = TaskFiles(config.task_include)
     folder = _folder(config)
     tasks: dict[str, Any] = {}
@@ -200,7 +203,7 @@ def load_tasks(config: Config, seeds: Mapping[str, int]) -> TaskSet:
         for name, settings in config.tasks.items():
             seed_all(seeds)
             members = [entry.name for entry in _leaves(closures[name])]
-            with instead_of_hub(folder, [name, *(m for m in members if m != name)]):
+            with instead_of_hub(folder, [name, *(m for m in members if m != name)], hub):
                 loaded = manager.load([name])
             twice = sorted(loaded["tasks"].keys() & tasks.keys())
             if twice:

@@ -28,7 +28,8 @@ from safetensors.torch import save
 
 from r2q import config as configuration
 from r2q.config import ConfigError
-from r2q.files import read_documents
+from r2q.files import NEWEST, Newest, read_documents
+from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
 from r2q.models.checks import read_config
 from r2q.models.load import load_tokenizer
@@ -87,7 +88,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         )
     tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
-    documents = read_source(wanted.path, wanted.field)
+    documents = read_source(wanted.path, wanted.field, Hub.of(config))
     if wanted.lines:
         documents = [line for text in documents for line in text.splitlines() if line.strip()]
     slicing = wanted.slicing
@@ -177,9 +178,9 @@ def check_tokenizer(calibration: Calibration, tokenizer: Any, model: str) -> Non
         raise ValueError(f"the calibration tokens are not of the tokenizer of {model}: run `r2q calibrate` again")
 
 
-def read_source(source: str, field: str) -> list[str]:
+def read_source(source: str, field: str, hub: Newest = NEWEST) -> list[str]:
     """Documents of a file, a hub data set or a preset; see :func:`r2q.files.read_documents` for errors."""
-    return read_documents(configuration.CALIBRATION_PRESETS.get(source, source), field)
+    return read_documents(configuration.CALIBRATION_PRESETS.get(source, source), field, hub)
 
 
 def cut_joined(ids: Sequence[int], windows: int, count: int, window: int, seed: int) -> torch.Tensor:

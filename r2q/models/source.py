@@ -80,13 +80,24 @@ def fetch(repository: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=model_patterns(repository, revision)))
+
+
+def model_patterns(repository: str, revision: str | None) -> list[str]:
+    """Names of the files of a model on the hub that are read; the small ones among them are downloaded to find out.
+
+    Raises:
+        OSError: as `fetch`.
+    """
+    from huggingface_hub import snapshot_download
+
     from r2q.models.checks import SMALL, WEIGHTS
 
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
     names = [WEIGHTS]
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # checked where weights are read
         names = sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, *names]))
+    return [*SMALL, *names]
 
 
 def made_folder(entry: Model) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
+from r2q.inputs.hub import Hub
 from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
 
@@ -49,6 +50,7 @@ class Plan:
     def __init__(self, config: Config, made: Mapping[str, Sequence[str]] | None = None) -> None:
         self.config, self.made = config, made or {}
         self.results, self.figures = f"results/{config.run}", f"figures/{config.run}"
+        self.hub = Hub.of(config)
         self.units = units_of(config)
         self.recipes = config.resolved()["recipes"]
         self._described: dict[str, dict[str, Any]] = {}  # recipes in words
@@ -201,23 +203,26 @@ class Plan:
             **section,
             items=config.limits.items,
             code=code("evaluate"),
+            **self._pinned(),
         )
 
     def asked_calibrate(self, at: Any) -> str:
         assert self.config.calibration is not None
         section = self.config.calibration.model_dump(exclude={"offload", "minimum_tokens"})
-        return _line(self._model(at, "add_bos"), calibration=section, code=code("calibrate"))
+        return _line(self._model(at, "add_bos"), calibration=section, code=code("calibrate"), **self._pinned())
 
     def asked_teacher_data(self, at: Any) -> str:
         assert self.config.training is not None
         section, device = self.config.training.model_dump(), self.config.device
-        return _line(self._model(at, "add_bos"), device=device, training=section, code=code("teacher_data"))
+        parts = {"device": device, "training": section, "code": code("teacher_data"), **self._pinned()}
+        return _line(self._model(at, "add_bos"), **parts)
 
     def asked_reference(self, at: Any) -> str:
         assert self.config.fidelity is not None
         section, device, size = self.config.fidelity.model_dump(), self.config.device, self.config.limits.batch_size
         model = self._model(at, "add_bos", "dtype")
-        return _line(model, device=device, fidelity=section, batch_size=size, code=code("reference"))
+        parts = {"device": device, "fidelity": section, "batch_size": size, "code": code("reference")}
+        return _line(model, **parts, **self._pinned())
 
     def asked_quantize(self, at: Any) -> str:
         """Also of recipes that train; the seed is in the folder's name."""
@@ -247,6 +252,7 @@ class Plan:
             limits={"items": limits.items, "batch_size": limits.batch_size, "samples": limits.samples},
             device=config.device,
             code=code("evaluate"),
+            **self._pinned(),
             **_unnamed(self._task_files),
         )
 
@@ -275,12 +281,19 @@ class Plan:
         fields = {name: getattr(entry, name) for name in ("path", "revision", *more) if name not in without}
         return fields | _unnamed([] if "path" in without else self._model_files(at.model))
 
+    def _pinned(self) -> dict[str, dict[str, str]]:
+        """The commits of data sets that `fetch` pinned."""
+        inputs = self.hub.inputs
+        commits = {e.id: e.commit for e in inputs.pinned if e.kind == "dataset"} if inputs is not None else {}
+        return {"pinned": commits} if commits else {}
+
     # Tables and figures: what a run shows, and the CSV files that each is made from
 
     @property
     def tables(self) -> list[str]:
         """Those of every run."""
-        return ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory"]
+        of_scores = ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups"]
+        return [*of_scores, "cost", "memory", "published"]
 
     @property
     def drawn(self) -> dict[str, tuple[str, ...]]:
@@ -309,6 +322,7 @@ class Plan:
             "lattice",
             "report",
             "tables/tables",
+            "tables/controls",
             *(["trained", "tables/claims"] * bool(self.trained)),
         ]
         return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]

@@ -57,6 +57,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
             }
         )
     found = missing_paths(there) + future_paths(there) or task_problems(there)
+    found += plan.hub.missing()
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
     found += engine_problems(config, rows)

@@ -18,8 +18,10 @@ from r2q import config as configuration
 from r2q import server
 from r2q.config import Config, ConfigError
 from r2q.config.strict_yaml import parse_yaml, read_yaml
+from r2q.inputs.hub import Hub, pin
 from r2q.kept import ROOT, busy, held, write_atomic
 from r2q.plan import Plan
+from r2q.records import Damaged
 
 
 def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
@@ -37,9 +39,17 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
             for path in files:
                 update_config(data, read_yaml(path))
             update_config(data, _typed(given))
-        return configuration.parse(_found_from_here(data), source=source), source
-    except ConfigError as error:
+        return _pinned(configuration.parse(_found_from_here(data), source=source)), source
+    except (ConfigError, Damaged) as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
+
+
+def _pinned(config: Config) -> Config:
+    """The config with what `fetch` pinned for its run; jobs then leave the network alone."""
+    hub = Hub.of(config)
+    if hub.inputs is not None:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    return pin(config, hub)
 
 
 def run_jobs_here() -> None:

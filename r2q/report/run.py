@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from r2q.kept import ROOT
 from r2q.records import Drift, Gradient, LayerRow, Score, Step, read_csv, read_drawn
 from r2q.report.items import Items, read_items
 
+PUBLISHED = ROOT / "results" / "published"
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
 
 
 class Run:
-    """A run's folder, results/<run>; properties raise FileNotFoundError or ValueError for a file that is not right."""
+    """A run's folder, results/<run>; properties raise FileNotFoundError or ValueError for a file that is not right.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    `published` is the folder of numbers that others published.
+    """
+
+    def __init__(self, folder: str | Path, published: str | Path | None = None) -> None:
+        self.folder, self.published = Path(folder), PUBLISHED if published is None else Path(published)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -38,6 +45,12 @@ class Run:
     @cached_property
     def drift(self) -> pd.DataFrame:
         return with_budgets(read_csv(self.folder / "drift.csv", Drift))
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What each hash of the scores stands for; nothing where the run has scores alone."""
+        path = self.folder / "provenance.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @cached_property
     def items(self) -> Items:

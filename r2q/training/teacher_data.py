@@ -20,7 +20,8 @@ import torch
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
 from r2q.config.texts import Texts, Training
-from r2q.files import read_documents
+from r2q.files import NEWEST, Newest, read_documents
+from r2q.inputs.hub import Hub
 from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.calibration import vocabulary_sha256
@@ -82,7 +83,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         raise ConfigError(f"{config_path}: training.length: {wanted.length}, but {model} has {positions} positions")
     tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
-    drawn = draw(wanted)
+    drawn = draw(wanted, Hub.of(config))
     if wanted.kind != "text":  # before hours of work; windows of text are not counted yet
         _check_held_out(config_path, len(drawn), wanted)
     settings = {
@@ -132,7 +133,7 @@ def _check_held_out(config_path: str | Path, count: int, wanted: Training) -> No
         raise ConfigError(f"{config_path}: training.held_out: {wanted.held_out} of only {count} rows")
 
 
-def draw(wanted: Training) -> list[tuple[str, str]]:
+def draw(wanted: Training, hub: Newest = NEWEST) -> list[tuple[str, str]]:
     """(prompt or text, response) of every row, in mixed order; without a response column the response is empty.
 
     Raises:
@@ -141,7 +142,7 @@ def draw(wanted: Training) -> list[tuple[str, str]]:
     generator = random.Random(wanted.seed)
     found: list[tuple[str, str]] = []
     for texts in wanted.texts:
-        documents = _documents(texts, wanted.kind == "supervised")
+        documents = _documents(texts, wanted.kind == "supervised", hub)
         documents = [pair for pair in documents if len(pair[0]) >= texts.minimum_characters]
         if len(documents) < texts.rows:
             raise ValueError(f"training.texts: {texts.path} has {len(documents)} documents, {texts.rows} are asked for")
@@ -150,12 +151,12 @@ def draw(wanted: Training) -> list[tuple[str, str]]:
     return found
 
 
-def _documents(texts: Texts, supervised: bool) -> list[tuple[str, str]]:
-    columns = [read_documents(texts.path, field) for field in texts.field.split("+")]
+def _documents(texts: Texts, supervised: bool, hub: Newest) -> list[tuple[str, str]]:
+    columns = [read_documents(texts.path, field, hub) for field in texts.field.split("+")]
     if texts.lines:
         columns = [[line for document in column for line in document.splitlines() if line] for column in columns]
     prompts = ["\n".join(part for part in parts if part) for parts in zip(*columns, strict=True)]
-    answers = read_documents(texts.path, texts.response) if supervised else [""] * len(prompts)
+    answers = read_documents(texts.path, texts.response, hub) if supervised else [""] * len(prompts)
     return list(zip(prompts, answers, strict=True))
 
 

@@ -206,7 +206,11 @@ def test_a_recipe_that_needs_text_needs_the_section() -> None:
 def test_presets_read_what_they_are_named_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    monkeypatch.setattr(calibration, "read_documents", lambda source, field: asked.append((source, field)) or ["x"])
+    def read(source: str, field: str, _: Any) -> list[str]:
+        asked.append((source, field))
+        return ["x"]
+
+    monkeypatch.setattr(calibration, "read_documents", read)
     for source in ("wikitext2", "pile", "c4", "own.txt"):
         assert calibration.read_source(source, "text") == ["x"]
     assert asked == [

@@ -69,6 +69,16 @@ def figures_folder(wildcards):
     return FIGURES
 
 
+def published_folder(wildcards):
+    """Numbers that others published: of the working folder, else of this repository."""
+    here = Path("results/published")
+    return str(here if here.is_dir() else ROOT / here)
+
+
+def published_files(wildcards):
+    return sorted(map(str, Path(published_folder(wildcards)).glob("*.csv")))
+
+
 def folder_of_output(wildcards, output):
     return str(Path(output[0]).parent)
 

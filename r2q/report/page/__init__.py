@@ -202,12 +202,10 @@ def unit_id(model: str, recipe: str, seed: int) -> str:
 
 
 def _units(run: Run, folder: Path, prefix: str) -> Iterator[Unit]:
-    path = folder / "provenance.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for unit, rows in run.scores.groupby(["model", "recipe", "seed"], sort=False):
         model, recipe, seed = map(str, unit)  # type: ignore[call-overload]
         digest = str(rows["provenance"].iloc[0])
-        record = known.get(digest, {})
+        record = run.provenance.get(digest, {})
         asked = record.get("config", {}).get("recipe", {})
         options = {key: value for key, value in asked.items() if key not in ("name", "seeds")}
         place = folder / model / recipe / f"seed{seed}"

@@ -15,14 +15,15 @@ NAMES = tuple(TABLES)
 ENDINGS = ("csv", "md", "tex")
 
 
-def table(results: str | Path, out: str | Path, show: bool = False) -> None:
+def table(results: str | Path, out: str | Path, show: bool = False, published: str | Path | None = None) -> None:
     """Write every table of `NAMES` into the folder `out`; `show` also prints the main one in a compact form.
 
-    A table for which the run has no rows is a file that says so.
+    `published` is the folder of published numbers; without, that of this repository. A table for which the run has no
+    rows is a file that says so.
 
     Raises FileNotFoundError or ValueError when a CSV of the run is missing, lacks a column or holds nothing to show.
     """
-    run = Run(results)
+    run = Run(results, published)
     summary = summarize(run.scores)
     for name, make in TABLES.items():
         title, sheet = (make.__doc__ or name).strip(), make(run)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.run import Run
+from r2q.report.tables.published import published
 from r2q.report.tables.render import item_counts, label, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
 from r2q.report.tables.summary import Column, Table, show, summarize
@@ -182,6 +183,7 @@ TABLES: dict[str, Callable[[Run], Sheet | None]] = {
     "groups": group_sizes,
     "cost": cost,
     "memory": memory_matched,
+    "published": published,
 }
 
 

@@ -1,0 +1,1 @@
+"""What a run reads of the hub: downloaded and pinned where there is a network, found again where there is none."""

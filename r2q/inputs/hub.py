@@ -1,0 +1,225 @@
+"""Models and data of the Hugging Face hub, as `fetch` pinned them: the one door from an id to files.
+
+Without `inputs.lock.json` an id means what the hub, or its cache, has newest. With it, an id means one commit, and a
+data set is loaded from the files of that commit: `datasets` by itself, without a network, takes whatever version it
+loaded last, whatever revision it is asked for. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from r2q.config import CALIBRATION_PRESETS, HUB_GGUF, HUB_TEXT, Config, ConfigError, Model, method_info
+from r2q.files import HUB_FILE, Newest
+from r2q.kept import file_sha256
+from r2q.records import Inputs, Pinned, read_json
+
+LOCK = "inputs.lock.json"
+AGAIN = "run `python -m r2q fetch` again"
+ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+CHOICE = ("data_dir", "data_files")  # options of `load_dataset` that choose files
+REPLACED = (*CHOICE, "revision", "token", "trust_remote_code")
+
+Kind = Literal["model", "dataset"]
+
+
+def lock_file(config: Config) -> Path:
+    """Where `fetch` writes what it pinned for a run, and all others look."""
+    return Path("results", config.run, LOCK)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Something of the hub that a config names: a `file`, a data set's configuration `name`, or a model.
+
+    `key` is that of the config, `asked` the revision in it.
+    """
+
+    key: str
+    kind: Kind
+    id: str
+    asked: str | None
+    file: str | None = None
+    name: str | None = None
+
+
+def wanted(config: Config) -> Iterator[Wanted]:
+    """All of the hub that a config names itself: models, checkpoints, texts. What tasks read, they say when loaded."""
+    for name, entry in config.models.items():
+        if entry.kind == "hub":
+            yield Wanted(f"models.{name}.path", "model", entry.path, entry.revision)
+        elif entry.kind == "hub_gguf":
+            repository, file = HUB_GGUF.fullmatch(entry.path).groups()  # type: ignore[union-attr]
+            yield Wanted(f"models.{name}.path", "model", repository, entry.revision, file)
+    for name, options in _checkpoints(config):
+        yield Wanted(f"recipes.{name}.options.path", "model", options["path"], options.get("revision"))
+    for key, path in _texts(config):
+        if HUB_FILE.fullmatch(path):
+            repository, folder, file = path.split(":")
+            yield Wanted(key, "dataset", repository, None, f"{folder}/{file}")
+        elif HUB_TEXT.match(path):
+            repository, configuration, _ = path.split(":")
+            yield Wanted(key, "dataset", repository, None, name=configuration or None)
+
+
+def _checkpoints(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Recipes that take a checkpoint of the hub, with their options."""
+    for name, recipe in config.recipes.items():
+        if method_info(recipe.method).needs == "checkpoint" and Model(path=recipe.options["path"]).kind == "hub":
+            yield name, recipe.options
+
+
+def _texts(config: Config) -> Iterator[tuple[str, str]]:
+    """Key and path of every text."""
+    yield from ((f"perplexity.{name}.path", text.path) for name, text in config.perplexity.items())
+    if config.fidelity is not None:
+        yield "fidelity.path", config.fidelity.path
+    if config.calibration is not None:
+        yield "calibration.path", CALIBRATION_PRESETS.get(config.calibration.path, config.calibration.path)
+    for number, text in enumerate(config.training.texts if config.training is not None else []):
+        yield f"training.texts[{number}].path", text.path
+
+
+def call(name: str | None, options: Mapping[str, Any]) -> str:
+    """What chooses the files of a data set in a call of `load_dataset`, as one stable line."""
+    chosen = {option: options[option] for option in CHOICE if options.get(option) is not None}
+    return json.dumps({"name": name, **chosen}, sort_keys=True)
+
+
+def snapshot(pinned: Pinned) -> Path:
+    """The folder of a repository at its commit, in the hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=pinned.id, repo_type=pinned.kind)
+    return Path(HF_HUB_CACHE, folder, "snapshots", pinned.commit)
+
+
+class Hub(Newest):
+    """Data sets as they are pinned; the newest where nothing is.
+
+    Args:
+        inputs: what is pinned, or None.
+        lock: the file that it stands in.
+    """
+
+    def __init__(self, inputs: Inputs | None, lock: Path) -> None:
+        self.inputs, self.lock = inputs, lock
+
+    @classmethod
+    def of(cls, config: Config) -> Hub:
+        """As `fetch` pinned it for this run; raises Damaged where the lock is cut off or edited."""
+        lock = lock_file(config)
+        return cls(read_json(lock, Inputs) if lock.is_file() else None, lock)
+
+    def known(self, kind: Kind, id: str, asked: str | None) -> Pinned | None:
+        """The pinned repository that the config means by id and revision."""
+        entries = self.inputs.pinned if self.inputs is not None else []
+        return next((e for e in entries if (e.kind, e.id) == (kind, id) and asked in (e.asked, e.commit)), None)
+
+    def find(self, kind: Kind, id: str, asked: str | None) -> Pinned:
+        """The same.
+
+        Raises:
+            ConfigError: it is not pinned.
+        """
+        entry = self.known(kind, id, asked)
+        if entry is None:
+            raise ConfigError(f"{id}{'' if asked is None else f' at {asked}'} is not in {self.lock}; {AGAIN}")
+        return entry
+
+    def file(self, repository: str, name: str) -> Path:
+        """One file of a data set."""
+        if self.inputs is None:
+            return super().file(repository, name)
+        entry = self.find("dataset", repository, None)
+        if name not in entry.files:
+            raise ConfigError(f"{name} of {repository} is not in {self.lock}; {AGAIN}")
+        return snapshot(entry) / name
+
+    def load(self, load: Callable[..., Any], path: Any, name: str | None = None, **options: Any) -> Any:
+        """What `load`, which is `datasets.load_dataset`, gives of the pinned files.
+
+        Raises:
+            ConfigError: there is a lock, and it has not what is asked for.
+        """
+        if self.inputs is None or not is_id(path):
+            return super().load(load, path, name, **options)
+        entry, asked = self.find("dataset", path, options.get("revision")), call(name, options)
+        if asked not in entry.loads:
+            raise ConfigError(f"{path} with {asked} is not in {self.lock}; {AGAIN}")
+        rest = {option: value for option, value in options.items() if option not in REPLACED}
+        return load(str(snapshot(entry)), name, data_files=entry.loads[asked], **rest)
+
+    def check(self, without: Collection[str]) -> Iterator[str]:
+        """Read every pinned file but those of the repositories `without`; a sentence for each that is another now."""
+        for entry in self.inputs.pinned if self.inputs is not None else []:
+            if entry.id not in without:
+                yield from _changed(entry, {name: file_sha256(snapshot(entry) / name) for name in entry.files})
+
+    def changed(self, model: Model, files: Mapping[str, Any]) -> Iterator[str]:
+        """A sentence for every file of a model that is not as it was fetched, by what `prepare` finds of its files."""
+        if self.inputs is not None and model.kind == "hub":
+            found = {name: file["sha256"] for name, file in files.items()}
+            yield from _changed(self.find("model", model.path, model.revision), found)
+
+    def missing(self) -> Iterator[str]:
+        """A sentence for every repository of which a pinned file is not in the cache with its length."""
+        for entry in self.inputs.pinned if self.inputs is not None else []:
+            files = {snapshot(entry) / name: file.bytes for name, file in entry.files.items()}
+            lost = [file for file, size in files.items() if not file.is_file() or file.stat().st_size != size]
+            if lost:
+                more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
+                yield f"{self.lock}: {entry.id}: {lost[0]}{more} missing or cut off; {AGAIN}"
+
+
+def _changed(entry: Pinned, found: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for every pinned file of a repository whose sha256 is another now."""
+    for name, digest in found.items():
+        if name in entry.files and digest != entry.files[name].sha256:
+            was = entry.files[name].sha256
+            yield f"{snapshot(entry) / name} has sha256 {digest}, not {was} as when it was fetched; {AGAIN}"
+
+
+def is_id(path: Any) -> bool:
+    """Whether a data set's path means one of the hub: no folder here, and none of `datasets`' own readers of files."""
+    return isinstance(path, str) and ID.fullmatch(path) is not None and "/" in path and not Path(path).exists()
+
+
+def pin(config: Config, hub: Hub) -> Config:
+    """The config with the commits of its lock as revisions of models and checkpoints.
+
+    Raises:
+        ConfigError: the lock lacks something that the config names, a sentence for each.
+    """
+    if hub.inputs is None:
+        return config
+    problems = []
+    for want in wanted(config):
+        entry = hub.known(want.kind, want.id, want.asked)
+        lacks = entry is None or (want.file is not None and want.file not in entry.files)
+        if lacks or (want.kind == "dataset" and want.file is None and call(want.name, {}) not in entry.loads):  # type: ignore[union-attr]
+            what = ":".join(part for part in (want.id, want.file or want.name) if part)
+            at = "" if want.asked is None else f" at {want.asked}"
+            problems.append(f"{want.key}: {what}{at} is not in {hub.lock}; {AGAIN}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    models = {}
+    for name, model in config.models.items():
+        repository = model.path.split(":")[0]
+        commit = {"revision": hub.find("model", repository, model.revision).commit} if _of_hub(model) else {}
+        models[name] = model.model_copy(update=commit)
+    recipes = dict(config.recipes)
+    for name, options in _checkpoints(config):
+        commit = {"revision": hub.find("model", options["path"], options.get("revision")).commit}
+        recipes[name] = recipes[name].model_copy(update={"options": options | commit})
+    return config.model_copy(update={"models": models, "recipes": recipes})
+
+
+def _of_hub(model: Model) -> bool:
+    return model.kind in ("hub", "hub_gguf")

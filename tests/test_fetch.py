@@ -1,0 +1,279 @@
+"""A run's inputs fetched from a hub on localhost, pinned, and read without a network to the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from r2q.config import ConfigError, parse
+from r2q.evaluation.before import check
+from r2q.inputs.hub import Hub, lock_file, pin, snapshot
+from r2q.kept import ROOT
+from r2q.prepare import prepare
+from r2q.records import Inputs, read_json
+from tests.fake_hub import FakeHub, fake_hub
+
+ROWS = [{"goal": f"to get to {i} go on from {i - 1}", "sol1": "do", "sol2": "do not", "label": i % 2} for i in range(8)]
+CARD = """---
+configs:
+- config_name: other
+  data_files: [{split: test, path: other/test.jsonl}]
+- config_name: main
+  data_files: [{split: train, path: main/train.jsonl}, {split: validation, path: main/validation.jsonl}]
+---
+A data set of which the configuration that the task names is not the first one.
+"""
+TASK = {
+    "task": "tinyqa",
+    "dataset_path": "tiny/questions",
+    "dataset_name": "main",
+    "validation_split": "validation",
+    "output_type": "multiple_choice",
+    "doc_to_text": "Q: {{goal}}\nA:",
+    "doc_to_choice": "{{[sol1, sol2]}}",
+    "doc_to_target": "label",
+}
+CONFIG: dict[str, Any] = {
+    "run": "pinned",
+    "models": {"m": {"path": "tiny/llama"}},
+    "recipes": {"rtn-g64": {"method": "rtn", "granularity": "g64"}},
+    "tasks": {"tinyqa": {}},
+    "task_include": ["tasks"],
+    "perplexity": {"book": {"path": "tiny/questions:other:test", "field": "goal", "window": 16}},
+    "limits": {"batch_size": 4},
+}
+MODEL_ONLY = {"tasks": {}, "perplexity": {"book": {"path": "book.txt"}}}
+MODEL = ROOT / "mini/models/mini-llama"
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def data(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    files = {"main/train.jsonl": rows[:2], "main/validation.jsonl": rows, "other/test.jsonl": rows}
+    return {"README.md": CARD.encode(), **{name: jsonl(part) for name, part in files.items()}}
+
+
+class Place:
+    """A working folder with a config, a cache of its own, and the address of a hub."""
+
+    def __init__(self, folder: Path, hub: FakeHub, config: dict[str, Any] = CONFIG) -> None:
+        self.folder, self.hub = folder, hub
+        (folder / "tasks").mkdir(parents=True)
+        (folder / "tasks/tinyqa.yaml").write_text(yaml.safe_dump(TASK))
+        self.write(config)
+
+    def write(self, config: dict[str, Any]) -> None:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def run(self, *command: str, **environment: str) -> tuple[int, str]:
+        """Exit status and output of `python -m ...`."""
+        cleared = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        here = {"HF_ENDPOINT": self.hub.address, "HF_HOME": str(self.folder / "hf"), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=cleared | here | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout
+
+    def fetch(self) -> tuple[int, list[str]]:
+        """Exit status, and what is said of problems."""
+        status, text = self.run("r2q", "fetch", "config.yaml")
+        return status, [line.removeprefix("error: config.yaml: ") for line in text.splitlines() if "error: " in line]
+
+    def lock(self) -> dict[str, str]:
+        """Commits by id."""
+        inputs = read_json(self.folder / "results/pinned/inputs.lock.json", Inputs)
+        return {entry.id: entry.commit for entry in inputs.pinned}
+
+    def scores(self, run: str) -> list[dict[str, str]]:
+        """All numbers of a run, without names and times."""
+        with (self.folder / f"results/{run}/scores.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{k: v for k, v in row.items() if k not in ("run", "seconds", "peak_mib", "provenance")} for row in rows]
+
+    def rows(self, name: str, revision: str) -> list[dict[str, Any]]:
+        """Rows as `datasets` loads them from the hub."""
+        load = f"datasets.load_dataset('tiny/questions', '{name}', split='validation', revision='{revision}')"
+        status, text = self.run("timeit", "-n1", "-r1", f"import datasets, json; print(json.dumps(list({load})))")
+        assert status == 0, text
+        return json.loads(next(line for line in text.splitlines() if line.startswith("[")))
+
+    def workflow(self, target: str) -> None:
+        arguments = ["--snakefile", f"{ROOT}/Snakefile", "--configfile", "config.yaml", "--cores", "1", target]
+        status, text = self.run("snakemake", *arguments, "--workflow-profile", "none")
+        assert status == 0, text
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    with fake_hub() as server:
+        server.push("model", "tiny/llama", MODEL)
+        server.push("dataset", "tiny/questions", data(ROWS))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def fetched(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place where `fetch` went through; then the hub got newer commits."""
+    place = Place(tmp_path_factory.mktemp("fetched"), hub)
+    assert place.fetch() == (0, [])
+    hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
+    hub.push("dataset", "tiny/questions", data(ROWS[:5]))
+    return place
+
+
+def test_the_hub_its_cache_and_local_files_give_the_same_numbers(hub: FakeHub, fetched: Place) -> None:
+    first = [hub.repositories[name].commits[0].sha for name in ("models/tiny/llama", "datasets/tiny/questions")]
+    assert fetched.lock() == dict(zip(["tiny/llama", "tiny/questions"], first, strict=True))
+    by_hub = fetched.rows("main", first[1]), fetched.rows("main", "main")  # the cache has loaded newer rows since
+    assert by_hub == (ROWS, ROWS[:5])
+    asked = len(hub.asked)
+    fetched.workflow("results/pinned/scores.csv")
+    assert len(hub.asked) == asked  # nobody looks at the hub, which has newer commits
+    pinned = fetched.scores("pinned")
+    assert {row["n"] for row in pinned if row["task"] == "tinyqa"} == {"8"}
+    resolved = yaml.safe_load((fetched.folder / "results/pinned/config.yaml").read_text())
+    assert resolved["models"]["m"]["revision"] == first[0]
+
+    (fetched.folder / "data/tinyqa").mkdir(parents=True)
+    (fetched.folder / "data/tinyqa/validation.jsonl").write_bytes(jsonl(ROWS))
+    (fetched.folder / "book.jsonl").write_bytes(jsonl(ROWS))
+    book = CONFIG["perplexity"]["book"] | {"path": "book.jsonl"}
+    local = {"run": "local", "models": {"m": {"path": str(MODEL)}}, "perplexity": {"book": book}, "task_data": "data"}
+    fetched.write(CONFIG | local)
+    fetched.workflow("results/local/scores.csv")
+    fetched.write(CONFIG)
+    assert len(hub.asked) == asked
+    assert fetched.scores("local") == pinned
+
+
+def test_a_lock_keeps_its_commits_also_elsewhere(hub: FakeHub, fetched: Place, tmp_path: Path) -> None:
+    lock = fetched.folder / "results/pinned/inputs.lock.json"
+    before, asked = lock.stat().st_mtime_ns, len(hub.asked)
+    assert fetched.fetch() == (0, [])
+    assert lock.stat().st_mtime_ns == before
+    assert len(hub.asked) == asked  # all is there, and known: the same command holds it against the lock
+    elsewhere = Place(tmp_path / "elsewhere", hub)
+    (elsewhere.folder / "results/pinned").mkdir(parents=True)
+    shutil.copy(lock, elsewhere.folder / "results/pinned")
+    assert elsewhere.fetch() == (0, [])
+    assert elsewhere.lock() == fetched.lock()
+    (elsewhere.folder / "results/pinned/inputs.lock.json").unlink()
+    assert elsewhere.fetch() == (0, [])
+    assert not set(elsewhere.lock().values()) & set(fetched.lock().values())
+
+
+def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
+    hub.push("model", "tiny/gated", MODEL, gated=True)
+    bare = hub.push("model", "tiny/bare", {"config.json": b"{}", "pytorch_model.bin": b"\0"})
+    models = {
+        "gated": {"path": "tiny/gated"},
+        "absent": {"path": "tiny/absent"},
+        "bare": {"path": "tiny/bare"},
+        "gone": {"path": "tiny/llama", "revision": "0" * 40},
+    }
+    texts = {"no": {"path": "tiny/nothing::test"}, "file": {"path": "tiny/questions:main:nothing.json"}}
+    place = Place(tmp_path / "place", hub, CONFIG | {"models": models, "perplexity": texts, "tasks": {}})
+    status, said = place.fetch()
+    newest = hub.repositories["datasets/tiny/questions"].commits[-1].sha
+    other = "model.safetensors* (other weight formats are not read)"
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    assert status == 2
+    assert said == [
+        f"models.gated.path: tiny/gated is gated: accept its terms at {hub.address}/tiny/gated, then {login}",
+        f"models.absent.path: the hub has no tiny/absent, or it is private: {login}",
+        f"models.bare.path: tiny/bare at {bare[:12]} has no file {other}",
+        f"models.gone.path: tiny/llama has no revision {'0' * 40} on the hub, or no longer",
+        f"perplexity.no.path: the hub has no tiny/nothing, or it is private: {login}",
+        f"perplexity.file.path: tiny/questions at {newest[:12]} has no file main/nothing.json",
+    ]
+    assert not (place.folder / "results/pinned/inputs.lock.json").exists()
+
+
+def test_an_interrupted_fetch_goes_on_with_the_same_commits(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        first = hub.push("model", "tiny/llama", MODEL)
+        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+        hub.broken.add("model.safetensors")
+        status, said = place.fetch()
+        assert (status, len(said)) == (2, 1)
+        assert said[0].startswith("tiny/llama cannot be fetched: ")
+        hub.broken.clear()
+        hub.sent.clear()
+        hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
+        assert place.fetch() == (0, [])
+        assert place.lock() == {"tiny/llama": first}
+        assert hub.sent == ["model.safetensors"]
+
+
+def test_too_little_room_and_another_content_are_refused(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        hub.push("model", "tiny/llama", MODEL)
+        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+        hub.claimed["model.safetensors"] = 10**18
+        status, said = place.fetch()
+        assert (status, "model.safetensors" in hub.sent) == (2, False)
+        assert said[0].startswith("1000000000.0")
+        assert "GB are to be downloaded to" in said[0]
+        hub.claimed.clear()
+        shutil.rmtree(place.folder / "hf")
+        hub.damaged.add("model.safetensors")
+        status, said = place.fetch()
+        assert status == 2
+        assert said[0].startswith("tiny/llama: model.safetensors has another content (sha256 ")
+        hub.damaged.clear()
+        assert place.fetch() == (0, [])
+
+
+def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fetched.folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(fetched.folder / "hf/hub"))
+    added = {"models": CONFIG["models"] | {"n": {"path": "tiny/other"}, "v": {"path": "tiny/llama", "revision": "v2"}}}
+    config = parse(CONFIG | added, "c.yaml")
+    with pytest.raises(ConfigError) as error:
+        pin(config, Hub.of(config))
+    end = f"is not in {lock_file(config)}; run `python -m r2q fetch` again"
+    assert str(error.value).splitlines() == [
+        f"models.n.path: tiny/other {end}",
+        f"models.v.path: tiny/llama at v2 {end}",
+    ]
+    hub = Hub.of(config)
+    assert [*hub.missing(), *hub.check(without=())] == []
+    with pytest.raises(ConfigError, match=r"tiny/questions with .*nothing.* is not in .*inputs.lock.json; run"):
+        hub.load(lambda *_, **__: None, "tiny/questions", "nothing")
+    rows = snapshot(hub.find("dataset", "tiny/questions", None)) / "main/validation.jsonl"
+    weights = snapshot(hub.find("model", "tiny/llama", None)) / "model.safetensors"
+    for file in (rows, weights):
+        whole = file.read_bytes()
+        file.unlink()
+        assert [*hub.missing()] == [
+            f"{lock_file(config)}: {hub_id(file)}: {file} missing or cut off; run `python -m r2q fetch` again"
+        ]
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same length
+        assert [*hub.missing()] == []
+    with pytest.raises(ConfigError, match=r"models.m.path: .*model.safetensors has sha256 .*, not .* as when it was"):
+        prepare("results/pinned/config.yaml", "results/pinned/prepared.json")
+    with pytest.raises(ConfigError, match=r"main/validation.jsonl has sha256 .*, not .* as when it was fetched"):
+        check("results/pinned/config.yaml", "m", "results/pinned/m/checked.json")
+
+
+def hub_id(file: Path) -> str:
+    """`owner/name` of a file in the hub's cache."""
+    return "/".join(file.parts[file.parts.index("hub") + 1].split("--")[1:])
