@@ -1,16 +1,15 @@
 # Two commands for users, the rest for those who change something. `make help` lists them.
 PYTHON ?= python3
 CORES ?= all
-CONFIG ?=
+CONFIG ?= config/embedded.yaml
 VENV := .venv
 READY := $(VENV)/.ready
-SNAKEMAKE := $(VENV)/bin/snakemake
 
 .DEFAULT_GOAL := help
 .PHONY: run test check paper clean help lock schema
 
 run: $(READY)    ## everything: install, quantize, evaluate, tables, figures (CONFIG=config/smoke.yaml for another run)
-	@$(if $(CONFIG),$(VENV)/bin/python -m r2q.config $(CONFIG) &&) $(SNAKEMAKE) --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+	@$(VENV)/bin/r2q run $(CONFIG) --cores $(CORES)
 
 test: $(READY)   ## install, then all tests, the smoke run of the whole workflow included
 	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
@@ -21,17 +20,17 @@ check: $(READY)  ## formatting, lints, types, and that generated files are what 
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/snakefmt --check Snakefile workflow  # it calls shfmt
 	$(VENV)/bin/python -m r2q schema --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python .ci/lint_workflow.py
+	$(VENV)/bin/snakemake --lint
 
 paper: $(READY)  ## the full-size models of config/paper.yaml (GPUs and the Hugging Face hub are needed)
-	@$(SNAKEMAKE) --cores $(CORES) --configfile config/paper.yaml
+	@$(VENV)/bin/r2q run config/paper.yaml --cores $(CORES)
 
 clean:           ## remove what runs made (reference numbers and figures stay), not the environment
 	find results figures -mindepth 1 -maxdepth 1 -not -name reference -exec rm -rf {} + 2>/dev/null || true
 	rm -rf .snakemake
 
 lock:            ## requirements.lock from pyproject.toml; keeps the versions that it has where they still fit (needs uv)
-	printf 'sympy\nnetworkx\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+	printf 'sympy\nnetworkx\nhatchling\n' | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-emit-package torch \
 		--override .ci/without_torch.txt --output-file requirements.lock
 

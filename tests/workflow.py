@@ -12,7 +12,7 @@ from pathlib import Path
 
 from r2q.kept import ROOT
 
-COPIED = ("Snakefile", "workflow", "profiles", "config", "r2q", "baselines", "mini")
+COPIED = ("Snakefile", "environment.yml", "workflow", "profiles", "config", "r2q", "baselines", "mini")
 MOVES = ("seconds", "peak_mib")  # columns of scores.csv that differ from run to run
 
 

@@ -70,6 +70,7 @@ __all__ = [
     "lattice_problems",
     "leaks",
     "load",
+    "load_to_run",
     "machine_problems",
     "method_info",
     "nearest",
@@ -82,6 +83,14 @@ __all__ = [
 def load(path: str | Path) -> Config:
     """Read and check a config file. Raises ConfigError naming file, key and nearest valid key for every problem."""
     return parse(read_yaml(path), source=str(path))
+
+
+def load_to_run(path: str | Path) -> Config:
+    """The same, and no text that is evaluated is also learned from. Raises ConfigError."""
+    config = load(path)
+    if problems := leaks(config):
+        raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
+    return config
 
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
