@@ -6,13 +6,17 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: run test check paper clean help lock schema
+.PHONY: run test test-cluster check paper clean help lock schema
 
 run: $(READY)    ## everything: install, quantize, evaluate, tables, figures (CONFIG=config/smoke.yaml for another run)
 	@$(VENV)/bin/r2q run $(CONFIG) --cores $(CORES)
 
 test: $(READY)   ## install, then all tests, the smoke run of the whole workflow included
 	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
+
+test-cluster: $(READY)  ## as root: profiles/slurm on a SLURM of one node (apt-get install slurmctld slurmd slurm-client munge)
+	$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[slurm]'
+	$(VENV)/bin/python -m pytest -m cluster tests/cluster
 
 check: $(READY)  ## formatting, lints, types, and that generated files are what their sources say
 	$(VENV)/bin/ruff check .
@@ -38,7 +42,7 @@ schema: $(READY) ## the JSON schema of configs and the table of keys in config/R
 	$(VENV)/bin/python -m r2q.config.schema
 
 help:            ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml bootstrap.py
 	@$(PYTHON) bootstrap.py
