@@ -37,12 +37,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def python(site: Path, *arguments: str, cwd: Path) -> str:
+def python(site: Path, *arguments: str, cwd: Path, status: int = 0) -> str:
+    """What Python prints with the packages of a folder before all others."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd, env=os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -81,3 +82,9 @@ def test_a_workflow_that_came_alone_runs_with_an_installed_package(tmp_path: Pat
     shutil.copy2(ROOT / "config" / "smoke.yaml", tmp_path / "config.yaml")
     python(ROOT, "-m", "snakemake", "--cores", "1", "--", REPORT, cwd=tmp_path)
     assert (tmp_path / REPORT).is_file()
+
+
+def test_conda_for_jobs_is_refused_where_they_would_not_find_this_package(site: Path, tmp_path: Path) -> None:
+    wish = ("config/smoke.yaml", "--dry-run", "--software-deployment-method", "conda")
+    said = python(site, "-m", "r2q", "run", *wish, cwd=tmp_path, status=1)
+    assert "--software-deployment-method: works in a clone of the repository" in said

@@ -78,7 +78,7 @@ class Run:
         return self.path.read_text()
 
     def end(self) -> int:
-        return self.process.wait(timeout=580)
+        return self.process.wait(timeout=1200)
 
     def training(self) -> str:
         """Wait for a checkpoint of the job that trains; its id."""
