@@ -73,8 +73,10 @@ def parser(verb: str) -> argparse.ArgumentParser:
         choices: dict[str, Any] = {"choices": get_args(kind)} if get_origin(kind) is Literal else {}
         plain: Any = str if choices else kind
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            optional: dict[str, Any] = {} if needed else {"nargs": "?", "default": parameter.default}
-            made.add_argument(parameter.name, type=plain, metavar=metavar, help=text, **several, **optional)
+            how: dict[str, Any] = several
+            if not needed:  # of several: all that follows, dashes included
+                how = {"nargs": argparse.REMAINDER if several else "?", "default": parameter.default}
+            made.add_argument(parameter.name, type=plain, metavar=metavar, help=text, **how)
             continue
         more: dict[str, Any] = {"action": "store_true"}
         if kind is not bool:

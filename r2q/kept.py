@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
 
-ROOT = Path(__file__).resolve().parent.parent  # the folder that holds the packages r2q, baselines, mini
+LIBRARY = Path(__file__).resolve().parent  # the package r2q
+# What holds workflow, config, profiles, baselines and mini: the repository, of which a wheel keeps these in r2q/_root.
+ROOT = LIBRARY / "_root" if (LIBRARY / "_root").is_dir() else LIBRARY.parent
 
 
 def key(parts: Mapping[str, Any]) -> str:
@@ -31,16 +33,35 @@ def file_sha256(path: Path) -> str:
 
 
 def source_hash(paths: Iterable[str | Path]) -> str:
-    """sha256 over Python source: `paths` are files or folders; relative ones count from the packages' folder.
+    """sha256 over Python source: `paths` are files or folders; relative ones count from the repository's top.
 
-    Names and contents enter, in sorted order; raises FileNotFoundError where there is no source.
+    Names and contents enter, in sorted order, the same from a wheel as from the repository; raises FileNotFoundError
+    where there is no source.
     """
     digest = hashlib.sha256()
-    for file in source_files(paths):
-        name = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
+    for name, file in sorted((_name(file), file) for file in source_files(paths)):
         content = file.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def from_top(path: str | Path) -> Path:
+    """A path of the repository, wherever its files are; an absolute one as it is."""
+    return (LIBRARY.parent if Path(path).parts[:1] == (LIBRARY.name,) else ROOT) / path
+
+
+def here_or_shipped(path: str | Path) -> Path:
+    """A path as it is, or where the repository has it, if it is not here: `config/smoke.yaml`, `mini/models/...`."""
+    shipped = ROOT / path
+    return shipped if shipped.exists() and not Path(path).exists() else Path(path)
+
+
+def _name(file: Path) -> PurePosixPath:
+    """Where a file stands in the repository; the last part of its path if it is no part of that."""
+    for top, below in ((ROOT, ROOT), (LIBRARY, LIBRARY.parent)):
+        if file.is_relative_to(top):
+            return PurePosixPath(file.relative_to(below))
+    return PurePosixPath(file.name)
 
 
 def source_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -52,7 +73,7 @@ def source_files(paths: Iterable[str | Path]) -> list[Path]:
     """
     files: set[Path] = set()
     for path in paths:
-        full = ROOT / path
+        full = from_top(path)
         if full.is_file():
             _add_with_imports(full, files)
         elif found := list(full.rglob("*.py")):
@@ -89,7 +110,8 @@ def _imports(file: Path, source: bytes) -> list[Path]:
     for name in dict.fromkeys(filter(None, names)):
         if name[0] == "r2q" and name[:-1] != package:
             continue
-        places = [folder.joinpath(*name) for folder in dict.fromkeys((top, Path.cwd(), ROOT))]
+        beside = [top] if name[:1] == package[:1] or not package else []  # else `top` may hold all installed packages
+        places = [folder.joinpath(*name) for folder in dict.fromkeys((*beside, Path.cwd(), ROOT))]
         modules = [place.with_suffix(".py") for place in places]
         modules += [place / "__init__.py" for place in places if name[0] != "r2q"]
         found += [path for path in modules if path.is_file()][:1]

@@ -235,3 +235,35 @@ def test_a_verb_in_the_server_is_the_same_verb(tmp_path: Path) -> None:
     assert done.stdout.startswith("2 True  error: ")
     assert "unknown model none; valid: mini-llama, mini-opt" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "profile"),
+    [
+        ([], "profiles/default"),
+        (["--workflow-profile", "profiles/slurm", "-n"], "profiles/slurm"),
+        (["--cores", "2", "--workflow-profile", "none"], None),
+    ],
+)
+def test_run_finds_what_is_shipped_from_any_folder_and_passes_the_rest_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], profile: str | None
+) -> None:
+    calls = []
+    monkeypatch.setattr("os.execv", lambda program, arguments: calls.append(arguments))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "config/smoke.yaml", *given]) == 0
+    (said,) = calls
+    assert said[said.index("--configfile") + 1] == str(ROOT / "config" / "smoke.yaml")
+    assert said.count("--workflow-profile") == 1
+    assert said[said.index("--workflow-profile") + 1] == (str(ROOT / profile) if profile else "none")
+    assert set(given) - {"profiles/slurm"} <= set(said)
+
+
+def test_run_prefers_what_is_here_and_refuses_a_bad_config_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "smoke.yaml").write_text("runn: x\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "config/smoke.yaml"]) == 2
+    assert "error: config/smoke.yaml: runn" in capsys.readouterr().err

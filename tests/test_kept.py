@@ -137,3 +137,12 @@ def test_a_method_of_ones_own_changes_with_its_helpers_and_the_method_it_builds_
     assert own == {"mine/deep/method.py", "mine/deep/base.py", "mine/deep/__init__.py", "mine/tools.py", "beside.py"}
     assert {"baselines/rtn.py", "baselines/options/rtn.py"} <= others
     assert not [file for file in others if file.startswith("r2q/")]
+
+
+def test_packages_installed_beside_a_method_are_no_part_of_it(tmp_path: Path) -> None:
+    for name in ("mine", "torch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "mine" / "method.py").write_text("import torch\nimport mine\n")
+    behind = kept.source_files([tmp_path / "mine" / "method.py"])
+    assert behind == [tmp_path / "mine" / "__init__.py", tmp_path / "mine" / "method.py"]

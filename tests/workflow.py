@@ -12,7 +12,9 @@ from pathlib import Path
 
 from r2q.kept import ROOT
 
-COPIED = ("Snakefile", "workflow", "profiles", "config", "r2q", "baselines", "mini", "results/published")
+COPIED = (
+    "Snakefile", "environment.yml", "workflow", "profiles", "config", "r2q", "baselines", "mini", "results/published"
+)  # fmt: skip
 MOVES = ("seconds", "peak_mib")  # columns of scores.csv that differ from run to run
 
 

@@ -70,6 +70,7 @@ __all__ = [
     "lattice_problems",
     "leaks",
     "load",
+    "load_to_run",
     "machine_problems",
     "method_info",
     "nearest",
@@ -89,6 +90,14 @@ def load(path: str | Path, model: str | None = None, section: str | None = None)
         raise ConfigError(f"{path}: {section}: this key is required here; name at least its path")
     if model is not None and model not in config.models:
         raise ConfigError(f"{path}: models: unknown model {model}{nearest(model, config.models)}")
+    return config
+
+
+def load_to_run(path: str | Path) -> Config:
+    """The same, and no text that is evaluated is also learned from. Raises ConfigError."""
+    config = load(path)
+    if problems := leaks(config):
+        raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
     return config
 
 

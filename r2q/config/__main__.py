@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from r2q.config import ConfigError, leaks, load
+from r2q.config import ConfigError, load_to_run
 
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         try:
-            problems = [f"{path}: {line}" for line in leaks(load(path))]
+            load_to_run(path)
         except ConfigError as error:
-            problems = str(error).splitlines()
-        if problems:
-            sys.exit("\n".join(f"error: {line}" for line in problems))
+            sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config.base import ConfigError, MethodOptions, nearest
+from r2q.kept import ROOT
 
 R2Q = "r2q.quantization.residual"
 CONTRACT = "r2q.quantization.method"
@@ -138,6 +139,8 @@ def _where(name: str) -> tuple[str, str | None]:
 
 def _package(name: str) -> Path:
     """Folder of a top-level package, or of one in the working folder; does not import it."""
+    if str(ROOT) not in sys.path:  # a wheel keeps baselines where no other package's name can meet it
+        sys.path.insert(0, str(ROOT))
     spec = importlib.util.find_spec(name)
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations and spec is not None and spec.origin:

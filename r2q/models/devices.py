@@ -48,17 +48,26 @@ def claim(names: list[str], folder: str | Path | None = None) -> str:
     """
     place = Path(folder or Path(tempfile.gettempdir()) / f"r2q-gpus-{os.getuid()}")
     place.mkdir(parents=True, exist_ok=True)
-    # first devices that nobody holds, then those that one process holds, ...
-    return next(name for level in count() for name in names if _hold(place / f"{name}-{level}.lock"))
+    with (place / "choice.lock").open("w") as choice:
+        fcntl.flock(choice, fcntl.LOCK_EX)  # one process at a time counts and takes
+        name = min(names, key=lambda name: sum(map(_is_held, place.glob(f"{name}-*.lock"))))
+        _HELD.append(next(filter(None, (_lock(place / f"{name}-{slot}.lock") for slot in count()))))
+    return name
 
 
-def _hold(path: Path) -> bool:
-    """Take a lock if no process has it; the kernel lets go of it whatever happens."""
+def _is_held(path: Path) -> bool:
+    file = _lock(path)
+    if file is not None:
+        file.close()
+    return file is None
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """The open and locked file if no process has it; the kernel lets go of it whatever happens."""
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        return False
-    _HELD.append(file)
-    return True
+        return None
+    return file

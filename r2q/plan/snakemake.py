@@ -19,7 +19,7 @@ from r2q import server
 from r2q.config import Config, ConfigError
 from r2q.config.strict_yaml import parse_yaml, read_yaml
 from r2q.inputs.hub import Hub, pin
-from r2q.kept import ROOT, busy, held, write_atomic
+from r2q.kept import LIBRARY, ROOT, busy, held, here_or_shipped, write_atomic
 from r2q.plan import Plan
 from r2q.records import Damaged
 
@@ -52,8 +52,16 @@ def _pinned(config: Config) -> Config:
     return pin(config, hub)
 
 
-def run_jobs_here() -> None:
-    """Jobs run with the interpreter and packages that Snakemake runs with, also where neither is on the paths."""
+def run_jobs_here(workflow: Any) -> None:
+    """Jobs run with the interpreter and packages that Snakemake runs with, also where neither is on the paths.
+
+    With `--software-deployment-method conda`, whose environment has all but r2q, r2q alone is this one.
+
+    Raises:
+        WorkflowError: it is asked for and r2q is an installed package, which no other interpreter can have.
+    """
+    if workflow.deployment_settings.deployment_method and LIBRARY.parent != ROOT:
+        raise WorkflowError("--software-deployment-method: works in a clone of the repository; this r2q is installed")
     paths = {"PATH": (str(Path(sys.executable).parent), os.defpath), "PYTHONPATH": (str(ROOT), "")}
     for name, (first, default) in paths.items():
         rest = os.environ.get(name, default).split(os.pathsep)
@@ -86,8 +94,8 @@ def _found_from_here(config: dict[str, Any]) -> dict[str, Any]:
     models = config.get("models")
     for entry in models.values() if isinstance(models, dict) else []:
         path = entry.get("path") if isinstance(entry, dict) else None
-        if isinstance(path, str) and path.startswith("mini/") and not Path(path).exists() and (ROOT / path).exists():
-            entry["path"] = str(ROOT / path)
+        if isinstance(path, str) and path.startswith("mini/"):
+            entry["path"] = str(here_or_shipped(path))
     return config
 
 

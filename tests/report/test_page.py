@@ -7,12 +7,10 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from r2q.kept import ROOT
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
@@ -127,16 +125,3 @@ def test_in_a_browser(report: Path) -> None:
     assert found["recipes"] == ["rtn-g64"]
     assert found["open"]
     assert found["errors"] == []
-
-
-def test_an_installed_package_has_the_page_s_files() -> None:
-    """All that is no Python below `r2q` is package data."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    found = {
-        p
-        for package, patterns in declared.items()
-        for q in patterns
-        for p in (ROOT / package.replace(".", "/")).glob(q)
-    }
-    there = {p for p in (ROOT / "r2q").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
-    assert found == there

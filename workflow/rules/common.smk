@@ -10,7 +10,10 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-ROOT = Path(str(workflow.current_basedir)).parents[1]
+sys.path.insert(0, str(Path(str(workflow.current_basedir)).parents[1]))  # the packages beside this file come first
+
+from r2q.kept import ROOT  # theirs, or that of an installed r2q where this file came over the network
+
 sys.path.insert(0, str(ROOT))
 
 from mini.tasks import TASKS as MINI_TASKS
@@ -35,7 +38,7 @@ from r2q.plan.snakemake import (
     write_config,
 )
 
-run_jobs_here()
+run_jobs_here(workflow)
 without_colour()
 
 WORLD = "results/prepared/mini"

@@ -11,6 +11,8 @@ rule check:
     log:
         f"{RESULTS}/logs/check-{{model}}.log",
     priority: 100
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_check,
@@ -36,6 +38,8 @@ rule reference:
         f"{RESULTS}/{{model}}/reference.safetensors",
     log:
         f"{RESULTS}/logs/reference-{{model}}.log",
+    conda:
+        "../../environment.yml"
     threads: CONFIG.limits.threads
     resources:
         gpu=GPU,
@@ -67,6 +71,8 @@ rule evaluate:
         update(f"{UNIT}/items.json"),
     log:
         f"{RESULTS}/logs/evaluate-{{model}}-{{recipe}}-seed{{seed}}.log",
+    conda:
+        "../../environment.yml"
     threads: CONFIG.limits.threads
     resources:
         gpu=GPU,

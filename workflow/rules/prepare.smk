@@ -11,6 +11,8 @@ rule world:
         WORLD_FILES,
     log:
         f"{RESULTS}/logs/world.log",
+    conda:
+        "../../environment.yml"
     params:
         source=source_hash(["mini/world.py"]),
         out=folder_of_output,
@@ -33,6 +35,8 @@ rule pretrain:
         directory("results/prepared/pretrained"),
     log:
         f"{RESULTS}/logs/pretrain.log",
+    conda:
+        "../../environment.yml"
     resources:
         gpu=GPU,
     params:
@@ -59,6 +63,8 @@ rule source:
     wildcard_constraints:
         source=one_of(PLAN.sources),
     priority: 10
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_source,
@@ -87,6 +93,8 @@ rule prepare:
     log:
         f"{RESULTS}/logs/prepare-{{model}}.log",
     priority: 10
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_prepare,

@@ -8,6 +8,8 @@ rule calibrate:
         f"{RESULTS}/{{model}}/calibration.safetensors",
     log:
         f"{RESULTS}/logs/calibrate-{{model}}.log",
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_calibrate,
@@ -33,6 +35,8 @@ rule teacher_data:
         f"{RESULTS}/{{model}}/training_data.safetensors",
     log:
         f"{RESULTS}/logs/teacher_data-{{model}}.log",
+    conda:
+        "../../environment.yml"
     threads: CONFIG.limits.threads
     resources:
         gpu=GPU,
@@ -65,6 +69,8 @@ rule quantize:
         update(f"{UNIT}/report.json"),
     log:
         f"{RESULTS}/logs/quantize-{{model}}-{{recipe}}-seed{{seed}}.log",
+    conda:
+        "../../environment.yml"
     threads: CONFIG.limits.threads
     resources:
         gpu=GPU,

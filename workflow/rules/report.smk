@@ -17,6 +17,8 @@ rule collect:
         sha256=f"{RESULTS}/collected.sha256",
     log:
         f"{RESULTS}/logs/collect.log",
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_collect,
@@ -42,6 +44,8 @@ rule collect_training:
         sha256=f"{RESULTS}/trained.sha256",
     log:
         f"{RESULTS}/logs/collect_training.log",
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_collect_training,
@@ -67,6 +71,8 @@ rule lattice:
     log:
         f"{RESULTS}/logs/lattice.log",
     priority: -1
+    conda:
+        "../../environment.yml"
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_lattice,
@@ -119,6 +125,8 @@ rule table:
         SIGNED,
     log:
         f"{RESULTS}/logs/table.log",
+    conda:
+        "../../environment.yml"
     params:
         code=PLAN.asked_report,
         results=run_folder,
@@ -149,6 +157,8 @@ rule figure:
         f"{RESULTS}/logs/figure-{{figure}}.log",
     wildcard_constraints:
         figure=one_of(PLAN.drawn),
+    conda:
+        "../../environment.yml"
     params:
         code=PLAN.asked_report,
         results=run_folder,
@@ -174,6 +184,8 @@ rule claims:
         f"{RESULTS}/tables/claims.sha256",
     log:
         f"{RESULTS}/logs/claims.log",
+    conda:
+        "../../environment.yml"
     params:
         asked=PLAN.asked_claims,
         results=run_folder,
@@ -203,6 +215,8 @@ rule page:
         sha256=f"{RESULTS}/report.sha256",
     log:
         f"{RESULTS}/logs/page.log",
+    conda:
+        "../../environment.yml"
     params:
         code=PLAN.asked_report,
         results=run_folder,
