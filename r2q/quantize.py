@@ -139,6 +139,7 @@ def quantize(
         options=unit.options,
         facts=description,
         seconds=cost.seconds,
+        cpu_seconds=cost.cpu_seconds,
         peak_mib=cost.peak_mib,
         versions=identity["versions"],
         files=files,
@@ -291,4 +292,4 @@ def _summary(report: Report) -> str:
     weights = sum(math.prod(layer.shape) for layer in report.layers)
     error = sum(layer.mse * math.prod(layer.shape) for layer in report.layers) / weights if weights else 0.0
     size = f"{report.bits_per_weight:.2f} bits/weight, {(report.file_bytes or 0) / 2**20:.2f} MiB"
-    return f"{size}, weight MSE {error:.3g}, {report.seconds:.1f} s, peak {report.peak_mib:.0f} MiB"
+    return f"{size}, weight MSE {error:.3g}, {report.seconds:.1f} s ({report.cpu_seconds or 0:.1f} of CPU), peak {report.peak_mib:.0f} MiB"

@@ -156,7 +156,8 @@ class Session:
                 gc.collect()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        return found | {"seconds": cost.seconds, "peak_mib": cost.peak_mib}, raw, items, lines
+        spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib")}
+        return found | spent, raw, items, lines
 
     def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         """Load the unit, fill `found`; returns raw results, items and samples. Raises where nothing has a value."""
