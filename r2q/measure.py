@@ -18,8 +18,8 @@ class Measured:
     """Times a block and finds its peak memory.
 
     ``cpu_seconds`` is what the kernel counted (getrusage): of all threads of this process and of the child processes
-    that it waited for in the block; nothing is sampled. ``peak_mib`` is the largest resident size of this process in the block (Linux; elsewhere since its start), plus
-    the largest allocation on the GPU when one is in use.
+    that it waited for in the block; nothing is sampled. ``peak_mib`` is the largest resident size of this process in
+    the block (Linux; elsewhere since its start), plus the largest allocation on the GPU when one is in use.
     """
 
     seconds: float

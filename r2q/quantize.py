@@ -292,4 +292,4 @@ def _summary(report: Report) -> str:
     weights = sum(math.prod(layer.shape) for layer in report.layers)
     error = sum(layer.mse * math.prod(layer.shape) for layer in report.layers) / weights if weights else 0.0
     size = f"{report.bits_per_weight:.2f} bits/weight, {(report.file_bytes or 0) / 2**20:.2f} MiB"
-    return f"{size}, weight MSE {error:.3g}, {report.seconds:.1f} s ({report.cpu_seconds or 0:.1f} of CPU), peak {report.peak_mib:.0f} MiB"
+    return f"{size}, weight MSE {error:.3g}, {report.seconds:.1f} s, peak {report.peak_mib:.0f} MiB"

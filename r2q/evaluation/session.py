@@ -87,8 +87,6 @@ class Session:
         self._encoders: dict[str, Any] = {}
         self._checked_packed = False  # whether packed layers of one unit were seen to compute what their weights do
         self._ids: dict[tuple[str, str], list[int]] = {}
-        gc.collect()
-        gc.freeze()  # the tasks stay: later collections, one per unit, need not look through them (0.2 s each)
 
     def unit(self, folder: Path, report: Report) -> str:
         """Evaluate one unit, or leave its result as it is; returns what to tell the user."""
