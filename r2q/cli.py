@@ -11,7 +11,6 @@ import ast
 import inspect
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from r2q import __version__
 from r2q.kept import held
+from r2q.measure import Measured
 from r2q.server import ask
 
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
@@ -159,14 +159,13 @@ def _run(verb: str, rest: list[str]) -> int:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a method of your own, named with dots, may stand in the working folder
     terminal = _log_to(log) if log else None
-    start = time.perf_counter()
     try:
-        with held(out) if out is not None else nullcontext():
+        with Measured() as cost, held(out) if out is not None else nullcontext():
             plain = [args.pop(p.name) for p, *_ in _arguments(of) if p.kind is p.POSITIONAL_ONLY]
             status = of(*plain, **args) or 0
         if log:
             what = " ".join(filter(None, [verb, args.get("model"), args.get("recipe")]))
-            print(f"{what}: done in {time.perf_counter() - start:.1f} s")
+            print(f"{what}: done in {cost.seconds:.1f} s, {cost.cpu_seconds:.1f} s of CPU")
         return status
     except (ValueError, FileNotFoundError) as error:
         if log or os.environ.get("R2Q_TRACEBACK"):

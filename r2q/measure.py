@@ -1,4 +1,4 @@
-"""What a piece of work cost and with what it was done: seconds, peak memory, library versions."""
+"""What a piece of work cost and with what it was done: seconds, of processors too, peak memory, library versions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ MIB = 1 << 20
 class Measured:
     """Times a block and finds its peak memory.
 
-    ``peak_mib`` is the largest resident size of this process in the block (Linux; elsewhere since its start), plus
-    the largest allocation on the GPU when one is in use.
+    ``cpu_seconds`` is what the kernel counted (getrusage): of all threads of this process and of the child processes
+    that it waited for in the block; nothing is sampled. ``peak_mib`` is the largest resident size of this process in
+    the block (Linux; elsewhere since its start), plus the largest allocation on the GPU when one is in use.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_mib: float
 
     def __enter__(self) -> Measured:
@@ -30,16 +32,23 @@ class Measured:
         cuda = _cuda()
         if cuda is not None:
             cuda.reset_peak_memory_stats()
-        self._start = time.perf_counter()
+        self._start, self._cpu = time.perf_counter(), cpu_seconds()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.seconds = round(time.perf_counter() - self._start, 3)
+        self.cpu_seconds = round(cpu_seconds() - self._cpu, 3)
         cuda = _cuda()
         gpu = cuda.max_memory_allocated() / MIB if cuda is not None else 0.0
         self.peak_mib = round(_peak_resident_mib() + gpu, 1)
+
+
+def cpu_seconds() -> float:
+    """Seconds of processors that this process and the children that it waited for have taken so far."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _cuda():  # type: ignore[no-untyped-def]

@@ -138,6 +138,7 @@ def quantize(
         options=unit.options,
         facts=description,
         seconds=cost.seconds,
+        cpu_seconds=cost.cpu_seconds,
         peak_mib=cost.peak_mib,
         versions=identity["versions"],
         files=files,

@@ -102,7 +102,7 @@ class Report:
         bits: of a code; None for a checkpoint that was quantized elsewhere.
         bits_per_weight: effective, over the quantized layers, with scales.
         file_bytes, formula_bytes: of the weight files; of their tensors by formula.
-        seconds, peak_mib: of quantizing, packing and writing the unit.
+        seconds, cpu_seconds, peak_mib: of quantizing, packing and writing the unit (see `r2q.measure.Measured`).
         hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
             tokens, the training rows.
         files: bytes of every file of the unit, by its path in the folder; they are the result.
@@ -134,6 +134,7 @@ class Report:
     versions: dict[str, str]
     hashes: dict[str, str | None]
     files: dict[str, int]
+    cpu_seconds: float | None = None
     retry: bool = False
     format_version: Format = 2
     digest: str = ""
@@ -167,7 +168,7 @@ class Evaluation:
         key, status, reason, retry, digest: as in `Report`.
         files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
             samples.jsonl if asked.
-        seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
+        seconds, cpu_seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
         truncated: prompts that were cut to the model's positions, by task.
         hashes: sha256 of the weights that were scored, of the tasks with their data, of the code, and of `files`.
     """
@@ -188,6 +189,7 @@ class Evaluation:
     hashes: dict[str, str | None]
     truncated: dict[str, int]
     files: dict[str, int]
+    cpu_seconds: float | None = None
     retry: bool = False
     format_version: Format = 2
     digest: str = ""
@@ -243,6 +245,7 @@ class Score:
         chance, majority: value of guessing, and of always the most frequent answer.
         in_table: whether the main table shows it.
         seconds: of the task (of the unit where it has no task); peak_mib: of the unit's evaluation.
+        quantize_cpu_seconds, evaluate_cpu_seconds: of processors, for the whole unit; None in older runs.
         provenance: key of provenance.json.
         status, reason: see `Report`.
         version, num_fewshot: of the task; numbers with other ones are not compared.
@@ -280,6 +283,8 @@ class Score:
     frame: str | None = None
     quantizer: str = ""
     control: bool = False
+    quantize_cpu_seconds: float | None = None
+    evaluate_cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ The server ends with whoever started it, a child with the verb that asked for it
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -21,12 +22,19 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 ADDRESS = "R2Q_SERVER"
 NO = b"no"  # the answer of a server that cannot help
-HEAVY = ("r2q.quantize", "r2q.evaluation.evaluate", "r2q.evaluation.adapter", "r2q.training.teacher_data")
+HEAVY = (
+    "r2q.quantize",
+    "r2q.evaluation.evaluate",
+    "r2q.evaluation.adapter",
+    "r2q.training.teacher_data",
+    "r2q.training.frame",
+)
 SHOWN = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims")
 LIBRARIES = ("lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama")
 
@@ -78,8 +86,7 @@ def serve(path: str, listener: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the verbs; this process ends with its parent
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: the verbs do
     while listener in select.select([listener, sys.stdin], [], [])[0]:
-        for module in (*LIBRARIES, *HEAVY, *SHOWN):
-            import_module(module)
+        _warm()
         connection, _ = listener.accept()
         if sys.modules["torch"].cuda.is_initialized():  # by something that was imported: no child could use a GPU
             connection.sendall(NO)
@@ -89,6 +96,16 @@ def serve(path: str, listener: socket.socket) -> None:
         connection.close()
     Path(path).unlink(missing_ok=True)
     Path(path).parent.rmdir()
+
+
+@cache
+def _warm() -> None:
+    """Have what every verb would import and build; nobody's garbage collection looks through it again."""
+    for module in (*LIBRARIES, *HEAVY, *SHOWN):
+        import_module(module)
+    import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")  # 1,000 expressions compiled
+    gc.collect()
+    gc.freeze()
 
 
 def _child(connection: socket.socket) -> None:

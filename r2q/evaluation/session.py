@@ -90,8 +90,6 @@ class Session:
         self._encoders: dict[str, Any] = {}
         self._checked_packed = False  # whether packed layers of one unit were seen to compute what their weights do
         self._ids: dict[tuple[str, str], list[int]] = {}
-        gc.collect()
-        gc.freeze()  # the tasks stay: later collections, one per unit, need not look through them (0.2 s each)
 
     def unit(self, folder: Path, report: Report) -> str:
         """Evaluate one unit, or leave its result as it is; returns what to tell the user."""
@@ -159,7 +157,8 @@ class Session:
                 gc.collect()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        return found | {"seconds": cost.seconds, "peak_mib": cost.peak_mib}, raw, items, lines
+        spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib")}
+        return found | spent, raw, items, lines
 
     def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         """Load the unit, fill `found`; returns raw results, items and samples. Raises where nothing has a value."""

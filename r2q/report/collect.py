@@ -109,7 +109,10 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
     unit |= {"run": config.run, "provenance": provenance, "status": record.status, "reason": record.reason}
     facts = report.facts
     unit |= {"kind": facts.kind, "frame": facts.frame, "quantizer": facts.label, "control": facts.control}
-    blank = Score(**unit | {"seconds": record.seconds, "peak_mib": None if evaluation is None else evaluation.peak_mib})
+    unit |= {"seconds": record.seconds, "quantize_cpu_seconds": report.cpu_seconds}
+    if evaluation is not None:
+        unit |= {"peak_mib": evaluation.peak_mib, "evaluate_cpu_seconds": evaluation.cpu_seconds}
+    blank = Score(**unit)
     if evaluation is None or evaluation.status != OK:
         yield blank
         return

@@ -3,8 +3,9 @@
 The pass is the method's own code (``fit_groups``, ``encode_groups``, its grid's ``decode``), traced by the compiler:
 there is no second version of any method. What a compiled pass gives differs from what is stored by float32 rounding
 (scales in their last bit, codes at exact ties), and it checks nothing: what leaves the range of float16 becomes
-infinite and is caught as a loss that is not finite. A method with a ``begin`` of its own (random codes) runs as it is,
-layer by layer; so does every method on a CPU, where its own loops are faster than what a compiler makes of them.
+infinite and is caught as a loss that is not finite. On a CPU the pass runs as it is, over as many weights as half a
+core's cache holds: the bits of layer by layer, in half the time. A method with a ``begin`` of its own (random codes)
+goes layer by layer.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Together:
         self.layers, self.keep_codes = layers, keep_codes
         self.method = layers[0].quantizer.method
         groups = self._groups()
-        fused = groups[0].is_cuda and compiles(self.method)
-        self._fused = torch.compile(one_pass(self.method, dtype)) if fused else None
+        run = one_pass(self.method, dtype)
+        self._run = torch.compile(run) if groups[0].is_cuda and compiles(self.method) else run
         self._values = torch.empty(sum(map(len, groups)), groups[0].shape[1], dtype=dtype, device=groups[0].device)
         for layer, part in zip(layers, self._values.split([len(group) for group in groups]), strict=True):
             layer.values = part.view(layer.target.weight.shape)
@@ -74,32 +75,37 @@ class Together:
         Raises:
             ValueError: a weight is not finite or out of range, where the pass is not compiled; names the layer.
         """
-        if self._fused is None:
-            done = [layer.quantizer.run(layer.target.weight) for layer in self.layers]
-            values, codes = (
-                torch.cat([part.reshape(-1, self._values.shape[1]) for part in parts])
-                for parts in ([one.values for one in done], [one.codes for one in done])
-            )
-        else:
-            groups = torch.cat(self._groups())
+        groups = torch.cat(self._groups())
+        size = len(groups)
+        if groups.is_cuda:
             torch._dynamo.maybe_mark_dynamic(groups, 0)
-            values, codes = self._fused(groups)
-        self._values.copy_(values)
-        if self.keep_codes:
-            self.packed = pack(codes, self.method.recipe.bits)
+        else:
+            size = max(1, CHUNK["cpu"] // groups.shape[1])
+        self.method.begin(self.layers[0].target.name)
+        packed = []
+        try:
+            for part, place in zip(groups.split(size), self._values.split(size), strict=True):
+                values, codes = self._run(part)
+                place.copy_(values)
+                packed += [pack(codes, self.method.recipe.bits)] if self.keep_codes else []
+        except ValueError:
+            for layer in self.layers:  # which one is it?
+                layer.quantizer.run(layer.target.weight)
+            raise
+        if packed:
+            self.packed = torch.cat(packed)
 
 
 def batches(layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> list[Together]:
-    """All layers, as few at a time as groups of several sizes and memory ask for; one by one on a CPU."""
+    """All layers, as few at a time as groups of several sizes and memory ask for."""
     found: dict[tuple[int, torch.dtype], list[list[Latent]]] = {}
     for layer in layers:
         weight = layer.target.weight
-        alone = not weight.is_cuda or not compiles(layer.quantizer.method)
         kind = dtype if not layer.target.is_stack else weight.dtype  # experts may be multiplied without autocast
         lists = found.setdefault((layer.quantizer.blocks(weight).shape[-1], kind), [])
-        if lists and not alone:
+        if lists and compiles(layer.quantizer.method):
             filled = sum(other.target.weight.numel() for other in lists[-1])
-            if filled + weight.numel() <= CHUNK["cuda"]:
+            if filled + weight.numel() <= CHUNK.get(weight.device.type, CHUNK["cpu"]):
                 lists[-1].append(layer)
                 continue
         lists.append([layer])

@@ -89,7 +89,7 @@ class Run:
             "recipe": recipe, "method": entry["method"], "granularity": entry.get("granularity"),
             "group_size": 64 if "granularity" in entry else None, "bits": 2, "seed": seed, "options": {},
             "bits_per_weight": bits, "quantized_weights": 10, "total_parameters": 20, "file_bytes": size,
-            "formula_bytes": size, "layers": layers, "seconds": 1.5, "peak_mib": 90.0,
+            "formula_bytes": size, "layers": layers, "seconds": 1.5, "peak_mib": 90.0, "cpu_seconds": 3.5,
             "versions": {"torch": "2.13.0"}, "hashes": {**hashes, "source": f"source-of-{model}"}, "notes": {},
         }  # fmt: skip
         scores = [
@@ -100,7 +100,7 @@ class Run:
         ]
         evaluation = {
             "format_version": 2, "key": "k", "status": "ok", "reason": "", "files": {}, "scores": scores,
-            "seconds": 7.0,
+            "seconds": 7.0, "cpu_seconds": 1.5,
             "task_seconds": {"mini_text": 1.25, "mini_facts": 2.0, "mini_who": 0.5}, "peak_mib": 300.0, "device": "cpu",
             "dtype": "bfloat16", "batch_size": 64, "add_bos": None, "seeds": {"random": 0},
             "versions": {"torch": "2.13.0", "lm_eval": "0.4.13"}, "hashes": {**hashes, "tasks": "7a5c"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import Any
 
@@ -13,7 +14,8 @@ from r2q.models.targets import Target, list_targets
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, CodebookGrid
 from r2q.quantization.method import Recipe, make_method
 from r2q.training.fake_quant import FakeQuantizer, FrozenCodes, Latent, finest_step, inside, install
-from r2q.training.fused import compiles, one_pass
+from r2q.training import fused
+from r2q.training.fused import batches, compiles, one_pass
 from tests.models.tiny import tiny_model, tokens
 
 
@@ -157,6 +159,32 @@ def test_a_method_compiles_as_it_is_and_gives_what_is_stored(name: str, options:
 def test_random_codes_are_drawn_layer_by_layer() -> None:
     assert compiles(method("rtn"))
     assert not compiles(method("random_codes"))
+
+
+@pytest.mark.parametrize("chunk", [1 << 19, 1000])  # all layers at once; 31 groups at a time
+@pytest.mark.parametrize(("name", "options"), [*METHODS, ("random_codes", {})])
+def test_layers_quantized_together_are_what_is_stored_of_each(
+    name: str, options: dict, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fused.CHUNK, "cpu", chunk)
+    quantizer = method(name, "g32", **options)
+    layers = [Latent(target, quantizer, "identity") for target in list_targets(tiny_model("llama"))]
+    together = batches(layers, torch.float32, keep_codes=True)
+    assert len(together) == (1 if chunk == 1 << 19 and name != "random_codes" else len(layers))
+    for some in together:
+        some.run()
+        stored = [layer.quantized() for layer in some.layers]
+        assert torch.equal(some.packed.flatten(), torch.cat([one.packed.flatten() for one in stored]))
+        for layer, one in zip(some.layers, stored, strict=True):
+            assert torch.equal(layer.weight(), one.dequantize())
+
+
+def test_of_layers_quantized_together_the_wrong_one_is_named() -> None:
+    layers = [Latent(target, method("r2q", "g32"), "identity") for target in list_targets(tiny_model("llama"))]
+    (together,) = batches(layers, torch.float32, keep_codes=False)
+    layers[3].target.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=f"layer {re.escape(layers[3].target.name)}: .*finite"):
+        together.run()
 
 
 @pytest.mark.parametrize("case", ["llama", "mixtral", "qwen2-moe"])

@@ -16,7 +16,9 @@ import torch
 
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
+from r2q.training import trainer
 from r2q.training.data import Order, Rows, read, write
+from r2q.training.losses import SplitModel
 from r2q.training.options import TrainingOptions
 from r2q.training.schedule import learning_rate
 from r2q.training.state import Store
@@ -59,6 +61,20 @@ def save_and_die(self, name, state):
 Store.save = save_and_die
 train(sys.argv[2])
 """
+
+
+def test_what_the_teacher_said_is_kept_and_moves_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, hidden = [0], SplitModel.hidden
+
+    def counted(self: SplitModel, tokens: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        rows[0] += len(tokens)
+        return hidden(self, tokens, places)
+
+    monkeypatch.setattr(SplitModel, "hidden", counted)
+    kept, read = train(tmp_path / "kept"), rows[0]
+    monkeypatch.setattr(trainer, "KEPT", 0)
+    assert_same(kept, train(tmp_path / "anew"))
+    assert read < rows[0] - read
 
 
 @pytest.mark.parametrize(("when", "last"), [("before", 2), ("after", 4)])

@@ -127,6 +127,9 @@ def generative(run: Run) -> Sheet | None:
 def cost(run: Run) -> Sheet | None:
     """What each recipe takes to make and to keep."""
     scores = run.scores.drop_duplicates(["model", "recipe"])
+    processors = ["quantize_cpu_seconds", "evaluate_cpu_seconds"]
+    units = run.scores.drop_duplicates(["model", "recipe", "seed"])
+    used = units.groupby(["model", "recipe"])[processors].mean().to_dict("index")
     seconds = (
         run.layers.groupby(["model", "recipe", "seed"])["seconds"].sum(min_count=1).groupby(["model", "recipe"]).mean()
     )
@@ -141,10 +144,23 @@ def cost(run: Run) -> Sheet | None:
         of_training = tokens.get(key, {"tokens": math.nan, "seconds": math.nan})
         body.append([row["model"], row["recipe"], _number(row["bits_per_weight"], 2), _mib(row["file_bytes"]),
                      _number(seconds.get(key), 1), _number(of_training["tokens"], 0),
-                     _number(of_training["seconds"], 0), _number(row["peak_mib"], 0)])  # fmt: skip
-    head = ["model", "recipe", "bits", "MiB", "s to quantize", "training tokens", "training s", "peak MiB, evaluation"]
+                     _number(of_training["seconds"], 0), *(_number(used[key][name], 1) for name in processors),
+                     _number(row["peak_mib"], 0)])  # fmt: skip
+    head = [
+        "model",
+        "recipe",
+        "bits",
+        "MiB",
+        "s to quantize",
+        "training tokens",
+        "training s",
+        "CPU s to make",
+        "CPU s, evaluation",
+        "peak MiB, evaluation",
+    ]
     notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
-             "Seconds to quantize: sum over the layers, where a method quantizes layer by layer."]  # fmt: skip
+             "Seconds to quantize: sum over the layers, where a method quantizes layer by layer.",
+             "CPU seconds: of all threads and child processes (getrusage), mean over seeds."]  # fmt: skip
     return Sheet("cost", "Cost", head, body, notes, left=(0, 1))
 
 
