@@ -47,7 +47,7 @@ def test_a_whole_run_leaves_everything_and_shows_the_table(finished: Copy, tmp_p
     planned = Copy(tmp_path / "fresh").planned()
     assert planned["quantize"] == planned["evaluate"] == len(units)
     assert planned["figure"] == len(plan.drawn)
-    total = sum(planned.values()) - planned["all"]
+    total = sum(planned.values())
     assert [(int(done), int(of)) for done, of, _ in ends] == [(done, total) for done in range(1, total + 1)]
     assert all(bool(left) == (int(done) < total) for done, _, left in ends)
     assert "Finished jobid" not in finished.output

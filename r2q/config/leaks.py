@@ -65,7 +65,7 @@ def common(used: Iterable[tuple[str, str]], evaluated: Iterable[tuple[str, str]]
     ]
 
 
-def same_text(a: str, b: str, content: bool = True) -> bool:
+def same_text(a: str, b: str, content: bool) -> bool:
     """Whether two texts of a config are the same: files by identity and content, hub data sets by what they name."""
     if TEXT_FILE.search(a) and TEXT_FILE.search(b):
         if Path(a).is_file() and Path(b).is_file():

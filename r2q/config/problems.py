@@ -47,9 +47,9 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return lines
 
 
-def unusable_values(data: Any, key: str = "") -> list[str]:
+def unusable_values(data: Any) -> list[str]:
     """A sentence for every number that is not finite and every text that cannot be written to a file."""
-    return [f"{where or 'config'}: {what}" for where, what in _unusable(data, key)]
+    return [f"{where or 'config'}: {what}" for where, what in _unusable(data, "")]
 
 
 def _unusable(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -112,10 +112,9 @@ class Block:
         owner, parameter = self._find(name)
         return getattr(owner, parameter)
 
-    def set_weight(self, name: str, values: torch.Tensor, expert: int | None = None) -> None:
-        """Give a target of the copy (or one expert of it) another weight; rounded to the computing type."""
-        weight = self.weight(name).data
-        (weight if expert is None else weight[expert]).copy_(values)
+    def set_weight(self, name: str, values: torch.Tensor) -> None:
+        """Give a target of the copy another weight; rounded to the computing type."""
+        self.weight(name).data.copy_(values)
 
     @property
     def groups(self) -> list[list[Target]]:

@@ -32,8 +32,8 @@ CHECKED = 16  # tokens that a model is tried on
 TOLERANCE = 1e-3  # of the logits' spread: far above rounding, far below what another token moves
 
 
-def read_config(path: str | Path, revision: str | None = None) -> Any:
-    """The configuration of a model in a folder or on the hub, without what it asks of the machine.
+def read_config(path: str | Path) -> Any:
+    """The configuration of a model in a folder, without what it asks of the machine.
 
     A checkpoint's wish for an implementation of attention or experts (flash_attention_2, a kernel of the hub) is left
     out: it moves no result but the last digits, and may not be there. transformers then takes its default.
@@ -42,13 +42,13 @@ def read_config(path: str | Path, revision: str | None = None) -> Any:
         ValueError: there is no config.json, it is damaged, or the model needs code of its own.
     """
     try:
-        content, _ = PretrainedConfig.get_config_dict(path, revision=revision)
+        content, _ = PretrainedConfig.get_config_dict(path)
         if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
             raise ValueError(
                 f"its model_type {content.get('model_type')} needs code that the checkpoint brings along (auto_map in "
                 "config.json), which is never run; only the models of transformers itself are accepted"
             )
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a file's content reaches parsers that raise what they like
         raise ValueError(f"config.json of {path} cannot be used: {one_line(error)}") from None
     for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
@@ -147,26 +147,22 @@ def meta_model(folder: Path, config: Any) -> Any:
     return model
 
 
-def read_tokenizer(path: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer in a folder or on the hub.
+def read_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in a folder.
 
     Raises:
         ValueError: there is none, or none that can be read here.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        found = sorted(file.name for pattern in VOCABULARY for file in folder.glob(pattern))
-        if not found:
-            raise ValueError(f"{path} has no tokenizer (tokenizer.json)")
-        if all(name.endswith(".model") for name in found):
-            hint = ", of which there is only the older form; save it as tokenizer.json where sentencepiece is installed"
-        else:
-            hint = ""
+    found = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
+    if not found:
+        raise ValueError(f"{path} has no tokenizer (tokenizer.json)")
+    older = ", of which there is only the older form; save it as tokenizer.json where sentencepiece is installed"
+    hint = older if all(name.endswith(".model") for name in found) else ""
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        names = f" from {', '.join(found)}{hint}" if folder.is_dir() else ""
-        raise ValueError(f"the tokenizer of {path} cannot be read{names} ({one_line(error)})") from None
+        names = f"{', '.join(found)}{hint}"
+        raise ValueError(f"the tokenizer of {path} cannot be read from {names} ({one_line(error)})") from None
 
 
 def check_tokenizer(tokenizer: Any, model: Any) -> None:

@@ -17,16 +17,17 @@ from r2q.models.checks import read_config, read_tokenizer
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
+from r2q.records import one_line
 
 
-def load_full(path: str, revision: str | None = None, dtype: str = "auto") -> Any:
-    """A full-precision causal language model from a folder or the hub, on the CPU, in evaluation mode.
+def load_full(path: str, dtype: str = "auto") -> Any:
+    """A full-precision causal language model from a folder, on the CPU, in evaluation mode.
 
     Raises:
         ValueError: the model is already quantized, or its checkpoint lacks weights or has unknown ones.
     """
-    refuse_quantized(read_config(path, revision), path)
-    return _load(path, revision=revision, dtype=dtype)
+    refuse_quantized(read_config(path), path)
+    return _load(path, dtype=dtype)
 
 
 def load_packed(
@@ -87,10 +88,10 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
         )
     except ImportError as error:
         raise ValueError(
-            f"{path} has the format {method}, whose library is not installed here: {_sentence(error)}"
+            f"{path} has the format {method}, whose library is not installed here: {one_line(error)}"
         ) from None
     except (SafetensorError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path} has the format {method} and cannot be loaded here: {_sentence(error)}") from None
+        raise ValueError(f"{path} has the format {method} and cannot be loaded here: {one_line(error)}") from None
     for kind in ("missing_keys", "mismatched_keys"):
         if info.get(kind):
             names = sorted(map(str, info[kind]))
@@ -98,16 +99,10 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
     return model.eval()
 
 
-def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
 def _load(path: str, **options: Any) -> Any:
     try:
-        config = read_config(path, options.get("revision"))
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, config=config, trust_remote_code=False, output_loading_info=True, **options
+            path, config=read_config(path), trust_remote_code=False, output_loading_info=True, **options
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
@@ -124,6 +119,6 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> Any:
-    """The tokenizer of a model, from a folder or the hub."""
-    return read_tokenizer(path, revision)
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer in a model's folder."""
+    return read_tokenizer(path)

@@ -249,7 +249,7 @@ def make_method(recipe: Recipe) -> Method:
     return import_method(recipe.method)(recipe)  # type: ignore[no-any-return]
 
 
-def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(seed: int, name: str) -> torch.Generator:
     """A random generator of its own for each (seed, layer), so that layers may be visited in any order."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -94,7 +94,7 @@ def page(
     return "\n".join(lines)
 
 
-def survival(start: Row, end: Row, gain: Row, subject: str = "R2Q") -> str:
+def survival(start: Row, end: Row, gain: Row, subject: str) -> str:
     """What became of the start, from the intervals before training, after it, and of the one over the other."""
     before, after, change = _side(start), _side(end), _side(gain)
     if before and after == before:

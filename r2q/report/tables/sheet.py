@@ -18,6 +18,7 @@ _ESCAPES = {
 }  # fmt: skip
 NARROW, WIDE = 46, 118  # letters of footnotesize that fit into a column of a two-column page, and across the page
 GAP = 2  # letters between two columns
+HEADING = 9  # letters of a line of a column's name
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,11 @@ def _latex_head(names: Sequence[str]) -> list[str]:
     return [" & ".join(escape(part[i].strip()) for part in padded) + r" \\" for i in range(height)]
 
 
-def _broken(name: str, width: int = 9) -> list[str]:
+def _broken(name: str) -> list[str]:
+    """A name in lines of about HEADING letters."""
     lines = [""]
     for word in re.findall(r"[^ _]+[_ ]?", name):
-        if lines[-1] and len(lines[-1]) + len(word) > width:
+        if lines[-1] and len(lines[-1]) + len(word) > HEADING:
             lines.append("")
         lines[-1] += word
     return lines
