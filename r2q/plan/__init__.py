@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
+from r2q.config import TEXT_FILE, Config, Model, TextSource, describe_recipe, method_info
 from r2q.inputs.hub import Hub
 from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
@@ -110,8 +110,7 @@ class Plan:
 
     def calibration_text(self, at: Any = None) -> list[str]:
         """The file that calibration tokens are cut from, if it is one."""
-        section = self.config.calibration
-        return _named(self._inputs([section.path] if section is not None and section.is_file else []))
+        return self._text(self.config.calibration)
 
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""
@@ -136,7 +135,9 @@ class Plan:
 
     def reference_text(self, at: Any = None) -> list[str]:
         """The file of that text, if it is one."""
-        section = self.config.fidelity
+        return self._text(self.config.fidelity)
+
+    def _text(self, section: TextSource | None) -> list[str]:
         return _named(self._inputs([section.path] if section is not None and section.is_file else []))
 
     def task_files(self, at: Any = None) -> list[str]:
