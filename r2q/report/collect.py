@@ -12,6 +12,7 @@ from r2q import config as configuration
 from r2q.config import Config
 from r2q.kept import key, write_json
 from r2q.plan import Unit, units_of
+from r2q.prepare import read_prepared
 from r2q.records import (
     FAILED,
     OK,
@@ -61,6 +62,9 @@ def collect(config_path: str | Path, results: str | Path) -> None:
     provenance: dict[str, dict[str, Any]] = {}
     for unit, report, evaluation in _read_units(config, results):
         record = _provenance(config, unit, report, evaluation)
+        if config.models[unit.model].is_gguf:
+            facts = read_prepared(results / unit.model / "prepared.json", unit.model, ["source_format"])
+            record["weights"]["source_format"] = facts["source_format"]
         digest = key(record)[:12]
         provenance[digest] = record
         scores += _scores(config, report, evaluation, digest)

@@ -52,6 +52,16 @@ class Run:
         path = self.folder / "provenance.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    @property
+    def sources(self) -> list[str]:
+        """A sentence for every model whose full precision had been quantized before."""
+        formats = {
+            record["config"]["model"]["name"]: record["weights"]["source_format"]
+            for record in self.provenance.values()
+            if record["weights"].get("source_format")
+        }
+        return [f"{model}: full precision = weights dequantized from {name}." for model, name in formats.items()]
+
     @cached_property
     def items(self) -> Items:
         return read_items(self.folder / "items.csv")

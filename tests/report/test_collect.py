@@ -7,7 +7,9 @@ import json
 import pytest
 
 from r2q.report.collect import collect, metric_name
+from r2q.report.page import page
 from r2q.report.run import read_scores
+from r2q.report.tables import table
 
 HEADER = (
     "run,model,family,recipe,method,granularity,group_size,bits_per_weight,file_bytes,seed,task,metric,value,stderr,n,"
@@ -182,3 +184,18 @@ def test_provenance_moves_with_what_moves_numbers_and_nothing_else(run, make_run
 def test_filters_become_part_of_the_metric():
     assert metric_name("acc", "none") == "acc"
     assert metric_name("exact_match", "strict-match") == "exact_match/strict-match"
+
+
+def test_full_precision_that_had_been_quantized_is_called_so(make_run, tmp_path):
+    """In every table and on the page; a source that was not is passed over."""
+    run = make_run(models=("mini-llama", "mini-opt"), entries={
+        "mini-llama": {"path": "tiny.gguf"}, "mini-opt": {"path": "mini/models/mini-opt"}})  # fmt: skip
+    facts = {"models": {"mini-llama": {"source_format": "gguf Q4_1", "fingerprint": "f"}}}
+    (run.results / "mini-llama" / "prepared.json").write_text(json.dumps(facts))
+    collect(run.config_path, run.results)
+    table(run.results, tmp_path / "tables")
+    page([run.results], tmp_path / "page.html", figures=tmp_path)
+    said = "mini-llama: full precision = weights dequantized from gguf Q4_1."
+    for file in ("tables/main.md", "tables/memory.md", "page.html"):
+        text = (tmp_path / file).read_text()
+        assert said in text and "mini-opt: full precision" not in text

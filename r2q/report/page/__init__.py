@@ -19,6 +19,8 @@ import pandas as pd
 
 from r2q.kept import write_atomic
 from r2q.records import OK, read_drawn, sign
+from r2q.report.claims import GRANULARITY
+from r2q.report.claims.markdown import ENDS, GAINS, STARTS
 from r2q.report.figures import find
 from r2q.report.run import Run
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
@@ -92,6 +94,7 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
     return {
         "name": name,
         "id": prefix + name,
+        "sources": run.sources,
         "verdicts": list(_verdicts(folder)),
         "headline": next((drawing for drawing in drawn if drawing.name == HEADLINE), None),
         "figures": [drawing for drawing in drawn if drawing.name != HEADLINE],
@@ -110,8 +113,11 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
     }
 
 
-def _verdicts(folder: Path) -> Iterator[dict[str, str]]:
-    """The claims over all models, as `claims.csv` has them; none where the run has no claims."""
+def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
+    """The claims over all models, as `claims.csv` has them; none where the run has no claims.
+
+    `first` are those of the paper against its first rival, at equal granularity: what a reader looks for.
+    """
     path = folder / "tables" / "claims.csv"
     if not path.is_file():
         return
@@ -126,6 +132,8 @@ def _verdicts(folder: Path) -> Iterator[dict[str, str]]:
         yield {
             "claim": str(row["claim"]), "verdict": str(row["verdict"]), "number": number, "interval": between,
             "against": f"{row['quantizer']} against {row['other']}", "where": f"{row['frame']}, {row['granularity']}",
+            "first": (row["other"], row["pairing"]) == (rows["other"].iloc[0], GRANULARITY)
+            and row["claim"] not in (STARTS, ENDS, GAINS),
         }  # fmt: skip
 
 

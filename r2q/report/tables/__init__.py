@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from r2q.records import sign
@@ -29,7 +30,7 @@ def table(results: str | Path, out: str | Path, show: bool = False, published: s
         title, sheet = (make.__doc__ or name).strip(), make(run)
         if sheet is None or not sheet.body:
             sheet = Sheet(name, title.rstrip("."), ["model"], [], ["This run has no rows for this table."])
-        write(sheet, out)
+        write(replace(sheet, notes=[*run.sources, *sheet.notes]), out)
     sign(Path(out, "tables.sha256"), [Path(out, f"{name}.{ending}") for name in TABLES for ending in ENDINGS])
     if show:
         print(terminal(summary), end="")
