@@ -13,8 +13,8 @@ from torch import nn
 from r2q.models.targets import Target, list_targets
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, CodebookGrid
 from r2q.quantization.method import Recipe, make_method
-from r2q.training.fake_quant import FakeQuantizer, FrozenCodes, Latent, finest_step, inside, install
 from r2q.training import fused
+from r2q.training.fake_quant import FakeQuantizer, FrozenCodes, Latent, finest_step, inside, install
 from r2q.training.fused import batches, compiles, one_pass
 from tests.models.tiny import tiny_model, tokens
 
