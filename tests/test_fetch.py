@@ -256,6 +256,7 @@ def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, mon
     ]
     hub = Hub.of(config)
     assert [*hub.missing(), *hub.check(without=())] == []
+    Path("pinned.yaml").write_text(yaml.safe_dump(pin(parse(CONFIG, "c.yaml"), hub).resolved()))
     with pytest.raises(ConfigError, match=r"tiny/questions with .*nothing.* is not in .*inputs.lock.json; run"):
         hub.load(lambda *_, **__: None, "tiny/questions", "nothing")
     rows = snapshot(hub.find("dataset", "tiny/questions", None)) / "main/validation.jsonl"
@@ -269,9 +270,9 @@ def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, mon
         file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same length
         assert [*hub.missing()] == []
     with pytest.raises(ConfigError, match=r"models.m.path: .*model.safetensors has sha256 .*, not .* as when it was"):
-        prepare("results/pinned/config.yaml", "results/pinned/prepared.json")
+        prepare("pinned.yaml", "prepared.json")
     with pytest.raises(ConfigError, match=r"main/validation.jsonl has sha256 .*, not .* as when it was fetched"):
-        check("results/pinned/config.yaml", "m", "results/pinned/m/checked.json")
+        check("pinned.yaml", "m", "checked.json")
 
 
 def hub_id(file: Path) -> str:

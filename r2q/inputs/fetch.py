@@ -147,13 +147,14 @@ def _fetch_tasks(config: Config, hub: Downloads, problems: list[str]) -> None:
 class Downloads(Hub):
     """The hub while there is a network: whatever is asked of it is pinned and downloaded.
 
-    Pins come from the lock, else from an interrupted fetch, else from the hub.
+    Pins come from an interrupted fetch, which has those of the lock, else from the lock, else from the hub.
     """
 
     def __init__(self, lock: Path) -> None:
         self.unfinished = lock.with_name(f".{lock.name}.unfinished")
-        kept = read_json(lock, Inputs) if lock.is_file() else read_if_whole(self.unfinished, Inputs)
-        super().__init__(kept or Inputs([]), lock)
+        kept = read_if_whole(self.unfinished, Inputs) or (read_json(lock, Inputs) if lock.is_file() else Inputs([]))
+        super().__init__(kept, lock)
+        self.pinned = kept.pinned
         self.waiting: dict[tuple[str, str, str | None], dict[str, int]] = {}  # bytes of files, by kind, id, asked
         self.asked: list[Pinned] = []  # of this config
 
@@ -164,8 +165,7 @@ class Downloads(Hub):
             from huggingface_hub import HfApi
 
             entry = Pinned(kind, id, asked, str(HfApi().repo_info(id, repo_type=kind, revision=asked).sha))
-            assert self.inputs is not None
-            self.inputs.pinned.append(entry)
+            self.pinned.append(entry)
             write_record(self.unfinished, self.inputs)
         if entry not in self.asked:
             self.asked.append(entry)
@@ -229,7 +229,6 @@ class Downloads(Hub):
                 with _told(entry.id, entry.asked):
                     _download(entry, list(files))
                     entry.files.update(self._verified(entry, list(files)))
-                assert self.inputs is not None
                 write_record(self.unfinished, self.inputs)
                 size = sum(entry.files[name].bytes for name in files) / GB
                 print(f"fetch {entry.id}: {entry.commit[:12]}, {len(files)} files, {size:.2f} GB", flush=True)
