@@ -15,7 +15,8 @@ from r2q.kept import ROOT
 COPIED = (
     "Snakefile", "environment.yml", "workflow", "profiles", "config", "r2q", "baselines", "mini", "results/published"
 )  # fmt: skip
-MOVES = ("seconds", "peak_mib")  # columns of scores.csv that differ from run to run
+# columns of scores.csv that differ from run to run
+MOVES = ("seconds", "quantize_cpu_seconds", "evaluate_cpu_seconds", "peak_mib")
 
 
 class Copy:

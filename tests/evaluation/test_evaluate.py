@@ -75,7 +75,7 @@ class Run:
         for name in self.data["recipes"]:
             record = json.loads((self.unit(name) / "evaluation.json").read_text())
             assert record["digest"] == digest(record)
-            timed = {"seconds", "task_seconds", "peak_mib", "digest"}
+            timed = {"seconds", "cpu_seconds", "task_seconds", "peak_mib", "digest"}
             found[name] = json.dumps({k: v for k, v in record.items() if k not in timed}).encode()
             found[f"{name}/raw"] = (self.unit(name) / "lm_eval.json").read_bytes()
         return found
