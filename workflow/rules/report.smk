@@ -100,6 +100,8 @@ rule controls:
         sha256=f"{RESULTS}/tables/controls.sha256",
     log:
         f"{RESULTS}/logs/controls.log",
+    conda:
+        "../../environment.yml"
     params:
         code=PLAN.asked_report,
         results=run_folder,
