@@ -168,10 +168,14 @@ def test_a_typo_stops_the_run_before_the_first_job(finished: Copy, old: str, new
     assert "Traceback" not in done.stdout
 
 
-def test_a_machine_that_lacks_what_is_asked_for_stops_the_run(finished: Copy) -> None:
-    done = finished.run("--dry-run", "--config", "limits={threads: 1000}")
+def test_a_machine_that_lacks_what_is_asked_for_stops_the_run(fresh: Copy) -> None:
+    """Before the first job; a dry run may be meant for another machine."""
+    asked = ("--config", "limits={threads: 1000}")
+    done = fresh.run(*asked)
     assert done.returncode == 1
     assert "config/smoke.yaml + --config: limits.threads: 1000, but this machine has " in done.stdout
+    assert not list((fresh.folder / "results").rglob("prepared.json"))
+    assert fresh.run("--dry-run", *asked).returncode == 0
 
 
 def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:

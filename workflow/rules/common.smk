@@ -113,8 +113,7 @@ def stale_outputs(wildcards):
 STALE = {}
 SAID = []  # whether a dry run has said what the run costs
 if workflow.is_main_process:
-    here = machine_problems(CONFIG) if workflow.local_exec else []  # on a cluster jobs run elsewhere
-    stop_with(SOURCE, here or problems(PLAN, [task.name for task in MINI_TASKS]))
+    stop_with(SOURCE, problems(PLAN, [task.name for task in MINI_TASKS]))
     STALE = stale(PLAN)
     if is_module(workflow):  # whose onstart Snakemake does not call
         write_config(CONFIG, RUN_CONFIG)
