@@ -88,14 +88,15 @@ def test_a_fresh_run_has_a_job_per_unit(fresh: Copy, name: str) -> None:
 FULL_SIZE = {
     "paper": {  # 4 models with 30 recipes, of which 7 train, and one with the other 23; only one of 30 sees no text
         "prepare": 5, "check": 5, "calibrate": 5, "teacher_data": 4, "quantize": 4 * 23 + 23, "train": 4 * 7,
-        "evaluate": 4 * 30 + 23, "collect": 1, "collect_training": 1, "claims": 1, "lattice": 1, "table": 1, "page": 1,
+        "evaluate": 4 * 30 + 23, "collect": 1, "collect_training": 1, "claims": 1, "lattice": 1,
+        "controls": 1, "table": 1, "page": 1,
         "figure": 3 + 2 * 5 + 2 + 3,  # two frontiers, granularity; two a model; lattice, mechanism; of training
         "all": 1,
     },
     "modern": {  # 4 models with 19 recipes, 4 smaller ones with 3
         "prepare": 8, "check": 8, "calibrate": 8, "reference": 8, "quantize": 4 * 19 + 4 * 3,
-        "evaluate": 4 * 19 + 4 * 3, "collect": 1, "lattice": 1, "table": 1, "page": 1, "figure": 3 + 2 * 8 + 2,
-        "all": 1,
+        "evaluate": 4 * 19 + 4 * 3, "collect": 1, "lattice": 1, "controls": 1, "table": 1, "page": 1,
+        "figure": 3 + 2 * 8 + 2, "all": 1,
     },
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from r2q.kept import ROOT
 from r2q.prepare import prepare
 from r2q.records import Inputs, read_json
 from tests.fake_hub import FakeHub, fake_hub
+from tests.workflow import MOVES
 
 ROWS = [{"goal": f"to get to {i} go on from {i - 1}", "sol1": "do", "sol2": "do not", "label": i % 2} for i in range(8)]
 CARD = """---
@@ -106,7 +107,7 @@ class Place:
         """All numbers of a run, without names and times."""
         with (self.folder / f"results/{run}/scores.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        return [{k: v for k, v in row.items() if k not in ("run", "seconds", "peak_mib", "provenance")} for row in rows]
+        return [{k: v for k, v in row.items() if k not in ("run", "provenance", *MOVES)} for row in rows]
 
     def rows(self, name: str, revision: str) -> list[dict[str, Any]]:
         """Rows as `datasets` loads them from the hub."""

@@ -14,7 +14,7 @@ import pytest
 from r2q import __version__
 from r2q.kept import ROOT
 
-BESIDE = ("baselines", "mini", "config", "profiles", "workflow")
+BESIDE = ("baselines", "mini", "config", "profiles", "workflow", "results/published")
 REPORT = "results/smoke/mini-opt/r2q-g64/seed0/report.json"
 CODE = """
 from r2q.kept import ROOT, source_hash

@@ -27,7 +27,7 @@ from r2q.models import load
 from r2q.models.save import folder_digest
 from r2q.records import Report, Status, digest, read_json, write_record
 from r2q.report.collect import collect
-from r2q.report.compare import Difference, _of_recipe, _side, differences
+from r2q.report.compare.numbers import Difference, differences, of_recipe, side_of
 from tests.evaluation import tiny
 from tests.units import evaluate, quantize
 
@@ -82,7 +82,7 @@ class Run:
 
 
 def compared(results: Path, *recipes: str) -> list[Difference]:
-    return differences(*(_of_recipe(_side(results), recipe) for recipe in recipes), over_seeds=True)
+    return differences(*(of_recipe(side_of(results), recipe) for recipe in recipes), over_seeds=True)
 
 
 @pytest.fixture(scope="module")
