@@ -99,19 +99,23 @@ def _usage() -> str:
 
 
 class _Tee:
-    """Standard output that also goes to the log, line by line."""
+    """Standard output that also goes to the log, line by line: jobs at once write to one terminal."""
 
     def __init__(self, *streams: TextIO) -> None:
-        self.streams = streams
+        self.streams, self.line = streams, ""
 
     def write(self, text: str) -> int:
-        for stream in self.streams:
-            stream.write(text)
-            stream.flush()
+        whole, end, self.line = (self.line + text).rpartition("\n")
+        self._pass_on(whole + end)
         return len(text)
 
     def flush(self) -> None:
-        for stream in self.streams:
+        self._pass_on(self.line)
+        self.line = ""
+
+    def _pass_on(self, text: str) -> None:
+        for stream in self.streams if text else ():
+            stream.write(text)
             stream.flush()
 
     def isatty(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import subprocess
 import sys
@@ -139,6 +140,19 @@ def test_a_log_gets_everything_the_terminal_only_progress(tmp_path: Path) -> Non
     assert done.stdout.startswith("progress\nschema: done in ")
     assert done.stderr == ""
     assert all(text in log for text in ("progress", "UserWarning: noise", "noise of a library", "schema: done in"))
+
+
+def test_a_line_reaches_the_terminal_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job would write between a line and its end."""
+    written: list[str] = []
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "write", written.append)
+    tee = cli._Tee(stream)
+    print("evaluate mini-llama", "done", file=tee)
+    print("half", end="", file=tee)
+    assert written == ["evaluate mini-llama done\n"]
+    tee.flush()
+    assert written == ["evaluate mini-llama done\n", "half"]
 
 
 @pytest.mark.parametrize(
