@@ -16,15 +16,10 @@ import pandas as pd
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.run import Run
 from r2q.report.tables.published import published
-from r2q.report.tables.render import item_counts, label, show_spread
+from r2q.report.tables.render import label, legend, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
 from r2q.report.tables.summary import Column, Table, show, summarize
 
-MARKS = [
-    "Bold: best among recipes with the same whole number of bits a weight; controls do not compete.",
-    "Grey (°): at most one standard error above chance or above the majority rate.",
-    "±: standard error over the items; standard deviation over the seeds where a row names several.",
-]
 GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")
 
 
@@ -62,7 +57,7 @@ def _of_table(table: Table, name: str, title: str) -> Sheet:
                 cells[0] = Entry(row.status)
             body.append([block.model, label(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
     head = ["model", "recipe", "bits", "MiB", *(_heading(column) for column in table.columns)]
-    return Sheet(name, title, head, body, [*lost, *MARKS, *item_counts(table)], left=(0, 1))
+    return Sheet(name, title, head, body, [*lost, *legend(table)], left=(0, 1))
 
 
 def families(run: Run) -> Sheet | None:

@@ -15,6 +15,17 @@ PERPLEXITIES = (  # pattern of a metric's name, what it is
     (r"byte_perplexity", "byte_perplexity is per byte of whole documents"),
     (r"token_ppl_\d+", "token_ppl_N is per token of the joined text in windows of N tokens"),
 )
+MARKS = [
+    "Bold: best among recipes with the same whole number of bits a weight (2.00 to 2.99, and so on); controls do not "
+    "compete, and no value at chance is best.",
+    f"Grey ({CHANCE_MARK}): at most one standard error above chance or above the majority rate, whichever is higher.",
+    "±: standard error over the items; standard deviation over the seeds where a row names several.",
+]
+ROWS = [
+    "chance: expected score of a random answer; majority: score of always giving the most frequent right answer "
+    "(free answers have none; its average takes their chance).",
+    "bits: of the quantized layers, scales included; file: all of model.safetensors, embeddings included.",
+]
 
 
 def terminal(table: Table) -> str:
@@ -54,15 +65,7 @@ def terminal(table: Table) -> str:
 def legend(table: Table) -> list[str]:
     """What the marks and columns mean, a sentence each."""
     percent = [column for column in table.columns if column.percent and column.task != AVERAGE]
-    lines = [
-        "Bold: best value of the column among recipes with the same whole number of bits per weight (2.00 to 2.99, "
-        "and so on); full precision and random codes do not compete, and no value at chance is best.",
-        f"{CHANCE_MARK}: at most one standard error above chance or above the majority rate, whichever is higher.",
-        "±: standard error over the items; where a row names its number of seeds, standard deviation over the seeds.",
-        "chance: expected score of a random answer; majority: score of always giving the most frequent right answer "
-        "(free answers have none; its average takes their chance).",
-        "bits/weight: of the quantized layers, scales included; file: all of model.safetensors, embeddings included.",
-    ]
+    lines = [*MARKS, *ROWS]
     if percent:
         columns = f" average: mean of {', '.join(column.task for column in percent)}." if len(percent) > 1 else ""
         lines.append(f"Accuracies are in percent.{columns}")
