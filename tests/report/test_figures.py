@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,17 @@ def test_tasks_are_measured_from_chance_to_full_precision(run, tmp_path):
     data = read_drawn(tmp_path / "t.csv", tasks.COLUMNS).set_index(["recipe", "task"])
     assert data["share"]["rtn-g64", "mini_facts"] == pytest.approx((0.69 - 0.25) / (0.94 - 0.25))
     assert data["share"]["full-precision", "mini_who"] == 1
+
+
+def test_a_model_with_controls_alone_has_no_panel(make_run, tmp_path):
+    """The default run has one: a smaller model in full precision."""
+    run = make_run(models=("mini-llama", "mini-opt"))
+    run.config["models"]["mini-opt"]["recipes"] = ["full-precision"]
+    run.config_path.write_text(json.dumps(run.config))
+    collect(run.config_path, run.results)
+    for name in ("frontier-bytes", "frontier-bits"):
+        figure(name, run.results, tmp_path / name)
+        assert set(read_drawn(tmp_path / f"{name}.csv", frontier.COLUMNS)["model"]) == {"mini-llama"}
 
 
 def test_a_task_at_which_full_precision_guesses_is_left_out(run):

@@ -55,6 +55,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else 2**20)
     rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
     rows = rows.dropna(subset=["x", "value"])
+    rows = rows[~rows.groupby(["model", "measure"])["control"].transform("all")]  # nothing competes: no panel
     if rows["model"].nunique() > 1 and variant == "bits":
         rows = pd.concat([rows, _over_models(rows)], ignore_index=True)
     rows["front"] = False
@@ -107,14 +108,16 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.set_axis_off()
             continue
         least, most, of = int(part["n"].min()), int(part["n"].max()), PARTS.get(measure, "texts")
-        axes.set_title(model if model != MEAN else f"mean of {most} models")
+        name = model if model != MEAN else f"mean of {most} models"
+        axes.set_title(f"{name}\n" if columns > 1 else name)  # what n is over stands beside it, or below
         if model != MEAN:
             count = f"n = {least if least == most else f'{least} to {most}'} {of}"
             axes.set_title(count, loc="right", fontsize=SMALLEST, fontweight="normal")
         axes.set_ylabel(measure)
-        axes.set_xlabel(AXES[str(part["axis"].iloc[0])])
+        along = AXES[str(part["axis"].iloc[0])]
+        axes.set_xlabel(along if columns == 1 else along.removesuffix(", scales included"))
         drawn.append((axes, part))
-        _scale(axes, part)
+        _scale(axes, part, ticks=5 if columns == 1 else 3)
     _legend(figure, frame)
     figure.draw_without_rendering()  # from here on points have their places
     for axes, part in drawn:
@@ -122,13 +125,13 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _scale(axes: Axes, part: pd.DataFrame) -> None:
+def _scale(axes: Axes, part: pd.DataFrame, ticks: int) -> None:
     """Limits that show the competing recipes and full precision; a control that is far off does not stretch them."""
     rivals = part[~part["control"]]
     left, right = float(rivals["x"].min()), float(rivals["x"].max())
     margin = 0.12 * (right - left) or 0.1 * right
     axes.set_xlim(left - margin, right + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
     shown = pd.concat([rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == "full_precision"]])
     low, high = float(shown.min()), float(shown.max())
     if part["higher_is_better"].iloc[0]:
@@ -140,7 +143,8 @@ def _scale(axes: Axes, part: pd.DataFrame) -> None:
     else:
         room = (high / low) ** 0.1 if high > low else 1.2
         axes.set_yscale("log")
-        axes.set_ylim(low / room**2, high * room)  # the best has its name below it
+        lines = int((part["value"] > high * room).sum())  # above the marks, for controls off the scale
+        axes.set_ylim(low / room**2, high * room ** (1 + lines))  # the best has its name below it
         plain_ticks(axes)
     axes.grid(True, color=PALE)
 
@@ -151,6 +155,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     marks, front, names = [], [], []
+    beyond: list[bool] = []  # of the controls off the scale, whether they are above it
     kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda found: [k for k in KINDS if k in set(found)])
     for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
         x, y = row["x"], row["value"]
@@ -161,9 +166,12 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
                                     xycoords=("axes fraction", "data"), **text)  # fmt: skip
             marks.append(written.get_window_extent())
         elif not low <= y <= high:  # a control beyond the scale
-            side, up = "left" if x < (left + right) / 2 else "right", y > high
-            written = axes.annotate(f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}", (x, high if up else low), (0, -2 if up else 2),
-                                    ha=side, va="top" if up else "bottom", color=GREY, **text)  # fmt: skip
+            up = y > high
+            shift = 2 + 1.2 * SMALLEST * sum(other == up for other in beyond)
+            beyond.append(up)
+            written = axes.annotate(f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}", (1, up), (0, -shift if up else shift),
+                                    ha="right", va="top" if up else "bottom", color=GREY, xycoords="axes fraction",
+                                    **text)  # fmt: skip
             marks.append(written.get_window_extent())
         else:
             mark, beside = quantizer_mark(str(row["quantizer"])), [] if row["control"] else kinds[x]
