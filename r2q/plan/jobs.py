@@ -35,7 +35,7 @@ TASKS = Path(__file__).with_name("tasks.csv")
 MARGIN = 1.05  # of memory: what the allocator and the driver take beside the tensors
 TEXT_TOKENS = 340_000  # of WikiText-2's test split: taken for a text of which neither windows nor the file are known
 UNKNOWN = {"items": 1000, "rows": 4, "tokens": 60, "shot": 60, "shots": 0, "generated": 0}  # of a task
-REPORT = ("collect", "collect_training", "lattice", "table", "figure", "claims", "page")
+REPORT = ("collect", "collect_training", "lattice", "controls", "table", "figure", "claims", "page")
 Changes = Callable[[float], list[str]]  # what to change, with what it then takes, for a job to fit into so many bytes
 
 
