@@ -16,14 +16,16 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import spearmanr
 
+from r2q.report.run import Run
+
 COLUMNS = ["recipes", "predictor", "n", "spearman", "p"]
 CONTROLS = ("full_precision", "random_codes")
 
 
 def of_recipes(results: Path, model: str) -> pd.DataFrame:
     """A row per recipe, means over seeds: method, granularity, frame with budget, KL and its candidates."""
-    scores, layers = (pd.read_csv(results / f"{name}.csv") for name in ("scores", "layers"))
-    scores, layers = (rows[rows["model"] == model] for rows in (scores, layers))
+    run = Run(results)
+    scores, layers = (rows[rows["model"] == model] for rows in (run.scores, run.layers))
     layers = layers[layers["relative_error"] > 0]
     size = layers["shape"].str.split("x").map(lambda sides: int(sides[0]) * int(sides[1]))
     power = layers["mse"] / layers["relative_error"] * size
@@ -40,10 +42,8 @@ def of_recipes(results: Path, model: str) -> pd.DataFrame:
         output_error=layers.groupby("recipe")["output_error"].median(),
     )
     if (results / "training.csv").is_file():
-        steps = pd.read_csv(results / "training.csv")
-        steps = steps[steps["model"] == model]
-        first = steps.groupby("recipe")[["frame", "steps"]].first()
-        found["frame"] = first["frame"] + ", " + first["steps"].astype(str) + " steps"
+        steps = run.steps[run.steps["model"] == model]
+        found["frame"] = steps.groupby("recipe")["frame"].first()
         found["loss_before_training"] = steps[steps["step"] == 0].groupby("recipe")["held_out_loss"].mean()
     return found[~found["method"].isin(CONTROLS)]
 

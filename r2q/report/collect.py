@@ -60,11 +60,15 @@ def collect(config_path: str | Path, results: str | Path) -> None:
     layers: list[dict[str, Any]] = []
     items: list[ItemRow] = []
     provenance: dict[str, dict[str, Any]] = {}
+    formats = {
+        name: read_prepared(results / name / "prepared.json", name, ["source_format"])["source_format"]
+        for name, entry in config.models.items()
+        if entry.is_gguf
+    }
     for unit, report, evaluation in _read_units(config, results):
         record = _provenance(config, unit, report, evaluation)
-        if config.models[unit.model].is_gguf:
-            facts = read_prepared(results / unit.model / "prepared.json", unit.model, ["source_format"])
-            record["weights"]["source_format"] = facts["source_format"]
+        if unit.model in formats:
+            record["weights"]["source_format"] = formats[unit.model]
         digest = key(record)[:12]
         provenance[digest] = record
         scores += _scores(config, report, evaluation, digest)
