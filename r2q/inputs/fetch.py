@@ -22,7 +22,7 @@ from r2q import config as configuration
 from r2q.config import Config, ConfigError, Model
 from r2q.inputs.hub import CHOICE, Hub, Kind, Wanted, call, is_id, lock_file, snapshot, wanted
 from r2q.kept import file_sha256, held
-from r2q.models.source import fetched, model_patterns
+from r2q.models.source import checked_sha256, fetched, model_patterns
 from r2q.records import Inputs, Pinned, PinnedFile, one_line, read_if_whole, read_json, write_record
 
 CARD = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # of a data set: what `datasets` reads besides rows
@@ -113,8 +113,10 @@ def _check_gguf(entry: Model) -> None:
     """
     if entry.kind == "pypi" or (entry.kind == "hub_gguf" and entry.sha256 is not None):
         with fetched(entry) as file:
-            if (digest := file_sha256(file)) != entry.sha256:
-                raise ConfigError(f"{entry.path}: its sha256 is {digest}, not {entry.sha256} as the config says")
+            try:
+                digest = checked_sha256(entry, file)
+            except ValueError as error:
+                raise ConfigError(f"{entry.path}: {error}") from None
         print(f"fetch {entry.path}: sha256 {digest}", flush=True)
 
 

@@ -136,9 +136,7 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
         return known
     folder.parent.mkdir(parents=True, exist_ok=True)
     with fetched(entry) as file, tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        digest = file_sha256(file)
-        if entry.sha256 is not None and digest != entry.sha256:
-            raise ValueError(f"its sha256 is {digest}, not {entry.sha256} as the config says")
+        digest = checked_sha256(entry, file)
         if whole and known["sha256"] == digest:
             return known
         made = Path(scratch) / "made"
@@ -152,6 +150,14 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
             shutil.rmtree(folder)
         made.replace(folder)
     return facts
+
+
+def checked_sha256(entry: Model, file: Path) -> str:
+    """sha256 of the GGUF file of an entry; raises ValueError where the config has another one."""
+    digest = file_sha256(file)
+    if entry.sha256 is not None and digest != entry.sha256:
+        raise ValueError(f"its sha256 is {digest}, not {entry.sha256} as the config says")
+    return digest
 
 
 @contextmanager

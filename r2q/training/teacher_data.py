@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.config import ConfigError, nearest
+from r2q.config import ConfigError
 from r2q.config.texts import Texts, Training
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
@@ -62,12 +62,10 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         ValueError: a text is too short, damaged, or lacks a column.
         FileNotFoundError: there is no such text, or ``prepared`` is not there.
     """
-    config = configuration.load(config_path)
+    config = configuration.load(config_path, model)
     wanted = config.training
     if wanted is None:
         raise ConfigError(f"{config_path}: training: this key is required to make training data")
-    if model not in config.models:
-        raise ConfigError(f"{config_path}: unknown model {model}{nearest(model, config.models)}")
     for problem in [*engine_problems(config), *configuration.leaks(config)]:
         raise ConfigError(f"{config_path}: {problem}")
     facts = read_prepared(prepared, model)
