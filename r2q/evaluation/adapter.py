@@ -23,10 +23,8 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from r2q.evaluation.rows import Request, Row, arrange, split_long
+from r2q.evaluation.rows import Request, Row, arrange, rows_at_once, split_long
 from r2q.tokens import Encoder
-
-LOGITS_AT_ONCE = 1 << 28  # float32 logits held at once (1 GiB): bounds the memory of long windows and wide vocabularies
 
 
 class NotFinite(ArithmeticError):
@@ -41,11 +39,6 @@ def max_positions(config: Any) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def rows_at_once(batch_size: int, logits_per_row: int) -> int:
-    """Rows of a batch: the fixed size, or fewer when their logits would not fit."""
-    return max(1, min(batch_size, LOGITS_AT_ONCE // max(1, logits_per_row)))
 
 
 class Scorer(HFLM):

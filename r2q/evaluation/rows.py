@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LOGITS_AT_ONCE = 1 << 28  # float32 logits held at once (1 GiB): bounds the memory of long windows and wide vocabularies
 Request = tuple[object, list[int], list[int]]  # (strings or None, context tokens, continuation tokens)
+
+
+def rows_at_once(batch_size: int, logits_per_row: int) -> int:
+    """Rows of a batch: the fixed size, or fewer when their logits would not fit."""
+    return max(1, min(batch_size, LOGITS_AT_ONCE // max(1, logits_per_row)))
 
 
 @dataclass

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from r2q.evaluation.rows import LOGITS_AT_ONCE
 from r2q.plan.shapes import Shape
 from r2q.training.options import TrainingOptions
 
 FILE = Path(__file__).with_name("rates.csv")
 GIB, FLOAT = 2**30, 4
-LOGITS_AT_ONCE = 1 << 28  # of `r2q.evaluation.adapter`, which imports torch
 Rates = Mapping[str, float]
 
 

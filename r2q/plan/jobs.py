@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import Config, method_info
+from r2q.evaluation.rows import rows_at_once
 from r2q.plan import Plan, Unit
 from r2q.plan.cost import (
     GIB,
-    LOGITS_AT_ONCE,
     bytes_of,
     cache_bytes,
     evaluate_bytes,
@@ -274,7 +274,7 @@ class Jobs:
             tokens = known["items"] * known["tokens"] if known else TEXT_TOKENS
             tokens = file.stat().st_size // 4 if file.is_file() and known is None else tokens
             windows = max(1, tokens // window)
-        batch = max(1, min(self.config.limits.batch_size, LOGITS_AT_ONCE // (window * shape.vocabulary)))
+        batch = rows_at_once(self.config.limits.batch_size, window * shape.vocabulary)
         passes = math.ceil(windows / batch)
         return windows, forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
 
