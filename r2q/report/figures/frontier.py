@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[Any, str]] = {  # what a recipe works from: filling of it
 PARTS = {SCORE: "items", FIDELITY[1]: "windows"}  # what n counts
 MEAN = "mean of models"
 ROW = 2.3, 1.7  # inches of a panel: of one model, of several
+FAR = 2  # a control so many times larger than every rival stands as a level, not as a mark
 SIDE = 6  # points between recipes of one size that work from different things
 
 
@@ -128,7 +129,8 @@ def draw(frame: pd.DataFrame) -> Figure:
 def _scale(axes: Axes, part: pd.DataFrame, ticks: int) -> None:
     """Limits that show the competing recipes and full precision; a control that is far off does not stretch them."""
     rivals = part[~part["control"]]
-    left, right = float(rivals["x"].min()), float(rivals["x"].max())
+    near = part.loc[part["x"] <= FAR * rivals["x"].max(), "x"]
+    left, right = float(near.min()), float(near.max())
     margin = 0.12 * (right - left) or 0.1 * right
     axes.set_xlim(left - margin, right + margin)
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
@@ -160,18 +162,18 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
         x, y = row["x"], row["value"]
         text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST}
-        if not left <= x <= right:  # far larger: its level is what counts
-            axes.axhline(y, color="black", lw=0.8)
-            written = axes.annotate(f"{row['recipe']} ({x:.3g}{size})", (1, y), (0, -2), ha="right", va="top",
-                                    xycoords=("axes fraction", "data"), **text)  # fmt: skip
-            marks.append(written.get_window_extent())
-        elif not low <= y <= high:  # a control beyond the scale
+        if not low <= y <= high:  # a control beyond the scale
             up = y > high
             shift = 2 + 1.2 * SMALLEST * sum(other == up for other in beyond)
             beyond.append(up)
             written = axes.annotate(f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}", (1, up), (0, -shift if up else shift),
                                     ha="right", va="top" if up else "bottom", color=GREY, xycoords="axes fraction",
                                     **text)  # fmt: skip
+            marks.append(written.get_window_extent())
+        elif x > right:  # far larger: its level is what counts
+            axes.axhline(y, color="black", lw=0.8)
+            written = axes.annotate(f"{row['recipe']} ({x:.3g}{size})", (1, y), (0, -2), ha="right", va="top",
+                                    xycoords=("axes fraction", "data"), **text)  # fmt: skip
             marks.append(written.get_window_extent())
         else:
             mark, beside = quantizer_mark(str(row["quantizer"])), [] if row["control"] else kinds[x]
