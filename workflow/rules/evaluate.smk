@@ -66,9 +66,9 @@ rule evaluate:
         tasks=PLAN.task_files,
         reference=PLAN.reference,
     output:
-        update(f"{UNIT}/evaluation.json"),
         update(f"{UNIT}/lm_eval.json"),
         update(f"{UNIT}/items.json"),
+        update(f"{UNIT}/evaluation.json"),  # the record last: Snakemake touches them in turn, and none may be newer
     log:
         f"{RESULTS}/logs/evaluate-{{model}}-{{recipe}}-seed{{seed}}.log",
     conda:
