@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import gcd
 
 import torch
 import triton
@@ -65,46 +66,97 @@ def nearest(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def permute(a, b, selector, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Four bytes: byte i is the one of ``a`` (0 to 3) or ``b`` (4 to 7) that hexadecimal digit i of ``selector`` names."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, selector], dtype=tl.int32, is_pure=True, pack=1
+        )
+    out = tl.zeros_like(a)
+    for i in tl.static_range(4):
+        digit = (selector >> (4 * i)) & 7
+        source = tl.where(digit < 4, a, b)
+        out = out | (((source >> (8 * (digit & 3))) & 255) << (8 * i))
+    return out
+
+
+@triton.jit
+def level_bits(level, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The 16 bits of a level rounded to ``DTYPE``, in an int32."""
+    return level.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+
+
+@triton.jit
+def pairs(low, high, even, odd, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Levels of eight codes, two in an int32: four digits of ``even`` and of ``odd`` each name bytes of two tables."""
+    low_even, high_even = permute(low, low, even, ASM), permute(high, high, even, ASM)
+    low_odd, high_odd = permute(low, low, odd, ASM), permute(high, high, odd, ASM)
+    left, right = permute(low_even, high_even, 0x5140, ASM), permute(low_odd, high_odd, 0x5140, ASM)
+    first, second = permute(left, right, 0x5410, ASM), permute(left, right, 0x7632, ASM)
+    left, right = permute(low_even, high_even, 0x7362, ASM), permute(low_odd, high_odd, 0x7362, ASM)
+    return first, second, permute(left, right, 0x5410, ASM), permute(left, right, 0x7632, ASM)
+
+
+@triton.jit
 def weight_tile(  # type: ignore[no-untyped-def]
-    codes, first, second, row, word, rows, words, groups, group_words, row_stride,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, FORM: tl.constexpr,
+    codes, first, second, row, start, rows, words, row_stride,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr,
+    DTYPE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Decoded levels, float32 ``[ROWS, WORDS * 16]``, of rows ``row`` and words ``word``; 0 outside."""
-    inside = (row < rows)[:, None] & (word < words)[None, :]
-    w = tl.load(codes + row[:, None] * words + word[None, :], mask=inside, other=0)  # [ROWS, WORDS]
-    place = row[:, None] * row_stride + (word // group_words)[None, :]
-    c, a0, a1 = levels(first, second, place, inside, FORM)
-    q = w[:, :, None] >> (2 * tl.arange(0, 16))[None, None, :]  # each word is read once, and spread in registers
-    level = c[:, :, None] + tl.where((q & 1) != 0, a0[:, :, None], 0.0)
-    level = level + tl.where((q & 2) != 0, a1[:, :, None], 0.0)
-    return tl.reshape(level, [ROWS, WORDS * 16])
+    """Levels in ``DTYPE``, ``[ROWS, WORDS * 16]``, of rows ``row`` and words ``start`` to ``start + WORDS``.
+
+    SPAN words share their levels. The four levels of a group are two tables of four bytes, the lower and the upper
+    halves, from which one instruction takes those of four codes. A word outside has levels of 0, a row outside any.
+    """
+    SPANS: tl.constexpr = WORDS // SPAN
+    word = start + tl.arange(0, SPANS)[:, None] * SPAN + tl.arange(0, SPAN)[None, :]  # [SPANS, SPAN]
+    inside = (row < rows)[:, None, None] & (word < words)[None, :, :]
+    w = tl.load(codes + row[:, None, None] * words + word[None, :, :], mask=inside, other=0)  # [ROWS, SPANS, SPAN]
+    span = start + tl.arange(0, SPANS) * SPAN
+    known = (row < rows)[:, None] & (span < words)[None, :]
+    c, a0, a1 = levels(first, second, row[:, None] * row_stride + (span // GROUP)[None, :], known, FORM)
+    zero_one = level_bits(c, DTYPE) | (level_bits(c + a0, DTYPE) << 16)
+    two_three = level_bits(c + a1, DTYPE) | (level_bits(c + a0 + a1, DTYPE) << 16)
+    low = permute(zero_one, two_three, 0x6420, ASM)[:, :, None]
+    high = permute(zero_one, two_three, 0x7531, ASM)[:, :, None]
+    low, high = tl.broadcast_to(low, [ROWS, SPANS, SPAN]), tl.broadcast_to(high, [ROWS, SPANS, SPAN])
+    even, odd = w & 0x33333333, (w >> 2) & 0x33333333
+    p0, p1, p2, p3 = pairs(low, high, even, odd, ASM)
+    p4, p5, p6, p7 = pairs(low, high, even >> 16, odd >> 16, ASM)
+    p = tl.join(tl.join(tl.join(p0, p4), tl.join(p2, p6)), tl.join(tl.join(p1, p5), tl.join(p3, p7)))
+    p = tl.join(p.to(tl.int16), (p >> 16).to(tl.int16))
+    return tl.reshape(p, [ROWS, WORDS * 16]).to(DTYPE, bitcast=True)
 
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, first, second, out, rows, words, groups, group_words, row_stride,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, FORM: tl.constexpr,
+    codes, first, second, out, rows, words, row_stride,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     start = tl.program_id(0) * WORDS
     level = weight_tile(
-        codes, first, second, row, start + tl.arange(0, WORDS), rows, words, groups, group_words, row_stride,
-        ROWS, WORDS, FORM,
+        codes, first, second, row, start, rows, words, row_stride,
+        ROWS, WORDS, GROUP, SPAN, FORM, out.dtype.element_ty, ASM,
     )  # fmt: skip
     column = start * 16 + tl.arange(0, WORDS * 16)
     place = row.to(tl.int64)[:, None] * (words * 16) + column[None, :]
-    mask = (row < rows)[:, None] & (column < words * 16)[None, :]
-    tl.store(out + place, level.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, level, mask=(row < rows)[:, None] & (column < words * 16)[None, :])
+
+
+def span(weight: Planes, words: int) -> int:
+    """Words of a tile of ``words`` that surely share their levels."""
+    return gcd(weight.group_words, words)
 
 
 def decode_triton(weight: Planes, dtype: torch.dtype, tile: tuple[int, int] = (8, 64), warps: int = 4) -> torch.Tensor:
-    """See :func:`r2q.kernels.planes.decode_plain`; the same bits up to the order of one addition."""
+    """See :func:`r2q.kernels.planes.decode_plain`, in 16 bits; the same bits up to the order of one addition."""
     rows, words = weight.codes.shape
     out = torch.empty(rows, words * WORD, dtype=dtype, device=weight.codes.device)
     grid = triton.cdiv(words, tile[1]), triton.cdiv(rows, tile[0])
     _decode[grid](
-        weight.codes, weight.first, weight.second, out,
-        rows, words, weight.groups, weight.group_words, weight.row_stride,
-        ROWS=tile[0], WORDS=tile[1], FORM=weight.form, num_warps=warps,
+        weight.codes, weight.first, weight.second, out, rows, words, weight.row_stride,
+        ROWS=tile[0], WORDS=tile[1], GROUP=weight.group_words, SPAN=span(weight, tile[1]), FORM=weight.form,
+        ASM=not INTERPRETED, num_warps=warps,
     )  # fmt: skip
     return out
