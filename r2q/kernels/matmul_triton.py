@@ -1,7 +1,8 @@
 """The Triton twin of ``r2q.kernels.matmul.matmul_plain``.
 
-Levels go from registers to the matrix units and never through memory. Few vectors leave few tiles, so the inputs are
-split over programs; each writes a float32 partial result, and a second kernel adds these in a fixed order.
+Levels go from registers to the matrix units. Few vectors leave few tiles, so the inputs are split: over the warps of a
+program, which add their sums before they leave, or over programs, each of which writes a float32 partial result that a
+second kernel adds. The order is fixed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import Planes
-from r2q.kernels.planes_triton import INTERPRETED, span, weight_tile
+from r2q.kernels.planes_triton import INTERPRETED, span_words, weight_tile
 
 
 @dataclass(frozen=True)
@@ -21,48 +22,65 @@ class Tile:
     """What one program multiplies: ``rows`` of the weight by ``batch`` vectors, ``words`` of each at a time.
 
     Attributes:
-        programs: where fewer tiles are needed, the inputs are split so that there are about as many.
-        stages: loads that are under way ahead of the product.
+        pieces: parts of the inputs within a program, one for each warp or for a few.
+        programs: where there are fewer tiles, the inputs are split so that there are about as many.
+        stages: turns whose loads are under way.
     """
 
     rows: int = 64
     batch: int = 16
     words: int = 8
-    programs: int = 528
+    pieces: int = 1
+    programs: int = 1
     warps: int = 4
     stages: int = 3
 
 
-def pick_tile(rows: int, batch: int) -> Tile:
-    """The tile of a weight with so many rows; see benchmarks/NOTES.md."""
+def pick_tile(batch: int) -> Tile:
+    """The tile for so many vectors; see benchmarks/NOTES.md."""
+    if batch <= 16:
+        return Tile(16, 8 if batch <= 8 else 16, pieces=4)
     if batch <= 64:
-        return Tile(batch=16 if batch <= 16 else 32 if batch <= 32 else 64)
-    return Tile(rows=128, batch=128, words=4, warps=8)
+        return Tile(64, 32 if batch <= 32 else 64, programs=528)
+    return Tile(128, 128, words=4, warps=8, programs=264)
 
 
 @triton.jit(do_not_specialize=["batch"])
 def _matmul(  # type: ignore[no-untyped-def]
     x, codes, first, second, out, batch, rows, words, row_stride, x_stride,
-    BATCH: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
-    TURNS: tl.constexpr, FORM: tl.constexpr, PDL: tl.constexpr, ASM: tl.constexpr,
+    BATCH: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, TURNS: tl.constexpr,
+    GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr, PDL: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     if PDL:  # starts while the kernel before ends, and waits for what that wrote
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+    SPANS: tl.constexpr = WORDS // SPAN
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     b = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
     part = tl.program_id(2)
-    total = tl.zeros([ROWS, BATCH], dtype=tl.float32)
+    s, piece = tl.arange(0, PIECES * SPANS), part * PIECES + tl.arange(0, PIECES)
+    if PIECES == 1:
+        total = tl.zeros([ROWS, BATCH], dtype=tl.float32)
+    else:
+        total = tl.zeros([PIECES, ROWS, BATCH], dtype=tl.float32)
     for turn in range(TURNS):
-        start = (part * TURNS + turn) * WORDS
+        span = ((part * PIECES + s // SPANS) * TURNS + turn) * WORDS + s % SPANS * SPAN
         level = weight_tile(
-            codes, first, second, row, start, rows, words, row_stride,
-            ROWS, WORDS, GROUP, SPAN, FORM, x.dtype.element_ty, ASM,
+            codes, first, second, row, span, rows, words, row_stride,
+            ROWS, PIECES * SPANS, SPAN, GROUP, FORM, x.dtype.element_ty, ASM,
         )  # fmt: skip
-        k = start * 16 + tl.arange(0, WORDS * 16)
-        mask = (b < batch)[None, :] & (k < words * 16)[:, None]
-        value = tl.load(x + b[None, :] * x_stride + k[:, None], mask=mask, other=0.0)  # [inputs, BATCH]
+        if PIECES == 1:
+            k = (part * TURNS + turn) * WORDS * 16 + tl.arange(0, WORDS * 16)
+            mask = (k < words * 16)[:, None] & (b < batch)[None, :]
+            value = tl.load(x + b[None, :] * x_stride + k[:, None], mask=mask, other=0.0)  # [inputs, BATCH]
+        else:
+            level = tl.permute(tl.reshape(level, [ROWS, PIECES, WORDS * 16]), [1, 0, 2])
+            k = ((piece * TURNS + turn) * WORDS * 16)[:, None] + tl.arange(0, WORDS * 16)[None, :]
+            mask = (k < words * 16)[:, :, None] & (b < batch)[None, None, :]
+            value = tl.load(x + b[None, None, :] * x_stride + k[:, :, None], mask=mask, other=0.0)
         total = tl.dot(level, value, total)
+    if PIECES > 1:
+        total = tl.sum(total, axis=0)
     place = (part * batch + b).to(tl.int64)[None, :] * rows + row[:, None]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (b < batch)[None, :])
 
@@ -84,11 +102,11 @@ def matmul_triton(weight: Planes, x: torch.Tensor, tile: Tile | None = None) -> 
     rows, words = weight.codes.shape
     batch = x.shape[0]
     x = x if x.stride(-1) == 1 else x.contiguous()
-    tile = tile or pick_tile(rows, batch)
+    tile = tile or pick_tile(batch)
     tiles = triton.cdiv(rows, tile.rows), triton.cdiv(batch, tile.batch)
-    turns = triton.cdiv(words, tile.words)
-    turns = triton.cdiv(turns, max(1, min(tile.programs // (tiles[0] * tiles[1]), turns // 2)))
-    parts = triton.cdiv(triton.cdiv(words, tile.words), turns)
+    steps = triton.cdiv(words, tile.words * tile.pieces)
+    turns = triton.cdiv(steps, max(1, min(tile.programs // (tiles[0] * tiles[1]), steps // 2)))
+    parts = triton.cdiv(steps, turns)
     out = torch.empty(batch, rows, dtype=x.dtype, device=x.device)
     partial = out if parts == 1 else torch.empty(parts, batch, rows, dtype=torch.float32, device=x.device)
     pdl = not INTERPRETED
@@ -96,8 +114,8 @@ def matmul_triton(weight: Planes, x: torch.Tensor, tile: Tile | None = None) -> 
     _matmul[*tiles, parts](
         x, weight.codes, weight.first, weight.second, partial,
         batch, rows, words, weight.row_stride, x.stride(0),
-        BATCH=tile.batch, ROWS=tile.rows, WORDS=tile.words, GROUP=weight.group_words, SPAN=span(weight, tile.words),
-        TURNS=turns, FORM=weight.form, PDL=pdl, ASM=not INTERPRETED,
+        BATCH=tile.batch, ROWS=tile.rows, WORDS=tile.words, PIECES=tile.pieces, TURNS=turns,
+        GROUP=weight.group_words, SPAN=span_words(weight, tile.words), FORM=weight.form, PDL=pdl, ASM=not INTERPRETED,
         num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     if parts > 1:

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, BINARY, FLOAT_ZERO, SYMMETRIC, WORD, Planes
 
+DECODE = 8, 64, 4  # rows and words of a program that decodes, and its warps; see benchmarks/NOTES.md
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # no inline assembly there
 _BINARY, _AFFINE = tl.constexpr(BINARY), tl.constexpr(AFFINE)
 _FLOAT_ZERO, _SYMMETRIC = tl.constexpr(FLOAT_ZERO), tl.constexpr(SYMMETRIC)
@@ -99,20 +100,19 @@ def pairs(low, high, even, odd, ASM: tl.constexpr):  # type: ignore[no-untyped-d
 
 @triton.jit
 def weight_tile(  # type: ignore[no-untyped-def]
-    codes, first, second, row, start, rows, words, row_stride,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr,
+    codes, first, second, row, span, rows, words, row_stride,
+    ROWS: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr, FORM: tl.constexpr,
     DTYPE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Levels in ``DTYPE``, ``[ROWS, WORDS * 16]``, of rows ``row`` and words ``start`` to ``start + WORDS``.
+    """Levels in ``DTYPE``, ``[ROWS, SPANS * SPAN * 16]``, of rows ``row`` and the SPAN words from each of ``span`` on.
 
-    SPAN words share their levels. The four levels of a group are two tables of four bytes, the lower and the upper
-    halves, from which one instruction takes those of four codes. A word outside has levels of 0, a row outside any.
+    Words of a span share their levels; GROUP are the words of a group. The four levels of a group are two tables of
+    four bytes, the lower and the upper halves, from which one instruction takes those of four codes. A word outside
+    has levels of 0, a row outside any.
     """
-    SPANS: tl.constexpr = WORDS // SPAN
-    word = start + tl.arange(0, SPANS)[:, None] * SPAN + tl.arange(0, SPAN)[None, :]  # [SPANS, SPAN]
+    word = span[:, None] + tl.arange(0, SPAN)[None, :]  # [SPANS, SPAN]
     inside = (row < rows)[:, None, None] & (word < words)[None, :, :]
     w = tl.load(codes + row[:, None, None] * words + word[None, :, :], mask=inside, other=0)  # [ROWS, SPANS, SPAN]
-    span = start + tl.arange(0, SPANS) * SPAN
     known = (row < rows)[:, None] & (span < words)[None, :]
     c, a0, a1 = levels(first, second, row[:, None] * row_stride + (span // GROUP)[None, :], known, FORM)
     zero_one = level_bits(c, DTYPE) | (level_bits(c + a0, DTYPE) << 16)
@@ -125,7 +125,7 @@ def weight_tile(  # type: ignore[no-untyped-def]
     p4, p5, p6, p7 = pairs(low, high, even >> 16, odd >> 16, ASM)
     p = tl.join(tl.join(tl.join(p0, p4), tl.join(p2, p6)), tl.join(tl.join(p1, p5), tl.join(p3, p7)))
     p = tl.join(p.to(tl.int16), (p >> 16).to(tl.int16))
-    return tl.reshape(p, [ROWS, WORDS * 16]).to(DTYPE, bitcast=True)
+    return tl.reshape(p, [ROWS, SPANS * SPAN * 16]).to(DTYPE, bitcast=True)
 
 
 @triton.jit
@@ -136,27 +136,28 @@ def _decode(  # type: ignore[no-untyped-def]
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     start = tl.program_id(0) * WORDS
     level = weight_tile(
-        codes, first, second, row, start, rows, words, row_stride,
-        ROWS, WORDS, GROUP, SPAN, FORM, out.dtype.element_ty, ASM,
+        codes, first, second, row, start + tl.arange(0, WORDS // SPAN) * SPAN, rows, words, row_stride,
+        ROWS, WORDS // SPAN, SPAN, GROUP, FORM, out.dtype.element_ty, ASM,
     )  # fmt: skip
     column = start * 16 + tl.arange(0, WORDS * 16)
     place = row.to(tl.int64)[:, None] * (words * 16) + column[None, :]
     tl.store(out + place, level, mask=(row < rows)[:, None] & (column < words * 16)[None, :])
 
 
-def span(weight: Planes, words: int) -> int:
-    """Words of a tile of ``words`` that surely share their levels."""
+def span_words(weight: Planes, words: int) -> int:
+    """How many words, of ``words`` from a multiple of that on, surely share their levels: they are asked for once."""
     return gcd(weight.group_words, words)
 
 
-def decode_triton(weight: Planes, dtype: torch.dtype, tile: tuple[int, int] = (8, 64), warps: int = 4) -> torch.Tensor:
+def decode_triton(weight: Planes, dtype: torch.dtype, tile: tuple[int, int, int] | None = None) -> torch.Tensor:
     """See :func:`r2q.kernels.planes.decode_plain`, in 16 bits; the same bits up to the order of one addition."""
+    tile = tile or DECODE
     rows, words = weight.codes.shape
     out = torch.empty(rows, words * WORD, dtype=dtype, device=weight.codes.device)
     grid = triton.cdiv(words, tile[1]), triton.cdiv(rows, tile[0])
     _decode[grid](
         weight.codes, weight.first, weight.second, out, rows, words, weight.row_stride,
-        ROWS=tile[0], WORDS=tile[1], GROUP=weight.group_words, SPAN=span(weight, tile[1]), FORM=weight.form,
-        ASM=not INTERPRETED, num_warps=warps,
+        ROWS=tile[0], WORDS=tile[1], GROUP=weight.group_words, SPAN=span_words(weight, tile[1]), FORM=weight.form,
+        ASM=not INTERPRETED, num_warps=tile[2],
     )  # fmt: skip
     return out

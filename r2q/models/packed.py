@@ -97,7 +97,7 @@ class PackedLinear(PackedWeight):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kernels and x.is_cuda and x.dtype in DTYPES and not (torch.is_grad_enabled() and x.requires_grad):
-            form, first, second = stored_form(self.spec["grid"], dict(self.named_buffers()))
+            form, first, second = stored_form(self.spec["grid"], self._buffers)
             scale, rows, groups = getattr(self, "in_scale", None), self.spec["rows"], self.spec["groups"]
             out = linear(x, self.codes.view(torch.int32), first, second, scale, form, rows, groups)
             return out if self.bias is None else out + self.bias

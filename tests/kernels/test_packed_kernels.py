@@ -126,9 +126,8 @@ def kernels_against_float64() -> None:
             for dtype in (torch.float16, torch.bfloat16):
                 assert torch.allclose(decode_triton(weight, dtype).double(), exact, rtol=2**-7, atol=1e-5)
             x = vectors(17, width, torch.float16)
-            for programs in (1, 6):
-                found = matmul_triton(weight, x, Tile(rows=16, words=2, programs=programs))
-                assert distance(found, x.double() @ exact.T) < 2e-3, (kind, width, group, programs)
+            for tile in (Tile(16, 32, words=4), Tile(16, 32, words=2, programs=6), Tile(16, 16, words=1, pieces=2)):
+                assert distance(matmul_triton(weight, x, tile), x.double() @ exact.T) < 2e-3, (kind, width, tile)
     weight, exact = example("affine", 7, 192, 32)
     x, scale = vectors(1, 192, torch.float16), torch.rand(192).half() + 0.5
     assert distance(matvec_triton(weight, x, scale), (x.double() / scale.double()) @ exact.T) < 2e-3
