@@ -1,11 +1,16 @@
 """Packed inference on one GPU beside PyTorch's bfloat16 and other 2-bit kernels, everything in one run.
 
-    python benchmarks/inference.py OUT.csv [--peers]
+    python benchmarks/inference.py FOLDER [STEP ...]
+
+Steps, in this order (all but packing and peers unless some are named): tests (tests/kernels on the GPU, in several
+processes, one log each in FOLDER), tiles (candidates of the kernels; what follows uses the fastest, which are printed
+for ``pick_tile`` and ``DECODE``), products (from one vector to 512; what follows uses the bounds of the operator that
+they give), models, compiled, packing, peers. FOLDER/inference.csv gets each row as it is measured.
 
 Weights rotate so that each read comes from memory and not from the L2 cache; every time is a CUDA graph's, divided by
 its calls: median and quartiles of 20 replays. Peers (gemlite, humming-kernels) have to be importable; gemlite is tuned
-with "max" first, by several processes that fill Triton's cache, then by one that measures. Llama-7B and SmolLM2-135M
-have random weights of the published shapes.
+with "max" first. Processes fill Triton's cache before anything is timed. Llama-7B and SmolLM2-135M have random weights
+of the published shapes.
 """
 
 from __future__ import annotations
@@ -16,33 +21,60 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
+import r2q.kernels.linear as operator
 from r2q.bench import copy_bandwidth, measure
-from r2q.kernels.matmul_triton import matmul_triton
+from r2q.kernels import matmul_triton as many_module
+from r2q.kernels import planes_triton
+from r2q.kernels.matmul_triton import Tile, matmul_triton
 from r2q.kernels.matvec import fixed_point, segment_words
 from r2q.kernels.matvec_triton import matvec_triton
-from r2q.kernels.planes import Planes, planes
+from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
 from r2q.kernels.quantize_pack_triton import launch
 from r2q.models.packed import PackedLinear
 from r2q.quantization.grid import BinaryGrid
 
+STEPS = ("tests", "tiles", "products", "models", "compiled", "packing", "peers")
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (8192, 8192)]
 LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
          "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
 SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
         "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 4096,
         "tie_word_embeddings": True}  # fmt: skip
+SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
+FEW = [Tile(16, 8, 8, pieces=4), Tile(16, 8, 8, pieces=4, stages=2), Tile(16, 8, 8, pieces=4, stages=4),
+       Tile(16, 8, 8, pieces=8, warps=8), Tile(16, 8, 8, pieces=8, warps=8, stages=2), Tile(16, 8, 16, pieces=4),
+       Tile(16, 8, 4, pieces=8, warps=8), Tile(16, 8, 8, pieces=2, warps=2, programs=528), Tile(32, 8, 8, pieces=4),
+       Tile(32, 8, 8, pieces=8, warps=8), Tile(32, 8, 16, pieces=4, stages=2), Tile(64, 8, 8, programs=528),
+       Tile(64, 8, 8, programs=1056), Tile(128, 8, 8, programs=528)]  # fmt: skip
+SOME = [Tile(64, 64, 8, programs=264), Tile(64, 64, 8, programs=528), Tile(64, 64, 8, programs=1056),
+        Tile(128, 64, 8, programs=264), Tile(128, 64, 8, programs=264, warps=8),
+        Tile(128, 64, 4, programs=264, warps=8), Tile(64, 64, 4, programs=528)]  # fmt: skip
+MANY = [Tile(128, 128, 4, warps=8, programs=132), Tile(128, 128, 4, warps=8, programs=132, stages=4),
+        Tile(128, 128, 8, warps=8, programs=132), Tile(128, 128, 4, programs=132), Tile(128, 256, 4, warps=8),
+        Tile(128, 256, 4, warps=8, stages=4), Tile(256, 128, 4, warps=8), Tile(64, 256, 4),
+        Tile(64, 128, 4, programs=132)]  # fmt: skip
+TILES = {8: FEW, 16: [replace(tile, batch=16) for tile in FEW], 64: SOME, 512: MANY}  # largest batch: candidates
+DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
-rows: list[dict[str, Any]] = []
+OUT = Path()
+
+
+def write(row: dict[str, Any]) -> None:
+    with (OUT / "inference.csv").open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, COLUMNS).writerow(row)
+    print(*[value for value in row.values() if value is not None], flush=True)
 
 
 def replay(call: Callable[[int], Any], n: int) -> list[float]:
@@ -72,51 +104,108 @@ def record(what: str, shape: str, who: str, times: list[float], size: int | None
     row = {"what": what, "shape": shape, "who": who, "us": round(median, 2), "first_quartile_us": round(low, 2),
            "third_quartile_us": round(high, 2),
            "terabytes_per_second": round(size / median / 1e6, 3) if size else None}  # fmt: skip
-    rows.append(row)
-    print(*[value for value in row.values() if value is not None], flush=True)
+    write(row)
     return median
 
 
 def packed(out: int, width: int) -> Planes:
     codes = torch.randint(256, (out, width // 4), dtype=torch.uint8, device=CUDA)
-    return planes(codes, BinaryGrid(torch.randn(out, width // GROUP, 2, device=CUDA).half()))
+    return planes(codes, BinaryGrid(torch.randn(out, width // group_of(width), 2, device=CUDA).half()))
+
+
+def group_of(width: int) -> int:
+    return GROUP if width % GROUP == 0 else 64
 
 
 def rotated(out: int, width: int, bits: float) -> int:
     return max(4, int(160e6 / (out * width * bits / 8)))
 
 
-def products(out: int, width: int) -> None:
-    """Products of one shape, from one vector to 512."""
-    shape, x = f"{out}x{width}", torch.randn(1, width, device=CUDA).bfloat16()
-    n = rotated(out, width, 16)
-    full = [torch.randn(out, width, device=CUDA, dtype=torch.bfloat16) for _ in range(n)]
-    record("matvec", shape, "torch bf16", replay(lambda i: linear(x, full[i]), n), 2 * out * width)
-    n, size = rotated(out, width, 2.25), out * width // 4 + out * width // GROUP * 4
-    weights = [packed(out, width) for _ in range(n)]
-    record("matvec", shape, "here", replay(lambda i: matvec_triton(weights[i], x), n), size)
-    for batch in (4, 8, 16, 64, 512):
-        several(batch, shape, full, weights)
+def prepared(part: int, parts: int) -> None:
+    """Every parts-th candidate, run once: fills Triton's cache."""
+    for i, (batch, tile, (out, width)) in enumerate(candidates()):
+        if i % parts == part:
+            try:
+                matmul_triton(packed(out, width), torch.randn(batch, width, device=CUDA).bfloat16(), tile)
+            except Exception as error:
+                print(f"{tile}: {type(error).__name__}: {error}")
 
 
-def several(batch: int, shape: str, full: list[torch.Tensor], weights: list[Planes]) -> None:
-    what, x = f"batch {batch}", torch.randn(batch, full[0].shape[1], device=CUDA).bfloat16()
-    record(what, shape, "torch bf16", replay(lambda i: linear(x, full[i]), len(full)))
-    if batch <= 16:
-        record(what, shape, "here, matvec", replay(lambda i: matvec_triton(weights[i], x), len(weights)))
-    if batch in (16, 64):
-        record(what, shape, "here, matmul", replay(lambda i: matmul_triton(weights[i], x), len(weights)))
-    if batch >= 64:
-        record(what, shape, "here, decoded", replay(lambda i: linear(x, decode_triton(weights[i], x.dtype)), 4))
+def candidates() -> Iterator[tuple[int, Tile, tuple[int, int]]]:
+    for batch, tiles in TILES.items():
+        for tile in tiles:
+            for shape in SHAPES + SMALL if batch == 8 else SHAPES:
+                yield batch, tile, shape
+
+
+def tiles() -> None:
+    """The fastest tile of each size, over SHAPES; sets what the package uses in this process."""
+    best: dict[int, Tile] = {}
+    for batches in ((1, 8), (16,), (64,), (512,)):
+        total: dict[Tile, float] = defaultdict(float)
+        largest = max(batches)
+        for out, width in SHAPES + SMALL if largest == 8 else SHAPES:
+            weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
+            for batch in batches:
+                x = torch.randn(batch, width, device=CUDA).bfloat16()
+                for tile in TILES[largest]:
+                    try:
+                        times = replay(lambda i: matmul_triton(weights[i], x, tile), len(weights))  # noqa: B023
+                    except Exception as error:  # too much shared memory
+                        print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
+                        total[tile] += float("inf")
+                        continue
+                    median = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
+                    total[tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
+        best[largest] = min(total, key=lambda tile: total[tile])
+    best[32] = replace(best[64], batch=32)
+    sizes = sorted(best)
+    many_module.pick_tile = lambda batch: best[next((size for size in sizes if batch <= size), 512)]
+    weight = packed(11008, 4096)
+    speeds = {}
+    for shape in DECODE:
+        times = replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4)  # noqa: B023
+        speeds[shape] = record("decode", "11008x4096", str(shape), times)
+    planes_triton.DECODE = min(speeds, key=lambda shape: speeds[shape])
+    print("pick_tile:", *(f"<= {size}: {best[size]}" for size in sizes), sep="\n  ")
+    print("DECODE:", planes_triton.DECODE)
+
+
+def products() -> None:
+    """Products of all shapes, from one vector to 512; sets the bounds of the operator in this process."""
+    total: dict[tuple[str, int], float] = defaultdict(float)
+    batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    for out, width in SHAPES:
+        full = [torch.randn(out, width, device=CUDA, dtype=torch.bfloat16) for _ in range(rotated(out, width, 16))]
+        weights = [packed(out, width) for _ in range(rotated(out, width, 2.25))]
+        for batch in batches:
+            x = torch.randn(batch, width, device=CUDA).bfloat16()
+
+            def timed(who: str, call: Callable[[int], Any], n: int, size: int | None = None) -> None:
+                what = f"batch {batch}"  # noqa: B023
+                total[who, batch] += record(what, f"{out}x{width}", who, replay(call, n), size)  # noqa: B023
+
+            timed("torch bf16", lambda i: linear(x, full[i]), len(full), 2 * out * width)  # noqa: B023
+            size, n = out * width // 4 + out * width // GROUP * 4, len(weights)
+            if batch <= 8:
+                timed("here, matvec", lambda i: matvec_triton(weights[i], x), n, size)  # noqa: B023
+            timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
+            if batch >= 64:
+                timed("here, decoded", lambda i: linear(x, decode_triton(weights[i], x.dtype)), 4)  # noqa: B023
+    few = [b for b in batches if b <= 8 and total["here, matvec", b] < total["here, matmul", b]]
+    some = [b for b in batches if b < 64 or total["here, matmul", b] <= total["here, decoded", b]]
+    operator.MATVEC, operator.MATMUL = max(few, default=0), max(some)
+    print("MATVEC, MATMUL =", operator.MATVEC, operator.MATMUL)
 
 
 def accuracy() -> None:
     weight, x = packed(4096, 4096), torch.randn(1, 4096, device=CUDA).bfloat16()
-    exact = x.double() @ decode_triton(weight, torch.float32).double().T
-    error = (matvec_triton(weight, x).double() - exact).norm() / exact.norm()
+    exact = x.double() @ decode_plain(weight, torch.float64).T
+    for who, found in (("matvec", matvec_triton(weight, x)), ("matmul", matmul_triton(weight, x))):
+        print(f"{who}: relative error against float64: {float((found.double() - exact).norm() / exact.norm()):.1e}")
     v, step = fixed_point(x, 16 * segment_words(weight))
     held = ((v * step.unsqueeze(-1)).flatten(-2).double() - x.double()).norm() / x.double().norm()
-    print(f"relative error against float64: {float(error):.1e} (of x as held in 16 bits: {float(held):.1e})")
+    print(f"x as matvec holds it: {float(held):.1e}")
 
 
 def packing(copy: float) -> None:
@@ -127,7 +216,9 @@ def packing(copy: float) -> None:
         print(f"  {size / median / 1e6 / (copy / 1e12):.1%} of copy bandwidth")
 
 
-def model_times(name: str, sizes: dict[str, Any], batches: tuple[int, ...], prefill: bool) -> None:
+def model_times(
+    name: str, sizes: dict[str, Any], batches: tuple[int, ...], prefill: bool, compiled: bool = False
+) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_default_dtype(torch.bfloat16)
@@ -137,6 +228,9 @@ def model_times(name: str, sizes: dict[str, Any], batches: tuple[int, ...], pref
     for who in ("torch bf16", "here"):
         if who == "here":
             shrink(model)
+        if compiled:
+            torch.compiler.reset()
+            model.forward = torch.compile(type(model).forward.__get__(model))
         for batch in batches:
             for phase in ("decode", "prefill") if prefill and batch == 1 else ("decode",):
                 found = measure(model, phase, batch, 512, 20, COPY)
@@ -146,8 +240,7 @@ def model_times(name: str, sizes: dict[str, Any], batches: tuple[int, ...], pref
                        "terabytes_per_second": None, "tokens_per_second": found["tokens_per_second"],
                        "peak_bytes": found["peak_bytes"], "weight_bytes_read": found["weight_bytes_read"],
                        "share_of_copy_bandwidth": found["share_of_copy_bandwidth"]}  # fmt: skip
-                rows.append(row)
-                print(*row.values(), flush=True)
+                write(row)
     del model
     torch.cuda.empty_cache()
 
@@ -158,7 +251,7 @@ def shrink(model: Any) -> None:
         if not isinstance(module, torch.nn.Linear) or name == "lm_head":
             continue
         out, width = module.weight.shape
-        groups = width // (GROUP if width % GROUP == 0 else 64)
+        groups = width // group_of(width)
         spec = {"grid": "binary", "bits": 2, "shape": [out, width], "rows": out, "groups": groups,
                 "float_zero": False, "in_scale": False}  # fmt: skip
         with CUDA:
@@ -230,43 +323,75 @@ def peer(name: str, run: Callable[[int, int], None]) -> None:
             run(*shape)
     except Exception as error:
         why = f"{name}: could not be run: {type(error).__name__}: {error}"
-        rows.append({"what": "matvec", "who": why[:300]})
-        print(why, flush=True)
+        write({"what": "matvec", "who": why[:300]})
+
+
+def background() -> dict[str, subprocess.Popen[bytes]]:
+    """Processes that come before what is timed: tests, and what fills Triton's cache."""
+    cores, commands = os.cpu_count() or 1, {}
+    if "tests" in steps:
+        path = ["-m", "pytest", "-q", "tests/kernels"]
+        for kind in ("binary", "affine", "float zero", "symmetric", "tensor"):
+            commands[f"tests of {kind}"] = [*path, "-k", f"on_a_gpu and {kind.replace('float zero', 'float')}"]
+        commands["other tests"] = [*path, "-k", "not on_a_gpu"]
+    if "tiles" in steps:
+        parts = max(1, cores - len(commands))
+        commands |= {f"tiles {i}": [__file__, str(OUT), "--part", str(i), str(parts)] for i in range(parts)}
+    if "peers" in steps:
+        parts = min(12, cores)
+        commands |= {f"gemlite {i}": [__file__, str(OUT), "--gemlite", str(i), str(parts)] for i in range(parts)}
+    begun = {}
+    for name, command in commands.items():
+        with (OUT / f"{name}.log").open("wb") as log:
+            begun[name] = subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT)
+    return begun
+
+
+def finished(processes: dict[str, subprocess.Popen[bytes]], limit: float) -> None:
+    for name, process in processes.items():
+        try:
+            code = process.wait(max(1, limit - (time.perf_counter() - begun)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = -9
+        if "tests" in name or code:
+            last = (OUT / f"{name}.log").read_text(errors="replace").strip().splitlines()[-1:]
+            print(f"{name}: exit {code}:", *last, flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--gemlite-part":
-        gemlite_part(int(sys.argv[2]), int(sys.argv[3]))
+    OUT, begun = Path(sys.argv[1]), time.perf_counter()
+    if "--part" in sys.argv:
+        prepared(*map(int, sys.argv[3:]))
         sys.exit()
-    begun = time.perf_counter()
-    parts = min(12, os.cpu_count() or 1)
-    peers = "--peers" in sys.argv
-    compiling = [
-        subprocess.Popen([sys.executable, __file__, "--gemlite-part", str(i), str(parts)], stderr=subprocess.DEVNULL)
-        for i in range(parts if peers else 0)
-    ]
+    if "--gemlite" in sys.argv:
+        gemlite_part(*map(int, sys.argv[3:]))
+        sys.exit()
+    steps = sys.argv[2:] or STEPS[:5]
+    if unknown := set(steps) - set(STEPS):
+        sys.exit(f"{', '.join(sorted(unknown))}: no step; they are {', '.join(STEPS)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    with (OUT / "inference.csv").open("w", newline="", encoding="utf-8") as csv_file:
+        csv.DictWriter(csv_file, COLUMNS).writeheader()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    try:
-        for process in compiling:
-            try:
-                process.wait(max(1, 50 - (time.perf_counter() - begun)))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        print(f"peers compiled after {time.perf_counter() - begun:.0f} s", flush=True)
-        COPY = copy_bandwidth(CUDA) or 0.0
-        record("copy", "1 GiB", "torch", [2**31 / COPY * 1e6] * 2, 2**31)
-        accuracy()
-        for size in SHAPES:
-            products(*size)
-        packing(COPY)
-        model_times("Llama-7B", LLAMA, (1, 4, 16), True)
-        model_times("SmolLM2-135M", SMOL, (1, 4, 16), True)
-        if peers:
-            peer("humming", humming_times)
-            peer("gemlite", gemlite_times)
-    finally:
-        with Path(sys.argv[1]).open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    print(f"{time.perf_counter() - begun:.0f} s")
+    finished(background(), 100)
+    print(f"ready after {time.perf_counter() - begun:.0f} s", flush=True)
+    COPY = copy_bandwidth(CUDA) or 0.0
+    record("copy", "1 GiB", "torch", [2**31 / COPY * 1e6] * 2, 2**31)
+    accuracy()
+    actions: dict[str, Callable[[], None]] = {
+        "tiles": tiles,
+        "products": products,
+        "models": lambda: (
+            model_times("Llama-7B", LLAMA, (1, 4, 16), True),
+            model_times("SmolLM2-135M", SMOL, (1, 4, 16), True),
+        )[0],
+        "compiled": lambda: model_times("Llama-7B, 4 layers, compiled", LLAMA | {"num_hidden_layers": 4}, (1,), False,
+                                        compiled=True),
+        "packing": lambda: packing(COPY),
+        "peers": lambda: (peer("humming", humming_times), peer("gemlite", gemlite_times))[0],
+    }  # fmt: skip
+    for step in STEPS[1:]:
+        if step in steps:
+            actions[step]()
+            print(f"{step}: done after {time.perf_counter() - begun:.0f} s", flush=True)

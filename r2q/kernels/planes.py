@@ -10,7 +10,9 @@ Other widths than 2 bits and codebooks are decoded by PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -88,7 +90,7 @@ def planes(packed: torch.Tensor, grid: Grid) -> Planes:
     return Planes(packed.view(torch.int32), first, second, form, *grid.shape)
 
 
-def stored_form(kind: str, tensors: dict[str, torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
+def stored_form(kind: str, tensors: Mapping[str, Any]) -> tuple[int, torch.Tensor, torch.Tensor]:
     """Form, first and second table (see :class:`Planes`) of the stored tensors of a grid."""
     if kind == BinaryGrid.kind:
         alpha = tensors["alpha"].view(torch.int32).squeeze(-1)

@@ -68,7 +68,7 @@ def nearest(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def permute(a, b, selector, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four bytes: byte i is the one of ``a`` (0 to 3) or ``b`` (4 to 7) that hexadecimal digit i of ``selector`` names."""
+    """Four bytes of ``a`` (numbers 0 to 3) and ``b`` (4 to 7): byte i is the one that digit i of ``selector`` names."""
     if ASM:
         return tl.inline_asm_elementwise(
             "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, selector], dtype=tl.int32, is_pure=True, pack=1
@@ -131,7 +131,8 @@ def weight_tile(  # type: ignore[no-untyped-def]
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
     codes, first, second, out, rows, words, row_stride,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr, ASM: tl.constexpr,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     start = tl.program_id(0) * WORDS
