@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from r2q.kernels.planes import Planes
-from r2q.kernels.planes_triton import INTERPRETED, span_words, weight_tile
+from r2q.kernels.planes import WORD, Planes
+from r2q.kernels.planes_triton import INTERPRETED, span_words, to_cache, weight_tile
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Tile:
         pieces: parts of the inputs within a program, one for each warp or for a few.
         programs: where there are fewer tiles, the inputs are split so that there are about as many.
         stages: turns whose loads are under way.
+        ahead: ask for all codes of a program before it waits for the kernel that makes the vectors.
     """
 
     rows: int = 64
@@ -34,6 +35,7 @@ class Tile:
     programs: int = 1
     warps: int = 4
     stages: int = 3
+    ahead: bool = True
 
 
 def pick_tile(batch: int) -> Tile:
@@ -47,17 +49,23 @@ def pick_tile(batch: int) -> Tile:
 
 @triton.jit(do_not_specialize=["batch"])
 def _matmul(  # type: ignore[no-untyped-def]
-    x, codes, first, second, out, batch, rows, words, row_stride, x_stride,
-    BATCH: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, TURNS: tl.constexpr,
-    GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr, PDL: tl.constexpr, ASM: tl.constexpr,
+    x, codes, first, second, out, batch, rows, row_stride, x_stride,
+    IN: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr,
+    TURNS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr, LINES: tl.constexpr,
+    PDL: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    if PDL:  # starts while the kernel before ends, and waits for what that wrote
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     SPANS: tl.constexpr = WORDS // SPAN
+    words = IN // 16  # known when compiled, and with it which loads are of 16 bytes
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     b = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
     part = tl.program_id(2)
+    if PDL:  # starts while the kernel before ends; only what does not depend on that is asked for before the wait
+        tl.extra.cuda.gdc_launch_dependents()
+        if LINES > 0:
+            word = part * PIECES * TURNS * WORDS + 32 * tl.arange(0, LINES)
+            word = tl.minimum(word, words - 1)[None, :]
+            to_cache(codes + tl.minimum(row, rows - 1)[:, None] * words + word)
+        tl.extra.cuda.gdc_wait()
     s, piece = tl.arange(0, PIECES * SPANS), part * PIECES + tl.arange(0, PIECES)
     if PIECES == 1:
         total = tl.zeros([ROWS, BATCH], dtype=tl.float32)
@@ -71,12 +79,12 @@ def _matmul(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         if PIECES == 1:
             k = (part * TURNS + turn) * WORDS * 16 + tl.arange(0, WORDS * 16)
-            mask = (k < words * 16)[:, None] & (b < batch)[None, :]
+            mask = (k < IN)[:, None] & (b < batch)[None, :]
             value = tl.load(x + b[None, :] * x_stride + k[:, None], mask=mask, other=0.0)  # [inputs, BATCH]
         else:
             level = tl.permute(tl.reshape(level, [ROWS, PIECES, WORDS * 16]), [1, 0, 2])
             k = ((piece * TURNS + turn) * WORDS * 16)[:, None] + tl.arange(0, WORDS * 16)[None, :]
-            mask = (k < words * 16)[:, :, None] & (b < batch)[None, None, :]
+            mask = (k < IN)[:, :, None] & (b < batch)[None, None, :]
             value = tl.load(x + b[None, None, :] * x_stride + k[:, :, None], mask=mask, other=0.0)
         total = tl.dot(level, value, total)
     if PIECES > 1:
@@ -109,14 +117,15 @@ def matmul_triton(weight: Planes, x: torch.Tensor, tile: Tile | None = None) -> 
     parts = triton.cdiv(steps, turns)
     out = torch.empty(batch, rows, dtype=x.dtype, device=x.device)
     partial = out if parts == 1 else torch.empty(parts, batch, rows, dtype=torch.float32, device=x.device)
+    lines = triton.next_power_of_2(triton.cdiv(tile.pieces * turns * tile.words, 32)) if tile.ahead else 0
     pdl = not INTERPRETED
     options = {"launch_pdl": True} if pdl else {}
     _matmul[*tiles, parts](
         x, weight.codes, weight.first, weight.second, partial,
-        batch, rows, words, weight.row_stride, x.stride(0),
-        BATCH=tile.batch, ROWS=tile.rows, WORDS=tile.words, PIECES=tile.pieces, TURNS=turns,
-        GROUP=weight.group_words, SPAN=span_words(weight, tile.words), FORM=weight.form, PDL=pdl, ASM=not INTERPRETED,
-        num_warps=tile.warps, num_stages=tile.stages, **options,
+        batch, rows, weight.row_stride, x.stride(0),
+        IN=words * WORD, BATCH=tile.batch, ROWS=tile.rows, WORDS=tile.words, PIECES=tile.pieces, TURNS=turns,
+        GROUP=weight.group_words, SPAN=span_words(weight, tile.words), FORM=weight.form,
+        LINES=lines, PDL=pdl, ASM=not INTERPRETED, num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     if parts > 1:
         size, block = batch * rows, 256

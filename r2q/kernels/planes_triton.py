@@ -61,6 +61,14 @@ def dot4(bits, x, total, SIGNED: tl.constexpr, ASM: tl.constexpr):  # type: igno
 
 
 @triton.jit
+def to_cache(place):  # type: ignore[no-untyped-def]
+    """Ask for the lines of memory that hold ``place``, without waiting for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def nearest(x):  # type: ignore[no-untyped-def]
     """The nearest integer, half to even, of a float32 below 2^22."""
     return (x + 12582912.0) - 12582912.0
@@ -130,19 +138,19 @@ def weight_tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _decode(  # type: ignore[no-untyped-def]
-    codes, first, second, out, rows, words, row_stride,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, FORM: tl.constexpr,
-    ASM: tl.constexpr,
+    codes, first, second, out, rows, row_stride,
+    IN: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
+    FORM: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     start = tl.program_id(0) * WORDS
     level = weight_tile(
-        codes, first, second, row, start + tl.arange(0, WORDS // SPAN) * SPAN, rows, words, row_stride,
+        codes, first, second, row, start + tl.arange(0, WORDS // SPAN) * SPAN, rows, IN // 16, row_stride,
         ROWS, WORDS // SPAN, SPAN, GROUP, FORM, out.dtype.element_ty, ASM,
     )  # fmt: skip
     column = start * 16 + tl.arange(0, WORDS * 16)
-    place = row.to(tl.int64)[:, None] * (words * 16) + column[None, :]
-    tl.store(out + place, level, mask=(row < rows)[:, None] & (column < words * 16)[None, :])
+    place = row.to(tl.int64)[:, None] * IN + column[None, :]
+    tl.store(out + place, level, mask=(row < rows)[:, None] & (column < IN)[None, :])
 
 
 def span_words(weight: Planes, words: int) -> int:
@@ -157,8 +165,8 @@ def decode_triton(weight: Planes, dtype: torch.dtype, tile: tuple[int, int, int]
     out = torch.empty(rows, words * WORD, dtype=dtype, device=weight.codes.device)
     grid = triton.cdiv(words, tile[1]), triton.cdiv(rows, tile[0])
     _decode[grid](
-        weight.codes, weight.first, weight.second, out, rows, words, weight.row_stride,
-        ROWS=tile[0], WORDS=tile[1], GROUP=weight.group_words, SPAN=span_words(weight, tile[1]), FORM=weight.form,
-        ASM=not INTERPRETED, num_warps=tile[2],
+        weight.codes, weight.first, weight.second, out, rows, weight.row_stride,
+        IN=words * WORD, ROWS=tile[0], WORDS=tile[1], GROUP=weight.group_words, SPAN=span_words(weight, tile[1]),
+        FORM=weight.form, ASM=not INTERPRETED, num_warps=tile[2],
     )  # fmt: skip
     return out

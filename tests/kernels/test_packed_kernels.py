@@ -155,9 +155,14 @@ def on_gpu(weight: Planes) -> Planes:
     return replace(weight, **{n: getattr(weight, n).cuda() for n in ("codes", "first", "second")})
 
 
+WIDE = [(37, 576, 32), (130, 4096, 128), (33, 11008, 11008)]
+
+
 @needs_gpu
-@pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize(("out", "width", "group"), [*SHAPES, (37, 576, 32), (130, 4096, 128), (33, 11008, 11008)])
+@pytest.mark.parametrize(
+    ("kind", "out", "width", "group"),
+    [("binary", *shape) for shape in SHAPES + WIDE] + [(kind, *shape) for kind in GRIDS[1:] for shape in WIDE],
+)
 def test_the_kernels_on_a_gpu(kind: str, out: int, width: int, group: int) -> None:
     from r2q.kernels.matmul_triton import matmul_triton
     from r2q.kernels.matvec_triton import matvec_triton
@@ -168,7 +173,7 @@ def test_the_kernels_on_a_gpu(kind: str, out: int, width: int, group: int) -> No
     for dtype in (torch.float16, torch.bfloat16) if width == 4096 else (torch.float16,):
         rounding = torch.finfo(dtype).eps / 2
         assert torch.allclose(decode_triton(weight, dtype).double(), exact, rtol=1.1 * rounding, atol=1e-6)
-        for batch in (1, 3, 17, 70):
+        for batch in (1, 3, 12, 17, 70):
             x = vectors(batch, width, dtype).cuda()
             wanted = x.double() @ exact.T
             for product in (matmul_triton, matvec_triton):
