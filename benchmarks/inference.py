@@ -141,13 +141,14 @@ def candidates() -> Iterator[tuple[int, Tile, tuple[int, int]]]:
 
 
 def tiles() -> None:
-    """The fastest tile of each size, over SHAPES; sets what the package uses in this process."""
-    best: dict[int, Tile] = {}
+    """The fastest tile of each size, for few rows and for more; sets what the package uses in this process."""
+    best: dict[tuple[int, bool], Tile] = {}
     for batches in ((1, 8), (16,), (64,), (512,)):
-        total: dict[Tile, float] = defaultdict(float)
+        total: dict[tuple[bool, Tile], float] = defaultdict(float)
         largest = max(batches)
         for out, width in SHAPES + SMALL if largest == 8 else SHAPES:
             weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
+            few = out <= many_module.FEW_ROWS
             for batch in batches:
                 x = torch.randn(batch, width, device=CUDA).bfloat16()
                 for tile in TILES[largest]:
@@ -155,21 +156,26 @@ def tiles() -> None:
                         times = replay(lambda i: matmul_triton(weights[i], x, tile), len(weights))  # noqa: B023
                     except Exception as error:  # too much shared memory
                         print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
-                        total[tile] += float("inf")
+                        total[few, tile] += float("inf")
                         continue
                     median = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
-                    total[tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
-        best[largest] = min(total, key=lambda tile: total[tile])
-    best[32] = replace(best[64], batch=32)
-    sizes = sorted(best)
-    many_module.pick_tile = lambda batch: best[next((size for size in sizes if batch <= size), 512)]
+                    total[few, tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
+        for few in (True, False):
+            best[largest, few] = min(TILES[largest], key=lambda tile: total[few, tile])
+    best |= {(32, few): replace(best[64, few], batch=32) for few in (True, False)}
+
+    def pick_tile(rows: int, batch: int) -> Tile:
+        size = next((size for size in (8, 16, 32, 64) if batch <= size), 512)
+        return best[size, rows <= many_module.FEW_ROWS]
+
+    many_module.pick_tile = pick_tile
     weight = packed(11008, 4096)
     speeds = {}
     for shape in DECODE:
         times = replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4)  # noqa: B023
         speeds[shape] = record("decode", "11008x4096", str(shape), times)
     planes_triton.DECODE = min(speeds, key=lambda shape: speeds[shape])
-    print("pick_tile:", *(f"<= {size}: {best[size]}" for size in sizes), sep="\n  ")
+    print("pick_tile (vectors, whether rows are few):", *sorted(best.items(), key=str), sep="\n  ")
     print("DECODE:", planes_triton.DECODE)
 
 

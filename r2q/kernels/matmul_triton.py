@@ -38,13 +38,17 @@ class Tile:
     ahead: bool = True
 
 
-def pick_tile(batch: int) -> Tile:
-    """The tile for so many vectors; see benchmarks/NOTES.md."""
+FEW_ROWS = 4096  # up to here, few programs share the work: more warps each
+
+
+def pick_tile(rows: int, batch: int) -> Tile:
+    """The tile of a weight with so many rows, for so many vectors; see benchmarks/NOTES.md."""
     if batch <= 16:
-        return Tile(16, 8 if batch <= 8 else 16, pieces=4)
+        split = 8 if rows <= FEW_ROWS else 4
+        return Tile(16, 8 if batch <= 8 else 16, pieces=split, warps=split)
     if batch <= 64:
         return Tile(64, 32 if batch <= 32 else 64, programs=528)
-    return Tile(128, 128, words=4, warps=8, programs=264)
+    return Tile(128, 128, words=4, warps=8, programs=132)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -110,7 +114,7 @@ def matmul_triton(weight: Planes, x: torch.Tensor, tile: Tile | None = None) -> 
     rows, words = weight.codes.shape
     batch = x.shape[0]
     x = x if x.stride(-1) == 1 else x.contiguous()
-    tile = tile or pick_tile(batch)
+    tile = tile or pick_tile(rows, batch)
     tiles = triton.cdiv(rows, tile.rows), triton.cdiv(batch, tile.batch)
     steps = triton.cdiv(words, tile.words * tile.pieces)
     turns = triton.cdiv(steps, max(1, min(tile.programs // (tiles[0] * tiles[1]), steps // 2)))

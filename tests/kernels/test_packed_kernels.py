@@ -124,7 +124,7 @@ def kernels_against_float64() -> None:
             x = vectors(2, width, dtype)
             assert distance(matvec_triton(weight, x), x.double() @ exact.T) < TOLERANCE[dtype], (kind, width, group)
             assert torch.allclose(decode_triton(weight, dtype).double(), exact, rtol=2**-7, atol=1e-5)
-        x = vectors(17, width, torch.float16)
+        x = vectors(17, width, torch.float16)  # the interpreter has no product of bfloat16
         for tile in tiles if i == 0 else [tiles[i % 3]]:
             assert distance(matmul_triton(weight, x, tile), x.double() @ exact.T) < 2e-3, (kind, width, tile)
     weight, exact = example("affine", 7, 192, 32)
