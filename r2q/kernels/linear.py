@@ -2,7 +2,8 @@
 
 Up to MATVEC vectors go through :mod:`r2q.kernels.matvec`, up to MATMUL through :mod:`r2q.kernels.matmul`; beyond, the
 weight is decoded into memory and multiplied by torch: one weight at a time, so the layers share that memory. The bounds
-are those that ``benchmarks/inference.py`` prints, see its NOTES.md. Groups that 64 does not divide (g32) take the second in place of the first.
+are those that ``benchmarks/inference.py`` prints, see NOTES.md beside it. Groups that 64 does not divide (g32) take the
+second in place of the first.
 """
 
 from __future__ import annotations
