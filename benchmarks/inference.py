@@ -34,10 +34,10 @@ from torch.nn.functional import linear
 import r2q.kernels.linear as operator
 from r2q.bench import copy_bandwidth, measure
 from r2q.kernels import matmul_triton as many_module
+from r2q.kernels import matvec_triton as few_module
 from r2q.kernels import planes_triton
 from r2q.kernels.matmul_triton import Tile, matmul_triton
-from r2q.kernels.matvec import fixed_point, segment_words
-from r2q.kernels.matvec_triton import matvec_triton
+from r2q.kernels.matvec_triton import Split, matvec_triton
 from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
 from r2q.kernels.quantize_pack_triton import launch
@@ -53,12 +53,9 @@ SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, 
         "tie_word_embeddings": True}  # fmt: skip
 SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
-FEW = [Tile(16, 8, 8, pieces=4), Tile(16, 8, 8, pieces=4, ahead=False),
-       Tile(16, 8, 8, pieces=4, stages=2), Tile(16, 8, 8, pieces=4, stages=4),
-       Tile(16, 8, 8, pieces=8, warps=8), Tile(16, 8, 8, pieces=8, warps=8, stages=2), Tile(16, 8, 16, pieces=4),
-       Tile(16, 8, 4, pieces=8, warps=8), Tile(16, 8, 8, pieces=2, warps=2, programs=528), Tile(32, 8, 8, pieces=4),
-       Tile(32, 8, 8, pieces=8, warps=8), Tile(32, 8, 16, pieces=4, stages=2), Tile(64, 8, 8, programs=528),
-       Tile(64, 8, 8, programs=1056), Tile(128, 8, 8, programs=528)]  # fmt: skip
+FEW = [Split(16, 8), Split(16, 8, unrolled=False), Split(16, 8, ahead=False), Split(16, 4),
+       Split(16, 4, unrolled=False), Split(16, 16), Split(32, 8), Split(32, 8, unrolled=False),
+       Split(32, 4, unrolled=False), Split(32, 16), Split(64, 8, unrolled=False)]  # fmt: skip
 SOME = [Tile(64, 64, 8, programs=264), Tile(64, 64, 8, programs=528), Tile(64, 64, 8, programs=1056),
         Tile(128, 64, 8, programs=264), Tile(128, 64, 8, programs=264, warps=8),
         Tile(128, 64, 4, programs=264, warps=8), Tile(64, 64, 4, programs=528)]  # fmt: skip
@@ -66,7 +63,7 @@ MANY = [Tile(128, 128, 4, warps=8, programs=132), Tile(128, 128, 4, warps=8, pro
         Tile(128, 128, 8, warps=8, programs=132), Tile(128, 128, 4, programs=132), Tile(128, 256, 4, warps=8),
         Tile(128, 256, 4, warps=8, stages=4), Tile(256, 128, 4, warps=8), Tile(64, 256, 4),
         Tile(64, 128, 4, programs=132)]  # fmt: skip
-TILES = {8: FEW, 16: [replace(tile, batch=16) for tile in FEW], 64: SOME, 512: MANY}  # largest batch: candidates
+TILES = {8: FEW, 16: FEW, 64: SOME, 512: MANY}  # largest batch: candidates
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
@@ -128,32 +125,36 @@ def prepared(part: int, parts: int) -> None:
     for i, (batch, tile, (out, width)) in enumerate(candidates()):
         if i % parts == part:
             try:
-                matmul_triton(packed(out, width), torch.randn(batch, width, device=CUDA).bfloat16(), tile)
+                product(packed(out, width), torch.randn(batch, width, device=CUDA).bfloat16(), tile)
             except Exception as error:
                 print(f"{tile}: {type(error).__name__}: {error}")
 
 
-def candidates() -> Iterator[tuple[int, Tile, tuple[int, int]]]:
+def candidates() -> Iterator[tuple[int, Tile | Split, tuple[int, int]]]:
     for batch, tiles in TILES.items():
         for tile in tiles:
             for shape in SHAPES + SMALL if batch == 8 else SHAPES:
                 yield batch, tile, shape
 
 
+def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor:
+    return matvec_triton(weight, x, tile) if isinstance(tile, Split) else matmul_triton(weight, x, tile)
+
+
 def tiles() -> None:
     """The fastest tile of each size, for few rows and for more; sets what the package uses in this process."""
-    best: dict[tuple[int, bool], Tile] = {}
+    best: dict[tuple[int, bool], Any] = {}
     for batches in ((1, 8), (16,), (64,), (512,)):
-        total: dict[tuple[bool, Tile], float] = defaultdict(float)
+        total: dict[tuple[bool, Tile | Split], float] = defaultdict(float)
         largest = max(batches)
         for out, width in SHAPES + SMALL if largest == 8 else SHAPES:
             weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
-            few = out <= many_module.FEW_ROWS
+            few = out <= few_module.FEW_ROWS
             for batch in batches:
                 x = torch.randn(batch, width, device=CUDA).bfloat16()
                 for tile in TILES[largest]:
                     try:
-                        times = replay(lambda i: matmul_triton(weights[i], x, tile), len(weights))  # noqa: B023
+                        times = replay(lambda i: product(weights[i], x, tile), len(weights))  # noqa: B023
                     except Exception as error:  # too much shared memory
                         print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
                         total[few, tile] += float("inf")
@@ -162,27 +163,23 @@ def tiles() -> None:
                     total[few, tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
         for few in (True, False):
             best[largest, few] = min(TILES[largest], key=lambda tile: total[few, tile])
-    best |= {(32, few): replace(best[64, few], batch=32) for few in (True, False)}
-
-    def pick_tile(rows: int, batch: int) -> Tile:
-        size = next((size for size in (8, 16, 32, 64) if batch <= size), 512)
-        return best[size, rows <= many_module.FEW_ROWS]
-
-    many_module.pick_tile = pick_tile
+    few_module.pick_split = lambda rows, batch: best[8 if batch <= 8 else 16, rows <= few_module.FEW_ROWS]
+    some = {size: replace(best[64, False], batch=size) for size in (16, 32, 64)}
+    many_module.pick_tile = lambda batch: next((some[size] for size in some if batch <= size), best[512, False])
     weight = packed(11008, 4096)
     speeds = {}
     for shape in DECODE:
         times = replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4)  # noqa: B023
         speeds[shape] = record("decode", "11008x4096", str(shape), times)
     planes_triton.DECODE = min(speeds, key=lambda shape: speeds[shape])
-    print("pick_tile (vectors, whether rows are few):", *sorted(best.items(), key=str), sep="\n  ")
+    print("pick_split and pick_tile (vectors, whether rows are few):", *sorted(best.items(), key=str), sep="\n  ")
     print("DECODE:", planes_triton.DECODE)
 
 
 def products() -> None:
     """Products of all shapes, from one vector to 512; sets the bounds of the operator in this process."""
     total: dict[tuple[str, int], float] = defaultdict(float)
-    batches = (1, 2, 4, 8, 16, 64, 128, 256, 512)
+    batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     for out, width in SHAPES:
         full = [torch.randn(out, width, device=CUDA, dtype=torch.bfloat16) for _ in range(rotated(out, width, 16))]
         weights = [packed(out, width) for _ in range(rotated(out, width, 2.25))]
@@ -195,12 +192,13 @@ def products() -> None:
 
             timed("torch bf16", lambda i: linear(x, full[i]), len(full), 2 * out * width)  # noqa: B023
             size, n = out * width // 4 + out * width // GROUP * 4, len(weights)
-            if batch <= 8:
+            if batch <= 64:
                 timed("here, matvec", lambda i: matvec_triton(weights[i], x), n, size)  # noqa: B023
-            timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
+            if batch >= 8:
+                timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
             if batch >= 64:
                 timed("here, decoded", lambda i: linear(x, decode_triton(weights[i], x.dtype)), 4)  # noqa: B023
-    few = takewhile(lambda b: b <= 8 and total["here, matvec", b] < total["here, matmul", b], batches)
+    few = takewhile(lambda b: b < 8 or (b <= 64 and total["here, matvec", b] < total["here, matmul", b]), batches)
     some = takewhile(lambda b: b < 64 or total["here, matmul", b] <= total["here, decoded", b], batches)
     operator.MATVEC, operator.MATMUL = max(few, default=0), max(some)
     print("MATVEC, MATMUL =", operator.MATVEC, operator.MATMUL)
@@ -211,9 +209,6 @@ def accuracy() -> None:
     exact = x.double() @ decode_plain(weight, torch.float64).T
     for who, found in (("matvec", matvec_triton(weight, x)), ("matmul", matmul_triton(weight, x))):
         print(f"{who}: relative error against float64: {float((found.double() - exact).norm() / exact.norm()):.1e}")
-    v, step = fixed_point(x, 16 * segment_words(weight))
-    held = ((v * step.unsqueeze(-1)).flatten(-2).double() - x.double()).norm() / x.double().norm()
-    print(f"x as matvec holds it: {float(held):.1e}")
 
 
 def packing(copy: float) -> None:

@@ -2,8 +2,7 @@
 
 Up to MATVEC vectors go through :mod:`r2q.kernels.matvec`, up to MATMUL through :mod:`r2q.kernels.matmul`; beyond, the
 weight is decoded into memory and multiplied by torch: one weight at a time, so the layers share that memory. The bounds
-are those that ``benchmarks/inference.py`` prints, see NOTES.md beside it. Groups that 64 does not divide (g32) take the
-second in place of the first.
+are those that ``benchmarks/inference.py`` prints, see NOTES.md beside it.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import torch
 
 from r2q.kernels.matmul import decode, matmul
-from r2q.kernels.matvec import SEGMENT, matvec, segment_words
+from r2q.kernels.matvec import matvec
 from r2q.kernels.planes import Planes
 
-MATVEC, MATMUL = 1, 128
+MATVEC, MATMUL = 16, 128
 DTYPES = (torch.float16, torch.bfloat16)
 
 _ARGUMENTS = "Tensor x, Tensor codes, Tensor first, Tensor second, Tensor? in_scale, int form, int rows, int groups"
@@ -34,18 +33,19 @@ def _linear(
 ) -> torch.Tensor:
     """``x W^T``, ``[..., in]`` to ``[..., out]``; the other arguments are those of :class:`Planes`.
 
-    Against float64 on the same x, the error of a result is that of rounding it to the dtype of x, plus 1e-4 of its norm
-    up to MATVEC vectors; beyond, levels are rounded to the dtype of x, too, as where PyTorch decodes.
+    Against float64 on the same x, the error of a result is that of rounding it to the dtype of x; beyond MATVEC
+    vectors, levels are rounded to the dtype of x, too, as where PyTorch decodes.
     """
     weight = Planes(codes, first, second, form, rows, groups)
     flat = x.reshape(-1, x.shape[-1])
-    if flat.shape[0] <= MATVEC and segment_words(weight) == SEGMENT:
-        out = matvec(weight, flat, in_scale)
+    if in_scale is not None:
+        flat = (flat.float() / in_scale.float()).to(x.dtype)
+    if flat.shape[0] <= MATVEC:
+        out = matvec(weight, flat)
+    elif flat.shape[0] <= MATMUL:
+        out = matmul(weight, flat)
     else:
-        if in_scale is not None:
-            flat = (flat.float() / in_scale.float()).to(x.dtype)
-        many = flat.shape[0] > MATMUL
-        out = torch.nn.functional.linear(flat, decode(weight, x.dtype)) if many else matmul(weight, flat)
+        out = torch.nn.functional.linear(flat, decode(weight, x.dtype))
     return out.view(*x.shape[:-1], codes.shape[0])
 
 

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the form of a group, four products at once, rounding, decoding a weight."""
+"""What the Triton kernels share: the form of a group, rounding, decoding a weight."""
 
 from __future__ import annotations
 
@@ -36,28 +36,6 @@ def levels(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-u
         else:
             c = -1.5 * a0
     return c, a0, a1
-
-
-@triton.jit
-def dot4(bits, x, total, SIGNED: tl.constexpr, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``total`` plus the products of four unsigned bytes of ``bits`` with four bytes of ``x`` (all int32)."""
-    if ASM:
-        if SIGNED:
-            total = tl.inline_asm_elementwise(
-                "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [bits, x, total], dtype=tl.int32, is_pure=True, pack=1
-            )
-        else:
-            total = tl.inline_asm_elementwise(
-                "dp4a.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [bits, x, total], dtype=tl.int32, is_pure=True, pack=1
-            )
-    else:
-        for byte in tl.static_range(4):
-            if SIGNED:  # noqa: SIM108 (constant when compiled)
-                value = (x << (24 - 8 * byte)) >> 24
-            else:
-                value = (x >> (8 * byte)) & 255
-            total = total + ((bits >> (8 * byte)) & 255) * value
-    return total
 
 
 @triton.jit

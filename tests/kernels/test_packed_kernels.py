@@ -61,13 +61,11 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_the_twins_are_the_grid(kind: str, out: int, width: int, group: int) -> None:
     weight, exact = example(kind, out, width, group)
     assert torch.allclose(decode_plain(weight, torch.float64), exact, atol=1e-5)
-    scale = torch.rand(width, generator=torch.Generator().manual_seed(1)).half() + 0.5
     for dtype, tolerance in TOLERANCE.items():
         x = vectors(3, width, dtype)
         wanted = x.double() @ exact.T
         assert distance(matvec_plain(weight, x), wanted) < tolerance
         assert distance(matmul_plain(weight, x), wanted) < tolerance
-        assert distance(matvec_plain(weight, x, scale), (x.double() / scale.double()) @ exact.T) < tolerance
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -88,13 +86,15 @@ def test_what_the_kernels_take() -> None:
     assert not supports("affine", 2, (4, 8, 96), 1)  # a stack of experts
 
 
-@pytest.mark.parametrize("batch", [1, 8, 9, 70])
+@pytest.mark.parametrize("batch", [1, 16, 17, 200])
 def test_the_operator_picks_by_the_number_of_vectors(batch: int) -> None:
     weight, exact = example("affine", 6, 256, 128)
     x = vectors(batch, 256, torch.float32).unsqueeze(0)
-    out = linear(x, weight.codes, weight.first, weight.second, None, weight.form, weight.rows, weight.groups)
-    assert out.shape == (1, batch, 6)
-    assert distance(out, x.double() @ exact.T) < 1e-4
+    scale = torch.rand(256, generator=torch.Generator().manual_seed(1)).half() + 0.5
+    for s, inputs in ((None, x), (scale, x.double() / scale.double())):
+        out = linear(x, weight.codes, weight.first, weight.second, s, weight.form, weight.rows, weight.groups)
+        assert out.shape == (1, batch, 6)
+        assert distance(out, inputs.double() @ exact.T) < 1e-4
 
 
 def test_groups_that_do_not_fit_are_refused() -> None:
@@ -105,7 +105,7 @@ def test_groups_that_do_not_fit_are_refused() -> None:
 def kernels_against_float64() -> None:
     """Run in a process of its own: Triton decides at import whether it interprets."""
     from r2q.kernels.matmul_triton import Tile, matmul_triton
-    from r2q.kernels.matvec_triton import matvec_triton
+    from r2q.kernels.matvec_triton import Split, matvec_triton
     from r2q.kernels.planes_triton import decode_triton
     from r2q.kernels.quantize_pack_triton import quantize_triton
 
@@ -116,20 +116,19 @@ def kernels_against_float64() -> None:
         return empty(*size, **options).fill_(poison.get(options.get("dtype"), 77))  # type: ignore[arg-type, call-overload]
 
     torch.empty = poisoned  # type: ignore[assignment]
-    tiles = (Tile(16, 32, words=4), Tile(16, 32, words=2, programs=6), Tile(16, 16, words=1, pieces=2))
+    tiles = (Tile(16, 32, words=4), Tile(16, 32, words=2, programs=6), Tile(16, 16, words=1))
+    splits = (Split(16, 4), Split(32, 2, unrolled=False), Split(16, 1))
     cases = [(GRIDS[0], *shape) for shape in SHAPES[:4]] + [(kind, *SHAPES[4]) for kind in GRIDS]
     for i, (kind, out, width, group) in enumerate(cases):
         weight, exact = example(kind, out, width, group)
         for dtype in (torch.float16, torch.bfloat16) if width == 48 else (torch.float16,):
-            x = vectors(2, width, dtype)
-            assert distance(matvec_triton(weight, x), x.double() @ exact.T) < TOLERANCE[dtype], (kind, width, group)
             assert torch.allclose(decode_triton(weight, dtype).double(), exact, rtol=2**-7, atol=1e-5)
         x = vectors(17, width, torch.float16)  # the interpreter has no product of bfloat16
         for tile in tiles if i == 0 else [tiles[i % 3]]:
             assert distance(matmul_triton(weight, x, tile), x.double() @ exact.T) < 2e-3, (kind, width, tile)
-    weight, exact = example("affine", 7, 192, 32)
-    x, scale = vectors(1, 192, torch.float16), torch.rand(192).half() + 0.5
-    assert distance(matvec_triton(weight, x, scale), (x.double() / scale.double()) @ exact.T) < 2e-3
+        for split in splits if i == 0 else [splits[i % 3]]:
+            for y in (x[:2], x):
+                assert distance(matvec_triton(weight, y, split), y.double() @ exact.T) < 2e-3, (kind, width, split)
     for kind in ("r2q", "rtn"):
         for out, width, group in ((7, 192, 32), (3, 576, 576), (5, 96, 48)):
             values = torch.randn(out, width, generator=torch.Generator().manual_seed(group)).bfloat16()
