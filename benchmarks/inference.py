@@ -55,7 +55,7 @@ SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
 FEW = [Split(16, 8), Split(16, 8, unrolled=False), Split(16, 8, ahead=False), Split(16, 4),
        Split(16, 4, unrolled=False), Split(16, 16), Split(32, 8), Split(32, 8, unrolled=False),
-       Split(32, 4, unrolled=False), Split(32, 16), Split(64, 8, unrolled=False)]  # fmt: skip
+       Split(32, 4), Split(32, 16), Split(32, 16, unrolled=False), Split(64, 8, unrolled=False)]  # fmt: skip
 SOME = [Tile(64, 64, 8, programs=264), Tile(64, 64, 8, programs=528), Tile(64, 64, 8, programs=1056),
         Tile(128, 64, 8, programs=264), Tile(128, 64, 8, programs=264, warps=8),
         Tile(128, 64, 4, programs=264, warps=8), Tile(64, 64, 4, programs=528)]  # fmt: skip
@@ -63,7 +63,7 @@ MANY = [Tile(128, 128, 4, warps=8, programs=132), Tile(128, 128, 4, warps=8, pro
         Tile(128, 128, 8, warps=8, programs=132), Tile(128, 128, 4, programs=132), Tile(128, 256, 4, warps=8),
         Tile(128, 256, 4, warps=8, stages=4), Tile(256, 128, 4, warps=8), Tile(64, 256, 4),
         Tile(64, 128, 4, programs=132)]  # fmt: skip
-TILES = {8: FEW, 16: FEW, 64: SOME, 512: MANY}  # largest batch: candidates
+TILES = {4: FEW, 16: SOME, 64: SOME, 512: MANY}  # largest batch: candidates
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
@@ -133,21 +133,21 @@ def prepared(part: int, parts: int) -> None:
 def candidates() -> Iterator[tuple[int, Tile | Split, tuple[int, int]]]:
     for batch, tiles in TILES.items():
         for tile in tiles:
-            for shape in SHAPES + SMALL if batch == 8 else SHAPES:
+            for shape in SHAPES + SMALL if batch == 4 else SHAPES:
                 yield batch, tile, shape
 
 
 def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor:
-    return matvec_triton(weight, x, tile) if isinstance(tile, Split) else matmul_triton(weight, x, tile)
+    return matvec_triton(weight, x, split=tile) if isinstance(tile, Split) else matmul_triton(weight, x, tile)
 
 
 def tiles() -> None:
     """The fastest tile of each size, for few rows and for more; sets what the package uses in this process."""
     best: dict[tuple[int, bool], Any] = {}
-    for batches in ((1, 8), (16,), (64,), (512,)):
+    for batches in ((1, 4), (16,), (64,), (512,)):
         total: dict[tuple[bool, Tile | Split], float] = defaultdict(float)
         largest = max(batches)
-        for out, width in SHAPES + SMALL if largest == 8 else SHAPES:
+        for out, width in SHAPES + SMALL if largest == 4 else SHAPES:
             weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
             few = out <= few_module.FEW_ROWS
             for batch in batches:
@@ -163,8 +163,8 @@ def tiles() -> None:
                     total[few, tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
         for few in (True, False):
             best[largest, few] = min(TILES[largest], key=lambda tile: total[few, tile])
-    few_module.pick_split = lambda rows, batch: best[8 if batch <= 8 else 16, rows <= few_module.FEW_ROWS]
-    some = {size: replace(best[64, False], batch=size) for size in (16, 32, 64)}
+    few_module.pick_split = lambda rows: best[4, rows <= few_module.FEW_ROWS]
+    some = {16: best[16, False], 32: replace(best[64, False], batch=32), 64: best[64, False]}
     many_module.pick_tile = lambda batch: next((some[size] for size in some if batch <= size), best[512, False])
     weight = packed(11008, 4096)
     speeds = {}
@@ -192,13 +192,13 @@ def products() -> None:
 
             timed("torch bf16", lambda i: linear(x, full[i]), len(full), 2 * out * width)  # noqa: B023
             size, n = out * width // 4 + out * width // GROUP * 4, len(weights)
-            if batch <= 64:
+            if batch <= 16:
                 timed("here, matvec", lambda i: matvec_triton(weights[i], x), n, size)  # noqa: B023
-            if batch >= 8:
+            if batch >= 4:
                 timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
             if batch >= 64:
                 timed("here, decoded", lambda i: linear(x, decode_triton(weights[i], x.dtype)), 4)  # noqa: B023
-    few = takewhile(lambda b: b < 8 or (b <= 64 and total["here, matvec", b] < total["here, matmul", b]), batches)
+    few = takewhile(lambda b: b < 4 or (b <= 16 and total["here, matvec", b] < total["here, matmul", b]), batches)
     some = takewhile(lambda b: b < 64 or total["here, matmul", b] <= total["here, decoded", b], batches)
     operator.MATVEC, operator.MATMUL = max(few, default=0), max(some)
     print("MATVEC, MATMUL =", operator.MATVEC, operator.MATMUL)

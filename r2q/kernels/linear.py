@@ -38,14 +38,13 @@ def _linear(
     """
     weight = Planes(codes, first, second, form, rows, groups)
     flat = x.reshape(-1, x.shape[-1])
-    if in_scale is not None:
-        flat = (flat.float() / in_scale.float()).to(x.dtype)
     if flat.shape[0] <= MATVEC:
-        out = matvec(weight, flat)
-    elif flat.shape[0] <= MATMUL:
-        out = matmul(weight, flat)
+        out = matvec(weight, flat, in_scale)
     else:
-        out = torch.nn.functional.linear(flat, decode(weight, x.dtype))
+        if in_scale is not None:
+            flat = (flat.float() / in_scale.float()).to(x.dtype)
+        many = flat.shape[0] > MATMUL
+        out = torch.nn.functional.linear(flat, decode(weight, x.dtype)) if many else matmul(weight, flat)
     return out.view(*x.shape[:-1], codes.shape[0])
 
 

@@ -61,11 +61,13 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_the_twins_are_the_grid(kind: str, out: int, width: int, group: int) -> None:
     weight, exact = example(kind, out, width, group)
     assert torch.allclose(decode_plain(weight, torch.float64), exact, atol=1e-5)
+    scale = torch.rand(width, generator=torch.Generator().manual_seed(1)).half() + 0.5
     for dtype, tolerance in TOLERANCE.items():
         x = vectors(3, width, dtype)
         wanted = x.double() @ exact.T
         assert distance(matvec_plain(weight, x), wanted) < tolerance
         assert distance(matmul_plain(weight, x), wanted) < tolerance
+        assert distance(matvec_plain(weight, x, scale), (x.double() / scale.double()) @ exact.T) < tolerance
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -128,7 +130,16 @@ def kernels_against_float64() -> None:
             assert distance(matmul_triton(weight, x, tile), x.double() @ exact.T) < 2e-3, (kind, width, tile)
         for split in splits if i == 0 else [splits[i % 3]]:
             for y in (x[:2], x):
-                assert distance(matvec_triton(weight, y, split), y.double() @ exact.T) < 2e-3, (kind, width, split)
+                assert distance(matvec_triton(weight, y, split=split), y.double() @ exact.T) < 2e-3, (
+                    kind,
+                    width,
+                    split,
+                )
+    weight, exact = example("affine", 7, 192, 32)
+    x, scale = vectors(1, 192, torch.float16), torch.rand(192).half() + 0.5
+    assert distance(matvec_triton(weight, x, scale), (x.double() / scale.double()) @ exact.T) < 2e-3
+    x[0, 3] = float("nan")
+    assert not matvec_triton(weight, x).isfinite().any()
     for kind in ("r2q", "rtn"):
         for out, width, group in ((7, 192, 32), (3, 576, 576), (5, 96, 48)):
             values = torch.randn(out, width, generator=torch.Generator().manual_seed(group)).bfloat16()
