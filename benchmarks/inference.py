@@ -2,10 +2,11 @@
 
     python benchmarks/inference.py FOLDER [STEP ...]
 
-Steps, in this order (all but packing and peers unless some are named): tests (tests/kernels on the GPU, in several
-processes, one log each in FOLDER), tiles (candidates of the kernels; what follows uses the fastest, which are printed
-for ``pick_tile`` and ``DECODE``), products (from one vector to 512; what follows uses the bounds of the operator that
-they give), models, compiled, packing, peers. FOLDER/inference.csv gets each row as it is measured.
+Steps, in this order (all but the peers unless some are named): tests (tests/kernels on the GPU, in several processes,
+one log each in FOLDER), tiles (candidates of the kernels; what follows uses the fastest, which are printed for
+``pick_split``, ``pick_tile`` and ``DECODE``), products (from one vector to 512; what follows uses the bounds of the
+operator that they give), models, packing, humming, compiled (whole models through ``torch.compile``), gemlite.
+FOLDER/inference.csv gets each row as it is measured.
 
 Weights rotate so that each read comes from memory and not from the L2 cache; every time is a CUDA graph's, divided by
 its calls: median and quartiles of 20 replays. Peers (gemlite, humming-kernels) have to be importable; gemlite is tuned
@@ -42,9 +43,9 @@ from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
 from r2q.kernels.quantize_pack_triton import launch
 from r2q.models.packed import PackedLinear
-from r2q.quantization.grid import BinaryGrid
+from r2q.quantization.grid import AffineGrid, BinaryGrid
 
-STEPS = ("tests", "tiles", "products", "models", "compiled", "packing", "peers")
+STEPS = ("tests", "tiles", "products", "models", "packing", "humming", "compiled", "gemlite")
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (8192, 8192)]
 LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
          "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
@@ -53,9 +54,7 @@ SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, 
         "tie_word_embeddings": True}  # fmt: skip
 SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
-FEW = [Split(16, 8), Split(16, 8, unrolled=False), Split(16, 8, ahead=False), Split(16, 4),
-       Split(16, 4, unrolled=False), Split(16, 16), Split(32, 8), Split(32, 8, unrolled=False),
-       Split(32, 4), Split(32, 16), Split(32, 16, unrolled=False), Split(64, 8, unrolled=False)]  # fmt: skip
+FEW = [Split(rows, warps, ahead) for rows in (16, 32) for warps in (2, 4, 8, 16) for ahead in (True, False)]
 SOME = [Tile(64, 64, 8, programs=264), Tile(64, 64, 8, programs=528), Tile(64, 64, 8, programs=1056),
         Tile(128, 64, 8, programs=264), Tile(128, 64, 8, programs=264, warps=8),
         Tile(128, 64, 4, programs=264, warps=8), Tile(64, 64, 4, programs=528)]  # fmt: skip
@@ -63,7 +62,7 @@ MANY = [Tile(128, 128, 4, warps=8, programs=132), Tile(128, 128, 4, warps=8, pro
         Tile(128, 128, 8, warps=8, programs=132), Tile(128, 128, 4, programs=132), Tile(128, 256, 4, warps=8),
         Tile(128, 256, 4, warps=8, stages=4), Tile(256, 128, 4, warps=8), Tile(64, 256, 4),
         Tile(64, 128, 4, programs=132)]  # fmt: skip
-TILES = {4: FEW, 16: SOME, 64: SOME, 512: MANY}  # largest batch: candidates
+TILES = {2: FEW, 8: FEW, 16: SOME, 64: SOME, 512: MANY}  # largest batch: candidates
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
@@ -107,9 +106,13 @@ def record(what: str, shape: str, who: str, times: list[float], size: int | None
     return median
 
 
-def packed(out: int, width: int) -> Planes:
+def packed(out: int, width: int, affine: bool = False) -> Planes:
     codes = torch.randint(256, (out, width // 4), dtype=torch.uint8, device=CUDA)
-    return planes(codes, BinaryGrid(torch.randn(out, width // group_of(width), 2, device=CUDA).half()))
+    scale = torch.randn(out, width // group_of(width), 2, device=CUDA).half()
+    if affine:
+        zero = torch.randint(4, scale.shape[:2], dtype=torch.uint8, device=CUDA)
+        return planes(codes, AffineGrid(scale[..., 0].contiguous(), zero, 2))
+    return planes(codes, BinaryGrid(scale))
 
 
 def group_of(width: int) -> int:
@@ -133,21 +136,21 @@ def prepared(part: int, parts: int) -> None:
 def candidates() -> Iterator[tuple[int, Tile | Split, tuple[int, int]]]:
     for batch, tiles in TILES.items():
         for tile in tiles:
-            for shape in SHAPES + SMALL if batch == 4 else SHAPES:
+            for shape in SHAPES + SMALL if batch <= 8 else SHAPES:
                 yield batch, tile, shape
 
 
 def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor:
-    return matvec_triton(weight, x, split=tile) if isinstance(tile, Split) else matmul_triton(weight, x, tile)
+    return matvec_triton(weight, x, tile) if isinstance(tile, Split) else matmul_triton(weight, x, tile)
 
 
 def tiles() -> None:
     """The fastest tile of each size, for few rows and for more; sets what the package uses in this process."""
     best: dict[tuple[int, bool], Any] = {}
-    for batches in ((1, 4), (16,), (64,), (512,)):
+    for batches in ((1, 2), (4, 8), (16,), (64,), (512,)):
         total: dict[tuple[bool, Tile | Split], float] = defaultdict(float)
         largest = max(batches)
-        for out, width in SHAPES + SMALL if largest == 4 else SHAPES:
+        for out, width in SHAPES + SMALL if largest <= 8 else SHAPES:
             weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
             few = out <= few_module.FEW_ROWS
             for batch in batches:
@@ -163,7 +166,7 @@ def tiles() -> None:
                     total[few, tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
         for few in (True, False):
             best[largest, few] = min(TILES[largest], key=lambda tile: total[few, tile])
-    few_module.pick_split = lambda rows: best[4, rows <= few_module.FEW_ROWS]
+    few_module.pick_split = lambda rows, batch: best[2 if batch <= 2 else 8, rows <= few_module.FEW_ROWS]
     some = {16: best[16, False], 32: replace(best[64, False], batch=32), 64: best[64, False]}
     many_module.pick_tile = lambda batch: next((some[size] for size in some if batch <= size), best[512, False])
     weight = packed(11008, 4096)
@@ -182,7 +185,7 @@ def products() -> None:
     batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     for out, width in SHAPES:
         full = [torch.randn(out, width, device=CUDA, dtype=torch.bfloat16) for _ in range(rotated(out, width, 16))]
-        weights = [packed(out, width) for _ in range(rotated(out, width, 2.25))]
+        weights, affine = ([packed(out, width, a) for _ in range(rotated(out, width, 2.25))] for a in (False, True))
         for batch in batches:
             x = torch.randn(batch, width, device=CUDA).bfloat16()
 
@@ -194,6 +197,8 @@ def products() -> None:
             size, n = out * width // 4 + out * width // GROUP * 4, len(weights)
             if batch <= 16:
                 timed("here, matvec", lambda i: matvec_triton(weights[i], x), n, size)  # noqa: B023
+            if batch == 1:
+                timed("here, affine", lambda i: matvec_triton(affine[i], x), n)  # noqa: B023
             if batch >= 4:
                 timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
             if batch >= 64:
@@ -340,7 +345,7 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
     if "tiles" in steps:
         parts = max(1, cores - len(commands))
         commands |= {f"tiles-{i}": [__file__, str(OUT), "--part", str(i), str(parts)] for i in range(parts)}
-    if "peers" in steps:
+    if "gemlite" in steps:
         parts = min(12, cores)
         commands |= {f"gemlite-{i}": [__file__, str(OUT), "--gemlite", str(i), str(parts)] for i in range(parts)}
     begun = {}
@@ -370,14 +375,14 @@ if __name__ == "__main__":
     if "--gemlite" in sys.argv:
         gemlite_part(*map(int, sys.argv[3:]))
         sys.exit()
-    steps = sys.argv[2:] or STEPS[:5]
+    steps = sys.argv[2:] or [step for step in STEPS if step not in ("humming", "gemlite")]
     if unknown := set(steps) - set(STEPS):
         sys.exit(f"{', '.join(sorted(unknown))}: no step; they are {', '.join(STEPS)}")
     OUT.mkdir(parents=True, exist_ok=True)
     with (OUT / "inference.csv").open("w", newline="", encoding="utf-8") as csv_file:
         csv.DictWriter(csv_file, COLUMNS).writeheader()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    finished(background(), 100)
+    finished(background(), 150)
     print(f"ready after {time.perf_counter() - begun:.0f} s", flush=True)
     COPY = copy_bandwidth(CUDA) or 0.0
     record("copy", "1 GiB", "torch", [2**31 / COPY * 1e6] * 2, 2**31)
@@ -389,10 +394,13 @@ if __name__ == "__main__":
             model_times("Llama-7B", LLAMA, (1, 4, 16), True),
             model_times("SmolLM2-135M", SMOL, (1, 4, 16), True),
         )[0],
-        "compiled": lambda: model_times("Llama-7B, 4 layers, compiled", LLAMA | {"num_hidden_layers": 4}, (1,), False,
-                                        compiled=True),
+        "compiled": lambda: (
+            model_times("Llama-7B, compiled,", LLAMA, (1,), False, compiled=True),
+            model_times("SmolLM2-135M, compiled,", SMOL, (1,), False, compiled=True),
+        )[0],
         "packing": lambda: packing(COPY),
-        "peers": lambda: (peer("humming", humming_times), peer("gemlite", gemlite_times))[0],
+        "humming": lambda: peer("humming", humming_times),
+        "gemlite": lambda: peer("gemlite", gemlite_times),
     }  # fmt: skip
     for step in STEPS[1:]:
         if step in steps:

@@ -13,7 +13,7 @@ from r2q.kernels.matmul import decode, matmul
 from r2q.kernels.matvec import matvec
 from r2q.kernels.planes import Planes
 
-MATVEC, MATMUL = 16, 128
+MATVEC, MATMUL = 8, 64
 DTYPES = (torch.float16, torch.bfloat16)
 
 _ARGUMENTS = "Tensor x, Tensor codes, Tensor first, Tensor second, Tensor? in_scale, int form, int rows, int groups"
@@ -38,13 +38,14 @@ def _linear(
     """
     weight = Planes(codes, first, second, form, rows, groups)
     flat = x.reshape(-1, x.shape[-1])
+    if in_scale is not None:
+        flat = (flat.float() / in_scale.float()).to(x.dtype)
     if flat.shape[0] <= MATVEC:
-        out = matvec(weight, flat, in_scale)
+        out = matvec(weight, flat)
+    elif flat.shape[0] <= MATMUL:
+        out = matmul(weight, flat)
     else:
-        if in_scale is not None:
-            flat = (flat.float() / in_scale.float()).to(x.dtype)
-        many = flat.shape[0] > MATMUL
-        out = torch.nn.functional.linear(flat, decode(weight, x.dtype)) if many else matmul(weight, flat)
+        out = torch.nn.functional.linear(flat, decode(weight, x.dtype))
     return out.view(*x.shape[:-1], codes.shape[0])
 
 

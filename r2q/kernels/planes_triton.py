@@ -18,24 +18,41 @@ _FLOAT_ZERO, _SYMMETRIC = tl.constexpr(FLOAT_ZERO), tl.constexpr(SYMMETRIC)
 
 
 @triton.jit
-def levels(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``c, a_0, a_1`` (float32) of the groups at ``place``."""
+def tables(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What is stored of the groups at ``place``: two tensors, for :func:`levels_of`."""
+    one = tl.load(first + place, mask=mask, other=0)
+    two = one
+    if FORM == _AFFINE:
+        two = tl.load(second + place // 4, mask=mask, other=0)
+    elif FORM == _FLOAT_ZERO:
+        two = tl.load(second + place, mask=mask, other=0)
+    return one, two
+
+
+@triton.jit
+def levels_of(one, two, place, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``c, a_0, a_1`` (float32) of what :func:`tables` gave."""
     if FORM == _BINARY:
-        pair = tl.load(first + place, mask=mask, other=0)
-        a0 = 2 * pair.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        a1 = 2 * (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        a0 = 2 * one.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        a1 = 2 * (one >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         c = -0.5 * (a0 + a1)
     else:
-        a0 = tl.load(first + place, mask=mask, other=0).to(tl.float32)
+        a0 = one.to(tl.float32)
         a1 = 2 * a0
         if FORM == _AFFINE:
-            byte = tl.load(second + place // 4, mask=mask, other=0).to(tl.int32)
-            c = -a0 * ((byte >> (2 * (place % 4))) & 3).to(tl.float32)
+            c = -a0 * ((two.to(tl.int32) >> (2 * (place % 4))) & 3).to(tl.float32)
         elif FORM == _FLOAT_ZERO:
-            c = -a0 * tl.load(second + place, mask=mask, other=0).to(tl.float32)
+            c = -a0 * two.to(tl.float32)
         else:
             c = -1.5 * a0
     return c, a0, a1
+
+
+@triton.jit
+def levels(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``c, a_0, a_1`` (float32) of the groups at ``place``."""
+    one, two = tables(first, second, place, mask, FORM)
+    return levels_of(one, two, place, FORM)
 
 
 @triton.jit

@@ -61,13 +61,11 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_the_twins_are_the_grid(kind: str, out: int, width: int, group: int) -> None:
     weight, exact = example(kind, out, width, group)
     assert torch.allclose(decode_plain(weight, torch.float64), exact, atol=1e-5)
-    scale = torch.rand(width, generator=torch.Generator().manual_seed(1)).half() + 0.5
     for dtype, tolerance in TOLERANCE.items():
         x = vectors(3, width, dtype)
         wanted = x.double() @ exact.T
         assert distance(matvec_plain(weight, x), wanted) < tolerance
         assert distance(matmul_plain(weight, x), wanted) < tolerance
-        assert distance(matvec_plain(weight, x, scale), (x.double() / scale.double()) @ exact.T) < tolerance
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -88,7 +86,7 @@ def test_what_the_kernels_take() -> None:
     assert not supports("affine", 2, (4, 8, 96), 1)  # a stack of experts
 
 
-@pytest.mark.parametrize("batch", [1, 16, 17, 200])
+@pytest.mark.parametrize("batch", [1, 9, 70])
 def test_the_operator_picks_by_the_number_of_vectors(batch: int) -> None:
     weight, exact = example("affine", 6, 256, 128)
     x = vectors(batch, 256, torch.float32).unsqueeze(0)
@@ -119,7 +117,7 @@ def kernels_against_float64() -> None:
 
     torch.empty = poisoned  # type: ignore[assignment]
     tiles = (Tile(16, 32, words=4), Tile(16, 32, words=2, programs=6), Tile(16, 16, words=1))
-    splits = (Split(16, 4), Split(32, 2, unrolled=False), Split(16, 1))
+    splits = (Split(16, 4), Split(32, 2), Split(16, 1))
     cases = [(GRIDS[0], *shape) for shape in SHAPES[:4]] + [(kind, *SHAPES[4]) for kind in GRIDS]
     for i, (kind, out, width, group) in enumerate(cases):
         weight, exact = example(kind, out, width, group)
@@ -135,11 +133,6 @@ def kernels_against_float64() -> None:
                     width,
                     split,
                 )
-    weight, exact = example("affine", 7, 192, 32)
-    x, scale = vectors(1, 192, torch.float16), torch.rand(192).half() + 0.5
-    assert distance(matvec_triton(weight, x, scale), (x.double() / scale.double()) @ exact.T) < 2e-3
-    x[0, 3] = float("nan")
-    assert not matvec_triton(weight, x).isfinite().any()
     for kind in ("r2q", "rtn"):
         for out, width, group in ((7, 192, 32), (3, 576, 576), (5, 96, 48)):
             values = torch.randn(out, width, generator=torch.Generator().manual_seed(group)).bfloat16()
