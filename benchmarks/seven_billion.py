@@ -87,6 +87,8 @@ def step_seconds(run: Path, report: Report) -> float:
 def table(run: Path) -> str:
     """A line for each job: seconds without start-up, GiB of the GPU and of main memory, and what was estimated."""
     config = configuration.load(run / "config.yaml")
+    models = {name: entry.model_copy(update={"path": PUBLISHED[name]}) for name, entry in config.models.items()}
+    config = config.model_copy(update={"models": models})  # its folder may be gone
     jobs = {(job.rule, job.what): job for job in Estimate(config, machine(config, 1, 139)).jobs}
     lines = ["| job | seconds | estimated | GPU GiB | estimated | main GiB | estimated |", "|---|" + "---:|" * 6]
     for rule, report, record in records(run):
