@@ -122,7 +122,8 @@ def costs(run: Path) -> str:
 
     def line(kind: str, model: str, settings: dict[str, Any], measured: float, unit: str) -> None:
         source = "NOTES: models of 7B through the workflow"
-        writer.writerow([kind, model, json.dumps(settings), f"{measured:.4g}", unit, "held back", source])
+        told = f"{measured:.{3 if kind == 'step' else 1}f}"  # as in the table
+        writer.writerow([kind, model, json.dumps(settings), told, unit, "held back", source])
 
     for rule, report, record in records(run):
         if record.status != OK:
