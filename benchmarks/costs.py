@@ -27,6 +27,7 @@ from r2q.training.options import TrainingOptions
 MEASURED = Path(__file__).with_name("costs.csv")
 MINI = Path(__file__).parents[1] / "mini/models/mini-llama/config.json"
 LENGTH = 1024  # tokens a row in `benchmarks/training.py`
+PUBLISHED = {"llama-7b": "huggyllama/llama-7b", "opt-6.7b": "facebook/opt-6.7b", "qwen3-8b": "Qwen/Qwen3-8B-Base"}
 LLAMA_70B = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
 Settings = Mapping[str, Any]
 
@@ -64,7 +65,7 @@ def shape_of(model: str) -> Shape:
         return count(json.loads(MINI.read_bytes()))
     if model == "llama-2-70b":
         return count(known["meta-llama/Llama-2-7b-hf"] | LLAMA_70B | {"num_hidden_layers": 80})
-    names = {"llama-7b": "huggyllama/llama-7b", "tinyllama-1.1b": "TinyLlama/TinyLlama_v1.1"}
+    names = PUBLISHED | {"tinyllama-1.1b": "TinyLlama/TinyLlama_v1.1"}
     return count(known[names.get(model) or next(path for path in known if "SmolLM2-135M" in path)])
 
 
@@ -86,6 +87,26 @@ def quantize(rates: cost.Rates, device: str, shape: Shape, settings: Settings) -
     return seconds if device == "cpu" else seconds - cost.errors_seconds(rates, device, shape, *calibration)
 
 
+def unit(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
+    """A unit at g128 as its report.json times it: a model read, quantized, its errors measured, packed and written."""
+    given = dict(settings)
+    method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
+    options = method_info(method).options.model_validate(given)
+    inner = getattr(options, "quantizer", None)
+    filled = inner and method_info(inner).options.model_validate(options.quantizer_options).model_dump()
+    seconds = cost.quantize_seconds(
+        rates, "gpu", shape, method, options.model_dump(), calibration, (inner, filled) if inner else None
+    )
+    return seconds + (2 * shape.total + shape.quantized * (2 + 32 / 128) / 8) / rates["disk.rate"]
+
+
+def quantize_memory(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
+    given = {"method": "gptq"} | dict(settings)
+    method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
+    options = method_info(method).options.model_validate(given).model_dump()
+    return cost.quantize_bytes(rates, shape, method, options, calibration, False)
+
+
 def cpu_train(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
     given = dict(settings)
     length, held_out = given.pop("length"), given.pop("held_out")
@@ -103,8 +124,9 @@ PREDICT: Mapping[str, Callable[[cost.Rates, Shape, Settings], float]] = {
     "sweep": lambda r, m, s: m.quantized * r["gpu.sweep"],
     "errors": lambda r, m, s: cost.errors_seconds(r, "gpu", m, **s),
     "quantize": lambda r, m, s: quantize(r, "gpu", m, s),
-    "quantize memory": lambda r, m, s: cost.quantize_bytes(r, m, "gptq", {}, (s["windows"], s["window"]), False),
-    "evaluate memory": lambda r, m, s: cost.evaluate_bytes(r, m, 2, 1, 1),
+    "unit": unit,
+    "quantize memory": quantize_memory,
+    "evaluate memory": lambda r, m, s: cost.evaluate_bytes(r, m, 2, s.get("batch", 1), s.get("window", 1)),
     "cpu forward": lambda r, m, s: cost.forward_seconds(r, "cpu", m, **s),
     "cpu sweep": lambda r, m, s: s["sweeps"] * m.quantized * r["cpu.sweep"],
     "cpu quantize": lambda r, m, s: quantize(r, "cpu", m, s),

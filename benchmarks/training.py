@@ -2,6 +2,7 @@
 
     git clone https://github.com/DD-DuDa/BitDistiller REFERENCE
     python -m benchmarks.training --cases ours reference --shape 7b [--layers 8] [--reference REFERENCE] [--out x.json]
+    python -m benchmarks.training --cases ours spread --processes 2 --shape 7b --options '{"compiled": true}'
 
 Random models of a shape (135m: SmolLM2, 1b: TinyLlama, 7b: Llama-2, 70b: Llama-2, of which a card holds a few layers),
 teacher and student in full on the card, CAKLD on all tokens, AdamW, activation checkpointing, rows of 1,024 tokens.
@@ -9,8 +10,9 @@ teacher and student in full on the card, CAKLD on all tokens, AdamW, activation 
 ``--group`` say otherwise), one run for each; its seconds are those of ``training.csv``. ``reference`` runs the
 repository's own parts: ``convertModelToQuant`` (int2-asym) and ``KDTrainer.compute_loss``, then torch's gradient
 clipping and fused AdamW in place of the DeepSpeed set-up around them. ``split`` is ours with every parameter split by
-FSDP2 over one process: what the splitting itself costs. ``generate`` times the teacher's own text, in batches as
-``teacher-data`` makes it.
+FSDP2 over one process: what the splitting itself costs. ``spread`` is ours over ``--processes``, a GPU each, among
+which a step's rows are shared (`limits.training_processes`), with the peak of the fullest card. ``generate`` times the
+teacher's own text, in batches as ``teacher-data`` makes it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,12 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training.data import Rows, TrainingData
 from r2q.training.options import TrainingOptions
-from r2q.training.processes import Group
+from r2q.training.processes import CPU, Group, spread
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
 
 GROUP, LENGTH = 128, 1024
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the code can be looked at, no more
 SHAPES: dict[str, dict[str, Any]] = {
     "135m": {
         "hidden_size": 576,
@@ -70,7 +75,7 @@ def configuration(shape: str, layers: int) -> Any:
 def random_model(shape: str, layers: int) -> Any:
     """A Llama in bfloat16 on the card."""
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         torch.set_default_dtype(torch.bfloat16)
         model = transformers.LlamaForCausalLM(configuration(shape, layers)).eval()
         torch.set_default_dtype(torch.float32)
@@ -83,14 +88,14 @@ def random_rows(count: int, vocabulary: int) -> Rows:
 
 
 def summary(seconds: list[float], rows: int, losses: list[float]) -> dict[str, Any]:
-    """Of the steps after the second; losses a token."""
+    """Of the steps after the second; losses a token, of every step."""
     middle = statistics.median(seconds[2:])
     return {
         "seconds a step": round(middle, 3),
         "fastest and slowest": [round(min(seconds[2:]), 3), round(max(seconds[2:]), 3)],
         "tokens/s": round(rows * LENGTH / middle),
         "peak GiB": round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        "losses": [round(loss, 4) for loss in (losses[0], losses[-1])],
+        "losses": [round(loss, 5) for loss in losses],
     }
 
 
@@ -101,9 +106,18 @@ class Split(Group):
         fully_shard(module, mesh=init_device_mesh("cuda", (1,)), reshard_after_forward=not keep_whole)
 
 
-def ours(
-    model: Any, rows: int, steps: int, changes: dict[str, Any], group_size: int, split: bool = False
-) -> dict[str, Any]:
+def alone(split: bool) -> Group:
+    """The one process of ``ours`` or ``split``."""
+    device = torch.device("cuda", 0) if DEVICE == "cuda" else CPU
+    if not split:
+        return Group(device=device)
+    if not distributed.is_initialized():
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29511")
+        distributed.init_process_group("nccl", rank=0, world_size=1, device_id=device)
+    return Split(device=device)
+
+
+def ours(model: Any, rows: int, steps: int, changes: dict[str, Any], group_size: int, group: Group) -> dict[str, Any]:
     """The trainer of this package."""
     options = TrainingOptions(
         **{
@@ -121,20 +135,28 @@ def ours(
         }
         | changes
     )
-    made, device = random_rows(steps * rows + 1, model.config.vocab_size), torch.device("cuda", 0)
-    if split and not distributed.is_initialized():
-        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29511")
-        distributed.init_process_group("nccl", rank=0, world_size=1, device_id=device)
-    group = Split(device=device) if split else Group(device=device)
+    made = random_rows(steps * rows + 1, model.config.vocab_size)
     data = TrainingData(made[slice(0, steps * rows)], made[slice(steps * rows, None)], "text", "")
     quantizer = make_method(Recipe("r2q", options.quantizer, f"g{group_size}", options=options.quantizer_options))
     teacher = teacher_of(model, options, group)
     student = Student(model, list_targets(model), quantizer, options, group)
     trainer = Trainer(student, teacher, options, data, 0, group)
-    torch.cuda.reset_peak_memory_stats()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     trainer.run()
     done = trainer.rows[1:]
     return summary([row["seconds"] for row in done], rows, [row["loss"] for row in done])
+
+
+def share(
+    shape: str, layers: int, rows: int, steps: int, changes: dict[str, Any], group_size: int, group: Group
+) -> dict[str, Any]:
+    """What each process of ``spread`` does, with the model in main memory as a job has it."""
+    model = random_model(shape, layers).cpu()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+    found = ours(model, rows, steps, changes, group_size, group)
+    return found | {"peak GiB": max(group.gather(found["peak GiB"]))}
 
 
 def reference(model: Any, rows: int, steps: int, path: Path) -> dict[str, Any]:
@@ -199,32 +221,40 @@ def generate(model: Any, batches: list[int], tokens: int = 256) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=["ours"], choices=["ours", "reference", "split", "generate"])
+    cases = ["ours", "reference", "split", "spread", "generate"]
+    parser.add_argument("--cases", nargs="+", default=["ours"], choices=cases)
     parser.add_argument("--shape", default="7b", choices=list(SHAPES))
     parser.add_argument("--layers", type=int, help="only so many of them")
     parser.add_argument("--options", nargs="+", default=["{}"], help="JSON of training options, a run for each")
     parser.add_argument("--reference", type=Path, help="a checkout of DD-DuDa/BitDistiller")
     parser.add_argument("--group", type=int, default=GROUP, help="group size of `ours`")
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
+    parser.add_argument("--processes", type=int, default=2, help="of `spread`")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batches", type=int, nargs="+", default=[64], help="of `generate`")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     layers = given.layers or LAYERS[given.shape]
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+    found: dict[str, Any] = {"device": device, "torch": torch.__version__}
     name = f"{given.shape}, {layers} layers, {given.rows} rows"
     for case in given.cases:
-        for text in given.options if case in ("ours", "split") else ["{}"]:
-            label = f"{name}: {case} {text if text != '{}' else ''}".strip()
+        for text in given.options if case in ("ours", "split", "spread") else ["{}"]:
+            processes = f" over {given.processes}" if case == "spread" else ""
+            label = f"{name}: {case}{processes} {text if text != '{}' else ''}".strip()
             try:
-                model = random_model(given.shape, layers)
+                model = random_model(given.shape, layers) if case != "spread" else None
                 if case == "reference":
                     found[label] = reference(model, given.rows, given.steps, given.reference)
                 elif case == "generate":
                     found[label] = generate(model, given.batches)
+                elif case == "spread":
+                    work = partial(share, given.shape, layers, given.rows, given.steps, json.loads(text), given.group)
+                    with tempfile.TemporaryDirectory() as folder:
+                        found[label] = spread(work, given.processes, torch.device(DEVICE), Path(folder))
                 else:
                     options = json.loads(text)
-                    found[label] = ours(model, given.rows, given.steps, options, given.group, case == "split")
+                    found[label] = ours(model, given.rows, given.steps, options, given.group, alone(case == "split"))
             except torch.OutOfMemoryError as error:
                 found[label] = str(error).split(".")[0]
             model = None

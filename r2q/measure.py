@@ -19,12 +19,14 @@ class Measured:
 
     ``cpu_seconds`` is what the kernel counted (getrusage): of all threads of this process and of the child processes
     that it waited for in the block; nothing is sampled. ``peak_mib`` is the largest resident size of this process in
-    the block (Linux; elsewhere since its start), plus the largest allocation on the GPU when one is in use.
+    the block (Linux; elsewhere since its start), plus ``gpu_mib``, the largest allocation on the GPU, where one is in
+    use; else that is None.
     """
 
     seconds: float
     cpu_seconds: float
     peak_mib: float
+    gpu_mib: float | None
 
     def __enter__(self) -> Measured:
         with suppress(OSError):  # not Linux, or not allowed: the figure then covers the whole process, as documented
@@ -41,8 +43,8 @@ class Measured:
         self.seconds = round(time.perf_counter() - self._start, 3)
         self.cpu_seconds = round(cpu_seconds() - self._cpu, 3)
         cuda = _cuda()
-        gpu = cuda.max_memory_allocated() / MIB if cuda is not None else 0.0
-        self.peak_mib = round(_peak_resident_mib() + gpu, 1)
+        self.gpu_mib = None if cuda is None else round(cuda.max_memory_allocated() / MIB, 1)
+        self.peak_mib = round(_peak_resident_mib() + (self.gpu_mib or 0), 1)
 
 
 def cpu_seconds() -> float:

@@ -140,6 +140,7 @@ def quantize(
         seconds=cost.seconds,
         cpu_seconds=cost.cpu_seconds,
         peak_mib=cost.peak_mib,
+        gpu_mib=cost.gpu_mib,
         versions=identity["versions"],
         files=files,
         **record | {"hashes": hashes, "layers": [_layer(layer) for layer in record["layers"]]},

@@ -102,7 +102,8 @@ class Report:
         bits: of a code; None for a checkpoint that was quantized elsewhere.
         bits_per_weight: effective, over the quantized layers, with scales.
         file_bytes, formula_bytes: of the weight files; of their tensors by formula.
-        seconds, cpu_seconds, peak_mib: of quantizing, packing and writing the unit (see `r2q.measure.Measured`).
+        seconds, cpu_seconds, peak_mib, gpu_mib: of quantizing, packing and writing the unit (see
+            `r2q.measure.Measured`).
         hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
             tokens, the training rows.
         files: bytes of every file of the unit, by its path in the folder; they are the result.
@@ -135,6 +136,7 @@ class Report:
     hashes: dict[str, str | None]
     files: dict[str, int]
     cpu_seconds: float | None = None
+    gpu_mib: float | None = None
     retry: bool = False
     format_version: Format = 2
     digest: str = ""
@@ -168,7 +170,7 @@ class Evaluation:
         key, status, reason, retry, digest: as in `Report`.
         files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
             samples.jsonl if asked.
-        seconds, cpu_seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
+        seconds, cpu_seconds, peak_mib, gpu_mib: of the whole unit; task_seconds: in the model, by task.
         truncated: prompts that were cut to the model's positions, by task.
         hashes: sha256 of the weights that were scored, of the tasks with their data, of the code, and of `files`.
     """
@@ -190,6 +192,7 @@ class Evaluation:
     truncated: dict[str, int]
     files: dict[str, int]
     cpu_seconds: float | None = None
+    gpu_mib: float | None = None
     retry: bool = False
     format_version: Format = 2
     digest: str = ""

@@ -20,3 +20,9 @@ def test_processor_time_is_that_of_this_process_and_of_its_children_and_no_wait(
         time.sleep(0.5)
     assert child + 0.2 <= cost.cpu_seconds + 0.01  # the kernel counts in steps
     assert cost.cpu_seconds < cost.seconds - 0.4
+
+
+def test_memory_of_a_gpu_is_stated_only_where_one_was_used() -> None:
+    with Measured() as cost:
+        pass
+    assert cost.gpu_mib is None

@@ -157,7 +157,7 @@ class Session:
                 gc.collect()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib")}
+        spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib", "gpu_mib")}
         return found | spent, raw, items, lines
 
     def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
