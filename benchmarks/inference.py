@@ -3,10 +3,8 @@
     python benchmarks/inference.py FOLDER [STEP ...]
 
 Steps, in this order (all but the peers unless some are named): tests (tests/kernels on the GPU, in several processes,
-one log each in FOLDER), tiles (candidates of the kernels; what follows uses the fastest, which are printed for
-``pick_split``, ``pick_tile`` and ``DECODE``), products (from one vector to 512; what follows uses the bounds of the
-operator that they give), models, packing, humming, compiled (whole models through ``torch.compile``), gemlite.
-FOLDER/inference.csv gets each row as it is measured.
+one log each in FOLDER), tiles (candidates of the kernels), products (from one vector to 512), models, packing, humming,
+compiled (whole models through ``torch.compile``), gemlite. FOLDER/inference.csv gets each row as it is measured.
 
 Weights rotate so that each read comes from memory and not from the L2 cache; every time is a CUDA graph's, divided by
 its calls: median and quartiles of 20 replays. Peers (gemlite, humming-kernels) have to be importable; gemlite is tuned
@@ -24,7 +22,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,9 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-import r2q.kernels.linear as operator
 from r2q.bench import copy_bandwidth, measure
-from r2q.kernels import matmul_triton as many_module
-from r2q.kernels import matvec_triton as few_module
-from r2q.kernels import planes_triton
-from r2q.kernels.matmul_triton import Tile, matmul_triton
-from r2q.kernels.matvec_triton import Split, matvec_triton
+from r2q.kernels.matmul_triton import Tile, matmul_triton, pick_tile
+from r2q.kernels.matvec_triton import Split, matvec_triton, pick_split
 from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
 from r2q.kernels.quantize_pack_triton import launch
@@ -55,14 +48,9 @@ SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, 
 SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
 FEW = [Split(rows, warps, ahead) for rows in (16, 32) for warps in (2, 4, 8, 16) for ahead in (True, False)]
-SOME = [Tile(64, 64, 8, programs=264), Tile(64, 64, 8, programs=528), Tile(64, 64, 8, programs=1056),
-        Tile(128, 64, 8, programs=264), Tile(128, 64, 8, programs=264, warps=8),
-        Tile(128, 64, 4, programs=264, warps=8), Tile(64, 64, 4, programs=528)]  # fmt: skip
-MANY = [Tile(128, 128, 4, warps=8, programs=132), Tile(128, 128, 4, warps=8, programs=132, stages=4),
-        Tile(128, 128, 8, warps=8, programs=132), Tile(128, 128, 4, programs=132), Tile(128, 256, 4, warps=8),
-        Tile(128, 256, 4, warps=8, stages=4), Tile(256, 128, 4, warps=8), Tile(64, 256, 4),
-        Tile(64, 128, 4, programs=132)]  # fmt: skip
-TILES = {2: FEW, 8: FEW, 16: SOME, 64: SOME, 512: MANY}  # largest batch: candidates
+SOME = [Tile(rows, batch, 8, programs, warps) for rows in (64, 128) for batch in (32, 64) for programs in (264, 528)
+        for warps in (4, 8)]  # fmt: skip
+TILES = {1: FEW, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: SOME}  # vectors: candidates
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
@@ -145,42 +133,29 @@ def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor
 
 
 def tiles() -> None:
-    """The fastest tile of each size, for few rows and for more; sets what the package uses in this process."""
-    best: dict[tuple[int, bool], Any] = {}
-    for batches in ((1, 2), (4, 8), (16,), (64,), (512,)):
-        total: dict[tuple[bool, Tile | Split], float] = defaultdict(float)
-        largest = max(batches)
-        for out, width in SHAPES + SMALL if largest <= 8 else SHAPES:
+    """Candidates of the kernels, and what the package picks of them."""
+    for batch, candidates in TILES.items():
+        for out, width in SHAPES + SMALL if batch <= 8 else SHAPES:
             weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
-            few = out <= few_module.FEW_ROWS
-            for batch in batches:
-                x = torch.randn(batch, width, device=CUDA).bfloat16()
-                for tile in TILES[largest]:
-                    try:
-                        times = replay(lambda i: product(weights[i], x, tile), len(weights))  # noqa: B023
-                    except Exception as error:  # too much shared memory
-                        print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
-                        total[few, tile] += float("inf")
-                        continue
-                    median = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
-                    total[few, tile] += median if (out, width) in SHAPES and batch == batches[0] else 0
-        for few in (True, False):
-            best[largest, few] = min(TILES[largest], key=lambda tile: total[few, tile])
-    few_module.pick_split = lambda rows, batch: best[2 if batch <= 2 else 8, rows <= few_module.FEW_ROWS]
-    some = {16: best[16, False], 32: replace(best[64, False], batch=32), 64: best[64, False]}
-    many_module.pick_tile = lambda batch: next((some[size] for size in some if batch <= size), best[512, False])
+            x = torch.randn(batch, width, device=CUDA).bfloat16()
+            found = {}
+            for tile in candidates:
+                try:
+                    times = replay(lambda i: product(weights[i], x, tile), len(weights))  # noqa: B023
+                except Exception as error:  # too much shared memory
+                    print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
+                    continue
+                found[tile] = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
+            best = min(found, key=lambda tile: found[tile])
+            picked = pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
+            print(f"best of batch {batch}, {out}x{width}: {best} {found[best]:.2f}; picked {picked}")
     weight = packed(11008, 4096)
-    speeds = {}
     for shape in DECODE:
-        times = replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4)  # noqa: B023
-        speeds[shape] = record("decode", "11008x4096", str(shape), times)
-    planes_triton.DECODE = min(speeds, key=lambda shape: speeds[shape])
-    print("pick_split and pick_tile (vectors, whether rows are few):", *sorted(best.items(), key=str), sep="\n  ")
-    print("DECODE:", planes_triton.DECODE)
+        record("decode", "11008x4096", str(shape), replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4))  # noqa: B023
 
 
 def products() -> None:
-    """Products of all shapes, from one vector to 512; sets the bounds of the operator in this process."""
+    """Products of all shapes, from one vector to 512, and the bounds of the operator that they speak for."""
     total: dict[tuple[str, int], float] = defaultdict(float)
     batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     for out, width in SHAPES:
@@ -205,8 +180,7 @@ def products() -> None:
                 timed("here, decoded", lambda i: linear(x, decode_triton(weights[i], x.dtype)), 4)  # noqa: B023
     few = takewhile(lambda b: b < 4 or (b <= 16 and total["here, matvec", b] < total["here, matmul", b]), batches)
     some = takewhile(lambda b: b < 64 or total["here, matmul", b] <= total["here, decoded", b], batches)
-    operator.MATVEC, operator.MATMUL = max(few, default=0), max(some)
-    print("MATVEC, MATMUL =", operator.MATVEC, operator.MATMUL)
+    print("MATVEC, MATMUL =", max(few, default=0), max(some))
 
 
 def accuracy() -> None:

@@ -25,19 +25,17 @@ class Tile:
         stages: turns whose loads are under way.
     """
 
-    rows: int = 64
-    batch: int = 16
+    rows: int = 128
+    batch: int = 64
     words: int = 8
-    programs: int = 1
+    programs: int = 264
     warps: int = 4
     stages: int = 3
 
 
 def pick_tile(batch: int) -> Tile:
     """The tile for so many vectors; see benchmarks/NOTES.md."""
-    if batch <= 64:
-        return Tile(64, 16 if batch <= 16 else 32 if batch <= 32 else 64, programs=528)
-    return Tile(128, 128, words=4, warps=8, programs=132)
+    return Tile(batch=32 if batch <= 32 else 64)
 
 
 @triton.jit(do_not_specialize=["batch"])

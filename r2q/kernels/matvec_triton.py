@@ -21,7 +21,6 @@ from r2q.kernels.planes import AFFINE, FLOAT_ZERO, WORD, Planes
 from r2q.kernels.planes_triton import INTERPRETED, levels_of, span_words, tables, to_cache
 
 SEGMENT = 8  # words at most
-FEW_ROWS = 4096
 MINUS_ONE = {torch.float16: 0xBC00BC00 - (1 << 32), torch.bfloat16: 0xBF80BF80 - (1 << 32)}  # two of them in an int32
 _AFFINE, _FLOAT_ZERO = tl.constexpr(AFFINE), tl.constexpr(FLOAT_ZERO)
 
@@ -39,9 +38,13 @@ class Split:
     ahead: bool = True
 
 
-def pick_split(rows: int, batch: int) -> Split:
-    """See benchmarks/NOTES.md."""
-    return Split()
+def pick_split(rows: int, width: int, batch: int) -> Split:
+    """The split of a weight ``[rows, width]`` for so many vectors; see benchmarks/NOTES.md."""
+    if rows < 2048:
+        return Split(warps=4)
+    if batch > 2:
+        return Split(rows=32, ahead=False)
+    return Split(rows=32 if width > 2 * rows else 16)
 
 
 @triton.jit
@@ -150,7 +153,7 @@ def matvec_triton(weight: Planes, x: torch.Tensor, split: Split | None = None) -
     rows, words = weight.codes.shape
     batch = x.shape[0]
     x = x if x.stride(-1) == 1 else x.contiguous()
-    split = split or pick_split(rows, batch)
+    split = split or pick_split(rows, words * WORD, batch)
     segment = span_words(weight, SEGMENT)
     apart = batch <= 2 or segment < 4
     turns = triton.cdiv(words, (4 if apart else 1) * segment * split.warps)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, BINARY, FLOAT_ZERO, SYMMETRIC, WORD, Planes
 
-DECODE = 8, 64, 4  # rows and words of a program that decodes, and its warps; see benchmarks/NOTES.md
+DECODE = 4, 128, 4  # rows and words of a program that decodes, and its warps; see benchmarks/NOTES.md
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # no inline assembly there
 _BINARY, _AFFINE = tl.constexpr(BINARY), tl.constexpr(AFFINE)
 _FLOAT_ZERO, _SYMMETRIC = tl.constexpr(FLOAT_ZERO), tl.constexpr(SYMMETRIC)

@@ -116,7 +116,7 @@ def kernels_against_float64() -> None:
         return empty(*size, **options).fill_(poison.get(options.get("dtype"), 77))  # type: ignore[arg-type, call-overload]
 
     torch.empty = poisoned  # type: ignore[assignment]
-    tiles = (Tile(16, 32, words=4), Tile(16, 32, words=2, programs=6), Tile(16, 16, words=1))
+    tiles = (Tile(16, 32, 4, 1), Tile(16, 32, 2, programs=6), Tile(16, 16, 1, 1))
     splits = (Split(16, 4), Split(32, 2), Split(16, 1))
     cases = [(GRIDS[0], *shape) for shape in SHAPES[:4]] + [(kind, *SHAPES[4]) for kind in GRIDS]
     for i, (kind, out, width, group) in enumerate(cases):
