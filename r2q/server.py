@@ -67,11 +67,11 @@ def ask(arguments: Sequence[str]) -> int | None:
             return None
         environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
         message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
-        socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
-        connection.sendall(message)
         try:
+            socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
+            connection.sendall(message)
             answer = connection.recv(8)
-        except ConnectionResetError:  # it could not even start
+        except (BrokenPipeError, ConnectionResetError):  # it said no, or ended, before it had read all of it
             return None
     if answer == NO:
         return None

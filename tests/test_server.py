@@ -1,0 +1,45 @@
+"""The process that forks itself for verbs, from the side of the verb."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from r2q import server
+
+TRIES = 20
+
+
+@pytest.mark.parametrize("answer", [server.NO, b""], ids=["no", "gone"])
+def test_a_server_that_cannot_help_leaves_the_work_to_the_verb(
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers and closes without reading: what the verb still sends breaks its pipe, at once or later."""
+    path = tmp_path / "socket"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(TRIES)
+
+    def refuse() -> None:
+        for _ in range(TRIES):
+            connection, _ = listener.accept()
+            connection.sendall(answer)
+            connection.close()
+
+    thread = threading.Thread(target=refuse, daemon=True)
+    thread.start()
+    monkeypatch.setenv(server.ADDRESS, str(path))
+    monkeypatch.setenv("R2Q_PADDING", "x" * 100_000)  # more than a socket takes at once
+    assert [server.ask(["quantize"]) for _ in range(TRIES)] == [None] * TRIES
+    thread.join()
+    listener.close()
+
+
+def test_without_a_server_there_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(server.ADDRESS, raising=False)
+    assert server.ask(["quantize"]) is None
+    monkeypatch.setenv(server.ADDRESS, str(tmp_path / "nothing"))
+    assert server.ask(["quantize"]) is None
