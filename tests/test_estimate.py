@@ -148,7 +148,7 @@ def test_errors_on_what_was_held_back_are_those_that_are_stated() -> None:
     stated = costs.stated(cost.rates())
     text = " ".join((ROOT / "config" / "README.md").read_text().split())
     assert stated in text, f"config/README.md does not say: {stated}"
-    for unit, device, limit in (("s", "gpu", 0.2), ("GiB", "gpu", 0.2), ("s", "cpu", 0.3)):
+    for unit, device, limit in (("s", "gpu", 0.2), ("GiB", "gpu", 0.25), ("s", "cpu", 0.3)):
         errors = costs.held_back(unit, device, cost.rates())
         assert len(errors) >= 6
         assert max(map(abs, errors)) < limit
@@ -171,7 +171,8 @@ def test_measurements_are_those_of_the_files_that_they_name() -> None:
         ("cpu forward", 4096): median(scores, "seconds", "recipe", task="wikitext2"),
         ("cpu forward", 6144): median(scores, "seconds", "recipe", task="fidelity"),
         ("cpu evaluate memory", 2048): median(scores, "peak_mib", "recipe", task="wikitext2") / 1024,
-        ("forward", 512): median(timed, "us", "what", what="SmolLM2-135M prefill", who="torch bf16") / 1e6,
+        ("forward", 512): median(timed, "us", "what", what="SmolLM2-135M prefill", shape="batch 1", who="torch bf16")
+        / 1e6,
     }
     for (kind, tokens), value in expected.items():
         one = next(m for m in costs.measurements() if m.kind == kind and m.settings.get("tokens") == tokens)
