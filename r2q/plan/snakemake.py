@@ -145,8 +145,8 @@ def run_alone(plan: Plan, local: bool) -> ExitStack:
 def without_rate_limit(workflow: Any) -> None:
     """Jobs of this machine start at any rate.
 
-    At every look for jobs that can start, Snakemake's limit (9.27: 100 a second) sets a timer of a second and then looks
-    again: every second, and each job that ends adds a timer. A run of 287 jobs lost a quarter of a processor to it.
+    At every look for jobs that can start, Snakemake's limit (9.27: 100 a second) sets a timer, to look again a second
+    later: every second, and each job that ends adds a timer. A run of 287 jobs lost a quarter of a processor to it.
     """
     workflow.scheduler.job_rate_limiter = None
 
