@@ -8,16 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from r2q.models.load import load_full
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training import trainer
-from r2q.training.data import Order, Rows, read, write
+from r2q.training.data import Order, Rows, TrainingData, read, write
 from r2q.training.losses import SplitModel
 from r2q.training.options import TrainingOptions
 from r2q.training.schedule import learning_rate
@@ -25,8 +28,12 @@ from r2q.training.state import Store
 from r2q.training.trainer import Diverged, Trainer
 from tests.models.tiny import tiny_model
 from tests.training.rows import random_data
+from tests.training.teacher import make, teacher_folder
 
 OPTIONS = {"steps": 6, "batch_rows": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "evaluate_every": 3}
+
+
+RECIPE = Recipe("recipe", "bitdistiller", "g32", options=OPTIONS | {"quantizer": "r2q"})
 
 
 def train(folder: str | Path, keep: str = "last", identity: str = "x") -> dict[str, torch.Tensor]:
@@ -63,18 +70,26 @@ train(sys.argv[2])
 """
 
 
-def test_what_the_teacher_said_is_kept_and_moves_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, hidden = [0], SplitModel.hidden
+def test_what_the_teacher_says_comes_with_the_rows_and_moves_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = teacher_folder(tmp_path)
+    *rows, _, digest = make(folder, tmp_path / "rows.safetensors", device="cpu")
+    model, read_rows, hidden = load_full(str(folder)), Counter[torch.nn.Module](), SplitModel.hidden
 
     def counted(self: SplitModel, tokens: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-        rows[0] += len(tokens)
+        read_rows[self.model] += len(tokens)
         return hidden(self, tokens, places)
 
     monkeypatch.setattr(SplitModel, "hidden", counted)
-    kept, read = train(tmp_path / "kept"), rows[0]
-    monkeypatch.setattr(trainer, "KEPT", 0)
-    assert_same(kept, train(tmp_path / "anew"))
-    assert read < rows[0] - read
+    found = []
+    for given in (rows, [replace(some, states=None) for some in rows]):
+        read_rows.clear()
+        result = make_method(RECIPE).quantize(model, list_targets(model), TrainingData(*given, "generated", digest))
+        found.append(({name: layer.packed for name, layer in result.layers.items()} | result.other, read_rows[model]))
+    (kept, few), (anew, many) = found
+    assert_same(kept, anew)
+    assert (few, many) == (1, 1 + 6 * 4 + 10 * 4 + 3 * 4)  # a look at its head; steps, coefficient, held-out losses
 
 
 @pytest.mark.parametrize(("when", "last"), [("before", 2), ("after", 4)])
@@ -184,7 +199,6 @@ def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from r2q.training import trainer
 
     real, calls = trainer.chunked_losses, []
 
