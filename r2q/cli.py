@@ -7,7 +7,6 @@ and exits with 1.
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import os
 import sys
@@ -31,11 +30,9 @@ EPILOG = (
 )
 
 
-def verbs() -> dict[str, str]:
-    """Every verb with its help; their files are read and not imported."""
-    files = sorted(Path(__file__).with_name("verbs").glob("[a-z]*.py"))
-    docs = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in files}
-    return {name.replace("_", "-"): doc.partition("\n")[0] for name, doc in docs.items()}
+def verbs() -> list[str]:
+    """All verbs; their files are not read."""
+    return sorted(file.stem.replace("_", "-") for file in Path(__file__).with_name("verbs").glob("[a-z]*.py"))
 
 
 def function(verb: str) -> Callable[..., int | None]:
@@ -93,8 +90,8 @@ def options(verb: str) -> list[str]:
 
 
 def _usage() -> str:
-    known = verbs()
-    lines = [f"  {verb:{max(map(len, known))}}  {text}" for verb, text in known.items()]
+    known = {verb: (sys.modules[function(verb).__module__].__doc__ or "").partition("\n")[0] for verb in verbs()}
+    lines = [f"  {verb:{max(map(len, known))}}  {about}" for verb, about in known.items()]
     return "\n".join(["usage: r2q [--version] VERB ...", "", ABOUT, "", *lines, "", EPILOG])
 
 

@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
@@ -69,10 +68,14 @@ def _peak_resident_mib() -> float:
 
 def package_of(module: str) -> str | None:
     """The installed package that a module came with; None for ours, and for a file that no package brought."""
+    from importlib import metadata  # 20 ms, which a verb that the server runs need not wait for
+
     top = module.partition(".")[0]
     return None if top in ("r2q", "baselines") else next(iter(metadata.packages_distributions().get(top, [])), None)
 
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of the named installed packages."""
+    from importlib import metadata
+
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

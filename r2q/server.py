@@ -3,8 +3,8 @@
 Importing them takes 5 s, much of what a job on a small model takes, and what draws figures two more. The workflow
 opens a socket and starts `python -m r2q.server`; a verb that finds it in R2Q_SERVER hands its command line over,
 with folder, environment, stdout and stderr, and gets an exit status back. Without a server, as on the nodes of a
-cluster, the verb does the same work itself. Nothing is computed before a fork, and no GPU is touched: a child is like
-any process.
+cluster, the verb does the same work itself. Before a fork only libraries are imported and the tasks and prompts of a
+model are made, once for all its units; no GPU is touched: a child is like any process.
 
 The server ends with whoever started it, a child with the verb that asked for it, also after a kill -9.
 """
@@ -22,11 +22,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 ADDRESS = "R2Q_SERVER"
+ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}  # no GPU, no threads to lose
 NO = b"no"  # the answer of a server that cannot help
 HEAVY = (
     "r2q.quantize",
@@ -37,6 +40,14 @@ HEAVY = (
 )
 SHOWN = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims")
 LIBRARIES = ("lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama")
+
+
+class Request(NamedTuple):
+    """A verb with its arguments, and with what it runs."""
+
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
 
 
 def start() -> None:
@@ -53,7 +64,7 @@ def start() -> None:
             [sys.executable, "-m", "r2q.server", str(path), str(listener.fileno())],
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends
             pass_fds=[listener.fileno()],
-            env=os.environ | dict.fromkeys(names, "1") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+            env=os.environ | dict.fromkeys(names, "1") | ENVIRONMENT,
         )
     os.environ[ADDRESS] = str(path)
 
@@ -66,7 +77,7 @@ def ask(arguments: Sequence[str]) -> int | None:
         except (KeyError, OSError):
             return None
         environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
+        message = json.dumps(Request(list(arguments), str(Path.cwd()), environment)).encode()
         try:
             socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
             connection.sendall(message)
@@ -88,12 +99,20 @@ def serve(path: str, listener: socket.socket) -> None:
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         _warm()
         connection, _ = listener.accept()
-        if sys.modules["torch"].cuda.is_initialized():  # by something that was imported: no child could use a GPU
-            connection.sendall(NO)
-        elif os.fork() == 0:
-            listener.close()
-            _child(connection)
-        connection.close()
+        with connection:
+            try:
+                request, streams = _receive(connection)
+            except (ValueError, OSError):  # who asked was killed
+                continue
+            if request.folder == str(Path.cwd()):
+                _share(*request.arguments)
+            if sys.modules["torch"].cuda.is_initialized():  # by something that was imported: no child could use a GPU
+                connection.sendall(NO)
+            elif os.fork() == 0:
+                listener.close()
+                _child(connection, request, streams)
+            for stream in streams:
+                os.close(stream)
     Path(path).unlink(missing_ok=True)
     Path(path).parent.rmdir()
 
@@ -108,30 +127,45 @@ def _warm() -> None:
     gc.freeze()
 
 
-def _child(connection: socket.socket) -> None:
-    """Run one verb with what came over the connection, and end."""
-    from r2q.cli import main
+def _share(verb: str, *rest: str) -> None:
+    """Have what all units of a model are evaluated with; what fails here fails in the verb, which says why."""
+    if verb == "evaluate":
+        from r2q.evaluation.evaluate import share
 
+        given = dict(zip(rest[::2], rest[1::2], strict=False))
+        with suppress(Exception):
+            share(given["--config"], given["--model"], given["--out"], given.get("--reference"))
+            gc.freeze()
+
+
+def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
+    """What is asked for, and where stdout and stderr go; raises ValueError where the message is not whole."""
     size, streams, *_ = socket.recv_fds(connection, 8, 2)
     parts, left = [], int.from_bytes(size, "big")
     while left and (part := connection.recv(left)):
         parts.append(part)
         left -= len(part)
-    arguments, folder, environment = json.loads(b"".join(parts))
+    return Request(*json.loads(b"".join(parts))), streams
+
+
+def _child(connection: socket.socket, request: Request, streams: list[int]) -> None:
+    """Run one verb, and end."""
+    from r2q.cli import main
+
     for place, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, place)
         os.close(stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(folder)
+    os.chdir(request.folder)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["r2q", *arguments]
+    os.environ.update(request.environment)
+    sys.argv = ["r2q", *request.arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     threading.Thread(target=lambda: connection.recv(1) or os._exit(1), daemon=True).start()  # the verb was killed
     status = 1
     try:
-        status = main(arguments)
+        status = main(request.arguments)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     finally:

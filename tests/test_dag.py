@@ -476,6 +476,15 @@ def test_a_run_beside_another_or_beside_jobs_that_outlived_one_is_refused(finish
     assert f"process {os.getpid()} on results/smoke/{name}" in done.stdout
 
 
+def test_while_a_job_runs_snakemake_does_not_look_for_others(finished: Copy) -> None:
+    targets = [str(finished.path(f"{model}/checked.json")) for model in RECIPES]
+    relative = [os.path.relpath(target, finished.folder) for target in targets]
+    done = finished.run("--forcerun", "check", "--verbose", "--cores", "1", *relative)
+    assert done.returncode == 0, done.stdout
+    looks = re.findall(r"Ready jobs: (\d+)", done.stdout)
+    assert looks == ["2", "1"], done.stdout  # the first job takes seconds: it starts the server
+
+
 def test_snakemake_needs_a_number_of_cores_or_none(fresh: Copy) -> None:
     """What the README says of `snakemake --cores`: if it works one day, the README may be shorter."""
     done = fresh.run("--cores")

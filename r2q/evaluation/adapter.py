@@ -41,6 +41,18 @@ def max_positions(config: Any) -> int | None:
     return None
 
 
+def encode(encoder: Encoder, requests: Sequence[Any]) -> None:
+    """Encode all texts of lm-eval's requests in one call of the tokenizer; the encoder then knows them."""
+    texts: list[str] = []
+    for request in requests:
+        context, *rest = request.args
+        if request.request_type != "loglikelihood":
+            texts.append(context)
+        elif context:
+            texts += [context.rstrip(), context + rest[0]]  # as TemplateLM._encode_pair does
+    encoder.encode_all(texts)
+
+
 class Scorer(HFLM):
     """A model as lm-eval sees it.
 
@@ -106,14 +118,12 @@ class Scorer(HFLM):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each continuation."""
-        pairs = [request.args[:2] for request in requests]
-        moved = [(c.rstrip(), c[len(c.rstrip()) :] + t) for c, t in pairs]  # as TemplateLM._encode_pair does
-        self.encoder.encode_all(text for (context, _), (c, t) in zip(pairs, moved, strict=True) if context
-                                for text in (c, c + t))  # fmt: skip
+        encode(self.encoder, requests)
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, in disjoint windows."""
+        encode(self.encoder, requests)
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
@@ -123,7 +133,7 @@ class Scorer(HFLM):
             raise ValueError(
                 f"generates up to {longest} tokens (max_gen_toks), the model has {self.max_length} positions"
             )
-        self.encoder.encode_all(request.args[0] for request in requests)
+        encode(self.encoder, requests)
         return super().generate_until(requests, disable_tqdm=True)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:

@@ -10,6 +10,21 @@ from r2q.evaluation.tasks import check_tasks
 from r2q.kept import write_json
 from r2q.records import OK, Report, read_json, write_record
 
+SHARED: dict[tuple[str, ...], Session] = {}  # of a server, and of the processes that it forks
+
+
+def share(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
+    """Make once what the units of a model, of which `out` is one, are evaluated with."""
+    key = _key(config_path, model, reference)
+    if key not in SHARED:
+        session = Session(configuration.load(config_path, model), model, reference)
+        session.encode(Path(out))
+        SHARED[key] = session
+
+
+def _key(config_path: str | Path, model: str, reference: str | Path | None) -> tuple[str, ...]:
+    return Path(config_path).read_text(errors="replace"), model, str(reference)
+
 
 def evaluate(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
     """Score the unit in the folder `out` into its evaluation.json, with lm-eval's own results in lm_eval.json and
@@ -26,12 +41,15 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
         FileNotFoundError: the unit has not been quantized.
         ValueError: its weights are not those of its report, or its report is damaged.
     """
-    config, out = configuration.load(config_path, model), Path(out)
+    out = Path(out)
+    session = SHARED.get(_key(config_path, model, reference)) if SHARED else None
+    config = session.config if session else configuration.load(config_path, model)
     check_tasks(config)
     report = _report(out)
     progress = f"evaluate {model} {report.recipe} seed {report.seed}:"
     if report.status == OK:
-        print(f"{progress} {Session(config, model, reference).unit(out, report)}", flush=True)
+        session = session or Session(config, model, reference)
+        print(f"{progress} {session.unit(out, report)}", flush=True)
         return
     for name in (RAW, ITEMS):
         write_json(out / name, {})

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +63,16 @@ def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluati
 
 
 class Session:
-    """What the units of one call share: libraries, tasks, texts, encoded prompts."""
+    """What the units of one model share: tasks, texts, encoded prompts. No GPU is touched before the first unit."""
 
     def __init__(self, config: Config, model: str, reference: str | Path | None = None) -> None:
         silence()
-        import torch
-
         from r2q.evaluation.fidelity import check_reference
         from r2q.evaluation.tasks import load_tasks
-        from r2q.models.devices import pick_device
 
         self.config, self.model = config, model
         self.entry = config.models[model]
-        self.device = pick_device(config.device)
         self.teacher = check_reference(config, model, reference)
-        torch.set_num_threads(config.limits.threads)
         self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
         hub = Hub.of(config)
         self.texts = {
@@ -89,12 +85,30 @@ class Session:
         self.versions = versions(*LIBRARIES)
         self._encoders: dict[str, Any] = {}
         self._checked_packed = False  # whether packed layers of one unit were seen to compute what their weights do
-        self._ids: dict[tuple[str, str], list[int]] = {}
+        self._ids: dict[str, dict[str, list[int]]] = {}
+
+    @cached_property
+    def device(self) -> Any:
+        from r2q.models.devices import pick_device
+
+        return pick_device(self.config.device)
+
+    def encode(self, folder: Path) -> None:
+        """Encode all prompts and texts with the tokenizer of a unit, for all units that have the same."""
+        from r2q.evaluation.adapter import encode
+
+        digest, encoder = self._encoder(folder)
+        encode(encoder, [request for task in self.tasks.dictionary["tasks"].values() for request in task.instances])
+        self._texts_as_ids(digest, encoder)
 
     def unit(self, folder: Path, report: Report) -> str:
         """Evaluate one unit, or leave its result as it is; returns what to tell the user."""
+        silence()
+        import torch
+
         from r2q.models.save import folder_digest
 
+        torch.set_num_threads(self.config.limits.threads)
         written = report.hashes["weights"]
         if written is None or folder_digest(folder) != written:
             raise ValueError(
@@ -197,10 +211,7 @@ class Session:
             found["scores"] += [TaskScore(**row) for row in task_scores(raw, self.tasks, self.config, reasons)]
             found["task_seconds"] |= seconds
             found["truncated"] = {task: count for task, count in scorer.truncated.items() if count}
-        for name in self.config.perplexity:
-            if (name, encoder_key) not in self._ids:
-                self._ids[name, encoder_key] = encoder.encode(self.texts[name])
-        ids = {name: self._ids[name, encoder_key] for name in self.config.perplexity}
+        ids = self._texts_as_ids(encoder_key, encoder)
         for name, part in measure(model, self.config, ids, self.teacher).items():
             found["scores"] += [TaskScore(**row) for row in part.rows]
             found["task_seconds"][name] = part.seconds
@@ -213,6 +224,12 @@ class Session:
         del model
         torch.manual_seed(SEEDS["torch"])
         return plain(raw), items, lines
+
+    def _texts_as_ids(self, digest: str, encoder: Any) -> dict[str, list[int]]:
+        """Tokens of every text of `perplexity`."""
+        if digest not in self._ids:
+            self._ids[digest] = {name: encoder.encode(text) for name, text in self.texts.items()}
+        return self._ids[digest]
 
     def _encoder(self, folder: Path) -> tuple[str, Any]:
         """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""

@@ -142,6 +142,15 @@ def run_alone(plan: Plan, local: bool) -> ExitStack:
     return holds
 
 
+def without_rate_limit(workflow: Any) -> None:
+    """Jobs of this machine start at any rate.
+
+    At every look for jobs that can start, Snakemake's limit (9.27: 100 a second) sets a timer, to look again a second
+    later: every second, and each job that ends adds a timer. A run of 287 jobs lost a quarter of a processor to it.
+    """
+    workflow.scheduler.job_rate_limiter = None
+
+
 def print_results(plan: Plan) -> None:
     """What a finished run has to show, on the terminal."""
     from r2q.report.averages import best_of_families

@@ -39,11 +39,11 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     found = []
     for model, of_model in rows.groupby("model", sort=False):
         tasks = common_tasks(of_model)
+        of_model = of_model[pd.MultiIndex.from_frame(of_model[["task", "metric"]]).isin(tasks)]
         for recipe, part in of_model.groupby("recipe", sort=False):
             values, errors, chances, items = [], [], [], 0
             for _, seed in part.groupby("seed", sort=False):
-                seed = seed[pd.MultiIndex.from_frame(seed[["task", "metric"]]).isin(tasks)]
-                if len(seed) < len(tasks) or not len(tasks):
+                if len(seed) < len(tasks):
                     continue
                 values.append(100 * float(seed["value"].mean()))
                 errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))

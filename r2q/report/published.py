@@ -42,15 +42,21 @@ def beside(run: Run) -> list[Beside]:
     """Every pair of numbers, in the order of the scores."""
     numbers = read_published(run.published)
     hubs = read_drawn(run.published / MODELS, ["model", "hub"]).groupby("model")["hub"].agg(list).to_dict()
+    of_model = {  # the numbers of its model, by provenance hash
+        digest: numbers[numbers["model"].isin(models)]
+        for digest, entry in run.provenance.items()
+        if (config := entry.get("config"))
+        and (models := [model for model, ids in hubs.items() if _is(config["model"]["path"], ids)])
+    }
     scores = run.scores[(run.scores["status"] == OK) & run.scores["value"].notna()]
+    scores = scores[scores["provenance"].isin(of_model)]
     found = []
     for _, rows in scores.groupby(["model", "recipe", "task", "metric"], sort=False):
         ours = rows.iloc[0].to_dict() | {"value": float(rows["value"].mean()), "stderr": rows["stderr"].mean()}
-        record = run.provenance.get(ours["provenance"], {}).get("config")
-        if record is None or (definition := _definition(ours, record)) is None:
+        definition = _definition(ours, run.provenance[ours["provenance"]]["config"])
+        if definition is None:
             continue
-        models = [model for model, ids in hubs.items() if _is(record["model"]["path"], ids)]
-        same = numbers[numbers["model"].isin(models)]
+        same = of_model[ours["provenance"]]
         for column, value in definition.items():
             same = same[same[column].isna() if value is None else same[column].eq(value).fillna(False)]
         found += [Beside(ours, published) for published in same.to_dict("records")]

@@ -27,20 +27,26 @@ class Rows:
         tokens: int64 ``[rows, length]``; padded on the right.
         start: int64 ``[rows]``: where the response begins (0: all of it is text).
         end: int64 ``[rows]``: tokens that are not padding.
+        states: float32 ``[rows, length, features]``: the full-precision model's final hidden states, where they came
+            with the rows.
     """
 
     tokens: torch.Tensor
     start: torch.Tensor
     end: torch.Tensor
+    states: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
-        return Rows(self.tokens[rows], self.start[rows], self.end[rows])
+        states = None if self.states is None else self.states[rows]
+        return Rows(self.tokens[rows], self.start[rows], self.end[rows], states)
 
     def share(self, rank: int, count: int) -> Rows:
         """One process's rows; all have the same number, filled up with rows that are nothing but padding."""
+        if count == 1:
+            return self
         short = -len(self) % count
         fields = (self.tokens, self.start, self.end)
         filled = [torch.cat([field, field.new_zeros(short, *field.shape[1:])]) for field in fields]
@@ -114,6 +120,8 @@ def write(path: Path, train: Rows, held_out: Rows, settings: dict[str, Any]) -> 
     for name, rows in (("train", train), ("held_out", held_out)):
         for field in ("tokens", "start", "end"):
             tensors[f"{name}.{field}"] = getattr(rows, field).to(torch.int32).contiguous()
+        if rows.states is not None:
+            tensors[f"{name}.states"] = rows.states.contiguous()
     text = json.dumps(settings | {"format_version": FORMAT_VERSION}, sort_keys=True)
     digest = digest_of(tensors, text)
     write_atomic(path, save(tensors, metadata={"facts": json.dumps({"settings": text, "sha256": digest})}))  # one key
@@ -142,15 +150,15 @@ def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:
     if settings.get("format_version") != FORMAT_VERSION:
         found = settings.get("format_version")
         raise ValueError(f"{path}: training data of format {found}, not {FORMAT_VERSION}; {AGAIN}")
-    halves = [
-        Rows(*(tensors[f"{name}.{field}"].long() for field in ("tokens", "start", "end")))
-        for name in ("train", "held_out")
-    ]
+    halves = []
+    for name in ("train", "held_out"):
+        tokens, start, end = (tensors[f"{name}.{field}"].long() for field in ("tokens", "start", "end"))
+        halves.append(Rows(tokens, start, end, tensors.get(f"{name}.states")))
     return halves[0], halves[1], settings, metadata["sha256"]
 
 
 def digest_of(tensors: dict[str, torch.Tensor], text: str) -> str:
-    """SHA-256 over settings and int32 tensors, names included."""
+    """SHA-256 over settings and tensors, names included."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         content = tensors[name].numpy().tobytes()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import platform
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,14 @@ from r2q.training.generation import (
 from r2q.training.unfinished import Unfinished
 
 SHOWN = 5  # rows that the description shows as text
+AT_ONCE = 16  # rows of which hidden states are computed at once
+KEPT = 1 << 30  # bytes of hidden states
 
 
 def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
     """Make the training rows of ``model``: ``out`` (safetensors) and, beside it, a description (JSON).
+
+    On a CPU the model's hidden states of the rows are kept with them, for all recipes that learn from it.
 
     Generated rows are also kept in a file ``.<out>.unfinished`` while they come. It goes when all are there; a run that
     was killed goes on from it, to the same bits.
@@ -111,6 +116,9 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), key(settings | rest))
         say = _engine(str(folder), dtype, device, tokenizer.eos_token_id, wanted)
         rows = generated_rows(heads, wanted, say, unfinished)
+    width = model_config.get_text_config(decoder=True).hidden_size
+    if device.type == "cpu" and rows.tokens.numel() * width * 4 <= KEPT:  # else every training computes them
+        rows = replace(rows, states=_states(str(folder), rows.tokens))
     first = len(rows) - wanted.held_out
     settings["first_token"] = int(rows.tokens[0, 0])
     digest = write(out, rows[slice(0, first)], rows[slice(first, None)], settings)
@@ -124,6 +132,13 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         f"sha256 {digest[:12]}",
         flush=True,
     )
+
+
+@torch.no_grad()
+def _states(folder: str, tokens: torch.Tensor) -> torch.Tensor:
+    """The model's final hidden states of rows ``[rows, length]``: float32 ``[rows, length, features]``."""
+    base = load_full(folder, dtype="float32").base_model
+    return torch.cat([base(input_ids=rows, use_cache=False).last_hidden_state for rows in tokens.split(AT_ONCE)])
 
 
 def _check_held_out(config_path: str | Path, count: int, wanted: Training) -> None:

@@ -18,12 +18,11 @@ from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, like, own, whole
-from r2q.training.schedule import autocast, learning_rate, make_optimizer, set_rate
+from r2q.training.schedule import autocast, compute_dtype, learning_rate, make_optimizer, set_rate
 from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
 from r2q.training.student import Student
 from r2q.training.watch import flipped, gradient_norms
 
-KEPT = 1 << 30  # bytes of the teacher's hidden states
 SILENCE = 30  # seconds without a line on the terminal
 SAID = {"loss": "loss", "held-out loss": "held_out_loss"}
 
@@ -69,7 +68,7 @@ class Trainer:
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
         self.gamma = math.nan
         self.best: dict[str, Any] = {}  # step and parameters of the least held-out loss, where they are to be kept
-        self._hidden: dict[bytes, torch.Tensor] = {}  # tokens of a row -> the teacher's states [length, features]
+        self.known_states = group.device.type == "cpu" and compute_dtype(options, "cpu") == torch.float32
         self.spoken = time.monotonic()
         if options.activation_checkpointing:
             student.checkpoint_activations()
@@ -148,7 +147,7 @@ class Trainer:
         tokens, counted, labels = self._placed(rows)
         hidden_teacher = None
         if with_teacher:
-            hidden_teacher = self._taught(tokens, counted)
+            hidden_teacher = self._taught(rows, tokens, counted)
 
         def work() -> Sums:
             return chunked_losses(
@@ -167,21 +166,12 @@ class Trainer:
             return self.student.split.run(work)
 
     @torch.no_grad()
-    def _taught(self, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        """The teacher's hidden states of the counted places ``[counted, features]``.
-
-        One process on a CPU keeps those of the rows that it has seen, up to ``KEPT`` bytes: epochs, the coefficient and
-        held-out losses come back to them.
-        """
-        if tokens.is_cuda or self.group.count > 1:
-            return self.teacher.run(lambda: self.teacher.hidden(tokens, counted))
-        keys = [row.tobytes() for row in tokens.numpy()]
-        new = [place for place, key in enumerate(keys) if key not in self._hidden]
-        found = dict(zip((keys[place] for place in new), self.teacher.hidden(tokens[new]) if new else (), strict=True))
-        states = torch.stack([self._hidden[key] if key in self._hidden else found[key] for key in keys])
-        if (len(self._hidden) + len(new)) * states[0].nbytes <= KEPT:
-            self._hidden |= found
-        return states.flatten(0, 1).index_select(0, counted)
+    def _taught(self, rows: Rows, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """The teacher's hidden states of the counted places ``[counted, features]``: those that came with the rows,
+        where this training computes as they were computed."""
+        if rows.states is not None and self.known_states:
+            return rows.states.flatten(0, 1).index_select(0, counted)
+        return self.teacher.run(lambda: self.teacher.hidden(tokens, counted))
 
     def _placed(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """On the device, without a wait for it: tokens, the places in them that predict a token that counts (int64, of
@@ -237,7 +227,7 @@ class Trainer:
         for number in range(self.options.coefficient_batches):
             for rows in self._micro(self.data.train[self.order(number)]):
                 tokens, counted, labels = self._placed(rows)
-                hidden = self._taught(tokens, counted)
+                hidden = self._taught(rows, tokens, counted)
                 for h, y in zip(hidden.split(self.options.chunk), labels.split(self.options.chunk), strict=True):
                     sums[0] += confidence(wanted, self.teacher.head(h), y)
                 sums[1] += len(labels)

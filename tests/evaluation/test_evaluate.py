@@ -22,6 +22,7 @@ from r2q import cli
 from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.evaluate import evaluate as evaluate_unit
+from r2q.evaluation.evaluate import share
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
 from r2q.models.save import folder_digest
@@ -241,12 +242,20 @@ def test_a_killed_run_loses_only_the_unit_in_flight(run: Run, monkeypatch: pytes
     assert run.files() == expected  # byte for byte what a run in one go wrote
 
 
-def test_sharing_a_process_moves_nothing(run: Run) -> None:
-    """The second unit of a process, alone in a process (its own session) of its own: the same bytes."""
+def test_sharing_a_session_moves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units of one session, whose tasks and prompts were made beforehand: the bytes that each gives on its own."""
     expected = run.files()
-    (run.unit("rtn-g64") / "evaluation.json").unlink()
-    run.evaluate("rtn-g64")
+    for name in run.data["recipes"]:
+        (run.unit(name) / "evaluation.json").unlink()
+    monkeypatch.setattr("r2q.evaluation.evaluate.SHARED", shared := {})
+    share(run.config, "m", run.unit("rtn-g64"))
+    (session,) = shared.values()
+    monkeypatch.delattr("r2q.evaluation.tasks.load_tasks")
+    (encoder,) = session._encoders.values()
+    known = set(encoder._known)
+    run.evaluate()
     assert run.files() == expected
+    assert set(encoder._known) == known
 
 
 def broken(run: Run, value: float) -> None:

@@ -8,16 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from r2q.models.load import load_full
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training import trainer
-from r2q.training.data import Order, Rows, read, write
+from r2q.training.data import Order, Rows, TrainingData, read, write
 from r2q.training.losses import SplitModel
 from r2q.training.options import TrainingOptions
 from r2q.training.schedule import learning_rate
@@ -25,6 +27,7 @@ from r2q.training.state import Store
 from r2q.training.trainer import Diverged, Trainer
 from tests.models.tiny import tiny_model
 from tests.training.rows import random_data
+from tests.training.teacher import make, teacher_folder
 
 OPTIONS = {"steps": 6, "batch_rows": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "evaluate_every": 3}
 
@@ -63,18 +66,29 @@ train(sys.argv[2])
 """
 
 
-def test_what_the_teacher_said_is_kept_and_moves_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, hidden = [0], SplitModel.hidden
+@pytest.mark.parametrize(("compute", "spared"), [("float32", 6 * 4 + 10 * 4 + 3 * 4), ("bfloat16", 0)])
+def test_what_the_teacher_says_comes_with_the_rows_and_moves_no_bit(
+    compute: str, spared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps, coefficient and held-out losses; where the arithmetic is that of the rows."""
+    folder = teacher_folder(tmp_path)
+    *rows, _, digest = make(folder, tmp_path / "rows.safetensors", device="cpu")
+    model, read_rows, hidden = load_full(str(folder)), [0], SplitModel.hidden
 
     def counted(self: SplitModel, tokens: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-        rows[0] += len(tokens)
+        read_rows[-1] += len(tokens)
         return hidden(self, tokens, places)
 
     monkeypatch.setattr(SplitModel, "hidden", counted)
-    kept, read = train(tmp_path / "kept"), rows[0]
-    monkeypatch.setattr(trainer, "KEPT", 0)
-    assert_same(kept, train(tmp_path / "anew"))
-    assert read < rows[0] - read
+    recipe = Recipe("recipe", "bitdistiller", "g32", options=OPTIONS | {"quantizer": "r2q", "compute": compute})
+    found = []
+    for given in (rows, [replace(some, states=None) for some in rows]):
+        data = TrainingData(*given, "generated", digest)
+        result = make_method(recipe).quantize(model, list_targets(model), data)
+        found.append({name: layer.packed for name, layer in result.layers.items()} | result.other)
+        read_rows.append(0)
+    assert_same(*found)
+    assert read_rows[1] - read_rows[0] == spared
 
 
 @pytest.mark.parametrize(("when", "last"), [("before", 2), ("after", 4)])
@@ -184,7 +198,6 @@ def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from r2q.training import trainer
 
     real, calls = trainer.chunked_losses, []
 

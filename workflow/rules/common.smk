@@ -35,6 +35,7 @@ from r2q.plan.snakemake import (
     run_alone,
     run_jobs_here,
     stop_with,
+    without_rate_limit,
     write_config,
 )
 

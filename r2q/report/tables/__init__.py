@@ -25,7 +25,6 @@ def table(results: str | Path, out: str | Path, show: bool = False, published: s
     Raises FileNotFoundError or ValueError when a CSV of the run is missing, lacks a column or holds nothing to show.
     """
     run = Run(results, published)
-    summary = summarize(run.scores)
     for name, make in TABLES.items():
         title, sheet = (make.__doc__ or name).strip(), make(run)
         if sheet is None or not sheet.body:
@@ -33,4 +32,4 @@ def table(results: str | Path, out: str | Path, show: bool = False, published: s
         write(replace(sheet, notes=[*run.sources, *sheet.notes]), out)
     sign(Path(out, "tables.sha256"), [Path(out, f"{name}.{ending}") for name in TABLES for ending in ENDINGS])
     if show:
-        print(terminal(summary), end="")
+        print(terminal(summarize(run.scores)), end="")

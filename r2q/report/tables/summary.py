@@ -196,6 +196,11 @@ def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floo
 
 def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
     """One cell per column for one seed; the items of different tasks are independent, so variances add."""
+    given = rows[rows["value"].notna()]  # at most one row for a column
+    found = {
+        (task, metric): Cell(value, None if pd.isna(stderr) else stderr)
+        for task, metric, value, stderr in given[["task", "metric", "value", "stderr"]].itertuples(index=False)
+    }
     cells: list[Cell] = []
     for column in columns:
         if column.task == AVERAGE:
@@ -205,8 +210,7 @@ def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
             stderr = math.hypot(*known) / len(parts) if len(known) == len(parts) else None
             cells.append(Cell(_mean(part.value for part in parts), stderr))
             continue
-        found = rows[(rows["task"] == column.task) & (rows["metric"] == column.metric) & rows["value"].notna()]
-        cells.append(Cell(_max(found["value"]), _max(found["stderr"])))  # at most one row
+        cells.append(found.get((column.task, column.metric), Cell()))
     return cells
 
 
