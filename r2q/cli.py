@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +24,9 @@ from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 from r2q import __version__
 from r2q.kept import held
 from r2q.measure import Measured
-from r2q.server import ask
 
+ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
+NO = b"no"  # the answer of a server that cannot help
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
 EPILOG = (
     "`snakemake` runs all verbs in order; they are here for a single step by hand. `r2q VERB --help` has an example. "
@@ -148,10 +151,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        status = ask(given) if getattr(sys.modules[function(verb).__module__], "HEAVY", False) else None
+        status = ask(given)
     except KeyboardInterrupt:  # the server's process says so
         return 130
     return _run(verb, rest) if status is None else status
+
+
+def ask(arguments: Sequence[str]) -> int | None:
+    """The exit status of a verb that the server ran; None where there is no server."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(os.environ[ADDRESS])
+        except (KeyError, OSError):
+            return None
+        environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
+        message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
+        socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
+        connection.sendall(message)
+        try:
+            answer = connection.recv(8)
+        except ConnectionResetError:  # it could not even start
+            return None
+    if answer == NO:
+        return None
+    if not answer:
+        print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
+        return 1
+    return int(answer)
 
 
 def _run(verb: str, rest: list[str]) -> int:

@@ -21,13 +21,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-ADDRESS = "R2Q_SERVER"
-NO = b"no"  # the answer of a server that cannot help
+from r2q.cli import ADDRESS, NO, main
+
 HEAVY = (
     "r2q.quantize",
     "r2q.evaluation.evaluate",
@@ -56,29 +55,6 @@ def start() -> None:
             env=os.environ | dict.fromkeys(names, "1") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         )
     os.environ[ADDRESS] = str(path)
-
-
-def ask(arguments: Sequence[str]) -> int | None:
-    """The exit status of a verb that the server ran; None where there is no server."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(os.environ[ADDRESS])
-        except (KeyError, OSError):
-            return None
-        environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
-        socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
-        connection.sendall(message)
-        try:
-            answer = connection.recv(8)
-        except ConnectionResetError:  # it could not even start
-            return None
-    if answer == NO:
-        return None
-    if not answer:
-        print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
-        return 1
-    return int(answer)
 
 
 def serve(path: str, listener: socket.socket) -> None:
@@ -110,8 +86,6 @@ def _warm() -> None:
 
 def _child(connection: socket.socket) -> None:
     """Run one verb with what came over the connection, and end."""
-    from r2q.cli import main
-
     size, streams, *_ = socket.recv_fds(connection, 8, 2)
     parts, left = [], int.from_bytes(size, "big")
     while left and (part := connection.recv(left)):

@@ -71,15 +71,6 @@ def built_in_methods() -> list[str]:
     return ["r2q", *(f.stem for f in files if not f.stem.startswith("_"))]
 
 
-def resolve_method(name: str) -> tuple[str, str]:
-    """`(module, class)` of a method: a file of `baselines/`, `r2q`, or a dotted `package.module.Class`.
-
-    Raises ConfigError for a name that leads nowhere.
-    """
-    info = method_info(name)
-    return info.module, info.name
-
-
 @cache
 def method_info(name: str) -> MethodInfo:
     """Everything the config may ask about a method. Raises ConfigError."""
