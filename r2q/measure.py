@@ -74,3 +74,12 @@ def package_of(module: str) -> str | None:
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of the named installed packages."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `6 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

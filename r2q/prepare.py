@@ -20,7 +20,7 @@ from r2q.config import TEXT_FILE, Config, ConfigError, Model
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.records import Damaged, digest
+from r2q.records import Damaged, digest, digest_sums, one_line
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -52,7 +52,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             try:
                 models[name] = _describe(config.models[name])
             except (ValueError, OSError) as error:
-                problems.append(f"models.{name}.path: {config.models[name].path}: {' '.join(str(error).split())}")
+                problems.append(f"models.{name}.path: {config.models[name].path}: {one_line(error)}")
                 continue
             changed = hub.changed(config.models[name], models[name]["files"])
             problems += [f"models.{name}.path: {line}" for line in changed]
@@ -195,7 +195,7 @@ def task_problems(config: Config) -> list[str]:
 def _describe(entry: Model) -> dict[str, Any]:
     """What later steps need to know of a model."""
     from r2q.models import checks
-    from r2q.models.fingerprint import describe_files, fingerprint
+    from r2q.models.fingerprint import describe_files
     from r2q.models.load import load_full, quiet
     from r2q.models.source import made_folder, make_folder, model_folder, source_facts
     from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
@@ -226,7 +226,7 @@ def _describe(entry: Model) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "attention": model.config._attn_implementation,
         "total_parameters": sum(p.numel() for p in model.parameters()),
-        "fingerprint": fingerprint(files),
+        "fingerprint": digest_sums({name: file["sha256"] for name, file in files.items()}),
         "files": files,
         "head": None if tied else layers.pop(),  # comes last
         "targets": layers,

@@ -547,7 +547,12 @@ def check_tensors(path: str | Path) -> None:
 
 def digest_files(folder: Path, names: Iterable[str]) -> str:
     """One sha256 over names and contents of files below a folder."""
-    lines = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(names))
+    return digest_sums({name: file_sha256(folder / name) for name in names})
+
+
+def digest_sums(sums: Mapping[str, str]) -> str:
+    """One sha256 over names of files and the sha256 of each."""
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from r2q.config.base import ConfigError, MethodOptions, nearest
 from r2q.config.consistency import find_problems
 from r2q.config.facts import describe_recipe
-from r2q.config.lattice import lattice_problems
+from r2q.config.lattice import lattice_lacks, lattice_problems
 from r2q.config.leaks import leaks
 from r2q.config.machine import machine_problems
 from r2q.config.methods import built_in_methods, import_method, method_info

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from r2q.config.base import ConfigError, nearest
 from r2q.config.facts import describe_recipe
+from r2q.config.lattice import lattice_lacks
 from r2q.config.leaks import leaks, same_text
 from r2q.config.methods import method_info
 from r2q.config.problems import describe
@@ -73,12 +74,7 @@ def _lattice_problems(config: Config) -> list[str]:
         elif granularity != (first := config.recipes.get(recipes[0], config.recipes[name]).granularity):
             found.append(f"{key}: {name} has granularity {granularity}, {recipes[0]} {first}; they must have the same")
     if not found and config.lattice_units() is None and (shown or recipes):
-        plain = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
-        needs, where = ", ".join(recipes) or plain, "recipes" if shown is None else "model"
-        found.append(
-            f"figures.lattice.{where}: the figure needs {needs}; {shown or 'no model'} "
-            f"{'lacks' if shown else 'has'} them"
-        )
+        found.append(lattice_lacks(config))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether the lattice figure's layer, row and group are there, by the shapes that `prepare` found."""
+"""Whether the lattice figure's recipes are there, and its layer, row and group by the shapes that `prepare` found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Any
 
 from r2q.config.base import nearest
 from r2q.config.run import Config
+
+
+def lattice_lacks(config: Config) -> str:
+    """The sentence for a config without `lattice_units`."""
+    shown, recipes = config.figures.lattice.model, config.figures.lattice.recipes
+    plain = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
+    needs, where = ", ".join(recipes) or plain, "recipes" if shown is None else "model"
+    have = f"{shown} lacks" if shown else "no model has"
+    return f"figures.lattice.{where}: the figure needs {needs}; {have} them"
 
 
 def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> list[str]:

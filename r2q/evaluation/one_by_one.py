@@ -9,6 +9,7 @@ from typing import Any
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
 from r2q.evaluation.texts import release
+from r2q.records import one_line
 
 BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
@@ -68,5 +69,5 @@ def evaluate_tasks(
 
 def reason(error: Exception) -> str:
     """An error as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ArithmeticError | ValueError) and text else f"{type(error).__name__}: {text}"
+    text = one_line(error)
+    return text if isinstance(error, ArithmeticError | ValueError) else f"{type(error).__name__}: {text}"

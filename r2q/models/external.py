@@ -21,6 +21,7 @@ from r2q.models.save import folder_digest
 from r2q.models.source import fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
+from r2q.records import one_line
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 ROWS = 1024  # unit vectors that a layer is run on at once
@@ -60,7 +61,7 @@ def adopt(
         try:
             weight = computed_weight(loaded, target)
         except (RuntimeError, TypeError, AttributeError) as error:  # a layer that cannot be run by itself
-            notes["weight_error"] = f"not measured, {target.name}: {' '.join(str(error).split())}"
+            notes["weight_error"] = f"not measured, {target.name}: {one_line(error)}"
             layers = []
             break
         layers.append(compare(target, weight, bits))
@@ -87,7 +88,7 @@ def try_out(model: Any, source: Path) -> None:
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except (RuntimeError, ImportError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} loads, but cannot run on {model.device}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} loads, but cannot run on {model.device}: {one_line(error)}") from None
 
 
 def locate(path: str, revision: str | None) -> Path:
@@ -106,7 +107,7 @@ def locate(path: str, revision: str | None) -> Path:
         try:
             source = fetch(path, revision)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(f"options.path: {path} cannot be fetched ({' '.join(str(error).split())})") from None
+            raise ValueError(f"options.path: {path} cannot be fetched ({one_line(error)})") from None
     if not (source / "config.json").is_file():
         raise ValueError(f"options.path: {path} has no config.json")
     try:

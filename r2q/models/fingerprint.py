@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ def describe_files(folder: Path) -> dict[str, Any]:
     system's: every write, replacement and change of the other time moves it, and no user can set it.
     """
     return {file.name: {"sha256": file_sha256(file), "state": state_of(file)} for file in read_files(folder)}
-
-
-def fingerprint(files: dict[str, Any]) -> str:
-    """One sha256 over names and contents."""
-    lines = [f"{entry['sha256']}  {name}\n" for name, entry in sorted(files.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def state_of(file: Path) -> list[int]:

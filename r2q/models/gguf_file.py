@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from r2q.records import one_line
+
 MAGIC = b"GGUF"
 ONE_FILE = "100TB"  # weights are written as one model.safetensors
 
@@ -45,8 +47,8 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
             **given,
         )
     except Exception as error:  # a file's content reaches parsers that raise what they like
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"transformers {transformers.__version__} cannot read this GGUF file: {reason}") from None
+        version = transformers.__version__
+        raise ValueError(f"transformers {version} cannot read this GGUF file: {one_line(error)}") from None
     wrong = [f"{kind.replace('_', ' ')} {', '.join(sorted(map(str, info[kind]))[:3])}" for kind in info if info[kind]]
     if wrong:
         raise ValueError(f"its tensors are not those of {type(model).__name__}: {'; '.join(wrong)}")
@@ -82,8 +84,7 @@ def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
         tokens = reader.get_field("tokenizer.ggml.tokens")
         found = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"is a damaged or truncated GGUF file ({reason})") from None
+        raise ValueError(f"is a damaged or truncated GGUF file ({one_line(error)})") from None
     if count > 1:
         raise ValueError(f"is one of {count} parts of a GGUF file; join them first (llama-gguf-split --merge)")
     if tokens is None:

@@ -22,6 +22,7 @@ from typing import Any
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
 from r2q.kept import file_sha256, key, share, write_json
+from r2q.records import one_line
 
 PREPARED = Path("results/prepared")
 SOURCES = PREPARED / "sources"
@@ -50,8 +51,7 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
     try:
         facts = make_folder(entry, folder)
     except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{config_path}: models.{model}.path: {entry.path}: {reason}") from None
+        raise ConfigError(f"{config_path}: models.{model}.path: {entry.path}: {one_line(error)}") from None
     print(f"source {model}: {facts['source_format']}, {facts['architecture']}, in {folder}", flush=True)
 
 

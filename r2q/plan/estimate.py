@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 from r2q.config import Config, ConfigError, method_info
+from r2q.measure import duration
 from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
 
@@ -75,7 +76,7 @@ class Estimate(Jobs):
         where = where if self.machine.gpus else f"{self.machine.cpu_jobs} CPU jobs at once"
         text = f"{units} units, "
         text += f"{_number(self.gpu_hours())} GPU hours, " if self.machine.gpus else ""
-        text += f"about {_time(self.wall())} on {where}"
+        text += f"about {duration(self.wall())} on {where}"
         if self.machine.gpus:
             text += f"; at most {largest.gpu_bytes / GIB:.0f} GiB of a GPU ({largest.rule} {largest.what})"
         text += f"; {max(job.host_bytes for job in self.jobs) / GIB:.1f} GiB of main memory a job"
@@ -166,12 +167,3 @@ def _cell(value: float) -> str:
     if value == 0:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
-
-
-def _time(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `6 days`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Job:
         rule: of the workflow.
         what: model, recipe and seed in words; of the whole run "".
         seconds: that it takes.
-        gpus: that it holds; 0 for one that needs none, and for all of a run on the CPU.
+        gpus: that it holds; 0 for one that needs none, and for all of a run on the CPU (see `Jobs`).
         gpu_bytes, host_bytes: peaks, of each GPU and of main memory.
         disk_bytes: of what it leaves.
         passing_bytes: of what it has on disk only while it runs.
@@ -101,7 +101,8 @@ class Jobs:
         self.config, self.machine, self.plan, self.rates = config, machine, Plan(config), rates()
         self.device = "gpu" if machine.gpus else "cpu"
         self.shapes = {name: shape_of(name, entry, ask_hub) for name, entry in config.models.items()}
-        self.jobs = list(self._jobs())
+        jobs = list(self._jobs())
+        self.jobs = jobs if machine.gpus else [replace(job, gpus=0, gpu_bytes=0.0) for job in jobs]
 
     # Single jobs
 
@@ -144,7 +145,7 @@ class Jobs:
         assert wanted is not None
         host = self.rates["host.libraries"]
         if wanted.kind != "generated":
-            return Job("teacher_data", model, self._started(0), gpus=bool(self.machine.gpus), host_bytes=host)
+            return Job("teacher_data", model, self._started(0), gpus=1, host_bytes=host)
         rows = sum(texts.rows for texts in wanted.texts)
         seconds = generate_seconds(self.rates, self.device, shape, rows, wanted.batch_size, wanted.length)
 
@@ -155,10 +156,9 @@ class Jobs:
         def changes(capacity: float) -> list[str]:
             return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(wanted.batch_size)), capacity)
 
-        return self._heavy(
-            "teacher_data", model, seconds + self._started(self._size(model)), needs(min(wanted.batch_size, rows)),
-            host + self._size(model), changes=changes,
-        )  # fmt: skip
+        seconds += self._started(self._size(model))
+        memory = needs(min(wanted.batch_size, rows)), host + self._size(model)
+        return Job("teacher_data", model, seconds, 1, *memory, changes=changes)
 
     def _reference(self, model: str, shape: Shape) -> Job:
         text, dtype = self.config.fidelity, self._dtype(model)
@@ -166,7 +166,7 @@ class Jobs:
         windows, seconds = self._windows(shape, text.path, text.window, text.windows)
         kept = windows * text.window * text.top_k * 8
         seconds += self._started(self._size(model))
-        return self._heavy("reference", model, seconds, *self._evaluation_memory(model, dtype, kept), kept)
+        return Job("reference", model, seconds, 1, *self._evaluation_memory(model, dtype, kept), kept)
 
     def _quantize(self, unit: Unit) -> Job:
         config, shape, recipe = self.config, self.shapes[unit.model], self.config.recipes[unit.recipe]
@@ -190,7 +190,7 @@ class Jobs:
         if self.device == "cpu":
             host += needs(False)
         disk = self._stored(unit) + (shape.quantized * shape.bytes_each if config.starts_training(unit.recipe) else 0)
-        return self._heavy("quantize", name_of(unit), seconds, needs(offload), host, disk, changes=changes)
+        return Job("quantize", name_of(unit), seconds, 1, needs(offload), host, disk, changes=changes)
 
     def _inner(self, recipe: str) -> dict[str, Any]:
         """Options of the quantizer inside of a recipe."""
@@ -227,7 +227,7 @@ class Jobs:
             host += needs({}) * processes
         kept = self._stored(unit)
         passing = 2 * resume_bytes(shape, options) if options.checkpoint_every else 0.0
-        return self._heavy("train", name_of(unit), seconds, needs({}), host, kept, passing, changes, processes)
+        return Job("train", name_of(unit), seconds, processes, needs({}), host, kept, passing, changes)
 
     def _evaluate(self, unit: Unit) -> Job:
         config, shape, dtype = self.config, self.shapes[unit.model], self._dtype(unit.model)
@@ -255,7 +255,7 @@ class Jobs:
         def changes(capacity: float) -> list[str]:
             return _first(((f"limits.batch_size: {n}", memory[0] + more(n)) for n in _halves(batch)), capacity)
 
-        return self._heavy("evaluate", name_of(unit), seconds, memory[0] + more(batch), memory[1], changes=changes)
+        return Job("evaluate", name_of(unit), seconds, 1, memory[0] + more(batch), memory[1], changes=changes)
 
     def _evaluation_memory(self, model: str, dtype: int, read: float) -> tuple[float, float]:
         """Bytes of the device, where there is one, and of main memory."""
@@ -286,22 +286,6 @@ class Jobs:
         group = int(recipe.granularity[1:]) if recipe.granularity.startswith("g") else shape.width
         packed = shape.quantized * (recipe.bits + 32 / group) / 8
         return packed + (shape.total - shape.quantized) * shape.bytes_each
-
-    def _heavy(
-        self,
-        rule: str,
-        what: str,
-        seconds: float,
-        gpu_bytes: float,
-        host: float,
-        disk: float = 0.0,
-        passing: float = 0.0,
-        changes: Changes = lambda capacity: [],
-        gpus: int = 1,
-    ) -> Job:
-        """A job on a GPU, where there is one."""
-        on_gpu = bool(self.machine.gpus)
-        return Job(rule, what, seconds, gpus * on_gpu, gpu_bytes * on_gpu, host, disk, passing, changes)
 
 
 def name_of(unit: Unit) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from r2q.config import ConfigError, Model
 from r2q.models.source import made_folder
+from r2q.records import one_line
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 GATED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # families with a gated MLP or experts of such
@@ -148,8 +149,8 @@ def shape_of(name: str, entry: Model, ask_hub: bool) -> Shape:
         shape = count(_config(entry, ask_hub))
         return replace(shape, bytes_each=4) if entry.is_gguf and entry.dtype in ("auto", "float32") else shape
     except (ValueError, OSError) as error:  # errors of the hub are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"models.{name}.path: the size of {entry.path} cannot be known here: {reason}") from None
+        what = f"models.{name}.path: the size of {entry.path}"
+        raise ConfigError(f"{what} cannot be known here: {one_line(error)}") from None
 
 
 def _config(entry: Model, ask_hub: bool) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from functools import partial
 from snakemake.logging import ColorizingTextHandler, get_event, logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from r2q.measure import duration
+
 HIDDEN = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED}  # jobs say themselves what they do
 SELECTING = "Select jobs to execute"
 
@@ -35,13 +37,6 @@ class Progress(logging.Filter):
         left = (self.clock() - self.start) / max(done, 1) * (total - done)
         self.say(f"{done} of {total} jobs done" + (f", about {duration(left)} left" if done < total else ""))
         return False
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def terminals() -> list[ColorizingTextHandler]:
