@@ -372,28 +372,6 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A line of the lattice figure's CSV: where one weight of a group went. `level_0` and so on follow: the levels.
-
-    Attributes:
-        row, group, index: place of the weight in the layer, the row, the group.
-    """
-
-    recipe: str
-    method: str
-    model: str
-    layer: str
-    row: int
-    group: int
-    index: int
-    weight: float
-    code: int
-    quantized: float
-    level_0: float
-    level_1: float
-
-
-@dataclass(frozen=True)
 class _Trained:
     """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from r2q.config.base import DEVICE, GRANULARITY, NAME, SHA256, nearest
+from r2q.config.base import DEVICE, GRANULARITY, NAME, SHA256, alternatives, nearest
 
 _IN_WORDS = {
     NAME: "letters, digits and . _ - (not . or - first)",
@@ -76,7 +75,7 @@ def _keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
     """Valid keys of the closed model at a place; empty where the keys are free."""
     current: Any = model
     for part in where:
-        current = _model_or_values(current)
+        current = alternatives(current)[0]
         if isinstance(current, type) and issubclass(current, BaseModel):
             if part not in current.model_fields:
                 return []
@@ -85,18 +84,5 @@ def _keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
             current = typing.get_args(current)[-1]
         else:
             return []
-    current = _model_or_values(current)
+    current = alternatives(current)[0]
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
-
-
-def _model_or_values(annotation: Any) -> Any:
-    """Strip Annotated and `| None`."""
-    while True:
-        origin = typing.get_origin(annotation)
-        if origin is typing.Annotated:
-            annotation = typing.get_args(annotation)[0]
-        elif origin in (typing.Union, types.UnionType):
-            rest = [a for a in typing.get_args(annotation) if a is not type(None)]
-            annotation = rest[0]
-        else:
-            return annotation

@@ -111,10 +111,6 @@ class Config(Section):
                     return model, [found[method] for method in LATTICE_LABELS]
         return None
 
-    def quantizes(self) -> bool:
-        """Whether any recipe changes a weight."""
-        return any(self.recipes[recipe].granularity for model in self.models for recipe in self.recipes_of(model))
-
     def items_of(self, task: str) -> int | None:
         """How many items of a task are asked; None = all."""
         own = self.tasks[task].items

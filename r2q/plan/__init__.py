@@ -336,12 +336,6 @@ class Plan:
     def csv_of_figure(self, at: Any) -> list[str]:
         return self.csv_of(*self.drawn[at.figure])
 
-    # What a job takes
-
-    def processes(self, at: Any) -> int:
-        """Processes, each with a GPU where there are any, that a job is spread over."""
-        return self.config.limits.training_processes if self.config.trains(at.recipe) else 1
-
 
 def _states(files: Iterable[str]) -> list[list[Any]]:
     """Size, inode and times of files: the time of change moves even where the other one is set back."""

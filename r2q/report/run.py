@@ -11,7 +11,6 @@ import pandas as pd
 
 from r2q.kept import ROOT
 from r2q.records import Drift, Gradient, LayerRow, Score, Step, read_csv, read_drawn
-from r2q.report.items import Items, read_items
 
 PUBLISHED = ROOT / "results" / "published"
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
@@ -61,10 +60,6 @@ class Run:
             if record["weights"].get("source_format")
         }
         return [f"{model}: full precision = weights dequantized from {name}." for model, name in formats.items()]
-
-    @cached_property
-    def items(self) -> Items:
-        return read_items(self.folder / "items.csv")
 
     def csv(self, name: str, columns: list[str]) -> pd.DataFrame:
         """Any other CSV of the run."""
