@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -157,44 +157,43 @@ def held(path: str | Path) -> Iterator[None]:
         ValueError: another process does; names it.
     """
     path = Path(path)
-    lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with _taken(lock) as file:
+    place = path.with_name(f".{path.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock(place) or nullcontext() as file:
         if file is None:
-            raise ValueError(f"process {_owner(lock)} is at work on {path}; wait for it, or stop it first")
+            raise ValueError(f"process {_owner(place)} is at work on {path}; wait for it, or stop it first")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
-        lock.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
 
 def busy(folder: str | Path) -> dict[str, str]:
     """What other processes hold below a folder: path and process."""
     found = {}
-    for lock in sorted(Path(folder).glob("**/.*.lock")):
-        with suppress(FileNotFoundError), _taken(lock, "r+") as file:  # it may end in between
+    for place in sorted(Path(folder).glob("**/.*.lock")):
+        with suppress(FileNotFoundError), lock(place, "r+") or nullcontext() as file:  # it may end in between
             if file is None:
-                found[str(lock.with_name(lock.name[1:-5]))] = _owner(lock)
+                found[str(place.with_name(place.name[1:-5]))] = _owner(place)
     return found
 
 
-@contextmanager
-def _taken(lock: Path, mode: str = "a+") -> Iterator[IO[str] | None]:
+def lock(path: Path, mode: str = "a+") -> IO[str] | None:
     """The open and locked file; None where another process has it. The kernel lets go of it whatever happens."""
     while True:
-        with lock.open(mode) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            if os.fstat(file.fileno()).st_nlink:  # else its last owner has just deleted it
-                yield file
-                return
+        file = path.open(mode)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if os.fstat(file.fileno()).st_nlink:  # else its last owner has just deleted it
+            return file
+        file.close()
 
 
-def _owner(lock: Path) -> str:
+def _owner(place: Path) -> str:
     with suppress(OSError):
-        return lock.read_text() or "unknown"
+        return place.read_text() or "unknown"
     return "unknown"

@@ -31,10 +31,7 @@ SKEW = 60  # seconds by which the clock of another machine, such as a file serve
 def prepare(config_path: str | Path, out: str | Path, model: str | None = None) -> None:
     """Check models, recipes and tasks of a config; write what is known of each model to `out` (JSON).
 
-    Args:
-        config_path: the run's config.
-        out: the JSON to write: results/<run>/prepared.json, or for one model results/<run>/<model>/prepared.json.
-        model: only this model with its recipes, and no tasks; None = all models and all tasks.
+    With `model`, only that one with its recipes, and no tasks.
 
     Raises ConfigError with one sentence per problem, and then writes nothing.
     """

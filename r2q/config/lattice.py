@@ -22,10 +22,7 @@ def lattice_lacks(config: Config) -> str:
 def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> list[str]:
     """A sentence when `figures.lattice` asks for what this model does not have; none when it is about another one.
 
-    Args:
-        config: the run.
-        model: a model of it.
-        facts: what `prepare` wrote of it: `targets`, each with `name` and `shape` ([out, in] or [experts, out, in]).
+    `facts` is what `prepare` wrote of it: `targets`, each with `name` and `shape` ([out, in] or [experts, out, in]).
     """
     units, wanted = config.lattice_units(), config.figures.lattice
     if units is None or units[0] != model or not facts["targets"]:

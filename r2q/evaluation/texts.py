@@ -41,14 +41,7 @@ class Measurement:
 def measure(
     model: Any, config: Config, ids: Mapping[str, Sequence[int]], teacher: Reference | None
 ) -> dict[str, Measurement]:
-    """All texts of a config by name: what fails in one leaves the others alone.
-
-    Args:
-        model: of the unit, on its device.
-        config: texts, windows, batch size.
-        ids: tokens of each text of `perplexity`.
-        teacher: what full precision says of the text of `fidelity`.
-    """
+    """All texts of a config by name, `ids` being the tokens of each: what fails in one leaves the others alone."""
     size, found = config.limits.batch_size, {}
     for name, text in config.perplexity.items():
 

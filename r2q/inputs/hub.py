@@ -101,12 +101,7 @@ def snapshot(pinned: Pinned) -> Path:
 
 
 class Hub(Newest):
-    """Data sets as they are pinned; the newest where nothing is.
-
-    Args:
-        inputs: what is pinned, or None.
-        lock: the file that it stands in.
-    """
+    """Data sets as they are pinned in the file `lock`; the newest where nothing is."""
 
     def __init__(self, inputs: Inputs | None, lock: Path) -> None:
         self.inputs, self.lock = inputs, lock

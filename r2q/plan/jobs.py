@@ -86,12 +86,7 @@ def tasks() -> dict[str, dict[str, int]]:
 
 
 class Jobs:
-    """All jobs of a run.
-
-    Args:
-        config: of the run.
-        machine: that it is given.
-        ask_hub: whether the hub may be asked for the shape of a model.
+    """All jobs of a run on a machine; `ask_hub`: whether the hub may be asked for the shape of a model.
 
     Raises:
         ConfigError: the size of a model cannot be known.

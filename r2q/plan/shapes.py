@@ -137,10 +137,7 @@ def _bytes(config: Mapping[str, Any]) -> int:
 def shape_of(name: str, entry: Model, ask_hub: bool) -> Shape:
     """The shape of a model of a config.
 
-    Args:
-        name: of the model, for the message.
-        entry: its part of the config.
-        ask_hub: whether the hub may be asked for a config.json that is neither in the catalogue nor in its cache.
+    With `ask_hub` the hub may be asked for a config.json that is neither in the catalogue nor in its cache.
 
     Raises:
         ConfigError: one sentence: the size cannot be known, and why.

@@ -71,11 +71,7 @@ class Pair(NamedTuple):
 def claims(results: str | Path, out: str | Path, subject: str = SUBJECT, against: Sequence[str] = ()) -> None:
     """Write `<out>.csv` and `<out>.md` from training.csv, drift.csv and scores.csv of a run's folder.
 
-    Args:
-        results: results/<run>.
-        out: path without ending.
-        subject: label of the quantizer whose claims are judged.
-        against: labels of the others, the main rival first; empty = all others, the paper's rival first.
+    Without `against`, all others are compared, the paper's rival first.
 
     Raises:
         FileNotFoundError, ValueError: a CSV is missing or damaged, or no recipe trained with such a quantizer.

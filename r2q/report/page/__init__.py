@@ -57,11 +57,6 @@ class Drawing:
 def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None = None) -> None:
     """Write the page of one run's folder, or of several, to `out`.
 
-    Args:
-        runs: folders results/<run>.
-        out: the HTML file.
-        figures: folder of the drawn figures; None = figures/<run> beside results/.
-
     Raises:
         FileNotFoundError, ValueError: a run lacks its scores, or its CSV are damaged.
     """
