@@ -112,14 +112,7 @@ def local_paths(config: Config) -> list[tuple[str, str, str]]:
     """(key, path, `file` or `folder`) of everything that the config names on this machine."""
     wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
     wanted += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
-    wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
-    if config.fidelity is not None and config.fidelity.is_file:
-        wanted.append(("fidelity.path", config.fidelity.path, "file"))
-    if config.calibration is not None and config.calibration.is_file:
-        wanted.append(("calibration.path", config.calibration.path, "file"))
-    for number, texts in enumerate(config.training.texts if config.training is not None else []):
-        if TEXT_FILE.search(texts.path):
-            wanted.append((f"training.texts[{number}].path", texts.path, "file"))
+    wanted += [(key, path, "file") for key, path in config.texts().items() if TEXT_FILE.search(path)]
     wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
     for name, recipe in config.recipes.items():
         if configuration.method_info(recipe.method).needs == "checkpoint":

@@ -31,7 +31,7 @@ from r2q.config.quantizer import QuantizerOptions
 from r2q.config.run import Config
 from r2q.config.sections import HUB_GGUF, PYPI, Model
 from r2q.config.strict_yaml import read_yaml
-from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, Calibration, TextSource
+from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, Calibration
 
 
 def load(path: str | Path, model: str | None = None, section: str | None = None) -> Config:

@@ -16,7 +16,7 @@ from r2q.config.methods import method_info
 from r2q.config.problems import describe
 from r2q.config.run import Config
 from r2q.config.sections import PYPI, Model, Recipe
-from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_KINDS, TextSource
+from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, TEXT_KINDS
 
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
 RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
@@ -42,16 +42,15 @@ def find_problems(config: Config) -> list[str]:
         f"recipes.{name}{line}" for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)
     ]
     found += wrong or [line for name in config.recipes for line in _in_this_run(config, name)]
-    for name, text in config.perplexity.items():
-        found += _no_text(f"perplexity.{name}.path", text)
+    found += [line for key, path in config.texts().items() for line in _no_text(key, path)]
+    for name in config.perplexity:
         if name in config.tasks:
             found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
     if config.fidelity is not None:
-        found += _no_text("fidelity.path", config.fidelity)
         for section in ("perplexity", "tasks"):
             if "fidelity" in getattr(config, section):
                 found.append(f"{section}.fidelity: the name is reserved for the section fidelity; choose another")
-    found += _calibration_problems(config)
+    found += [] if config.calibration is not None else _missing(config, "calibration", "path")
     found += _training_problems(config) + leaks(config, content=False)
     found += _twice("seeds", config.seeds)
     for name, model in config.models.items():
@@ -96,22 +95,12 @@ def _claims_problems(config: Config) -> list[str]:
     return found + _twice("claims.against", against)
 
 
-def _calibration_problems(config: Config) -> list[str]:
-    """Text that is missing or cannot be read."""
-    wanted = config.calibration
-    if wanted is None:
-        return _missing(config, "calibration", "path")
-    return [] if wanted.path in CALIBRATION_PRESETS else _no_text("calibration.path", wanted, list(CALIBRATION_PRESETS))
-
-
 def _training_problems(config: Config) -> list[str]:
-    """Rows that are missing, cannot be read, or are too few."""
+    """Rows that are missing, stand twice, or are too few."""
     wanted = config.training
     if wanted is None:
         return _missing(config, "training", "texts")
-    found = [
-        line for number, text in enumerate(wanted.texts) for line in _no_text(f"training.texts[{number}].path", text)
-    ]
+    found = []
     for number, text in enumerate(wanted.texts):  # rows of one text drawn twice: held-out rows would be trained on
         for other, earlier in enumerate(wanted.texts[:number]):
             same = same_text(text.path, earlier.path, content=False) and text.field == earlier.field
@@ -140,14 +129,15 @@ def _missing(config: Config, section: str, key: str) -> list[str]:
     return [f"{section}: required by recipes {names}; name at least its {key}"] if needy else []
 
 
-def _no_text(key: str, text: TextSource, presets: list[str] | None = None) -> list[str]:
-    """A sentence where a text is neither a file nor a hub data set (nor a preset)."""
-    if text.is_file or HUB_TEXT.match(text.path):
+def _no_text(key: str, path: str) -> list[str]:
+    """A sentence where a text is neither a file nor a hub data set, nor a preset of calibration."""
+    presets = list(CALIBRATION_PRESETS) if key == "calibration.path" else []
+    if TEXT_FILE.search(path) or HUB_TEXT.match(path) or path in presets:
         return []
-    if presets is None:
-        return [f"{key}: {text.path} is neither {TEXT_KINDS}"]
-    close = nearest(text.path, presets) if "/" not in text.path else ""
-    return [f"{key}: {text.path} is none of {', '.join([*presets, TEXT_KINDS])}{close}"]
+    if not presets:
+        return [f"{key}: {path} is neither {TEXT_KINDS}"]
+    close = nearest(path, presets) if "/" not in path else ""
+    return [f"{key}: {path} is none of {', '.join([*presets, TEXT_KINDS])}{close}"]
 
 
 def _vllm_problems(config: Config) -> list[str]:

@@ -39,19 +39,13 @@ def evaluated_texts(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def used_texts(config: Config) -> list[tuple[str, str]]:
-    """(key, text) of everything that methods look at while they quantize or train."""
-    found = [] if config.calibration is None else [("calibration.path", config.calibration.path)]
-    texts = config.training.texts if config.training is not None else []
-    return found + [(f"training.texts[{number}].path", text.path) for number, text in enumerate(texts)]
-
-
 def leaks(config: Config, content: bool = True) -> list[str]:
-    """A sentence for every text of `used_texts` that is also one of `evaluated_texts`.
+    """A sentence for every text to calibrate or train on that is also one of `evaluated_texts`.
 
     Without `content` only by what the texts are called and which files they are; with it, also by what the files hold.
     """
-    return common(used_texts(config), evaluated_texts(config), content)
+    used = [(key, path) for key, path in config.texts().items() if key.startswith(("calibration", "training"))]
+    return common(used, evaluated_texts(config), content)
 
 
 def common(used: Iterable[tuple[str, str]], evaluated: Iterable[tuple[str, str]], content: bool = True) -> list[str]:

@@ -48,6 +48,15 @@ class Config(Section):
     claims: Claims = Claims()
     """whose claims about training the run judges"""
 
+    def texts(self) -> dict[str, str]:
+        """The path of every text, by its key."""
+        named = {f"perplexity.{name}": text.path for name, text in self.perplexity.items()}
+        for key, text in (("fidelity", self.fidelity), ("calibration", self.calibration)):
+            named |= {} if text is None else {key: text.path}
+        for number, text in enumerate(self.training.texts if self.training is not None else []):
+            named[f"training.texts[{number}]"] = text.path
+        return {f"{key}.path": path for key, path in named.items()}
+
     def recipes_of(self, model: str) -> list[str]:
         """Names of the recipes that a model gets, in the order of the section `recipes`."""
         chosen = self.models[model].recipes

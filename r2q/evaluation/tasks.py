@@ -65,10 +65,7 @@ def check_tasks(config: Config) -> dict[str, Any]:
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
-    try:
-        files = TaskFiles(config.task_include)
-    except ConfigError as error:
-        raise ConfigError(str(error)) from None
+    files = TaskFiles(config.task_include)
     for name, settings in config.tasks.items():
         try:
             entries = files.closure(name)

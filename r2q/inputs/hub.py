@@ -58,7 +58,8 @@ def wanted(config: Config) -> Iterator[Wanted]:
             yield Wanted(f"models.{name}.path", "model", repository, entry.revision, file)
     for name, options in _checkpoints(config):
         yield Wanted(f"recipes.{name}.options.path", "model", options["path"], options.get("revision"))
-    for key, path in _texts(config):
+    for key, path in config.texts().items():
+        path = CALIBRATION_PRESETS.get(path, path) if key == "calibration.path" else path
         if HUB_FILE.fullmatch(path):
             repository, folder, file = path.split(":")
             yield Wanted(key, "dataset", repository, None, f"{folder}/{file}")
@@ -72,17 +73,6 @@ def _checkpoints(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, recipe in config.recipes.items():
         if method_info(recipe.method).needs == "checkpoint" and Model(path=recipe.options["path"]).kind == "hub":
             yield name, recipe.options
-
-
-def _texts(config: Config) -> Iterator[tuple[str, str]]:
-    """Key and path of every text."""
-    yield from ((f"perplexity.{name}.path", text.path) for name, text in config.perplexity.items())
-    if config.fidelity is not None:
-        yield "fidelity.path", config.fidelity.path
-    if config.calibration is not None:
-        yield "calibration.path", CALIBRATION_PRESETS.get(config.calibration.path, config.calibration.path)
-    for number, text in enumerate(config.training.texts if config.training is not None else []):
-        yield f"training.texts[{number}].path", text.path
 
 
 def call(name: str | None, options: Mapping[str, Any]) -> str:
@@ -207,14 +197,14 @@ def pin(config: Config, hub: Hub) -> Config:
     models = {}
     for name, model in config.models.items():
         repository = model.path.split(":")[0]
-        commit = {"revision": hub.find("model", repository, model.revision).commit} if _of_hub(model) else {}
+        commit = (
+            {"revision": hub.find("model", repository, model.revision).commit}
+            if model.kind in ("hub", "hub_gguf")
+            else {}
+        )
         models[name] = model.model_copy(update=commit)
     recipes = dict(config.recipes)
     for name, options in _checkpoints(config):
         commit = {"revision": hub.find("model", options["path"], options.get("revision")).commit}
         recipes[name] = recipes[name].model_copy(update={"options": options | commit})
     return config.model_copy(update={"models": models, "recipes": recipes})
-
-
-def _of_hub(model: Model) -> bool:
-    return model.kind in ("hub", "hub_gguf")

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r2q.config import TEXT_FILE, Config, Model, TextSource, describe_recipe, method_info
+from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
 from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
@@ -110,7 +110,7 @@ class Plan:
 
     def calibration_text(self, at: Any = None) -> list[str]:
         """The file that calibration tokens are cut from, if it is one."""
-        return self._text(self.config.calibration)
+        return self._text("calibration.")
 
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""
@@ -119,8 +119,7 @@ class Plan:
 
     def training_text(self, at: Any = None) -> list[str]:
         """The files that training rows come from."""
-        texts = self.config.training.texts if self.config.training is not None else []
-        return _named(self._inputs([text.path for text in texts if TEXT_FILE.search(text.path)]))
+        return self._text("training.")
 
     def start(self, at: Any) -> list[str]:
         """The report of the unit whose packed weights a training starts from, if it names one."""
@@ -135,10 +134,15 @@ class Plan:
 
     def reference_text(self, at: Any = None) -> list[str]:
         """The file of that text, if it is one."""
-        return self._text(self.config.fidelity)
+        return self._text("fidelity.")
 
-    def _text(self, section: TextSource | None) -> list[str]:
-        return _named(self._inputs([section.path] if section is not None and section.is_file else []))
+    def _text(self, section: str) -> list[str]:
+        return _named(self._inputs(self._files(section)))
+
+    def _files(self, section: str) -> list[str]:
+        """Texts of a section that are files."""
+        texts = self.config.texts().items()
+        return [path for key, path in texts if key.startswith(section) and TEXT_FILE.search(path)]
 
     def task_files(self, at: Any = None) -> list[str]:
         """Tasks with their data, and texts for perplexities."""
@@ -146,8 +150,7 @@ class Plan:
 
     @cached_property
     def _task_files(self) -> list[str]:
-        texts = [text.path for text in self.config.perplexity.values() if text.is_file]
-        return self._inputs(texts, [*self.config.task_include, *self._task_data()])
+        return self._inputs(self._files("perplexity."), [*self.config.task_include, *self._task_data()])
 
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from r2q.kept import ROOT
-from r2q.records import Drift, Gradient, LayerRow, Score, Step, read_csv, read_drawn
+from r2q.records import Drift, LayerRow, Score, Step, read_csv, read_drawn
 
 PUBLISHED = ROOT / "results" / "published"
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
@@ -36,10 +36,6 @@ class Run:
     @cached_property
     def steps(self) -> pd.DataFrame:
         return with_budgets(read_csv(self.folder / "training.csv", Step))
-
-    @cached_property
-    def gradients(self) -> pd.DataFrame:
-        return with_budgets(read_csv(self.folder / "gradients.csv", Gradient))
 
     @cached_property
     def drift(self) -> pd.DataFrame:
