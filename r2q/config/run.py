@@ -53,8 +53,8 @@ class Config(Section):
         named = {f"perplexity.{name}": text.path for name, text in self.perplexity.items()}
         for key, text in (("fidelity", self.fidelity), ("calibration", self.calibration)):
             named |= {} if text is None else {key: text.path}
-        for number, text in enumerate(self.training.texts if self.training is not None else []):
-            named[f"training.texts[{number}]"] = text.path
+        for number, source in enumerate(self.training.texts if self.training is not None else []):
+            named[f"training.texts[{number}]"] = source.path
         return {f"{key}.path": path for key, path in named.items()}
 
     def recipes_of(self, model: str) -> list[str]:

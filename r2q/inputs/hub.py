@@ -196,15 +196,12 @@ def pin(config: Config, hub: Hub) -> Config:
         raise ConfigError("\n".join(problems))
     models = {}
     for name, model in config.models.items():
-        repository = model.path.split(":")[0]
-        commit = (
-            {"revision": hub.find("model", repository, model.revision).commit}
-            if model.kind in ("hub", "hub_gguf")
-            else {}
-        )
-        models[name] = model.model_copy(update=commit)
+        models[name] = model
+        if model.kind in ("hub", "hub_gguf"):
+            commit = hub.find("model", model.path.split(":")[0], model.revision).commit
+            models[name] = model.model_copy(update={"revision": commit})
     recipes = dict(config.recipes)
     for name, options in _checkpoints(config):
-        commit = {"revision": hub.find("model", options["path"], options.get("revision")).commit}
-        recipes[name] = recipes[name].model_copy(update={"options": options | commit})
+        commit = hub.find("model", options["path"], options.get("revision")).commit
+        recipes[name] = recipes[name].model_copy(update={"options": options | {"revision": commit}})
     return config.model_copy(update={"models": models, "recipes": recipes})
