@@ -8,7 +8,6 @@ ones; files that are whole are not downloaded again. Every file is then hashed a
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -308,15 +307,11 @@ def _said_of(entry: Pinned, names: list[str]) -> dict[str, Callable[[Path, str],
     """For each file, whether it is what the hub says: sha256 of a large one, git's hash of a small one."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils.sha import git_hash
 
     def same(info: RepoFile) -> Callable[[Path, str], bool]:
         lfs = info.lfs
-        return lambda file, digest: _git_sha1(file) == info.blob_id if lfs is None else digest == lfs.sha256
+        return lambda file, digest: git_hash(file.read_bytes()) == info.blob_id if lfs is None else digest == lfs.sha256
 
     infos = HfApi().get_paths_info(entry.id, names, repo_type=entry.kind, revision=entry.commit)
     return {info.path: same(info) for info in infos if isinstance(info, RepoFile)}
-
-
-def _git_sha1(file: Path) -> str:
-    content = file.read_bytes()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
