@@ -63,7 +63,7 @@ def task_scores(
 
 def perplexity_score(name: str, window: int, result: TokenPerplexity) -> dict[str, Any]:
     """The row of one token perplexity; n counts windows, version is the id of the text's first token."""
-    row = _text_row(name, f"token_ppl_{window}")
+    row = _blank_row(name, f"token_ppl_{window}")
     found = {"value": result.value, "stderr": result.stderr, "n": result.windows}
     return row | found | {"version": f"first token {result.first_token}"}
 
@@ -74,7 +74,7 @@ def fidelity_scores(result: Distance, teacher: Reference) -> list[dict[str, Any]
     version = f"top {k}, windows of {window}, first token {int(teacher.tokens[0, 0])}"
     found = result.means
     return [
-        _text_row("fidelity", name)
+        _blank_row("fidelity", name)
         | {"value": value, "stderr": error, "n": len(result.kl), "version": version}
         | {"higher_is_better": name != "kl", "in_table": name == "kl"}
         for name, (value, error) in found.items()
@@ -83,11 +83,11 @@ def fidelity_scores(result: Distance, teacher: Reference) -> list[dict[str, Any]
 
 def failed_text(name: str, metric: str, reason: str) -> dict[str, Any]:
     """The row of a text that could not be measured."""
-    return _text_row(name, metric) | {"status": FAILED, "reason": reason}
+    return _blank_row(name, metric) | {"status": FAILED, "reason": reason}
 
 
-def _text_row(name: str, metric: str) -> dict[str, Any]:
-    """A row of a text, without a value; less is better."""
+def _blank_row(name: str, metric: str) -> dict[str, Any]:
+    """A row of the table without a value; less is better, as of a text."""
     empty = dict.fromkeys(("value", "stderr", "n", "chance", "majority", "version"))
     return {"task": name, "metric": metric, "filter": "none", **empty, "higher_is_better": False, "in_table": True}
 
@@ -98,17 +98,10 @@ def _failed_row(name: str, wanted: str | None, reason: str, raw: Mapping[str, An
     offered = list(task.aggregation() or {})
     metric = (wanted or "").replace(",", "/").split("/")[0] or next((m for m in SHOWN_FIRST if m in offered), "")
     metric = metric or (offered[0] if offered else "acc")
-    return {
-        "task": name,
-        "metric": metric,
+    return _blank_row(name, metric) | {
         "filter": (wanted or "").replace(",", "/").partition("/")[2] or task._filters[0].name,
-        "value": None,
-        "stderr": None,
         "n": sum(tasks.limits[leaf] for leaf in _leaves(name, raw)),
-        "chance": None,
-        "majority": None,
         "higher_is_better": _direction(metric, task.higher_is_better() or {}),
-        "in_table": True,
         "version": str(raw["versions"].get(name)),
         "status": FAILED,
         "reason": reason,
@@ -125,7 +118,7 @@ def _leaves(name: str, raw: Mapping[str, Any]) -> list[str]:
 
 def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, Any]]:
     results = raw["results"][name]
-    leaves = _leaves(name, raw)
+    leaves, single = _leaves(name, raw), tasks.dictionary["tasks"]
     rows = []
     for key, value in results.items():
         if key in NOT_METRICS or "," not in key:
@@ -133,7 +126,7 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
         metric, filter_ = key.split(",", 1)
         if metric.endswith("_stderr"):
             continue
-        known = [_levels(leaf, metric, tasks) for leaf in leaves]
+        known = [levels(tasks.items[leaf], single[leaf].OUTPUT_TYPE, metric) for leaf in leaves]
         counts = [tasks.limits[leaf] for leaf in leaves]
         rows.append(
             {
@@ -158,10 +151,6 @@ def _shots(leaves: list[str], raw: Mapping[str, Any]) -> int | None:
     """Worked examples before each item; None where the tasks of a group differ."""
     found = {raw["n-shot"].get(leaf) for leaf in leaves}
     return found.pop() if len(found) == 1 else None
-
-
-def _levels(task: str, metric: str, tasks: TaskSet) -> tuple[float | None, float | None]:
-    return levels(tasks.items[task], tasks.dictionary["tasks"][task].OUTPUT_TYPE, metric)
 
 
 def _mean(values: list[float | None], counts: list[int]) -> float | None:

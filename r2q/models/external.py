@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from r2q.config import Model
+from r2q.models.apply import compare
 from r2q.models.checks import SMALL, read_files, weight_files
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
@@ -56,7 +56,7 @@ def adopt(
             notes["weight_error"] = f"not measured, {target.name}: {one_line(error)}"
             layers = []
             break
-        layers.append(compare(target, weight, bits))
+        layers.append(compare(target.name, target.weight.detach(), weight, bits))
     return {
         "bits": None,
         "bits_per_weight": bits,
@@ -186,19 +186,3 @@ def probe(layer: nn.Module, width: int, model: Any) -> torch.Tensor:
     bias = layer(torch.zeros(1, width, **options)).float()
     parts = [layer(rows).float() - bias for rows in torch.eye(width, **options).split(ROWS)]
     return torch.cat(parts).T
-
-
-def compare(target: Target, weight: torch.Tensor, bits: float) -> dict[str, Any]:
-    """One layer of the report; see ``r2q.models.apply.describe``."""
-    original = target.weight.detach().float()
-    error = float((weight - original).double().square().sum())
-    power = float(original.double().square().sum())
-    return {
-        "name": target.name,
-        "shape": list(original.shape),
-        "mse": error / math.prod(original.shape),
-        "relative_error": error / power if power else 0.0,
-        "bits_per_weight": bits,
-        "seconds": None,
-        "status": "ok",
-    }

@@ -94,14 +94,11 @@ def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
 
 def source_format(types: list[tuple[str, str, int, int]]) -> str:
     """`gguf ` and the types of the blocks' matrices, those with most parameters first."""
-    blocks: Counter[str] = Counter()
-    for name, kind, dimensions, parameters in types:
-        if dimensions > 1 and name.startswith("blk."):
-            blocks[kind] += parameters
-    return f"gguf {', '.join(kind for kind, _ in blocks.most_common())}"
+    return f"gguf {', '.join(_parameters([t for t in types if t[2] > 1 and t[0].startswith('blk.')]))}"
 
 
 def _parameters(types: list[tuple[str, str, int, int]]) -> dict[str, int]:
+    """Parameters of each type, the most first."""
     found: Counter[str] = Counter()
     for _, kind, _, parameters in types:
         found[kind] += parameters

@@ -32,16 +32,8 @@ from r2q.report.items import encode
 
 SHOWN_MISSING = 10  # files named in the error about missing ones
 UNIT_FIELDS = (
-    "model",
-    "family",
-    "recipe",
-    "method",
-    "granularity",
-    "group_size",
-    "bits_per_weight",
-    "file_bytes",
-    "seed",
-)
+    "model", "family", "recipe", "method", "granularity", "group_size", "bits_per_weight", "file_bytes", "seed",
+)  # fmt: skip
 
 
 def collect(config_path: str | Path, results: str | Path) -> None:
@@ -128,11 +120,8 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
     for score in sorted(evaluation.scores, key=lambda score: order.get(score.task, len(order))):
         lost = {"status": FAILED, "reason": "no finite value"} if score.value is None and score.status == OK else {}
         fields: dict[str, Any] = {name: value for name, value in vars(score).items() if name in unit} | lost
-        fields |= {
-            "metric": metric_name(score.metric, score.filter),
-            "seconds": evaluation.task_seconds.get(score.task),
-        }
-        yield replace(blank, **fields)
+        fields["metric"] = metric_name(score.metric, score.filter)
+        yield replace(blank, **fields, seconds=evaluation.task_seconds.get(score.task))
 
 
 def _items(results: Path, unit: Unit, evaluation: Evaluation | None) -> Iterator[ItemRow]:
