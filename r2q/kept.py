@@ -32,6 +32,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def state_of(file: Path) -> list[int]:
+    """Size, inode, and times of modification and change: the last one moves even where the other is set back."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
 def source_hash(paths: Iterable[str | Path]) -> str:
     """sha256 over Python source: `paths` are files or folders; relative ones count from the repository's top.
 

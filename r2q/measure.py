@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 
 MIB = 1 << 20
 
@@ -35,9 +34,7 @@ class Measured:
         self._start, self._cpu = time.perf_counter(), cpu_seconds()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = round(time.perf_counter() - self._start, 3)
         self.cpu_seconds = round(cpu_seconds() - self._cpu, 3)
         cuda = _cuda()

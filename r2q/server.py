@@ -27,15 +27,12 @@ from pathlib import Path
 
 from r2q.cli import ADDRESS, NO, main
 
-HEAVY = (
-    "r2q.quantize",
-    "r2q.evaluation.evaluate",
-    "r2q.evaluation.adapter",
-    "r2q.training.teacher_data",
+IMPORTED = (
+    "lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama",
+    "r2q.quantize", "r2q.evaluation.evaluate", "r2q.evaluation.adapter", "r2q.training.teacher_data",
     "r2q.training.frame",
-)
-SHOWN = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims")
-LIBRARIES = ("lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama")
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims",
+)  # fmt: skip
 
 
 def start() -> None:
@@ -77,7 +74,7 @@ def serve(path: str, listener: socket.socket) -> None:
 @cache
 def _warm() -> None:
     """Have what every verb would import and build; nobody's garbage collection looks through it again."""
-    for module in (*LIBRARIES, *HEAVY, *SHOWN):
+    for module in IMPORTED:
         import_module(module)
     import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")  # 1,000 expressions compiled
     gc.collect()

@@ -57,7 +57,7 @@ def check_tasks(config: Config) -> dict[str, Any]:
     """Find out what would stop the evaluation, in well under a second for most tasks.
 
     Returns:
-        Per task of the config: the single `tasks` that it stands for, and the `data` files of each ("hub" without).
+        Per task of the config, the files of each single task that it stands for ("hub" without).
 
     Raises:
         ConfigError: one sentence per problem: unknown task (with the nearest name), metric that the task does not have,
@@ -72,14 +72,11 @@ def check_tasks(config: Config) -> dict[str, Any]:
             problem = _metric_problem(name, settings.metric, entries)
             if problem:
                 problems.append(problem)
-            found[name] = {"tasks": [], "data": {}}
+            found[name] = {}
             for entry in _leaves(entries):
                 _check_fewshot(entry, settings.num_fewshot)
                 data = local_data(entry, _folder(config), settings.num_fewshot)
-                found[name]["tasks"].append(entry.name)
-                found[name]["data"][entry.name] = (
-                    "hub" if data is None else {split: [str(p) for p in paths] for split, paths in data.files.items()}
-                )
+                found[name][entry.name] = "hub" if data is None else data.files
         except ConfigError as error:
             problems.append(str(error))
     for name, text in config.perplexity.items():

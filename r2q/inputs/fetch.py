@@ -137,7 +137,7 @@ def _fetch_tasks(config: Config, hub: Downloads, problems: list[str]) -> None:
             else:
                 problems += str(error).splitlines()
             continue
-        if "hub" in found[name]["data"].values():
+        if "hub" in found[name].values():
             silence()
             with _noted(problems, f"tasks.{name}"), _told("what it reads", None):
                 load_tasks(one, SEEDS, hub)

@@ -164,15 +164,11 @@ class Block:
                 return
             visit(name, expert, x)
 
-        with self._hooks(shown, first, {}):
-            for hidden in self.inputs:
-                self.run(hidden)
+        self._run_all(shown, first, {})
         stacks = [target for target in first if target.is_stack and few[target.name]]
         if stacks:
             route = {self._find(target.name)[0]: few[target.name] for target in stacks}
-            with self._hooks(visit, stacks, route):
-                for hidden in self.inputs:
-                    self.run(hidden)
+            self._run_all(visit, stacks, route)
         for name, tokens in counts.items():
             seen[name] = Seen(tokens, few[name])
         return {target.name: seen[group[0].name] for group in wanted for target in group}
@@ -189,11 +185,19 @@ class Block:
         """For each stack of experts among the targets, the tokens that the router sends to each expert."""
         stacks = [target for target in targets if target.is_stack]
         counts = {target.name: [0] * target.weight.shape[0] for target in stacks}
+
+        def count(name: str, expert: int | None, x: torch.Tensor) -> None:
+            counts[name][expert] += len(x)  # type: ignore[index]
+
         if stacks:
-            with self._hooks(lambda name, expert, x: _count(counts, name, expert, len(x)), stacks, {}):
-                for hidden in self.inputs:
-                    self.run(hidden)
+            self._run_all(count, stacks, {})
         return counts
+
+    def _run_all(self, visit: Visit, targets: Sequence[Target], route: dict[nn.Module, list[int]]) -> None:
+        """Run all inputs through the copy, with `_hooks` open."""
+        with self._hooks(visit, targets, route):
+            for hidden in self.inputs:
+                self.run(hidden)
 
     @contextmanager
     def _hooks(self, visit: Visit, targets: Sequence[Target], route: dict[nn.Module, list[int]]) -> Iterator[None]:
@@ -218,11 +222,6 @@ class Block:
             if stacks:
                 stack.enter_context(_ExpertInputs(stacks, visit))
             yield
-
-
-def _count(counts: dict[str, list[int]], name: str, expert: int | None, tokens: int) -> None:
-    if expert is not None:
-        counts[name][expert] += tokens
 
 
 def _router(experts: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from r2q.kept import file_sha256
+from r2q.kept import file_sha256, state_of
 from r2q.models.checks import read_files
 
 
@@ -16,12 +16,6 @@ def describe_files(folder: Path) -> dict[str, Any]:
     system's: every write, replacement and change of the other time moves it, and no user can set it.
     """
     return {file.name: {"sha256": file_sha256(file), "state": state_of(file)} for file in read_files(folder)}
-
-
-def state_of(file: Path) -> list[int]:
-    """Size, inode, and times of modification and change."""
-    stat = file.stat()
-    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def check_unchanged(folder: Path, facts: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
+from r2q.kept import state_of
 from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
 
@@ -217,28 +218,22 @@ class Plan:
 
     def asked_teacher_data(self, at: Any) -> str:
         assert self.config.training is not None
-        section, device = self.config.training.model_dump(), self.config.device
-        parts = {"device": device, "training": section, "code": code("teacher_data"), **self._pinned()}
-        return _line(self._model(at, "add_bos"), **parts)
+        parts = {"device": self.config.device, "training": self.config.training.model_dump()}
+        return _line(self._model(at, "add_bos"), **parts, code=code("teacher_data"), **self._pinned())
 
     def asked_reference(self, at: Any) -> str:
         assert self.config.fidelity is not None
-        section, device, size = self.config.fidelity.model_dump(), self.config.device, self.config.limits.batch_size
-        model = self._model(at, "add_bos", "dtype")
-        parts = {"device": device, "fidelity": section, "batch_size": size, "code": code("reference")}
-        return _line(model, **parts, **self._pinned())
+        size = self.config.limits.batch_size
+        parts = {"device": self.config.device, "fidelity": self.config.fidelity.model_dump(), "batch_size": size}
+        return _line(self._model(at, "add_bos", "dtype"), **parts, code=code("reference"), **self._pinned())
 
     def asked_quantize(self, at: Any) -> str:
         """Also of recipes that train; the seed is in the folder's name."""
         recipe = self.recipes[at.recipe]
         section = self.config.calibration.model_dump() if self.calibration(at) and self.config.calibration else None
         source = method_code(recipe["method"], recipe["options"])
-        parts: dict[str, Any] = {
-            "recipe": {**recipe, "seeds": None},
-            "device": self.config.device,
-            "calibration": section,
-        }
-        parts["leaves"] = self.config.starts_training(at.recipe)
+        parts: dict[str, Any] = {"recipe": {**recipe, "seeds": None}, "device": self.config.device}
+        parts |= {"calibration": section, "leaves": self.config.starts_training(at.recipe)}
         if at.recipe not in self._described:
             self._described[at.recipe] = asdict(describe_recipe(self.config, at.recipe))
         parts["facts"] = self._described[at.recipe]
@@ -341,9 +336,7 @@ class Plan:
 
 
 def _states(files: Iterable[str]) -> list[list[Any]]:
-    """Size, inode and times of files: the time of change moves even where the other one is set back."""
-    stats = [(file, Path(file).stat()) for file in files]
-    return [[file, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in stats]
+    return [[file, *state_of(Path(file))] for file in files]
 
 
 def _line(parts: Mapping[str, Any], **more: Any) -> str:
@@ -358,9 +351,7 @@ def _named(paths: Sequence[str]) -> list[str]:
 def _unnamed(paths: Sequence[str]) -> dict[str, list[list[Any]]]:
     """The state of the others, for what is asked."""
     others = sorted(set(paths) - set(_named(paths)))
-    states = [
-        [path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in others if Path(path).exists()
-    ]
+    states = _states(path for path in others if Path(path).exists())
     return {"files": states} if states else {}
 
 

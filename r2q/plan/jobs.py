@@ -12,23 +12,8 @@ from typing import Any
 
 from r2q.config import Config, method_info
 from r2q.evaluation.rows import rows_at_once
-from r2q.plan import Plan, Unit
-from r2q.plan.cost import (
-    GIB,
-    bytes_of,
-    cache_bytes,
-    evaluate_bytes,
-    forward_seconds,
-    generate_seconds,
-    host_bytes,
-    input_bytes,
-    quantize_bytes,
-    quantize_seconds,
-    rates,
-    resume_bytes,
-    train_bytes,
-    train_seconds,
-)
+from r2q.plan import Plan, Unit, cost
+from r2q.plan.cost import GIB
 from r2q.plan.shapes import Shape, shape_of
 
 TASKS = Path(__file__).with_name("tasks.csv")
@@ -93,7 +78,7 @@ class Jobs:
     """
 
     def __init__(self, config: Config, machine: Machine, ask_hub: bool = False) -> None:
-        self.config, self.machine, self.plan, self.rates = config, machine, Plan(config), rates()
+        self.config, self.machine, self.plan, self.rates = config, machine, Plan(config), cost.rates()
         self.device = "gpu" if machine.gpus else "cpu"
         self.shapes = {name: shape_of(name, entry, ask_hub) for name, entry in config.models.items()}
         jobs = list(self._jobs())
@@ -130,7 +115,7 @@ class Jobs:
     def _dtype(self, model: str) -> int:
         """Bytes of a parameter in evaluation."""
         dtype = self.config.models[model].dtype
-        return self.shapes[model].bytes_each if dtype == "auto" else bytes_of(dtype)
+        return self.shapes[model].bytes_each if dtype == "auto" else cost.bytes_of(dtype)
 
     def _started(self, read: float) -> float:
         return self.rates["job.start"] + read / self.rates["disk.rate"]
@@ -142,11 +127,11 @@ class Jobs:
         if wanted.kind != "generated":
             return Job("teacher_data", model, self._started(0), gpus=1, host_bytes=host)
         rows = sum(texts.rows for texts in wanted.texts)
-        seconds = generate_seconds(self.rates, self.device, shape, rows, wanted.batch_size, wanted.length)
+        seconds = cost.generate_seconds(self.rates, self.device, shape, rows, wanted.batch_size, wanted.length)
 
         def needs(batch: int) -> float:
             logits = batch * shape.vocabulary * 12  # of one token: stored, in float32, their probabilities
-            return self._size(model) + self.rates["gpu.pass"] + cache_bytes(shape, batch, wanted.length) + logits
+            return self._size(model) + self.rates["gpu.pass"] + cost.cache_bytes(shape, batch, wanted.length) + logits
 
         def changes(capacity: float) -> list[str]:
             return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(wanted.batch_size)), capacity)
@@ -170,17 +155,17 @@ class Jobs:
         looks = given if method_info(recipe.method).needs == "calibration" else None
         inner = (options["quantizer"], self._inner(unit.recipe)) if "quantizer" in options else None
         method = method_info(recipe.method).label
-        seconds = quantize_seconds(self.rates, self.device, shape, method, options, given, inner)
+        seconds = cost.quantize_seconds(self.rates, self.device, shape, method, options, given, inner)
         seconds += self._started(self._size(unit.model) + self._stored(unit))
         offload = text is not None and text.offload
 
         def needs(offload: bool) -> float:
-            return quantize_bytes(self.rates, shape, method, options, looks, offload)
+            return cost.quantize_bytes(self.rates, shape, method, options, looks, offload)
 
         def changes(capacity: float) -> list[str]:
             return _first([("calibration.offload: true", needs(True))] if looks and not offload else [], capacity)
 
-        inputs = input_bytes(shape, method, looks) if offload else 0
+        inputs = cost.input_bytes(shape, method, looks) if offload else 0
         host = self.rates["host.libraries"] + self._size(unit.model) + shape.quantized + inputs  # a byte a code
         if self.device == "cpu":
             host += needs(False)
@@ -197,12 +182,12 @@ class Jobs:
         options: Any = config.options_of(unit.recipe)
         wanted, processes = config.training, config.limits.training_processes
         assert wanted is not None
-        seconds = train_seconds(self.rates, self.device, shape, options, wanted.length, wanted.held_out, processes)
+        seconds = cost.train_seconds(self.rates, self.device, shape, options, wanted.length, wanted.held_out, processes)
         seconds += self._started(self._size(unit.model) + self._stored(unit))
 
         def needs(changed: Mapping[str, Any], processes: int = processes) -> float:
             chosen = options.model_copy(update=dict(changed))
-            return train_bytes(self.rates, self.device, shape, chosen, wanted.length, processes)
+            return cost.train_bytes(self.rates, self.device, shape, chosen, wanted.length, processes)
 
         def changes(capacity: float) -> list[str]:
             smaller = {"activation_checkpointing": True, "optimizer": "adamw_8bit", "latent": "bfloat16"}
@@ -221,7 +206,7 @@ class Jobs:
         if self.device == "cpu":
             host += needs({}) * processes
         kept = self._stored(unit)
-        passing = 2 * resume_bytes(shape, options) if options.checkpoint_every else 0.0
+        passing = 2 * cost.resume_bytes(shape, options) if options.checkpoint_every else 0.0
         return Job("train", name_of(unit), seconds, processes, needs({}), host, kept, passing, changes)
 
     def _evaluate(self, unit: Unit) -> Job:
@@ -234,9 +219,9 @@ class Jobs:
             shots = known["shots"] if entry.num_fewshot is None else entry.num_fewshot
             row = known["tokens"] + shots * known["shot"]
             rows = items * known["rows"]
-            seconds += forward_seconds(self.rates, self.device, shape, rows * row, row, math.ceil(rows / batch))
+            seconds += cost.forward_seconds(self.rates, self.device, shape, rows * row, row, math.ceil(rows / batch))
             if known["generated"]:
-                seconds += generate_seconds(self.rates, self.device, shape, items, batch, known["generated"])
+                seconds += cost.generate_seconds(self.rates, self.device, shape, items, batch, known["generated"])
                 longest, generates = max(longest, row + known["generated"]), True
         texts = [(text.path, text.window, text.windows) for text in config.perplexity.values()]
         if config.fidelity is not None:
@@ -245,7 +230,7 @@ class Jobs:
         memory = self._evaluation_memory(unit.model, dtype, self._stored(unit))
 
         def more(batch: int) -> float:
-            return cache_bytes(shape, batch, longest) if generates else 0.0
+            return cost.cache_bytes(shape, batch, longest) if generates else 0.0
 
         def changes(capacity: float) -> list[str]:
             return _first(((f"limits.batch_size: {n}", memory[0] + more(n)) for n in _halves(batch)), capacity)
@@ -258,9 +243,9 @@ class Jobs:
         windows = [text.window for text in self.config.perplexity.values()]
         window = max([*windows, 1 if self.config.fidelity is None else self.config.fidelity.window])
         if self.device == "cpu":
-            return 0.0, host_bytes(r, shape, dtype, r["host.loaded"], window)
+            return 0.0, cost.host_bytes(r, shape, dtype, r["host.loaded"], window)
         batch = self.config.limits.batch_size
-        return evaluate_bytes(r, shape, dtype, batch, window), r["host.libraries"] + max(read, self._size(model))
+        return cost.evaluate_bytes(r, shape, dtype, batch, window), r["host.libraries"] + max(read, self._size(model))
 
     def _windows(self, shape: Shape, path: str, window: int, windows: int | None) -> tuple[int, float]:
         """Windows of a text, and seconds of a pass over them."""
@@ -271,7 +256,7 @@ class Jobs:
             windows = max(1, tokens // window)
         batch = rows_at_once(self.config.limits.batch_size, window * shape.vocabulary)
         passes = math.ceil(windows / batch)
-        return windows, forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
+        return windows, cost.forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
 
     def _stored(self, unit: Unit) -> float:
         """Bytes of a unit's weights; codes with two 16-bit numbers a group, which no format here exceeds."""

@@ -51,12 +51,5 @@ def read_items(path: str | Path) -> Items:
     if not Path(path).is_file():
         return Items({})
     frame = read_csv(path, ItemRow)
-    keys = frame[["model", "recipe", "seed", "task", "metric"]].itertuples(index=False, name=None)
-    return Items(
-        {
-            (model, recipe, int(seed), task, metric): (asked, values)
-            for (model, recipe, seed, task, metric), asked, values in zip(
-                keys, frame["asked"], frame["values"], strict=True
-            )
-        }
-    )
+    rows = frame[["model", "recipe", "seed", "task", "metric", "asked", "values"]].itertuples(index=False, name=None)
+    return Items({(m, r, int(seed), task, metric): (asked, values) for m, r, seed, task, metric, asked, values in rows})
