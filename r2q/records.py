@@ -91,25 +91,43 @@ class Layer:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Report:
-    """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What both records of a unit have.
 
     Attributes:
         key: hash of all that can move the result; the same key means the same result.
         status, reason: how it ended, and why where it is not ok (a sentence on one line, else "").
         retry: whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again.
+        files: bytes of every file of the result, by its path in the unit's folder.
+        digest: hash of all other fields, so that an edited number is not taken for a result.
+    """
+
+    key: str
+    status: Status
+    reason: str
+    versions: dict[str, str]
+    hashes: dict[str, str | None]
+    files: dict[str, int]
+    cpu_seconds: float | None = None
+    retry: bool = False
+    format_version: Format = 2
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(_Result):
+    """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
+
+    Attributes:
         bits: of a code; None for a checkpoint that was quantized elsewhere.
         bits_per_weight: effective, over the quantized layers, with scales.
         file_bytes, formula_bytes: of the weight files; of their tensors by formula.
         seconds, cpu_seconds, peak_mib: of quantizing, packing and writing the unit (see `r2q.measure.Measured`).
         hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
             tokens, the training rows.
-        files: bytes of every file of the unit, by its path in the folder; they are the result.
-        digest: hash of all other fields, so that an edited number is not taken for a result.
     """
 
-    key: str
     model: str
     family: str
     recipe: str
@@ -120,8 +138,6 @@ class Report:
     bits: int | None
     options: dict[str, Any]
     facts: Facts
-    status: Status
-    reason: str
     bits_per_weight: float | None
     quantized_weights: int | None
     total_parameters: int | None
@@ -131,13 +147,6 @@ class Report:
     notes: dict[str, Any]
     seconds: float
     peak_mib: float
-    versions: dict[str, str]
-    hashes: dict[str, str | None]
-    files: dict[str, int]
-    cpu_seconds: float | None = None
-    retry: bool = False
-    format_version: Format = 2
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,12 +169,11 @@ class TaskScore:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(_Result):
     """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
     Attributes:
-        key, status, reason, retry, digest: as in `Report`.
         files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
             samples.jsonl if asked.
         seconds, cpu_seconds, peak_mib: of the whole unit; task_seconds: in the model, by task.
@@ -173,9 +181,6 @@ class Evaluation:
         hashes: sha256 of the weights that were scored, of the tasks with their data, of the code, and of `files`.
     """
 
-    key: str
-    status: Status
-    reason: str
     scores: list[TaskScore]
     seconds: float | None
     task_seconds: dict[str, float]
@@ -185,14 +190,7 @@ class Evaluation:
     batch_size: int
     add_bos: bool | None
     seeds: dict[str, int]
-    versions: dict[str, str]
-    hashes: dict[str, str | None]
     truncated: dict[str, int]
-    files: dict[str, int]
-    cpu_seconds: float | None = None
-    retry: bool = False
-    format_version: Format = 2
-    digest: str = ""
 
 
 @dataclass(frozen=True)

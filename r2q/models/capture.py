@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
 from r2q.models.rehearsal import TOKENS, Watch, stand_in, without_cache
@@ -180,18 +181,15 @@ def _returned(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> Callab
 
 def move(value: Any, device: torch.device, dtype: torch.dtype, moved: dict[int, Any]) -> Any:
     """Arguments on the device, floating ones in the computing type. A cache would grow from call to call: left out."""
-    if torch.is_tensor(value):
-        if id(value) not in moved:
-            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else None)
-        return moved[id(value)]
-    if isinstance(value, Cache):
-        return None
-    if isinstance(value, tuple | list):
-        items = [move(item, device, dtype, moved) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {name: move(item, device, dtype, moved) for name, item in value.items()}
-    return value
+
+    def one(part: Any) -> Any:
+        if not torch.is_tensor(part):
+            return None if isinstance(part, Cache) else part
+        if id(part) not in moved:
+            moved[id(part)] = part.to(device, dtype if part.is_floating_point() else None)
+        return moved[id(part)]
+
+    return tree_map(one, value, is_leaf=lambda part: isinstance(part, Cache))
 
 
 def head_inputs(
