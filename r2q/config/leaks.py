@@ -6,21 +6,17 @@ case of a hub id, a preset and what it stands for, a split and a file of it.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import lzma
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from r2q.config.run import Config
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE
+from r2q.files import sha256, unpacked
 
 BLANKS = b" \t\r\n"  # of another length where a text was saved by another program
-OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 
 
 def evaluated_texts(config: Config) -> list[tuple[str, str]]:
@@ -94,14 +90,10 @@ def _digest(path: str) -> str | None:
     try:
         stat = Path(path).stat()
         return _content(os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    except (OSError, EOFError, lzma.LZMAError):
+    except (OSError, ValueError):
         return None
 
 
 @cache  # of this process only
 def _content(path: str, *_: int) -> str:
-    digest = hashlib.sha256()
-    with OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block.translate(None, BLANKS))
-    return digest.hexdigest()
+    return sha256(unpacked(path).translate(None, BLANKS))

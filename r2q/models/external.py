@@ -42,7 +42,6 @@ def adopt(
     link(source, folder, tokenizer)
     loaded = load_packed(folder, device=device)
     try_out(loaded, source)
-    total = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(target.weight.numel() for target in targets)
     layer_bytes, all_bytes = stored_bytes(folder, model, targets)
     bits = 8 * layer_bytes / weights
@@ -61,7 +60,6 @@ def adopt(
         "bits": None,
         "bits_per_weight": bits,
         "quantized_weights": weights,
-        "total_parameters": total,
         "file_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "formula_bytes": all_bytes,
         "layers": layers,

@@ -316,14 +316,8 @@ class Plan:
     @property
     def manifests(self) -> list[str]:
         """Files with the sha256 of what was made of records."""
-        names = [
-            "collected",
-            "lattice",
-            "report",
-            "tables/tables",
-            "tables/controls",
-            *(["trained", "tables/claims"] * bool(self.trained)),
-        ]
+        names = ["collected", "lattice", "report", "tables/tables", "tables/controls"]
+        names += ["trained", "tables/claims"] if self.trained else []
         return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]
 
     def csv_of(self, *names: str) -> list[str]:

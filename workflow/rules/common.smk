@@ -68,10 +68,6 @@ def run_folder(wildcards):
     return RESULTS
 
 
-def figures_folder(wildcards):
-    return FIGURES
-
-
 def published_folder(wildcards):
     """Numbers that others published: of the working folder, else of this repository."""
     here = Path("results/published")

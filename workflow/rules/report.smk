@@ -222,7 +222,7 @@ rule page:
     params:
         code=PLAN.asked_report,
         results=run_folder,
-        figures=figures_folder,
+        figures=lambda wildcards: FIGURES,
     message:
         "page: write {output.page}"
     shell:

@@ -141,18 +141,8 @@ def cost(run: Run) -> Sheet | None:
                      _number(seconds.get(key), 1), _number(of_training["tokens"], 0),
                      _number(of_training["seconds"], 0), *(_number(used[key][name], 1) for name in processors),
                      _number(row["peak_mib"], 0)])  # fmt: skip
-    head = [
-        "model",
-        "recipe",
-        "bits",
-        "MiB",
-        "s to quantize",
-        "training tokens",
-        "training s",
-        "CPU s to make",
-        "CPU s, evaluation",
-        "peak MiB, evaluation",
-    ]
+    head = ["model", "recipe", "bits", "MiB", "s to quantize", "training tokens", "training s", "CPU s to make",
+            "CPU s, evaluation", "peak MiB, evaluation"]  # fmt: skip
     notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
              "Seconds to quantize: sum over the layers, where a method quantizes layer by layer.",
              "CPU seconds: of all threads and child processes (getrusage), mean over seeds."]  # fmt: skip
