@@ -14,7 +14,7 @@ from r2q.records import Score, columns
 from r2q.report.collect import collect
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.nine import frames
+from r2q.report.tables.paper import frames
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize

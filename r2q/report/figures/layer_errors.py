@@ -35,12 +35,11 @@ WORSE = "#BDBDBD"
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """Means over layers and seeds of both errors, by kind and depth, of the model `variant`."""
-    return prepare(run.layers[run.layers["model"] == variant])
+    """Means over layers and seeds of both errors, by kind and depth, of the model `variant`.
 
-
-def prepare(layers: pd.DataFrame) -> pd.DataFrame:
-    """See `data`; recipes and kinds in the order of the run, then by depth. Layers outside of the blocks are at depth -1."""
+    Recipes and kinds stand in the order of the run, then by depth. Layers outside of the blocks are at depth -1.
+    """
+    layers = run.layers[run.layers["model"] == variant]
     measures = [name for name in MEASURES if name in layers]
     blocks = int(layers["block"].max()) + 1 if len(layers) else 0
     depth = layers["block"] if blocks <= DEPTHS else (layers["block"] * DEPTHS // blocks).clip(lower=-1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r2q.records import sign
 from r2q.report.run import Run
-from r2q.report.tables.nine import TABLES
+from r2q.report.tables.paper import TABLES
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Sheet, write
 from r2q.report.tables.summary import summarize
