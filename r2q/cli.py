@@ -200,22 +200,22 @@ def _run(verb: str, rest: list[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         if log or os.environ.get("R2Q_TRACEBACK"):
             traceback.print_exc()
-        _say("".join(f"error: {line}\n" for line in str(error).splitlines()) or f"error: {error!r}\n", terminal)
+        _print_error("".join(f"error: {line}\n" for line in str(error).splitlines()) or f"error: {error!r}\n", terminal)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left, as `head` does
         return 1
     except KeyboardInterrupt:
-        _say("interrupted\n", terminal)
+        _print_error("interrupted\n", terminal)
         return 130
     except Exception as error:
         traceback.print_exc()
         if terminal is not None:
-            _say(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
+            _print_error(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
         return 1
 
 
-def _say(text: str, terminal: TextIO | None) -> None:
+def _print_error(text: str, terminal: TextIO | None) -> None:
     """To the log, if there is one, and to the terminal."""
     for stream in {sys.stderr, terminal or sys.stderr}:
         stream.write(text)

@@ -82,8 +82,8 @@ def source_files(paths: Iterable[str | Path]) -> list[Path]:
         full = from_top(path)
         if full.is_file():
             _add_with_imports(full, files)
-        elif found := list(full.rglob("*.py")):
-            files.update(found)
+        elif modules := list(full.rglob("*.py")):
+            files.update(modules)
         else:
             raise FileNotFoundError(f"no Python source at {full}")
     return sorted(files)
@@ -112,7 +112,7 @@ def _imports(file: Path, source: bytes) -> list[Path]:
             start = package[: len(package) + 1 - node.level] if node.level else ()
             module = (*start, *(node.module or "").split(".")) if node.module else start
             names += [module, *((*module, alias.name) for alias in node.names)]
-    found = []
+    imported = []
     for name in dict.fromkeys(filter(None, names)):
         if name[0] == "r2q" and name[:-1] != package:
             continue
@@ -120,8 +120,8 @@ def _imports(file: Path, source: bytes) -> list[Path]:
         places = [folder.joinpath(*name) for folder in dict.fromkeys((*beside, Path.cwd(), ROOT))]
         modules = [place.with_suffix(".py") for place in places]
         modules += [place / "__init__.py" for place in places if name[0] != "r2q"]
-        found += [path for path in modules if path.is_file()][:1]
-    return found
+        imported += [path for path in modules if path.is_file()][:1]
+    return imported
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -177,12 +177,12 @@ def held(path: str | Path) -> Iterator[None]:
 
 def busy(folder: str | Path) -> dict[str, str]:
     """What other processes hold below a folder: path and process."""
-    found = {}
+    at_work = {}
     for place in sorted(Path(folder).glob("**/.*.lock")):
         with suppress(FileNotFoundError), lock(place, "r+") or nullcontext() as file:  # it may end in between
             if file is None:
-                found[str(place.with_name(place.name[1:-5]))] = _owner(place)
-    return found
+                at_work[str(place.with_name(place.name[1:-5]))] = _owner(place)
+    return at_work
 
 
 def lock(path: Path, mode: str = "a+") -> IO[str] | None:

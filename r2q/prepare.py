@@ -44,7 +44,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             problems = task_problems(config)
         names = [*config.models] if model is None else [model]
         models: dict[str, Any] = {}
-        _say_python(config)
+        _warn_of_python(config)
         for name in names:
             try:
                 models[name] = _describe(config.models[name])
@@ -61,15 +61,15 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     write_json(out, written | {"digest": digest(written)})
 
 
-def _say_python(config: Config) -> None:
+def _warn_of_python(config: Config) -> None:
     """Say before it happens that task files of the user's run Python."""
     from r2q.evaluation.task_files import files_with_python
 
-    found = files_with_python(config.task_include)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    files = files_with_python(config.task_include)
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         print(
-            f"prepare: {found[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
+            f"prepare: {files[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
         )
 
 
@@ -110,24 +110,24 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
 
 def local_paths(config: Config) -> list[tuple[str, str, str]]:
     """(key, path, `file` or `folder`) of everything that the config names on this machine."""
-    wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
-    wanted += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
-    wanted += [(key, path, "file") for key, path in config.texts().items() if TEXT_FILE.search(path)]
-    wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
+    paths = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
+    paths += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
+    paths += [(key, path, "file") for key, path in config.texts().items() if TEXT_FILE.search(path)]
+    paths += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
     for name, recipe in config.recipes.items():
         if configuration.method_info(recipe.method).needs == "checkpoint":
             checkpoint = configuration.Model(path=recipe.options["path"])
-            wanted += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []
+            paths += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []
     if config.task_data is not None:
-        wanted.append(("task_data", config.task_data, "folder"))
-    return wanted
+        paths.append(("task_data", config.task_data, "folder"))
+    return paths
 
 
 def missing_paths(config: Config) -> list[str]:
     """One sentence for every local path of the config that is not there; else for every text that leaks by content."""
-    found = {"folder": Path.is_dir, "file": Path.is_file}
+    is_there = {"folder": Path.is_dir, "file": Path.is_file}
     missing = [
-        f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not found[what](Path(path))
+        f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not is_there[what](Path(path))
     ]
     return missing or configuration.leaks(config)
 
@@ -151,10 +151,10 @@ def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) ->
 
     `rows` are the files that they go to; those that are there as the config asks, whoever wrote them, need no engine.
     """
-    wanted = config.training
-    if wanted is None or not wanted.uses_vllm or find_spec("vllm") is not None:
+    training = config.training
+    if training is None or not training.uses_vllm or find_spec("vllm") is not None:
         return []
-    if rows is not None and all(_as_asked(Path(path), wanted.model_dump(mode="json")) for path in rows):
+    if rows is not None and all(_as_asked(Path(path), training.model_dump(mode="json")) for path in rows):
         return []
     return ["training.engine: vllm is not installed in this environment; install it there, or use transformers"]
 

@@ -159,10 +159,10 @@ def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
 
 def _whole(report: Report, folder: Path, leaves: bool) -> bool:
     """Whether all that a unit wrote is still there as it was."""
-    there = report.status == OK and not missing_files(folder, report.files)
-    there = there and (not leaves or LATENT in report.files)
-    there = there and folder_digest(folder) == report.hashes["weights"]
-    return there and digest_files(folder, _besides(folder, report.files)) == report.hashes.get("files")
+    intact = report.status == OK and not missing_files(folder, report.files)
+    intact = intact and (not leaves or LATENT in report.files)
+    intact = intact and folder_digest(folder) == report.hashes["weights"]
+    return intact and digest_files(folder, _besides(folder, report.files)) == report.hashes.get("files")
 
 
 def _besides(folder: Path, files: Iterable[str]) -> list[str]:
@@ -217,8 +217,8 @@ def _identity(
 def _packages(recipe: Recipe) -> list[str]:
     """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
     names = dict.fromkeys([recipe.method, recipe.options.get("quantizer") or recipe.method])
-    found = (package_of(configuration.method_info(name).module) for name in names)
-    return sorted({package for package in found if package is not None})
+    packages = (package_of(configuration.method_info(name).module) for name in names)
+    return sorted({package for package in packages if package is not None})
 
 
 def _unit(

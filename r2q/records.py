@@ -593,11 +593,11 @@ def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
 @cache
 def _types(kind: type) -> dict[str, type]:
     """The type of every field, without `| None`."""
-    found = {}
+    types = {}
     for name, hint in get_type_hints(kind).items():
         plain = [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) is UnionType else [hint]
-        found[name] = plain[0]
-    return found
+        types[name] = plain[0]
+    return types
 
 
 def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -616,8 +616,8 @@ def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _check_columns(path: str | Path, frame: pd.DataFrame, wanted: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in frame.columns]:
+def _check_columns(path: str | Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+    if missing := [name for name in needed if name not in frame.columns]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
 
 
@@ -649,8 +649,8 @@ def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
 
 def changed_files(manifest: str | Path) -> list[str]:
     """The files that a manifest names and that are there, but not as they were written."""
-    found = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
-    return [str(file) for file in found if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
+    files = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
+    return [str(file) for file in files if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
 
 
 def check_signature(file: str | Path) -> None:

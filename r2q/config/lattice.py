@@ -24,18 +24,18 @@ def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> li
 
     `facts` is what `prepare` wrote of it: `targets`, each with `name` and `shape` ([out, in] or [experts, out, in]).
     """
-    units, wanted = config.lattice_units(), config.figures.lattice
+    units, figure = config.lattice_units(), config.figures.lattice
     if units is None or units[0] != model or not facts["targets"]:
         return []
     shapes = {target["name"]: target["shape"] for target in facts["targets"]}
-    layer = wanted.layer or next(iter(shapes))
+    layer = figure.layer or next(iter(shapes))
     if layer not in shapes:
         return [f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, shapes)}"]
     granularity = config.recipes[units[1][0]].granularity or ""
     *out, width = shapes[layer]
     size = int(granularity[1:]) if granularity.startswith("g") else width
-    found = []
-    for name, value, count in (("row", wanted.row, math.prod(out)), ("group", wanted.group, max(width // size, 1))):
+    problems = []
+    for name, value, count in (("row", figure.row, math.prod(out)), ("group", figure.group, max(width // size, 1))):
         if value is not None and value >= count:
-            found.append(f"figures.lattice.{name}: {layer} of {model} has {name}s 0 to {count - 1}, not {value}")
-    return found
+            problems.append(f"figures.lattice.{name}: {layer} of {model} has {name}s 0 to {count - 1}, not {value}")
+    return problems

@@ -21,18 +21,18 @@ BLANKS = b" \t\r\n"  # of another length where a text was saved by another progr
 
 def evaluated_texts(config: Config) -> list[tuple[str, str]]:
     """(key, text) of everything that scores are measured on: texts by sections, and local data of tasks."""
-    found = [(f"perplexity.{name}", text.path) for name, text in config.perplexity.items()]
+    texts = [(f"perplexity.{name}", text.path) for name, text in config.perplexity.items()]
     if config.fidelity is not None:
-        found.append(("fidelity.path", config.fidelity.path))
+        texts.append(("fidelity.path", config.fidelity.path))
     if config.task_data is not None:
         for file in sorted(Path(config.task_data).glob("*/*")):
             if file.name.split(".")[0] in ("test", "validation") and TEXT_FILE.search(file.name):
-                found.append((f"task_data of {file.parent.name}", str(file)))
+                texts.append((f"task_data of {file.parent.name}", str(file)))
     for folder in config.task_include:
         for file in sorted(Path(folder).rglob("*")):
             if TEXT_FILE.search(file.name) and not {"train", "fewshot"} & set(re.split(r"[^a-z]+", file.name.lower())):
-                found.append((f"data of tasks in {folder}", str(file)))
-    return found
+                texts.append((f"data of tasks in {folder}", str(file)))
+    return texts
 
 
 def leaks(config: Config, content: bool = True) -> list[str]:

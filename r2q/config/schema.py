@@ -53,12 +53,12 @@ def readme_text() -> str:
 
 def stale() -> list[str]:
     """A sentence for each generated file that is not what the models say."""
-    path, found = schema_path(), []
+    path, problems = schema_path(), []
     if not path.is_file() or path.read_text(encoding="utf-8") != schema_text():
-        found.append(f"{path} is not what r2q/config says; run: python -m r2q schema > {path}")
+        problems.append(f"{path} is not what r2q/config says; run: python -m r2q schema > {path}")
     if readme_path().read_text(encoding="utf-8") != readme_text():
-        found.append(f"{readme_path()} does not have the keys of r2q/config; run: python -m r2q.config.schema")
-    return found
+        problems.append(f"{readme_path()} does not have the keys of r2q/config; run: python -m r2q.config.schema")
+    return problems
 
 
 def _keys(model: type[BaseModel], above: str) -> Iterator[tuple[str, str, str]]:

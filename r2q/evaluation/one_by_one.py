@@ -34,7 +34,7 @@ def evaluate_tasks(
         start = time.perf_counter()
         try:
             with quiet():
-                found = lm_eval.evaluate(
+                result = lm_eval.evaluate(
                     lm=scorer,
                     task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
                     samples={name: range(count)} if count < len(task.eval_docs) else None,
@@ -42,7 +42,7 @@ def evaluate_tasks(
                     log_samples=samples,
                 )
             for part in BY_TASK:
-                raw[part] |= found.get(part, {})
+                raw[part] |= result.get(part, {})
         except Exception as error:
             if not isinstance(error, ArithmeticError):
                 traceback.print_exc()

@@ -149,8 +149,8 @@ class Block:
         Returns:
             By the name of every target in the groups, how many tokens were shown.
         """
-        wanted = self.groups if groups is None else groups
-        first = [group[0] for group in wanted]
+        chosen = self.groups if groups is None else groups
+        first = [group[0] for group in chosen]
         counts = self._routed(first)
         few = {
             name: [e for e, n in enumerate(tokens) if n < self._data.minimum_tokens] for name, tokens in counts.items()
@@ -171,7 +171,7 @@ class Block:
             self._run_all(visit, stacks, route)
         for name, tokens in counts.items():
             seen[name] = Seen(tokens, few[name])
-        return {target.name: seen[group[0].name] for group in wanted for target in group}
+        return {target.name: seen[group[0].name] for group in chosen for target in group}
 
     def _find(self, name: str) -> tuple[nn.Module, str]:
         """Owner of a target's weight in the copy, and the parameter's name."""
@@ -278,9 +278,9 @@ def walk(
     check_chain(model)
     inputs, calls = first_inputs(model, blocks, batches, dtype, keep)
     for index, original in enumerate(blocks):
-        own = [target for target in targets if target.block == index]
+        of_block = [target for target in targets if target.block == index]
         copied = _copy(original, data.device, dtype)
-        block = Block(index, own, copied, f"{prefix}.{index}", inputs, calls[index], data)
+        block = Block(index, of_block, copied, f"{prefix}.{index}", inputs, calls[index], data)
         yield block
         inputs = block.inputs = block.outputs()
     head = [target for target in targets if target.block == -1]

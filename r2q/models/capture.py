@@ -162,10 +162,10 @@ def same(one: Any, other: Any) -> bool:
 
 def _returned(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> Callable[[torch.Tensor], Any]:
     """Makes of hidden states what a block returns: them, or a tuple that begins with them."""
-    found: list[Any] = []
+    outputs: list[Any] = []
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
-        found.append(output)
+        outputs.append(output)
         raise _Done
 
     handle = blocks[0].register_forward_hook(after)
@@ -173,9 +173,9 @@ def _returned(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> Callab
         _run_model(model, tokens)
     finally:
         handle.remove()
-    if torch.is_tensor(found[0]):
+    if torch.is_tensor(outputs[0]):
         return lambda hidden: hidden
-    others = [None] * (len(found[0]) - 1)
+    others = [None] * (len(outputs[0]) - 1)
     return lambda hidden: (hidden, *others)
 
 
@@ -201,7 +201,7 @@ def head_inputs(
     keep: torch.device,
 ) -> list[torch.Tensor]:
     """What the output head reads when the last block gives ``hidden``: the final norm and whatever else comes there."""
-    found: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     stored = next(blocks[0].parameters()).dtype
     returned = _returned(model, blocks, batches[0][:1, :4])
     pending = iter(hidden)
@@ -213,7 +213,7 @@ def head_inputs(
         return returned(next(pending).to(hidden_states_.device, stored))
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args[0].to(keep, dtype))
+        inputs.append(args[0].to(keep, dtype))
         raise _Done
 
     handle = model.get_output_embeddings().register_forward_pre_hook(before)
@@ -223,4 +223,4 @@ def head_inputs(
                 _run_model(model, batch)
     finally:
         handle.remove()
-    return found
+    return inputs

@@ -103,9 +103,9 @@ def mean_errors(layers: list[dict[str, Any]]) -> dict[str, float]:
         "mean relative squared error of the weights": "relative_error",
         "mean relative squared error of the layers' outputs, on held-out text": "output_error",
     }
-    found = {}
+    means = {}
     for words, field in errors.items():
         pairs = [(layer[field], math.prod(layer["shape"])) for layer in layers if layer.get(field) is not None]
         if pairs and len(pairs) == len(layers):
-            found[words] = sum(error * weights for error, weights in pairs) / sum(weights for _, weights in pairs)
-    return found
+            means[words] = sum(error * weights for error, weights in pairs) / sum(weights for _, weights in pairs)
+    return means

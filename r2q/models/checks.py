@@ -137,7 +137,7 @@ def meta_model(folder: Path, config: Any) -> Any:
     name = type(model).__name__
     if info.get("mismatched_keys"):
         told = [
-            f"{key} {list(found)} instead of {list(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])
+            f"{key} {list(stored)} instead of {list(needed)}" for key, stored, needed in sorted(info["mismatched_keys"])
         ]
         raise ValueError(f"has weights of another shape than config.json gives {name}: {some(told)}")
     if info.get("missing_keys"):
@@ -153,15 +153,15 @@ def read_tokenizer(path: str | Path) -> Any:
     Raises:
         ValueError: there is none, or none that can be read here.
     """
-    found = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
-    if not found:
+    files = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
+    if not files:
         raise ValueError(f"{path} has no tokenizer (tokenizer.json)")
     older = ", of which there is only the older form; save it as tokenizer.json where sentencepiece is installed"
-    hint = older if all(name.endswith(".model") for name in found) else ""
+    hint = older if all(name.endswith(".model") for name in files) else ""
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        names = f"{', '.join(found)}{hint}"
+        names = f"{', '.join(files)}{hint}"
         raise ValueError(f"the tokenizer of {path} cannot be read from {names} ({one_line(error)})") from None
 
 

@@ -22,22 +22,22 @@ from r2q.kept import lock
 _HELD: list[IO[str]] = []  # locks of this process; closed when it ends
 
 
-def pick_device(wanted: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
     """The device of ``device`` in a config; ``auto`` is the GPU that fewest processes hold, or else the CPU.
 
     Raises:
         ValueError: a GPU is asked for and there is none.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(f"device: {wanted} is asked for, but torch finds no GPU; use auto or cpu")
-    if wanted in ("auto", "cuda"):
+        raise ValueError(f"device: {device} is asked for, but torch finds no GPU; use auto or cpu")
+    if device in ("auto", "cuda"):
         names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
         if len(names) > 1 and not _HELD:
             torch.cuda.set_device(names.index(claim(names)))
         return torch.device("cuda")
-    return torch.device(wanted)
+    return torch.device(device)
 
 
 def claim(names: list[str], folder: str | Path | None = None) -> str:

@@ -162,8 +162,8 @@ def computed_weight(model: Any, target: Target) -> torch.Tensor:
     else:
         weight = probe(part, target.weight.shape[-1], model)
     if weight.shape != target.weight.shape:
-        wanted = "x".join(map(str, target.weight.shape))
-        raise ValueError(f"layer {target.name} of the checkpoint has the shape {list(weight.shape)}, not {wanted}")
+        shape = "x".join(map(str, target.weight.shape))
+        raise ValueError(f"layer {target.name} of the checkpoint has the shape {list(weight.shape)}, not {shape}")
     return weight.to(target.weight.device).float()
 
 

@@ -30,9 +30,9 @@ def check_unchanged(folder: Path, facts: dict[str, Any]) -> None:
     """
     if "files" not in facts:
         return
-    files, there = facts["files"], {file.name: file for file in read_files(folder)}
-    for name in sorted({*there, *files}):
-        file, known = there.get(name), files.get(name)
+    files, present = facts["files"], {file.name: file for file in read_files(folder)}
+    for name in sorted({*present, *files}):
+        file, known = present.get(name), files.get(name)
         if file is None or known is None:
             what = "is gone" if file is None else "is new"
         elif state_of(file) != known["state"] and file_sha256(file) != known["sha256"]:

@@ -57,7 +57,7 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
     model.hf_quantizer = None
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(folder)
-    _only_own_tokens(folder / "tokenizer.json", vocabulary)
+    _drop_added_tokens(folder / "tokenizer.json", vocabulary)
     return {
         "source_format": source_format(types),
         "tensor_types": _parameters(types),
@@ -82,14 +82,14 @@ def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
         parts = reader.get_field("split.count")
         count = 1 if parts is None else int(parts.contents())
         tokens = reader.get_field("tokenizer.ggml.tokens")
-        found = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
+        tensors = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise ValueError(f"is a damaged or truncated GGUF file ({one_line(error)})") from None
     if count > 1:
         raise ValueError(f"is one of {count} parts of a GGUF file; join them first (llama-gguf-split --merge)")
     if tokens is None:
         raise ValueError("is a GGUF file without a tokenizer")
-    return found, len(tokens.data)
+    return tensors, len(tokens.data)
 
 
 def source_format(types: list[tuple[str, str, int, int]]) -> str:
@@ -99,13 +99,13 @@ def source_format(types: list[tuple[str, str, int, int]]) -> str:
 
 def _parameters(types: list[tuple[str, str, int, int]]) -> dict[str, int]:
     """Parameters of each type, the most first."""
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for _, kind, _, parameters in types:
-        found[kind] += parameters
-    return dict(found.most_common())
+        totals[kind] += parameters
+    return dict(totals.most_common())
 
 
-def _only_own_tokens(file: Path, vocabulary: int) -> None:
+def _drop_added_tokens(file: Path, vocabulary: int) -> None:
     """Take out of a tokenizer what transformers put in (its unknown token) where the GGUF file has none."""
     content = json.loads(file.read_text())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocabulary]

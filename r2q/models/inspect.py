@@ -33,7 +33,7 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
         FileNotFoundError: a unit is not there.
     """
     config = configuration.load(config_path)
-    wanted = config.figures.lattice
+    figure = config.figures.lattice
     units = config.lattice_units()
     if units is None:
         raise ValueError(f"{config_path}: {configuration.lattice_lacks(config)}")
@@ -41,13 +41,13 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     quiet()
     entry = config.models[model]
     targets = {target.name: target.weight for target in list_targets(load_full(str(model_folder(entry))))}
-    found = [{"name": name, "shape": list(weight.shape)} for name, weight in targets.items()]
-    for problem in configuration.lattice_problems(config, model, {"targets": found}):
+    layers = [{"name": name, "shape": list(weight.shape)} for name, weight in targets.items()]
+    for problem in configuration.lattice_problems(config, model, {"targets": layers}):
         raise ValueError(problem)
-    layer = wanted.layer or next(iter(targets))
+    layer = figure.layer or next(iter(targets))
     shown = {recipe: _quantized(config, Path(results), model, recipe, layer) for recipe in recipes}
     errors = {recipe: _relative_errors(unit, targets[layer]) for recipe, unit in shown.items()}
-    row, group = _pick(torch.stack([*errors.values()]).sum(0), wanted.row, wanted.group)
+    row, group = _pick(torch.stack([*errors.values()]).sum(0), figure.row, figure.group)
     rows: list[dict[str, Any]] = []
     for recipe, unit in shown.items():
         place: dict[str, Any] = {"method": config.recipes[recipe].method, "recipe": recipe, "model": model}

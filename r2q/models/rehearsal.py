@@ -164,13 +164,13 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = [self._parameter(value) for value in tree_leaves((args, kwargs))]
+        places = [self._parameter(value) for value in tree_leaves((args, kwargs))]
         if func is F.embedding and len(args) > 1 and self._parameter(args[1]):
             name, table = self._parameter(args[1])  # type: ignore[misc]
             return self._draw(name, (*args[0].shape, table.shape[1]))
         if func is F.linear and len(args) > 1 and (place := self._parameter(args[1])):
             return self._linear(*place, args[0], args[1])
-        for name, parameter in filter(None, found):
+        for name, parameter in filter(None, places):
             indexed = func is torch.Tensor.__getitem__ and parameter.dim() == 3 and _is_one(args[1])
             if name not in self.active and not (parameter.dim() == 3 and (indexed or func in PLAIN)):
                 self.use.other.setdefault(name, getattr(func, "__name__", str(func)))

@@ -183,8 +183,8 @@ def wheel(package: str, version: str) -> Path:
         ValueError: pip found none: no network, no such package or version, or no wheel of it.
     """
     folder = PREPARED / "packages" / f"{package}-{version}"
-    if found := sorted(folder.glob("*.whl")):
-        return found[0]
+    if kept := sorted(folder.glob("*.whl")):
+        return kept[0]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as scratch:
         command = [sys.executable, "-m", "pip", "download", *PIP, "--dest", scratch, f"{package}=={version}"]

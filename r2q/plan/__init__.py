@@ -162,16 +162,16 @@ class Plan:
         read = {task: [n for n in names if task == n or task.startswith(f"{n}_")] for task in self.config.tasks}
         if not all(read.values()):
             return [data]
-        return sorted({str(Path(data) / name) for found in read.values() for name in found})
+        return sorted({str(Path(data) / name) for folders in read.values() for name in folders})
 
     def _inputs(self, files: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
         """These files and those below the folders; for what a rule makes, all that it makes."""
         made = [paths for made, paths in self.made.items() if any(below(path, made) for path in [*files, *folders])]
-        there = [path for path in files if not self.is_made(path)]
+        present = [path for path in files if not self.is_made(path)]
         for folder in folders:
             if not self.is_made(folder):
-                there += [str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-        return sorted(set(there)) + [path for paths in made for path in paths]
+                present += [str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        return sorted(set(present)) + [path for paths in made for path in paths]
 
     def is_made(self, path: str) -> bool:
         """Whether a rule writes this file or folder."""
@@ -181,12 +181,12 @@ class Plan:
     def intermediates(self) -> list[str]:
         """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
         read = {*self.task_files(), *self.calibration_text(), *self.training_text(), *self.reference_text()}
-        found = [path for files in self.made.values() for path in files if path in read]
-        found += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
-        found += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
+        outputs = [path for files in self.made.values() for path in files if path in read]
+        outputs += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
+        outputs += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
         for unit in self.units:
-            found += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
-        return list(dict.fromkeys(found))
+            outputs += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
+        return list(dict.fromkeys(outputs))
 
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 
@@ -288,30 +288,27 @@ class Plan:
 
     # Tables and figures: what a run shows, and the CSV files that each is made from
 
-    @property
-    def tables(self) -> list[str]:
-        """Those of every run."""
-        of_scores = ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups"]
-        return [*of_scores, "cost", "memory", "published"]
+    tables = ("main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory",
+              "published")  # fmt: skip
 
     @property
     def drawn(self) -> dict[str, tuple[str, ...]]:
         """The figures of the run by name: a module of `r2q.report.figures` and its variant."""
         changed = [unit.model for unit in self.units if self.recipes[unit.recipe]["granularity"] is not None]
         models = list(dict.fromkeys(changed))
-        found: dict[str, tuple[str, ...]] = {"frontier-bytes": ("scores",), "frontier-bits": ("scores",)}
-        found |= {"granularity": ("scores",)}
-        found |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
-        found |= {f"layer_errors-{model}": ("layers",) for model in models}
+        figures: dict[str, tuple[str, ...]] = {"frontier-bytes": ("scores",), "frontier-bits": ("scores",)}
+        figures |= {"granularity": ("scores",)}
+        figures |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
+        figures |= {f"layer_errors-{model}": ("layers",) for model in models}
         lattice = self.config.lattice_units()
         if lattice is not None:
-            found |= {"lattice": ("lattice",)}
+            figures |= {"lattice": ("lattice",)}
             plain = {"method": "r2q", "bits": 2, "options": method_info("r2q").options().model_dump(mode="json")}
             if any(plain.items() <= self.recipes[name].items() for name in lattice[1]):
-                found |= {"mechanism": ("lattice",)}
+                figures |= {"mechanism": ("lattice",)}
         if self.trained:
-            found |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
-        return found
+            figures |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
+        return figures
 
     @property
     def manifests(self) -> list[str]:

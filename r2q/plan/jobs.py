@@ -121,23 +121,23 @@ class Jobs:
         return self.rates["job.start"] + read / self.rates["disk.rate"]
 
     def _teacher_data(self, model: str, shape: Shape) -> Job:
-        wanted = self.config.training
-        assert wanted is not None
+        data = self.config.training
+        assert data is not None
         host = self.rates["host.libraries"]
-        if wanted.kind != "generated":
+        if data.kind != "generated":
             return Job("teacher_data", model, self._started(0), gpus=1, host_bytes=host)
-        rows = sum(texts.rows for texts in wanted.texts)
-        seconds = cost.generate_seconds(self.rates, self.device, shape, rows, wanted.batch_size, wanted.length)
+        rows = sum(texts.rows for texts in data.texts)
+        seconds = cost.generate_seconds(self.rates, self.device, shape, rows, data.batch_size, data.length)
 
         def needs(batch: int) -> float:
             logits = batch * shape.vocabulary * 12  # of one token: stored, in float32, their probabilities
-            return self._size(model) + self.rates["gpu.pass"] + cost.cache_bytes(shape, batch, wanted.length) + logits
+            return self._size(model) + self.rates["gpu.pass"] + cost.cache_bytes(shape, batch, data.length) + logits
 
         def changes(capacity: float) -> list[str]:
-            return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(wanted.batch_size)), capacity)
+            return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(data.batch_size)), capacity)
 
         seconds += self._started(self._size(model))
-        memory = needs(min(wanted.batch_size, rows)), host + self._size(model)
+        memory = needs(min(data.batch_size, rows)), host + self._size(model)
         return Job("teacher_data", model, seconds, 1, *memory, changes=changes)
 
     def _reference(self, model: str, shape: Shape) -> Job:
@@ -180,27 +180,27 @@ class Jobs:
     def _train(self, unit: Unit) -> Job:
         config, shape = self.config, self.shapes[unit.model]
         options: Any = config.options_of(unit.recipe)
-        wanted, processes = config.training, config.limits.training_processes
-        assert wanted is not None
-        seconds = cost.train_seconds(self.rates, self.device, shape, options, wanted.length, wanted.held_out, processes)
+        data, processes = config.training, config.limits.training_processes
+        assert data is not None
+        seconds = cost.train_seconds(self.rates, self.device, shape, options, data.length, data.held_out, processes)
         seconds += self._started(self._size(unit.model) + self._stored(unit))
 
         def needs(changed: Mapping[str, Any], processes: int = processes) -> float:
             chosen = options.model_copy(update=dict(changed))
-            return cost.train_bytes(self.rates, self.device, shape, chosen, wanted.length, processes)
+            return cost.train_bytes(self.rates, self.device, shape, chosen, data.length, processes)
 
         def changes(capacity: float) -> list[str]:
             smaller = {"activation_checkpointing": True, "optimizer": "adamw_8bit", "latent": "bfloat16"}
             smaller = {name: value for name, value in smaller.items() if getattr(options, name) != value}
             ones = [{name: value} for name, value in smaller.items()]
-            found = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]
-            if len(smaller) > 1 and not found:
-                found = _first([(_written(smaller), needs(smaller))], capacity)
+            suggestions = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]
+            if len(smaller) > 1 and not suggestions:
+                suggestions = _first([(_written(smaller), needs(smaller))], capacity)
             rows = _halves(options.micro_rows or options.batch_rows)
-            found += _first(((f"options.micro_rows: {n}", needs({"micro_rows": n})) for n in rows), capacity)
+            suggestions += _first(((f"options.micro_rows: {n}", needs({"micro_rows": n})) for n in rows), capacity)
             more = [n for n in range(processes + 1, 65) if options.batch_rows % n == 0]
-            found += _first(((f"limits.training_processes: {n}", needs({}, n)) for n in more), capacity)
-            return found
+            suggestions += _first(((f"limits.training_processes: {n}", needs({}, n)) for n in more), capacity)
+            return suggestions
 
         host = self.rates["host.libraries"] * processes + self._size(unit.model) + shape.quantized
         if self.device == "cpu":

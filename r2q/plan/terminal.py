@@ -51,7 +51,7 @@ def without_colour() -> None:
             handler.nocolor = True
 
 
-def say_progress() -> None:
+def show_progress() -> None:
     """One line a finished job, from here on; with --verbose nothing is hidden."""
     if logger.level > logging.DEBUG:
         for handler in terminals():

@@ -250,8 +250,8 @@ def stored_shapes(
     if kind not in GRIDS:
         raise ValueError(f"unknown grid {kind!r}: one of {', '.join(GRIDS)}")
     name, levels = {"binary": ("alpha", (bits,)), "codebook": ("book", (2**bits,))}.get(kind, ("scale", ()))
-    found = {name: (torch.Size([*shape, *levels]), SCALE_DTYPE)}
+    shapes = {name: (torch.Size([*shape, *levels]), SCALE_DTYPE)}
     if kind == "affine":
         packed = torch.Size([packed_width(shape[0] * shape[1], bits)]), torch.uint8
-        found["zero"] = (torch.Size(shape), SCALE_DTYPE) if float_zero else packed
-    return found
+        shapes["zero"] = (torch.Size(shape), SCALE_DTYPE) if float_zero else packed
+    return shapes

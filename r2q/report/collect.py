@@ -77,7 +77,7 @@ def collect(config_path: str | Path, results: str | Path) -> None:
 
 def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, Evaluation | None]]:
     """Every unit with its report and, where quantizing went well, its evaluation, in the order of the config."""
-    found, missing = [], []
+    units, missing = [], []
     for unit in units_of(config):
         paths = [results / unit.path / name for name in ("report.json", "evaluation.json")]
         if not paths[0].is_file():
@@ -95,11 +95,11 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
             written, scored = report.hashes["weights"], evaluation.hashes["weights"]
             if evaluation.status == OK and written != scored:
                 raise ValueError(f"{paths[1]} is of weights {scored}, but report.json wrote {written}")
-        found.append((unit, report, evaluation))
+        units.append((unit, report, evaluation))
     if missing:
         more = f" and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
         raise FileNotFoundError(f"missing: {', '.join(map(str, missing[:SHOWN_MISSING]))}{more}")
-    yield from found
+    yield from units
 
 
 def _scores(config: Config, report: Report, evaluation: Evaluation | None, provenance: str) -> Iterator[Score]:

@@ -222,7 +222,7 @@ rule page:
     params:
         code=PLAN.asked_report,
         results=run_folder,
-        figures=lambda wildcards: FIGURES,
+        figures=figures_folder,
     message:
         "page: write {output.page}"
     shell:

@@ -102,7 +102,7 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     values = [None if part is None else _mean(part["value"]) for part in (a, b)]
     counts = [None if part is None else _count(part["n"].iloc[0]) for part in (a, b)]
     seeds = [str(seed) for seed in some["seed"]]
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": first["model"],
         "recipe_a": "" if a is None else a["recipe"].iloc[0],
         "recipe_b": "" if b is None else b["recipe"].iloc[0],
@@ -116,7 +116,7 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     }
     reason = _apart(a, b, side_a, side_b)
     if reason or a is None or b is None:
-        return Difference(**found, reason=reason, verdict=APART)
+        return Difference(**fields, reason=reason, verdict=APART)
     assert values[0] is not None
     assert values[1] is not None
     change = 0.0 if values[0] == values[1] else values[1] - values[0]
@@ -125,8 +125,8 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     else:
         test, half = _one_seed(a.iloc[0], b.iloc[0], change, side_a, side_b)
     known = not math.isnan(half)
-    found |= {"difference": change, "low": change - half if known else None, "high": change + half if known else None}
-    return Difference(**found, p=None if math.isnan(test.p) else test.p, test=test.name, paired=test.paired)
+    fields |= {"difference": change, "low": change - half if known else None, "high": change + half if known else None}
+    return Difference(**fields, p=None if math.isnan(test.p) else test.p, test=test.name, paired=test.paired)
 
 
 def _apart(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, side_b: Side) -> str:

@@ -37,10 +37,10 @@ def find(name: str) -> tuple[Any, str]:
     module, _, variant = name.partition("-")
     if module not in names():
         raise ValueError(f"there is no figure {name}; there are {', '.join(names())}")
-    found = importlib.import_module(f"{__name__}.{module}")
-    if variant and variant not in getattr(found, "VARIANTS", (variant,)):
-        raise ValueError(f"figure {module} has the variants {', '.join(found.VARIANTS)}, not {variant}")
-    return found, variant
+    drawing = importlib.import_module(f"{__name__}.{module}")
+    if variant and variant not in getattr(drawing, "VARIANTS", (variant,)):
+        raise ValueError(f"figure {module} has the variants {', '.join(drawing.VARIANTS)}, not {variant}")
+    return drawing, variant
 
 
 def figure(name: str, results: str | Path, out: str | Path) -> None:

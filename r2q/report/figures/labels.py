@@ -62,9 +62,9 @@ def _broken(name: str) -> str:
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:
     """Places moved apart, in their order, for neighbours to be `room` apart and all within `low` and `high`."""
     order = sorted(range(len(places)), key=lambda i: places[i])
-    found = [places[i] for i in order]
-    for rank, place in enumerate(found):
-        found[rank] = max(place, low if rank == 0 else found[rank - 1] + room)
-    for rank in reversed(range(len(found))):
-        found[rank] = min(found[rank], high if rank == len(found) - 1 else found[rank + 1] - room)
-    return [place for _, place in sorted(zip(order, found, strict=True))]
+    moved = [places[i] for i in order]
+    for rank, place in enumerate(moved):
+        moved[rank] = max(place, low if rank == 0 else moved[rank - 1] + room)
+    for rank in reversed(range(len(moved))):
+        moved[rank] = min(moved[rank], high if rank == len(moved) - 1 else moved[rank + 1] - room)
+    return [place for _, place in sorted(zip(order, moved, strict=True))]

@@ -46,15 +46,15 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     keys = ["model", "recipe", "kind", "depth"]
     long = layers.assign(depth=depth).melt([*keys, "block", "layer", "seed"], measures, "measure", "error")
     long["error"] = pd.to_numeric(long["error"])
-    found = long.dropna(subset="error").groupby([*keys, "measure"], sort=False, as_index=False).agg(
+    means = long.dropna(subset="error").groupby([*keys, "measure"], sort=False, as_index=False).agg(
         error=("error", "mean"), first=("block", "min"), last=("block", "max"), layers=("layer", "nunique"),
         seeds=("seed", "nunique"),
     )  # fmt: skip
-    found["blocks"] = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(found["first"], found["last"], strict=True)]
+    means["blocks"] = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(means["first"], means["last"], strict=True)]
     for name in ("recipe", "kind"):
-        found[name] = pd.Categorical(found[name], categories=layers[name].unique())
-    found = found.sort_values(["recipe", "kind", "depth"], kind="stable").reset_index(drop=True)[COLUMNS]
-    return found.astype({"recipe": str, "kind": str})
+        means[name] = pd.Categorical(means[name], categories=layers[name].unique())
+    means = means.sort_values(["recipe", "kind", "depth"], kind="stable").reset_index(drop=True)[COLUMNS]
+    return means.astype({"recipe": str, "kind": str})
 
 
 def draw(frame: pd.DataFrame) -> Figure:

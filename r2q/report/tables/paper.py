@@ -33,10 +33,10 @@ def coarse(run: Run) -> Sheet | None:
     return _scores(run, "coarse", "Whole channels and tensors", lambda g: g in ("channel", "tensor"))
 
 
-def _scores(run: Run, name: str, title: str, wanted: Callable[[str], bool]) -> Sheet | None:
+def _scores(run: Run, name: str, title: str, fits: Callable[[str], bool]) -> Sheet | None:
     scores = run.scores
-    chosen = scores[scores["granularity"].map(wanted) | (scores["method"] == "full_precision")]
-    if not chosen["granularity"].map(wanted).any():
+    chosen = scores[scores["granularity"].map(fits) | (scores["method"] == "full_precision")]
+    if not chosen["granularity"].map(fits).any():
         return None
     return _of_table(summarize(chosen), name, f"{title}: {scores['run'].iloc[0]}")
 
@@ -208,8 +208,8 @@ def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, or
     rows = rows.assign(**{down: rows[down].mask(rows.duplicated([*keys, across], keep=False), rows["recipe"])})
     body: list[list[Entry | str]] = []
     for key, part in rows.groupby(keys, sort=False):
-        found = {row[across]: row for row in part.to_dict("records")}
-        body.append([*map(str, key), *(_ranged(found.get(column)) for column in columns)])
+        cells = {row[across]: row for row in part.to_dict("records")}
+        body.append([*map(str, key), *(_ranged(cells.get(column)) for column in columns)])
     note = "Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."
     return Sheet(name, title, [*keys, *columns], body, [note, *_chances(rows)], left=tuple(range(len(keys))))
 

@@ -98,7 +98,6 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    run: str
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...] = field(default=())
 
@@ -118,7 +117,7 @@ def summarize(scores: pd.DataFrame) -> Table:
         _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
         for model in dict.fromkeys(scores["model"])
     ]
-    return Table(scores["run"].iloc[0], tuple(columns), tuple(blocks))
+    return Table(tuple(columns), tuple(blocks))
 
 
 def table_columns(shown: pd.DataFrame) -> list[Column]:
@@ -165,10 +164,10 @@ def _level_row(
             ]
             values.append(_mean(known))
             continue
-        found = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
-        if len(found) > 1:
-            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(found)}")
-        values.append(float(found.pop()) if found else None)
+        levels = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
+        if len(levels) > 1:
+            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(levels)}")
+        values.append(float(levels.pop()) if levels else None)
     return Row(level, cells=tuple(Cell(value) for value in values))
 
 
@@ -205,8 +204,8 @@ def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
             stderr = math.hypot(*known) / len(parts) if len(known) == len(parts) else None
             cells.append(Cell(_mean(part.value for part in parts), stderr))
             continue
-        found = rows[(rows["task"] == column.task) & (rows["metric"] == column.metric) & rows["value"].notna()]
-        cells.append(Cell(_max(found["value"]), _max(found["stderr"])))  # at most one row
+        numbers = rows[(rows["task"] == column.task) & (rows["metric"] == column.metric) & rows["value"].notna()]
+        cells.append(Cell(_max(numbers["value"]), _max(numbers["stderr"])))  # at most one row
     return cells
 
 
