@@ -22,6 +22,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Seen:
     shown_all: list[int] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Block:
     """One decoder block, or the output head, copied to the device.
 
@@ -66,21 +68,16 @@ class Block:
         module: the copy.
         prefix: its dotted name in the model.
         inputs: hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded.
+        calls: the block's other arguments, by batch.
     """
 
-    def __init__(
-        self,
-        index: int,
-        targets: Sequence[Target],
-        module: nn.Module,
-        prefix: str,
-        inputs: list[torch.Tensor],
-        calls: list[Call],
-        data: Calibration,
-    ) -> None:
-        self.index, self.targets, self.module, self.inputs = index, list(targets), module, inputs
-        self.prefix, self._calls, self._data = prefix, calls, data
-        self._groups: list[list[Target]] | None = None
+    index: int
+    targets: Sequence[Target]
+    module: nn.Module
+    prefix: str
+    inputs: list[torch.Tensor]
+    calls: list[Call]
+    data: Calibration
 
     def run(
         self, hidden: torch.Tensor, module: Callable[..., Any] | None = None, batch: int | None = None
@@ -90,8 +87,8 @@ class Block:
         ``batch`` says the place in :attr:`inputs` whose text other hidden states belong to.
         """
         place = next(i for i, known in enumerate(self.inputs) if known is hidden) if batch is None else batch
-        args, kwargs = move(self._calls[place], self._data.device, hidden.dtype, {})
-        return hidden_of((self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs))
+        args, kwargs = move(self.calls[place], self.data.device, hidden.dtype, {})
+        return hidden_of((self.module if module is None else module)(hidden.to(self.data.device), *args, **kwargs))
 
     def outputs(self) -> list[torch.Tensor]:
         """Outputs of the copy for all inputs, where the inputs are kept.
@@ -116,27 +113,25 @@ class Block:
         """Give a target of the copy another weight; rounded to the computing type."""
         self.weight(name).data.copy_(values)
 
-    @property
+    @cached_property
     def groups(self) -> list[list[Target]]:
         """Targets that read the very same tensor together, in order of execution; a stack is a group of its own."""
-        if self._groups is None:
-            seen: dict[str, torch.Tensor] = {}
+        seen: dict[str, torch.Tensor] = {}
 
-            def note(name: str, expert: int | None, x: torch.Tensor) -> None:
-                seen.setdefault(name, x)  # kept alive, so that no two of them share memory by accident
+        def note(name: str, expert: int | None, x: torch.Tensor) -> None:
+            seen.setdefault(name, x)  # kept alive, so that no two of them share memory by accident
 
-            with self._hooks(note, self.targets, {}):
-                self.run(self.inputs[0])
-            by_name = {target.name: target for target in self.targets}
-            groups: dict[Any, list[Target]] = {}
-            for name, x in seen.items():
-                target = by_name[name]
-                groups.setdefault(name if target.is_stack else (x.data_ptr(), x.shape), []).append(target)
-            missing = [name for name in by_name if name not in seen]
-            if missing:
-                raise ValueError(f"{missing[0]}: not reached by any calibration token")
-            self._groups = list(groups.values())
-        return self._groups
+        with self._hooks(note, self.targets, {}):
+            self.run(self.inputs[0])
+        by_name = {target.name: target for target in self.targets}
+        groups: dict[Any, list[Target]] = {}
+        for name, x in seen.items():
+            target = by_name[name]
+            groups.setdefault(name if target.is_stack else (x.data_ptr(), x.shape), []).append(target)
+        missing = [name for name in by_name if name not in seen]
+        if missing:
+            raise ValueError(f"{missing[0]}: not reached by any calibration token")
+        return list(groups.values())
 
     def observe(self, visit: Visit, groups: Sequence[Sequence[Target]] | None = None) -> dict[str, Seen]:
         """Run all inputs through the copy and show what its targets read, float or half ``[tokens, in]``.
@@ -153,7 +148,7 @@ class Block:
         first = [group[0] for group in chosen]
         counts = self._routed(first)
         few = {
-            name: [e for e, n in enumerate(tokens) if n < self._data.minimum_tokens] for name, tokens in counts.items()
+            name: [e for e, n in enumerate(tokens) if n < self.data.minimum_tokens] for name, tokens in counts.items()
         }
         seen = {target.name: Seen() for target in first}
 
