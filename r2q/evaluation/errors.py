@@ -45,8 +45,10 @@ def bootstrap(pairs: Sequence[tuple[float, float]], metric: str) -> float | None
 
 def delta_exp_mean(values: Sequence[float]) -> float | None:
     """Standard error of exp(mean(values)) by the delta method: exp(mean) x sd / sqrt(n); None for fewer than two."""
-    error = error_of_mean(values)
-    return None if error is None else float(np.exp(np.mean(values))) * error
+    if len(values) < 2:
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    return float(np.exp(array.mean()) * array.std(ddof=1) / math.sqrt(len(array)))
 
 
 def error_of_mean(values: Sequence[float]) -> float | None:
