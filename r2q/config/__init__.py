@@ -57,7 +57,7 @@ def load_to_run(path: str | Path) -> Config:
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
     """Check a config that is already plain data; `source` names it in messages. Raises ConfigError."""
-    problems = unusable_values(data)
+    problems = list(unusable_values(data))
     if not problems:
         try:
             config = Config.model_validate(data)

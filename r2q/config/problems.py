@@ -46,24 +46,23 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return lines
 
 
-def unusable_values(data: Any) -> list[str]:
+def unusable_values(value: Any, key: str = "") -> Iterator[str]:
     """A sentence for every number that is not finite and every text that cannot be written to a file."""
-    return [f"{where or 'config'}: {what}" for where, what in _unusable(data, "")]
-
-
-def _unusable(value: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield key, f"{value} is not a finite number"
+        yield f"{key or 'config'}: {value} is not a finite number"
     elif isinstance(value, str):
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            yield key, f"{_short(value)!a} has a null character or half a surrogate pair, which no file can hold"
+            what = f"{_short(value)!a} has a null character or half a surrogate pair, which no file can hold"
+            yield f"{key or 'config'}: {what}"
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _unusable(name, f"{key}.<key>".lstrip("."))
-            yield from _unusable(part, f"{key}.{ascii(name)[1:-1] if isinstance(name, str) else name}".lstrip("."))
+            yield from unusable_values(name, f"{key}.<key>".lstrip("."))
+            yield from unusable_values(
+                part, f"{key}.{ascii(name)[1:-1] if isinstance(name, str) else name}".lstrip(".")
+            )
     elif isinstance(value, list | tuple):
         for number, part in enumerate(value):
-            yield from _unusable(part, f"{key}.{number}".lstrip("."))
+            yield from unusable_values(part, f"{key}.{number}".lstrip("."))
 
 
 def _short(value: object, form: Any = repr) -> str:

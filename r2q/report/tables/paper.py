@@ -210,13 +210,9 @@ def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, or
     for key, part in rows.groupby(keys, sort=False):
         cells = {row[across]: row for row in part.to_dict("records")}
         body.append([*map(str, key), *(_ranged(cells.get(column)) for column in columns)])
-    note = "Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."
-    return Sheet(name, title, [*keys, *columns], body, [note, *_chances(rows)], left=tuple(range(len(keys))))
-
-
-def _chances(rows: pd.DataFrame) -> list[str]:
-    chance = rows["chance"].dropna()
-    return [f"Chance: {chance.mean():.1f}."] if len(chance) else []
+    notes = ["Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."]
+    notes += [f"Chance: {rows['chance'].mean():.1f}."] if rows["chance"].notna().any() else []
+    return Sheet(name, title, [*keys, *columns], body, notes, left=tuple(range(len(keys))))
 
 
 def _indexed(rows: pd.DataFrame) -> dict[tuple[str, str], dict[Any, Any]]:

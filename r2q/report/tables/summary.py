@@ -138,7 +138,8 @@ def table_columns(shown: pd.DataFrame) -> list[Column]:
 def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: Sequence[Column]) -> Block:
     chance = _level_row("chance", model, shown, columns)
     majority = _level_row("majority", model, shown, columns, instead=chance)
-    floor = [_floor(a, b) for a, b in zip(chance.cells, majority.cells, strict=True)]
+    pairs = zip(chance.cells, majority.cells, strict=True)
+    floor = [max((cell.value for cell in pair if cell.value is not None), default=None) for pair in pairs]
     rows = [
         _recipe_row(recipe, everything[everything["recipe"] == recipe], columns, floor)
         for recipe in dict.fromkeys(everything["recipe"])
@@ -169,10 +170,6 @@ def _level_row(
             raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(levels)}")
         values.append(float(levels.pop()) if levels else None)
     return Row(level, cells=tuple(Cell(value) for value in values))
-
-
-def _floor(chance: Cell, majority: Cell) -> float | None:
-    return max((cell.value for cell in (chance, majority) if cell.value is not None), default=None)
 
 
 def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floor: Sequence[float | None]) -> Row:
