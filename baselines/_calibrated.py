@@ -117,8 +117,8 @@ def search_range(
         ``low`` and ``high``, each ``[rows, groups, 1]``.
     """
     rows = max(1, CHUNK.get(values.device.type, CHUNK["cpu"]) // values[0].numel())
-    found = [_search(part, roots.mT, ranges(part), lattice, bits) for part in values.split(rows)]
-    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+    ends = [_search(part, roots.mT, ranges(part), lattice, bits) for part in values.split(rows)]
+    return torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
 
 
 def _search(

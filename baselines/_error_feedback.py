@@ -71,13 +71,13 @@ def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) ->
 
 def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
     """The levels of a grid as a rule for one column at a time; None where only the lattice itself knows its codes."""
-    own = type(lattice).encode_groups
-    if isinstance(grid, AffineGrid) and own is WeightMethod.encode_groups:
+    encode = type(lattice).encode_groups
+    if isinstance(grid, AffineGrid) and encode is WeightMethod.encode_groups:
         zero = grid.zero.float().t().contiguous()
         return Steps(grid.scale.float().t().contiguous(), zero, 2**grid.bits - 1, grid.zero.dtype != torch.uint8)
     if (
         isinstance(lattice, R2Q)
-        and own is R2Q.encode_groups
+        and encode is R2Q.encode_groups
         and lattice.options.refine == "none"
         and isinstance(grid, BinaryGrid)
         and grid.bits == 2
@@ -86,7 +86,7 @@ def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
         thresholds = torch.stack([-first, torch.zeros_like(first), first], -1)
         codes = torch.tensor([0, 2, 1, 3], device=first.device).expand(*first.shape, 4)
         return _ladder(thresholds, grid.levels().gather(-1, codes), codes)
-    if isinstance(grid, BinaryGrid | CodebookGrid) and own in (R2Q.encode_groups, WeightMethod.encode_groups):
+    if isinstance(grid, BinaryGrid | CodebookGrid) and encode in (R2Q.encode_groups, WeightMethod.encode_groups):
         levels, codes = grid.levels().sort(dim=-1, stable=True)
         return _ladder((levels[..., 1:] + levels[..., :-1]) / 2, levels, codes)
     return None

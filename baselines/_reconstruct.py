@@ -43,19 +43,19 @@ def run(block: Block, hidden: torch.Tensor, parameters: Parameters) -> torch.Ten
 
 
 @torch.no_grad()
-def block_mse(block: Block, parameters: Parameters, wanted: Sequence[torch.Tensor]) -> float:
-    """Mean squared difference between the block's outputs with these parameters and the wanted ones."""
+def block_mse(block: Block, parameters: Parameters, references: Sequence[torch.Tensor]) -> float:
+    """Mean squared difference between the block's outputs with these parameters and the references."""
     total = 0.0
-    for hidden, target in zip(block.inputs, wanted, strict=True):
+    for hidden, target in zip(block.inputs, references, strict=True):
         output = run(block, hidden, parameters).float()
         total += float((output - target.to(output.device).float()).square().sum(dtype=torch.float64))
-    return total / sum(target.numel() for target in wanted)
+    return total / sum(target.numel() for target in references)
 
 
 def fit(
     block: Block,
     parameters: Callable[[], Parameters],
-    wanted: Sequence[Sequence[torch.Tensor]],
+    references: Sequence[Sequence[torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     epochs: int,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
@@ -65,7 +65,7 @@ def fit(
     Args:
         block: with its inputs.
         parameters: makes the block's parameters from what is trained.
-        wanted: outputs by batch; of several, the errors are added.
+        references: outputs by batch; of several, the errors are added.
         optimizer: over what is trained.
         epochs: passes over the batches.
         schedule: stepped after every batch.
@@ -77,7 +77,7 @@ def fit(
         for index, hidden in enumerate(block.inputs):
             with torch.enable_grad():
                 output = run(block, hidden, parameters()).float()
-                targets = [outputs[index].to(output.device).float() for outputs in wanted]
+                targets = [outputs[index].to(output.device).float() for outputs in references]
                 loss = torch.stack([torch.nn.functional.mse_loss(output, target) for target in targets]).sum()
             if not torch.isfinite(loss):
                 raise ValueError(

@@ -91,8 +91,8 @@ class AWQ(Method):
                             x = inputs[group[0].name, expert]
                             values = self.clip(values, x if scale is None else x / scale.float())
                         parts.append(values)
-                    own = None if scale is None else scale.clone()  # tensors that share memory are saved as one
-                    layers[target.name] = encode(weight, torch.cat(parts), lattice, self.recipe.bits, own)
+                    in_scale = None if scale is None else scale.clone()  # tensors that share memory are saved as one
+                    layers[target.name] = encode(weight, torch.cat(parts), lattice, self.recipe.bits, in_scale)
                     seconds = searching + time.perf_counter() - start
                     notes[target.name] = {"seconds": round(seconds, 4), "exponent": exponent}
         return Quantized({t.name: layers[t.name] for t in targets}, notes={"layers": notes})
@@ -173,6 +173,6 @@ class AWQ(Method):
 
 def holder(block: Block, group: Sequence[Target]) -> torch.nn.Module:
     """The smallest module of the block's copy that holds all layers of a group; for a stack, what it belongs to."""
-    wanted = {id(block.weight(target.name)) for target in group}
-    holding = [m for m in block.module.modules() if wanted <= {id(p) for p in m.parameters()}]
+    weights = {id(block.weight(target.name)) for target in group}
+    holding = [m for m in block.module.modules() if weights <= {id(p) for p in m.parameters()}]
     return holding[-1]  # modules come outer first, and those that hold all of a group lie within each other

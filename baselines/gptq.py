@@ -141,10 +141,10 @@ class GPTQ(Method):
         size = self.recipe.group_size(group[0].weight.shape[1], group[0].name)
         weights = [original(block, target) for target in group]
         if size is None:
-            found = [self._rows(weight, factor, None) for weight in weights]
-            for target, (_, _, left) in zip(group, found, strict=True):
+            quantized = [self._rows(weight, factor, None) for weight in weights]
+            for target, (_, _, left) in zip(group, quantized, strict=True):
                 self._leave(target.name, left)
-            return [QuantizedWeight.from_codes(codes, grid) for codes, grid, _ in found]
+            return [QuantizedWeight.from_codes(codes, grid) for codes, grid, _ in quantized]
         codes, grid, left = self._rows(torch.cat(weights), factor, size)
         rows = [len(weight) for weight in weights]
         for target, part in zip(group, [None] * len(rows) if left is None else left.split(rows), strict=True):
@@ -167,11 +167,11 @@ class GPTQ(Method):
         for expert, (weight, moment) in enumerate(zip(weights, moments, strict=True)):
             try:
                 factor = factorize(moment, self.options.damping, self.options.act_order)
-                found, grid, left = self._rows(weight, factor, size)
+                rows, grid, left = self._rows(weight, factor, size)
             except ValueError as error:
                 raise ValueError(f"expert {expert}: {error}") from None
             factor.upper = torch.empty(0)  # large, and done with
-            codes.append(found)
+            codes.append(rows)
             grids.append(grid)
             factors.append(factor)
             lefts += [] if left is None else [left]

@@ -52,13 +52,13 @@ class OmniQuantLWC(Method):
             def quantized(ranges: dict[str, Range] = ranges, names: dict[str, str] = names) -> dict[str, torch.Tensor]:
                 return {names[name]: each.fake_quantized(self.recipe.bits) for name, each in ranges.items()}
 
-            wanted = [outputs]
+            references = [outputs]
             if options.aug_loss:
-                wanted.append([twin.run(x, batch=i).to(x.device) for i, x in enumerate(block.inputs)])
+                references.append([twin.run(x, batch=i).to(x.device) for i, x in enumerate(block.inputs)])
             before = block_mse(block, quantized(), outputs)
             trained = [factor for each in ranges.values() for factor in (each.low_factor, each.high_factor)]
             optimizer = torch.optim.AdamW(trained, lr=options.rate, weight_decay=0)
-            fit(block, quantized, wanted, optimizer, options.epochs)
+            fit(block, quantized, references, optimizer, options.epochs)
             for name, each in ranges.items():
                 layers[name] = each.encoded(self.recipe.bits)
                 block.set_weight(name, layers[name].dequantize())

@@ -83,8 +83,8 @@ def decoder(count: int) -> tuple[Any, list[Target]]:
         torch.set_default_dtype(torch.bfloat16)
         model = transformers.LlamaModel(configuration("7b", count))
         torch.set_default_dtype(torch.float32)
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    return model, [Target(name, module, "weight", 0) for name, module in found]
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    return model, [Target(name, module, "weight", 0) for name, module in layers]
 
 
 def milliseconds(run: Callable[[], None], repeats: int = 3) -> float:
@@ -153,7 +153,7 @@ def copy_shares(rounds: int) -> dict[str, Any]:
         with torch.cuda.graph(graph):
             called[name]()
         graphs[name] = graph.replay
-    found: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
     for label, kind in (("called", called), ("replayed", graphs)):
         for run in kind.values():
             run()
@@ -162,9 +162,9 @@ def copy_shares(rounds: int) -> dict[str, Any]:
             for name, run in kind.items():
                 times[name].append(milliseconds(run))
         medians = {name: statistics.median(values) for name, values in times.items()}
-        found[label] = {name: medians["copy"] / time for name, time in medians.items()}
-        found[label]["copy, TB/s"] = 4 * sum(w.numel() for w in weights) / medians["copy"] / 1e9
-    return found
+        shares[label] = {name: medians["copy"] / time for name, time in medians.items()}
+        shares[label]["copy, TB/s"] = 4 * sum(w.numel() for w in weights) / medians["copy"] / 1e9
+    return shares
 
 
 def main() -> None:
@@ -174,12 +174,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    found["share of copy bandwidth"] = copy_shares(given.rounds)
+    numbers: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    numbers["share of copy bandwidth"] = copy_shares(given.rounds)
     for compiled in (True, False):
         times = step_times(given.layers, given.tokens, given.rounds, compiled)
         label = f"{given.layers} layers, {given.tokens} tokens, blocks " + ("compiled" if compiled else "eager")
-        found[label] = {
+        numbers[label] = {
             name: {
                 "ms": round(statistics.median(values), 2),
                 "ratio": round(statistics.median(a / b for a, b in zip(values, times["none"], strict=True)), 4),
@@ -187,9 +187,9 @@ def main() -> None:
             for name, values in times.items()
         }
         torch.cuda.empty_cache()
-    print(json.dumps(found, indent=1))
+    print(json.dumps(numbers, indent=1))
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        given.out.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -215,19 +215,19 @@ def main() -> None:
         reference = importlib.import_module("gptq")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     kernels()
-    found: dict[str, Any] = {"layers": layers(reference)}
+    numbers: dict[str, Any] = {"layers": layers(reference)}
     names = ("floor s", "ours s", "peer s", "ratio", "error", "peer")
     print(f"\n{'layers':10} {'rows x columns':>14} " + " ".join(f"{name:>9}" for name in names))
-    for row in found["layers"]:
+    for row in numbers["layers"]:
         size = f"{row['rows']} x {row['columns']}"
         print(
             f"{row['layers']:10} {size:>14} {row['floor']:9.4f} {row['seconds']:9.4f} {row.get('peer', 0):9.3f} "
             f"{row.get('ratio', 0):9.1f} {row['error']:9.6f} {row.get('peer_error', 0):9.6f}"
         )
     if options.model:
-        found["model"] = model()
+        numbers["model"] = model()
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+        options.out.write_text(json.dumps(numbers, indent=1))
 
 
 if __name__ == "__main__":

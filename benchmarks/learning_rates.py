@@ -83,7 +83,7 @@ def main() -> None:
             same.setdefault(repr(entry), []).append(name)
     names = [min(group, key=lambda name: config.recipes[name].options["steps"]) for group in same.values()]
     trials = [(given.config, given.results, given.model, n, rate, given.part) for n in names for rate in given.grid]
-    found: dict[str, list[tuple[float, float]]] = {}
+    losses: dict[str, list[tuple[float, float]]] = {}
     with given.out.open("w", newline="") as file, multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -92,12 +92,12 @@ def main() -> None:
             file.flush()
             print(row, flush=True)
             if row["status"] == "ok":
-                found.setdefault(row["recipe"], []).append((float(row["held_out_loss"]), row["learning_rate"]))
+                losses.setdefault(row["recipe"], []).append((float(row["held_out_loss"]), row["learning_rate"]))
     if given.apply:
         text = Path(given.config).read_text()
         for first, group in zip(names, same.values(), strict=True):
             for name in group:
-                text = with_rate(text, name, min(found[first])[1])
+                text = with_rate(text, name, min(losses[first])[1])
         Path(given.config).write_text(text)
 
 

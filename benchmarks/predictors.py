@@ -35,7 +35,7 @@ def of_recipes(results: Path, model: str) -> pd.DataFrame:
     ).groupby("recipe").sum()  # fmt: skip
     named = scores.drop_duplicates("recipe").set_index("recipe")
     kl = scores[(scores["task"] == "fidelity") & (scores["metric"] == "kl")].groupby("recipe")["value"].mean()
-    found = named[["method", "granularity"]].assign(
+    recipes = named[["method", "granularity"]].assign(
         kl=kl,
         weight_error=sums["error"] / sums["power"],
         share_beyond_levels=sums["clipped"] / sums["error"],
@@ -43,18 +43,18 @@ def of_recipes(results: Path, model: str) -> pd.DataFrame:
     )
     if (results / "training.csv").is_file():
         steps = run.steps[run.steps["model"] == model]
-        found["frame"] = steps.groupby("recipe")["frame"].first()
-        found["loss_before_training"] = steps[steps["step"] == 0].groupby("recipe")["held_out_loss"].mean()
-    return found[~found["method"].isin(CONTROLS)]
+        recipes["frame"] = steps.groupby("recipe")["frame"].first()
+        recipes["loss_before_training"] = steps[steps["step"] == 0].groupby("recipe")["held_out_loss"].mean()
+    return recipes[~recipes["method"].isin(CONTROLS)]
 
 
-def correlations(found: pd.DataFrame) -> Iterator[tuple[str, str, int, float, float]]:
+def correlations(recipes: pd.DataFrame) -> Iterator[tuple[str, str, int, float, float]]:
     """Rows of `COLUMNS`, for groups of five recipes or more."""
-    trained = found["frame"].notna() if "frame" in found else pd.Series(False, index=found.index)
-    groups = [("not trained", found[~trained])]
-    groups += [(f"{frame}, {g}", rows) for (frame, g), rows in found[trained].groupby(["frame", "granularity"])]
+    trained = recipes["frame"].notna() if "frame" in recipes else pd.Series(False, index=recipes.index)
+    groups = [("not trained", recipes[~trained])]
+    groups += [(f"{frame}, {g}", rows) for (frame, g), rows in recipes[trained].groupby(["frame", "granularity"])]
     for name, rows in groups:
-        for predictor in found.columns[found.columns.get_loc("kl") + 1 :].drop("frame", errors="ignore"):
+        for predictor in recipes.columns[recipes.columns.get_loc("kl") + 1 :].drop("frame", errors="ignore"):
             pairs = rows[[predictor, "kl"]].dropna()
             if len(pairs) >= 5:
                 result = spearmanr(pairs[predictor], pairs["kl"])

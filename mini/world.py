@@ -80,13 +80,13 @@ def model_problem(folder: Path, world_hash: str) -> str | None:
         return f"{folder}/provenance.json cannot be read ({error}): {again}"
     if trained_on != world_hash:
         return f"{folder} was trained on world {trained_on[:12]}, this is world {world_hash[:12]}: {again}"
-    for name, wanted in recorded.items():
+    for name, noted in recorded.items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing: {again}"
-        found = sha256(path.read_bytes())
-        if found != wanted:
-            return f"{path} has sha256 {found[:12]}, its provenance.json says {wanted[:12]}: {again}"
+        digest = sha256(path.read_bytes())
+        if digest != noted:
+            return f"{path} has sha256 {digest[:12]}, its provenance.json says {noted[:12]}: {again}"
     return None
 
 

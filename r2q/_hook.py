@@ -14,26 +14,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-
-
-class _ThenCall(Loader):
-    """A loader that runs another one, then the callback."""
-
-    def __init__(self, loader: Loader, callback: Callable[[], None]) -> None:
-        self.loader, self.callback = loader, callback
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:  # the module must not look as if this loader were its own
-            module.__spec__.loader = self.loader
-        module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        self.callback()
 
 
 class _Finder(MetaPathFinder):
@@ -53,9 +36,15 @@ class _Finder(MetaPathFinder):
         except BaseException:
             sys.meta_path.insert(0, self)
             raise
-        if spec is None or spec.loader is None:
-            return spec
-        spec.loader = _ThenCall(spec.loader, self.callback)
+        if spec is not None and spec.loader is not None:
+            loader, execute = spec.loader, spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                del loader.exec_module  # this function: the loader is its own again
+                execute(module)
+                self.callback()
+
+            loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

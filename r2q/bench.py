@@ -6,8 +6,6 @@ CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with
 
 from __future__ import annotations
 
-import csv
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from r2q.kept import write_json
+from r2q.models.devices import pick_device
+from r2q.models.load import load_packed
+from r2q.records import write_csv
 
 COLUMNS = (
     "model", "phase", "batch", "context", "device", "dtype", "median_ms", "first_quartile_ms", "third_quartile_ms",
@@ -36,9 +39,6 @@ def bench(
         ValueError: a batch, the context or the number of repeats is not positive, or the folder cannot be loaded,
             or has experts on a GPU.
     """
-    from r2q.models.devices import pick_device
-    from r2q.models.load import load_packed
-
     for name, value in (("batch", min(batches, default=0)), ("context", context), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"--{name}: {value}; it must be at least 1")
@@ -56,12 +56,8 @@ def bench(
             for phase in ("decode", "prefill"):
                 rows.append({"model": name} | measure(model, phase, batch, context, repeats, copy))
         del model
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    out.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_csv(out, COLUMNS, rows)
+    write_json(out.with_suffix(".json"), rows)
     return rows
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +23,9 @@ from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 from r2q import __version__
 from r2q.kept import held
 from r2q.measure import Measured
-from r2q.server import ask
 
+ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
+NO = b"no"  # the answer of a server that cannot help
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
 EPILOG = (
     "`snakemake` runs all verbs in order; they are here for a single step by hand. `r2q VERB --help` has an example. "
@@ -145,10 +148,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        status = ask(given) if getattr(sys.modules[function(verb).__module__], "HEAVY", False) else None
+        status = ask(given)
     except KeyboardInterrupt:  # the server's process says so
         return 130
     return _run(verb, rest) if status is None else status
+
+
+def ask(arguments: Sequence[str]) -> int | None:
+    """The exit status of a verb that the server ran; None where there is no server."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(os.environ[ADDRESS])
+        except (KeyError, OSError):
+            return None
+        environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
+        message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
+        try:
+            socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
+            connection.sendall(message)
+            answer = connection.recv(8)
+        except (BrokenPipeError, ConnectionResetError):  # it said no, or ended, before it had read all of it
+            return None
+    if answer == NO:
+        return None
+    if not answer:
+        print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
+        return 1
+    return int(answer)
 
 
 def _run(verb: str, rest: list[str]) -> int:
@@ -171,22 +197,22 @@ def _run(verb: str, rest: list[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         if log or os.environ.get("R2Q_TRACEBACK"):
             traceback.print_exc()
-        _say("".join(f"error: {line}\n" for line in str(error).splitlines()) or f"error: {error!r}\n", terminal)
+        _print_error("".join(f"error: {line}\n" for line in str(error).splitlines()) or f"error: {error!r}\n", terminal)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left, as `head` does
         return 1
     except KeyboardInterrupt:
-        _say("interrupted\n", terminal)
+        _print_error("interrupted\n", terminal)
         return 130
     except Exception as error:
         traceback.print_exc()
         if terminal is not None:
-            _say(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
+            _print_error(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
         return 1
 
 
-def _say(text: str, terminal: TextIO | None) -> None:
+def _print_error(text: str, terminal: TextIO | None) -> None:
     """To the log, if there is one, and to the terminal."""
     for stream in {sys.stderr, terminal or sys.stderr}:
         stream.write(text)

@@ -130,8 +130,8 @@ def the_same_seed_gives_the_same_bits(recipe: Recipe, bench: Bench) -> None:
     _need(all(torch.equal(one[key], again[key]) for key in one), "the same seed gives other weights")
     other = bench.quantize(replace(recipe, seed=recipe.seed + 1), bench.model())[0].state_dict()
     same, stochastic = all(torch.equal(one[key], other[key]) for key in one), method_info(recipe.method).stochastic
-    found = "the same" if same else "other"
-    _need(same != stochastic, f"another seed gives {found} weights, and stochastic is {stochastic}")
+    which = "the same" if same else "other"
+    _need(same != stochastic, f"another seed gives {which} weights, and stochastic is {stochastic}")
 
 
 def what_is_read_is_the_class(recipe: Recipe, bench: Bench) -> None:
@@ -210,9 +210,9 @@ OF_ONE_WEIGHT = (weights_stay_untouched, more_bits_mean_less_error)
 def checks_of(recipe: Recipe) -> list[Check]:
     """The checks that a recipe has to pass: those of one weight only where the method is a function of one."""
     info = method_info(recipe.method)
-    found = CHECKS if info.quantizes else CHECKS[:2]
+    checks = CHECKS if info.quantizes else CHECKS[:2]
     less = (*(() if info.weight_method else OF_ONE_WEIGHT), *((more_bits_mean_less_error,) if info.control else ()))
-    return [check for check in found if check not in less]
+    return [check for check in checks if check not in less]
 
 
 def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]) -> int:

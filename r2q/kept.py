@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -30,6 +30,12 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(file: Path) -> list[int]:
+    """Size, inode, and times of modification and change: the last one moves even where the other is set back."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def source_hash(paths: Iterable[str | Path]) -> str:
@@ -76,8 +82,8 @@ def source_files(paths: Iterable[str | Path]) -> list[Path]:
         full = from_top(path)
         if full.is_file():
             _add_with_imports(full, files)
-        elif found := list(full.rglob("*.py")):
-            files.update(found)
+        elif modules := list(full.rglob("*.py")):
+            files.update(modules)
         else:
             raise FileNotFoundError(f"no Python source at {full}")
     return sorted(files)
@@ -106,7 +112,7 @@ def _imports(file: Path, source: bytes) -> list[Path]:
             start = package[: len(package) + 1 - node.level] if node.level else ()
             module = (*start, *(node.module or "").split(".")) if node.module else start
             names += [module, *((*module, alias.name) for alias in node.names)]
-    found = []
+    imported = []
     for name in dict.fromkeys(filter(None, names)):
         if name[0] == "r2q" and name[:-1] != package:
             continue
@@ -114,8 +120,8 @@ def _imports(file: Path, source: bytes) -> list[Path]:
         places = [folder.joinpath(*name) for folder in dict.fromkeys((*beside, Path.cwd(), ROOT))]
         modules = [place.with_suffix(".py") for place in places]
         modules += [place / "__init__.py" for place in places if name[0] != "r2q"]
-        found += [path for path in modules if path.is_file()][:1]
-    return found
+        imported += [path for path in modules if path.is_file()][:1]
+    return imported
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -157,44 +163,43 @@ def held(path: str | Path) -> Iterator[None]:
         ValueError: another process does; names it.
     """
     path = Path(path)
-    lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with _taken(lock) as file:
+    place = path.with_name(f".{path.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock(place) or nullcontext() as file:
         if file is None:
-            raise ValueError(f"process {_owner(lock)} is at work on {path}; wait for it, or stop it first")
+            raise ValueError(f"process {_owner(place)} is at work on {path}; wait for it, or stop it first")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
-        lock.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
 
 def busy(folder: str | Path) -> dict[str, str]:
     """What other processes hold below a folder: path and process."""
-    found = {}
-    for lock in sorted(Path(folder).glob("**/.*.lock")):
-        with suppress(FileNotFoundError), _taken(lock, "r+") as file:  # it may end in between
+    at_work = {}
+    for place in sorted(Path(folder).glob("**/.*.lock")):
+        with suppress(FileNotFoundError), lock(place, "r+") or nullcontext() as file:  # it may end in between
             if file is None:
-                found[str(lock.with_name(lock.name[1:-5]))] = _owner(lock)
-    return found
+                at_work[str(place.with_name(place.name[1:-5]))] = _owner(place)
+    return at_work
 
 
-@contextmanager
-def _taken(lock: Path, mode: str = "a+") -> Iterator[IO[str] | None]:
+def lock(path: Path, mode: str = "a+") -> IO[str] | None:
     """The open and locked file; None where another process has it. The kernel lets go of it whatever happens."""
     while True:
-        with lock.open(mode) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            if os.fstat(file.fileno()).st_nlink:  # else its last owner has just deleted it
-                yield file
-                return
+        file = path.open(mode)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if os.fstat(file.fileno()).st_nlink:  # else its last owner has just deleted it
+            return file
+        file.close()
 
 
-def _owner(lock: Path) -> str:
+def _owner(place: Path) -> str:
     with suppress(OSError):
-        return lock.read_text() or "unknown"
+        return place.read_text() or "unknown"
     return "unknown"

@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 MIB = 1 << 20
 
@@ -36,9 +35,7 @@ class Measured:
         self._start, self._cpu = time.perf_counter(), cpu_seconds()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = round(time.perf_counter() - self._start, 3)
         self.cpu_seconds = round(cpu_seconds() - self._cpu, 3)
         cuda = _cuda()
@@ -79,3 +76,12 @@ def versions(*packages: str) -> dict[str, str]:
     from importlib import metadata
 
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `6 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

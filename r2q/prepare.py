@@ -20,7 +20,7 @@ from r2q.config import TEXT_FILE, Config, ConfigError, Model
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.records import Damaged, digest
+from r2q.records import Damaged, digest, digest_sums, one_line
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -31,10 +31,7 @@ SKEW = 60  # seconds by which the clock of another machine, such as a file serve
 def prepare(config_path: str | Path, out: str | Path, model: str | None = None) -> None:
     """Check models, recipes and tasks of a config; write what is known of each model to `out` (JSON).
 
-    Args:
-        config_path: the run's config.
-        out: the JSON to write: results/<run>/prepared.json, or for one model results/<run>/<model>/prepared.json.
-        model: only this model with its recipes, and no tasks; None = all models and all tasks.
+    With `model`, only that one with its recipes, and no tasks.
 
     Raises ConfigError with one sentence per problem, and then writes nothing.
     """
@@ -47,12 +44,12 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             problems = task_problems(config)
         names = [*config.models] if model is None else [model]
         models: dict[str, Any] = {}
-        _say_python(config)
+        _warn_of_python(config)
         for name in names:
             try:
                 models[name] = _describe(config.models[name])
             except (ValueError, OSError) as error:
-                problems.append(f"models.{name}.path: {config.models[name].path}: {' '.join(str(error).split())}")
+                problems.append(f"models.{name}.path: {config.models[name].path}: {one_line(error)}")
                 continue
             changed = hub.changed(config.models[name], models[name]["files"])
             problems += [f"models.{name}.path: {line}" for line in changed]
@@ -64,15 +61,15 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
     write_json(out, written | {"digest": digest(written)})
 
 
-def _say_python(config: Config) -> None:
+def _warn_of_python(config: Config) -> None:
     """Say before it happens that task files of the user's run Python."""
     from r2q.evaluation.task_files import files_with_python
 
-    found = files_with_python(config.task_include)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    files = files_with_python(config.task_include)
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         print(
-            f"prepare: {found[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
+            f"prepare: {files[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
         )
 
 
@@ -113,31 +110,24 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
 
 def local_paths(config: Config) -> list[tuple[str, str, str]]:
     """(key, path, `file` or `folder`) of everything that the config names on this machine."""
-    wanted = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
-    wanted += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
-    wanted += [(f"perplexity.{name}.path", p.path, "file") for name, p in config.perplexity.items() if p.is_file]
-    if config.fidelity is not None and config.fidelity.is_file:
-        wanted.append(("fidelity.path", config.fidelity.path, "file"))
-    if config.calibration is not None and config.calibration.is_file:
-        wanted.append(("calibration.path", config.calibration.path, "file"))
-    for number, texts in enumerate(config.training.texts if config.training is not None else []):
-        if TEXT_FILE.search(texts.path):
-            wanted.append((f"training.texts[{number}].path", texts.path, "file"))
-    wanted += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
+    paths = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
+    paths += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
+    paths += [(key, path, "file") for key, path in config.texts().items() if TEXT_FILE.search(path)]
+    paths += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
     for name, recipe in config.recipes.items():
         if configuration.method_info(recipe.method).needs == "checkpoint":
             checkpoint = configuration.Model(path=recipe.options["path"])
-            wanted += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []
+            paths += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []
     if config.task_data is not None:
-        wanted.append(("task_data", config.task_data, "folder"))
-    return wanted
+        paths.append(("task_data", config.task_data, "folder"))
+    return paths
 
 
 def missing_paths(config: Config) -> list[str]:
     """One sentence for every local path of the config that is not there; else for every text that leaks by content."""
-    found = {"folder": Path.is_dir, "file": Path.is_file}
+    is_there = {"folder": Path.is_dir, "file": Path.is_file}
     missing = [
-        f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not found[what](Path(path))
+        f"{key}: there is no {what} {path}" for key, path, what in local_paths(config) if not is_there[what](Path(path))
     ]
     return missing or configuration.leaks(config)
 
@@ -161,10 +151,10 @@ def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) ->
 
     `rows` are the files that they go to; those that are there as the config asks, whoever wrote them, need no engine.
     """
-    wanted = config.training
-    if wanted is None or not wanted.uses_vllm or find_spec("vllm") is not None:
+    training = config.training
+    if training is None or not training.uses_vllm or find_spec("vllm") is not None:
         return []
-    if rows is not None and all(_as_asked(Path(path), wanted.model_dump(mode="json")) for path in rows):
+    if rows is not None and all(_as_asked(Path(path), training.model_dump(mode="json")) for path in rows):
         return []
     return ["training.engine: vllm is not installed in this environment; install it there, or use transformers"]
 
@@ -195,7 +185,7 @@ def task_problems(config: Config) -> list[str]:
 def _describe(entry: Model) -> dict[str, Any]:
     """What later steps need to know of a model."""
     from r2q.models import checks
-    from r2q.models.fingerprint import describe_files, fingerprint
+    from r2q.models.fingerprint import describe_files
     from r2q.models.load import load_full, quiet
     from r2q.models.source import made_folder, make_folder, model_folder, source_facts
     from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
@@ -226,7 +216,7 @@ def _describe(entry: Model) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "attention": model.config._attn_implementation,
         "total_parameters": sum(p.numel() for p in model.parameters()),
-        "fingerprint": fingerprint(files),
+        "fingerprint": digest_sums({name: file["sha256"] for name, file in files.items()}),
         "files": files,
         "head": None if tied else layers.pop(),  # comes last
         "targets": layers,

@@ -160,10 +160,10 @@ def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
 
 def _whole(report: Report, folder: Path, leaves: bool) -> bool:
     """Whether all that a unit wrote is still there as it was."""
-    there = report.status == OK and not missing_files(folder, report.files)
-    there = there and (not leaves or LATENT in report.files)
-    there = there and folder_digest(folder) == report.hashes["weights"]
-    return there and digest_files(folder, _besides(folder, report.files)) == report.hashes.get("files")
+    intact = report.status == OK and not missing_files(folder, report.files)
+    intact = intact and (not leaves or LATENT in report.files)
+    intact = intact and folder_digest(folder) == report.hashes["weights"]
+    return intact and digest_files(folder, _besides(folder, report.files)) == report.hashes.get("files")
 
 
 def _besides(folder: Path, files: Iterable[str]) -> list[str]:
@@ -218,8 +218,8 @@ def _identity(
 def _packages(recipe: Recipe) -> list[str]:
     """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
     names = dict.fromkeys([recipe.method, recipe.options.get("quantizer") or recipe.method])
-    found = (package_of(configuration.method_info(name).module) for name in names)
-    return sorted({package for package in found if package is not None})
+    packages = (package_of(configuration.method_info(name).module) for name in names)
+    return sorted({package for package in packages if package is not None})
 
 
 def _unit(
@@ -234,9 +234,20 @@ def _unit(
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Quantize and write one unit; the fields of its report that only this work gives."""
-    record: dict[str, Any] = {"status": OK, "reason": "", "bits": recipe.bits}
     model = load_full(str(source))
-    total = sum(p.numel() for p in model.parameters())
+    record: dict[str, Any] = {
+        "status": OK,
+        "reason": "",
+        "bits": recipe.bits,
+        "bits_per_weight": None,
+        "quantized_weights": 0,
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "file_bytes": None,
+        "formula_bytes": None,
+        "layers": [],
+        "notes": {},
+        "hashes": {"weights": None},
+    }
     targets = list_targets(model, recipe.lm_head)
     if recipe.granularity is not None:
         for target in targets:
@@ -258,26 +269,13 @@ def _unit(
         reason, diverged = one_line(error), isinstance(error, Diverged)
         if diverged:  # "diverged at step 4: loss nan": the status says the first word
             reason = reason.removeprefix("diverged at ").replace(": ", ", ", 1)
-        return record | {
-            "status": DIVERGED if diverged else FAILED,
-            "reason": reason,
-            "retry": passing(error),
-            "bits_per_weight": None,
-            "quantized_weights": 0,
-            "total_parameters": total,
-            "file_bytes": None,
-            "formula_bytes": None,
-            "layers": [],
-            "notes": {},
-            "hashes": {"weights": None},
-        }
+        return record | {"status": DIVERGED if diverged else FAILED, "reason": reason, "retry": passing(error)}
     weights = sum(math.prod(layer["shape"]) for layer in layers)
     layer_bits = sum(layer["bits_per_weight"] * math.prod(layer["shape"]) for layer in layers)
     return record | {
         "bits": recipe.bits if layers else element_bits,
         "bits_per_weight": layer_bits / weights if layers else float(element_bits),
         "quantized_weights": weights,
-        "total_parameters": total,
         "file_bytes": sum((folder / file).stat().st_size for file in digests),
         "formula_bytes": formula_bytes(model),
         "layers": layers,

@@ -91,14 +91,36 @@ class Layer:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Report:
-    """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What both records of a unit have.
 
     Attributes:
         key: hash of all that can move the result; the same key means the same result.
         status, reason: how it ended, and why where it is not ok (a sentence on one line, else "").
         retry: whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again.
+        files: bytes of every file of the result, by its path in the unit's folder.
+        digest: hash of all other fields, so that an edited number is not taken for a result.
+    """
+
+    key: str
+    status: Status
+    reason: str
+    versions: dict[str, str]
+    hashes: dict[str, str | None]
+    files: dict[str, int]
+    cpu_seconds: float | None = None
+    gpu_mib: float | None = None
+    retry: bool = False
+    format_version: Format = 2
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(_Result):
+    """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
+
+    Attributes:
         bits: of a code; None for a checkpoint that was quantized elsewhere.
         bits_per_weight: effective, over the quantized layers, with scales.
         file_bytes, formula_bytes: of the weight files; of their tensors by formula.
@@ -106,11 +128,8 @@ class Report:
             `r2q.measure.Measured`).
         hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
             tokens, the training rows.
-        files: bytes of every file of the unit, by its path in the folder; they are the result.
-        digest: hash of all other fields, so that an edited number is not taken for a result.
     """
 
-    key: str
     model: str
     family: str
     recipe: str
@@ -121,8 +140,6 @@ class Report:
     bits: int | None
     options: dict[str, Any]
     facts: Facts
-    status: Status
-    reason: str
     bits_per_weight: float | None
     quantized_weights: int | None
     total_parameters: int | None
@@ -132,14 +149,6 @@ class Report:
     notes: dict[str, Any]
     seconds: float
     peak_mib: float
-    versions: dict[str, str]
-    hashes: dict[str, str | None]
-    files: dict[str, int]
-    cpu_seconds: float | None = None
-    gpu_mib: float | None = None
-    retry: bool = False
-    format_version: Format = 2
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,12 +171,11 @@ class TaskScore:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(_Result):
     """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
     Attributes:
-        key, status, reason, retry, digest: as in `Report`.
         files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
             samples.jsonl if asked.
         seconds, cpu_seconds, peak_mib, gpu_mib: of the whole unit; task_seconds: in the model, by task.
@@ -175,9 +183,6 @@ class Evaluation:
         hashes: sha256 of the weights that were scored, of the tasks with their data, of the code, and of `files`.
     """
 
-    key: str
-    status: Status
-    reason: str
     scores: list[TaskScore]
     seconds: float | None
     task_seconds: dict[str, float]
@@ -187,15 +192,7 @@ class Evaluation:
     batch_size: int
     add_bos: bool | None
     seeds: dict[str, int]
-    versions: dict[str, str]
-    hashes: dict[str, str | None]
     truncated: dict[str, int]
-    files: dict[str, int]
-    cpu_seconds: float | None = None
-    gpu_mib: float | None = None
-    retry: bool = False
-    format_version: Format = 2
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -375,28 +372,6 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A line of the lattice figure's CSV: where one weight of a group went. `level_0` and so on follow: the levels.
-
-    Attributes:
-        row, group, index: place of the weight in the layer, the row, the group.
-    """
-
-    recipe: str
-    method: str
-    model: str
-    layer: str
-    row: int
-    group: int
-    index: int
-    weight: float
-    code: int
-    quantized: float
-    level_0: float
-    level_1: float
-
-
-@dataclass(frozen=True)
 class _Trained:
     """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training.
 
@@ -550,7 +525,12 @@ def check_tensors(path: str | Path) -> None:
 
 def digest_files(folder: Path, names: Iterable[str]) -> str:
     """One sha256 over names and contents of files below a folder."""
-    lines = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(names))
+    return digest_sums({name: file_sha256(folder / name) for name in names})
+
+
+def digest_sums(sums: Mapping[str, str]) -> str:
+    """One sha256 over names of files and the sha256 of each."""
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -615,11 +595,11 @@ def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
 @cache
 def _types(kind: type) -> dict[str, type]:
     """The type of every field, without `| None`."""
-    found = {}
+    types = {}
     for name, hint in get_type_hints(kind).items():
         plain = [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) is UnionType else [hint]
-        found[name] = plain[0]
-    return found
+        types[name] = plain[0]
+    return types
 
 
 def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -638,8 +618,8 @@ def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _check_columns(path: str | Path, frame: pd.DataFrame, wanted: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in frame.columns]:
+def _check_columns(path: str | Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+    if missing := [name for name in needed if name not in frame.columns]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
 
 
@@ -671,8 +651,8 @@ def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
 
 def changed_files(manifest: str | Path) -> list[str]:
     """The files that a manifest names and that are there, but not as they were written."""
-    found = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
-    return [str(file) for file in found if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
+    files = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
+    return [str(file) for file in files if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
 
 
 def check_signature(file: str | Path) -> None:

@@ -21,25 +21,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-ADDRESS = "R2Q_SERVER"
+from r2q.cli import ADDRESS, NO, main
+
 ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}  # no GPU, no threads to lose
-NO = b"no"  # the answer of a server that cannot help
-HEAVY = (
-    "r2q.quantize",
-    "r2q.evaluation.evaluate",
-    "r2q.evaluation.adapter",
-    "r2q.training.teacher_data",
+IMPORTED = (
+    "lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama",
+    "r2q.quantize", "r2q.evaluation.evaluate", "r2q.evaluation.adapter", "r2q.training.teacher_data",
     "r2q.training.frame",
-)
-SHOWN = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims")
-LIBRARIES = ("lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama")
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims",
+)  # fmt: skip
 
 
 class Request(NamedTuple):
@@ -67,29 +63,6 @@ def start() -> None:
             env=os.environ | dict.fromkeys(names, "1") | ENVIRONMENT,
         )
     os.environ[ADDRESS] = str(path)
-
-
-def ask(arguments: Sequence[str]) -> int | None:
-    """The exit status of a verb that the server ran; None where there is no server."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(os.environ[ADDRESS])
-        except (KeyError, OSError):
-            return None
-        environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        message = json.dumps(Request(list(arguments), str(Path.cwd()), environment)).encode()
-        try:
-            socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
-            connection.sendall(message)
-            answer = connection.recv(8)
-        except (BrokenPipeError, ConnectionResetError):  # it said no, or ended, before it had read all of it
-            return None
-    if answer == NO:
-        return None
-    if not answer:
-        print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
-        return 1
-    return int(answer)
 
 
 def serve(path: str, listener: socket.socket) -> None:
@@ -120,7 +93,7 @@ def serve(path: str, listener: socket.socket) -> None:
 @cache
 def _warm() -> None:
     """Have what every verb would import and build; nobody's garbage collection looks through it again."""
-    for module in (*LIBRARIES, *HEAVY, *SHOWN):
+    for module in IMPORTED:
         import_module(module)
     import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")  # 1,000 expressions compiled
     gc.collect()
@@ -150,8 +123,6 @@ def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
 
 def _child(connection: socket.socket, request: Request, streams: list[int]) -> None:
     """Run one verb, and end."""
-    from r2q.cli import main
-
     for place, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, place)
         os.close(stream)

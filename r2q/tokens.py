@@ -42,10 +42,10 @@ class Encoder:
         missing = [text for text in dict.fromkeys(texts) if (text, special) not in self._known]
         if not missing:
             return
-        own = special and self.add_bos is None
+        by_tokenizer = special and self.add_bos is None
         starts = self.tokenizer.bos_token if self.bos is not None else None
-        plain = [text for text in missing if own and not (starts and text.startswith(starts))]
-        bare = [text for text in missing if not (own and not (starts and text.startswith(starts)))]
+        plain = [text for text in missing if by_tokenizer and not (starts and text.startswith(starts))]
+        bare = [text for text in missing if not (by_tokenizer and not (starts and text.startswith(starts)))]
         for batch, add in ((plain, True), (bare, False)):
             if batch:
                 ids = self.tokenizer(batch, add_special_tokens=add, verbose=False)["input_ids"]

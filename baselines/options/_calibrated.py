@@ -12,13 +12,11 @@ class GroupedOptions(MethodOptions):
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
         """A whole tensor; batches of more windows than there are."""
-        found = []
+        problems = []
         if recipe.granularity == "tensor":
-            found.append(f"granularity: method {recipe.method} needs groups: g<size> or channel, not tensor")
-        batch, windows = (
-            getattr(self, "batch", 1),
-            config.calibration.windows if config.calibration is not None else None,
-        )
+            problems.append(f"granularity: method {recipe.method} needs groups: g<size> or channel, not tensor")
+        batch = getattr(self, "batch", 1)
+        windows = config.calibration.windows if config.calibration is not None else None
         if windows is not None and batch > windows:
-            found.append(f"batch: {batch} are more than the {windows} windows of calibration.windows")
-        return found
+            problems.append(f"batch: {batch} are more than the {windows} windows of calibration.windows")
+        return problems

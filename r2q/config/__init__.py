@@ -19,65 +19,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from r2q.config.base import Closed, ConfigError, MethodOptions, Section, nearest
+from r2q.config.base import ConfigError, MethodOptions, nearest
 from r2q.config.consistency import find_problems
 from r2q.config.facts import describe_recipe
-from r2q.config.lattice import lattice_problems
+from r2q.config.lattice import lattice_lacks, lattice_problems
 from r2q.config.leaks import leaks
 from r2q.config.machine import machine_problems
-from r2q.config.methods import MethodInfo, built_in_methods, import_method, method_info, resolve_method
+from r2q.config.methods import built_in_methods, import_method, method_info
 from r2q.config.problems import describe, unusable_values
 from r2q.config.quantizer import QuantizerOptions
 from r2q.config.run import Config
-from r2q.config.sections import HUB_GGUF, PYPI, Limits, Model, Recipe, Task
+from r2q.config.sections import HUB_GGUF, PYPI, Model
 from r2q.config.strict_yaml import read_yaml
-from r2q.config.texts import (
-    CALIBRATION_PRESETS,
-    HUB_TEXT,
-    TEXT_FILE,
-    Calibration,
-    Perplexity,
-    Texts,
-    TextSource,
-    Training,
-)
-
-__all__ = [
-    "CALIBRATION_PRESETS",
-    "HUB_GGUF",
-    "HUB_TEXT",
-    "PYPI",
-    "TEXT_FILE",
-    "Calibration",
-    "Closed",
-    "Config",
-    "ConfigError",
-    "Limits",
-    "MethodInfo",
-    "MethodOptions",
-    "Model",
-    "Perplexity",
-    "QuantizerOptions",
-    "Recipe",
-    "Section",
-    "Task",
-    "TextSource",
-    "Texts",
-    "Training",
-    "built_in_methods",
-    "describe_recipe",
-    "import_method",
-    "lattice_problems",
-    "leaks",
-    "load",
-    "load_to_run",
-    "machine_problems",
-    "method_info",
-    "nearest",
-    "parse",
-    "read_yaml",
-    "resolve_method",
-]
+from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, Calibration
 
 
 def load(path: str | Path, model: str | None = None, section: str | None = None) -> Config:
@@ -103,7 +57,7 @@ def load_to_run(path: str | Path) -> Config:
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
     """Check a config that is already plain data; `source` names it in messages. Raises ConfigError."""
-    problems = unusable_values(data)
+    problems = list(unusable_values(data))
     if not problems:
         try:
             config = Config.model_validate(data)

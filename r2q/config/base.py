@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -48,6 +49,15 @@ class MethodOptions(Closed):
         One sentence for each, starting with the option's name, or with `granularity` or `bits` of the recipe.
         """
         return []
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """What an annotation allows: the parts of a union, without `Annotated` and None."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in alternatives(part)]
+    return [] if annotation is NoneType else [annotation]
 
 
 def _fits(path: str) -> str:

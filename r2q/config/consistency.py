@@ -10,12 +10,13 @@ from pydantic import ValidationError
 
 from r2q.config.base import ConfigError, nearest
 from r2q.config.facts import describe_recipe
+from r2q.config.lattice import lattice_lacks
 from r2q.config.leaks import leaks, same_text
 from r2q.config.methods import method_info
 from r2q.config.problems import describe
 from r2q.config.run import Config
 from r2q.config.sections import PYPI, Model, Recipe
-from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_KINDS, TextSource
+from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, TEXT_KINDS
 
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
 RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
@@ -24,38 +25,37 @@ SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
 
 def find_problems(config: Config) -> list[str]:
     """One sentence for each, starting with the dotted key; none when all is well."""
-    found: list[str] = []
+    lines: list[str] = []
     if config.run in RESERVED_RUNS:
-        found.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
+        lines.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
     if not config.tasks and not config.perplexity and config.fidelity is None:
-        found.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity, or fidelity")
+        lines.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity, or fidelity")
     for name, model in config.models.items():
         if name in RESERVED_MODELS:
-            found.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
-        found += [f"models.{name}.{line}" for line in _source_problems(model)]
+            lines.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
+        lines += [f"models.{name}.{line}" for line in _source_problems(model)]
         for recipe in model.recipes or []:
             if recipe not in config.recipes:
-                found.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
-        found += _twice(f"models.{name}.recipes", model.recipes or [])
+                lines.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
+        lines += _twice(f"models.{name}.recipes", model.recipes or [])
     wrong = [
         f"recipes.{name}{line}" for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)
     ]
-    found += wrong or [line for name in config.recipes for line in _in_this_run(config, name)]
-    for name, text in config.perplexity.items():
-        found += _no_text(f"perplexity.{name}.path", text)
+    lines += wrong or [line for name in config.recipes for line in _in_this_run(config, name)]
+    lines += [line for key, path in config.texts().items() for line in _no_text(key, path)]
+    for name in config.perplexity:
         if name in config.tasks:
-            found.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
+            lines.append(f"perplexity.{name}: a task has the same name; a column of the table can only be one of them")
     if config.fidelity is not None:
-        found += _no_text("fidelity.path", config.fidelity)
         for section in ("perplexity", "tasks"):
             if "fidelity" in getattr(config, section):
-                found.append(f"{section}.fidelity: the name is reserved for the section fidelity; choose another")
-    found += _calibration_problems(config)
-    found += _training_problems(config) + leaks(config, content=False)
-    found += _twice("seeds", config.seeds)
+                lines.append(f"{section}.fidelity: the name is reserved for the section fidelity; choose another")
+    lines += [] if config.calibration is not None else _missing(config, "calibration", "path")
+    lines += _training_problems(config) + leaks(config, content=False)
+    lines += _twice("seeds", config.seeds)
     for name, model in config.models.items():
-        found += _twice(f"models.{name}.seeds", model.seeds or [])
-    return found or _lattice_problems(config) + _claims_problems(config)
+        lines += _twice(f"models.{name}.seeds", model.seeds or [])
+    return lines or _lattice_problems(config) + _claims_problems(config)
 
 
 def _lattice_problems(config: Config) -> list[str]:
@@ -63,23 +63,18 @@ def _lattice_problems(config: Config) -> list[str]:
     shown, recipes = config.figures.lattice.model, config.figures.lattice.recipes
     if shown is not None and shown not in config.models:
         return [f"figures.lattice.model: unknown model {shown}{nearest(shown, config.models)}"]
-    found, key = _twice("figures.lattice.recipes", recipes), "figures.lattice.recipes"
+    lines, key = _twice("figures.lattice.recipes", recipes), "figures.lattice.recipes"
     for name in recipes:
         granularity = config.recipes[name].granularity if name in config.recipes else None
         if name not in config.recipes:
-            found.append(f"{key}: unknown recipe {name}{nearest(name, config.recipes)}")
+            lines.append(f"{key}: unknown recipe {name}{nearest(name, config.recipes)}")
         elif granularity in (None, "tensor"):
-            found.append(f"{key}: {name} has granularity {granularity or 'null'}; the figure needs groups or channels")
+            lines.append(f"{key}: {name} has granularity {granularity or 'null'}; the figure needs groups or channels")
         elif granularity != (first := config.recipes.get(recipes[0], config.recipes[name]).granularity):
-            found.append(f"{key}: {name} has granularity {granularity}, {recipes[0]} {first}; they must have the same")
-    if not found and config.lattice_units() is None and (shown or recipes):
-        plain = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
-        needs, where = ", ".join(recipes) or plain, "recipes" if shown is None else "model"
-        found.append(
-            f"figures.lattice.{where}: the figure needs {needs}; {shown or 'no model'} "
-            f"{'lacks' if shown else 'has'} them"
-        )
-    return found
+            lines.append(f"{key}: {name} has granularity {granularity}, {recipes[0]} {first}; they must have the same")
+    if not lines and config.lattice_units() is None and (shown or recipes):
+        lines.append(lattice_lacks(config))
+    return lines
 
 
 def _claims_problems(config: Config) -> list[str]:
@@ -88,52 +83,41 @@ def _claims_problems(config: Config) -> list[str]:
     named = {"subject": [subject] if subject != type(config.claims)().subject or against else [], "against": against}
     trained = [name for model in config.models for name in config.recipes_of(model) if config.trains(name)]
     known = sorted({describe_recipe(config, name).label for name in trained})
-    there = f"there are {', '.join(known)}" if known else "no recipe trains"
-    found = [
-        f"claims.{key}: no recipe trains with quantizer {label}{nearest(label, known)}; {there}"
+    hint = f"there are {', '.join(known)}" if known else "no recipe trains"
+    lines = [
+        f"claims.{key}: no recipe trains with quantizer {label}{nearest(label, known)}; {hint}"
         for key, labels in named.items()
         for label in labels
         if label not in known
     ]
     if subject in against:
-        found.append(f"claims.against: {subject} is the subject itself")
-    return found + _twice("claims.against", against)
-
-
-def _calibration_problems(config: Config) -> list[str]:
-    """Text that is missing or cannot be read."""
-    wanted = config.calibration
-    if wanted is None:
-        return _missing(config, "calibration", "path")
-    return [] if wanted.path in CALIBRATION_PRESETS else _no_text("calibration.path", wanted, list(CALIBRATION_PRESETS))
+        lines.append(f"claims.against: {subject} is the subject itself")
+    return lines + _twice("claims.against", against)
 
 
 def _training_problems(config: Config) -> list[str]:
-    """Rows that are missing, cannot be read, or are too few."""
-    wanted = config.training
-    if wanted is None:
+    """Rows that are missing, stand twice, or are too few."""
+    training = config.training
+    if training is None:
         return _missing(config, "training", "texts")
-    found = [
-        line for number, text in enumerate(wanted.texts) for line in _no_text(f"training.texts[{number}].path", text)
-    ]
-    for number, text in enumerate(wanted.texts):  # rows of one text drawn twice: held-out rows would be trained on
-        for other, earlier in enumerate(wanted.texts[:number]):
-            same = same_text(text.path, earlier.path, content=False) and text.field == earlier.field
-            if same:
-                found.append(
+    lines = []
+    for number, text in enumerate(training.texts):  # rows of one text drawn twice: held-out rows would be trained on
+        for other, earlier in enumerate(training.texts[:number]):
+            if same_text(text.path, earlier.path, content=False) and text.field == earlier.field:
+                lines.append(
                     f"training.texts[{number}].path: {text.path} is also training.texts[{other}]; take more rows there"
                 )
-    if wanted.rows is not None and wanted.rows < 1:
-        rows = wanted.rows + wanted.held_out
-        found.append(f"training.held_out: {wanted.held_out} of only {rows} rows; none would be left to train on")
-    if wanted.kind == "generated" and (wanted.prompt_tokens or 0) >= wanted.length:
-        found.append(
-            f"training.prompt_tokens: {wanted.prompt_tokens} leave nothing to generate in rows of "
-            f"training.length, {wanted.length} tokens"
+    if training.rows is not None and training.rows < 1:
+        rows = training.rows + training.held_out
+        lines.append(f"training.held_out: {training.held_out} of only {rows} rows; none would be left to train on")
+    if training.kind == "generated" and (training.prompt_tokens or 0) >= training.length:
+        lines.append(
+            f"training.prompt_tokens: {training.prompt_tokens} leave nothing to generate in rows of "
+            f"training.length, {training.length} tokens"
         )
     if config.limits.training_processes > 1 and ":" in config.device:
-        found.append(f"device: training_processes take the first GPUs, not {config.device}; set CUDA_VISIBLE_DEVICES")
-    return found + (_vllm_problems(config) if wanted.uses_vllm else [])
+        lines.append(f"device: training_processes take the first GPUs, not {config.device}; set CUDA_VISIBLE_DEVICES")
+    return lines + (_vllm_problems(config) if training.uses_vllm else [])
 
 
 def _missing(config: Config, section: str, key: str) -> list[str]:
@@ -144,52 +128,53 @@ def _missing(config: Config, section: str, key: str) -> list[str]:
     return [f"{section}: required by recipes {names}; name at least its {key}"] if needy else []
 
 
-def _no_text(key: str, text: TextSource, presets: list[str] | None = None) -> list[str]:
-    """A sentence where a text is neither a file nor a hub data set (nor a preset)."""
-    if text.is_file or HUB_TEXT.match(text.path):
+def _no_text(key: str, path: str) -> list[str]:
+    """A sentence where a text is neither a file nor a hub data set, nor a preset of calibration."""
+    presets = list(CALIBRATION_PRESETS) if key == "calibration.path" else []
+    if TEXT_FILE.search(path) or HUB_TEXT.match(path) or path in presets:
         return []
-    if presets is None:
-        return [f"{key}: {text.path} is neither {TEXT_KINDS}"]
-    close = nearest(text.path, presets) if "/" not in text.path else ""
-    return [f"{key}: {text.path} is none of {', '.join([*presets, TEXT_KINDS])}{close}"]
+    if not presets:
+        return [f"{key}: {path} is neither {TEXT_KINDS}"]
+    close = nearest(path, presets) if "/" not in path else ""
+    return [f"{key}: {path} is none of {', '.join([*presets, TEXT_KINDS])}{close}"]
 
 
 def _vllm_problems(config: Config) -> list[str]:
     """What vLLM would change in silence."""
     assert config.training is not None
-    found, temperature = [], config.training.temperature
+    lines, temperature = [], config.training.temperature
     if ":" in config.device:
-        found.append(f"device: vllm takes the first GPU that it sees, not {config.device}; set CUDA_VISIBLE_DEVICES")
+        lines.append(f"device: vllm takes the first GPU that it sees, not {config.device}; set CUDA_VISIBLE_DEVICES")
     if temperature != 0 and not 0.01 <= temperature <= 2:
-        found.append(f"training.temperature: vllm takes 0 or 0.01 to 2, not {temperature}")
-    return found
+        lines.append(f"training.temperature: vllm takes 0 or 0.01 to 2, not {temperature}")
+    return lines
 
 
 def _in_this_run(config: Config, name: str) -> list[str]:
     """What one recipe cannot do beside the others, the texts and the models; all recipes are right by themselves."""
     recipe, options = config.recipes[name], config.options_of(name)
-    found = []
+    lines = []
     for line in options.problems(recipe, config):
-        own = line.startswith(("granularity", "bits"))
-        found.append(f"recipes.{name}.{line}" if own else f"recipes.{name}.options.{line}")
+        of_recipe = line.startswith(("granularity", "bits"))
+        lines.append(f"recipes.{name}.{line}" if of_recipe else f"recipes.{name}.options.{line}")
     start = getattr(options, "start", None)
-    return found if start is None or not config.trains(name) else found + _start_problems(config, name, start)
+    return lines if start is None or not config.trains(name) else lines + _start_problems(config, name, start)
 
 
 def _source_problems(model: Model) -> list[str]:
     """A source that is not spelled as one, or keys that it does not have; each starts with the rest of the key."""
-    found = []
+    lines = []
     if model.kind == "pypi" and not PYPI.fullmatch(model.path):
-        found.append(f"path: {model.path} is not pypi:<package>==<version>:<file in its wheel>.gguf")
+        lines.append(f"path: {model.path} is not pypi:<package>==<version>:<file in its wheel>.gguf")
     if model.kind == "pypi" and model.sha256 is None:
-        found.append("sha256: required for a file of a package; 64 hex digits of the .gguf file")
+        lines.append("sha256: required for a file of a package; 64 hex digits of the .gguf file")
     if model.sha256 is not None and not model.is_gguf:
         what = "folder" if model.is_folder else "hub model"
-        found.append(f"sha256: only a .gguf file has one, {model.path} is a {what}")
+        lines.append(f"sha256: only a .gguf file has one, {model.path} is a {what}")
     if model.revision is not None and model.kind not in ("hub", "hub_gguf"):
         what = {"folder": "a folder", "gguf": "a file here", "pypi": "in a package"}[model.kind]
-        found.append(f"revision: only a hub model has one, {model.path} is {what}")
-    return found
+        lines.append(f"revision: only a hub model has one, {model.path} is {what}")
+    return lines
 
 
 def _start_problems(config: Config, name: str, start: str) -> list[str]:
@@ -200,17 +185,17 @@ def _start_problems(config: Config, name: str, start: str) -> list[str]:
     entry, other = config.recipes[name], config.recipes[start]
     if config.trains(start) or not method_info(other.method).quantizes:
         return [f"{key} must be a recipe that quantizes and does not train"]
-    found = []
+    lines = []
     for field in ("granularity", "bits", "lm_head"):
         mine, theirs = getattr(entry, field), getattr(other, field)
         if mine != theirs:
-            found.append(f"{key} must be a recipe with {field} {_text(mine)}, as this one has; it has {_text(theirs)}")
+            lines.append(f"{key} must be a recipe with {field} {_text(mine)}, as this one has; it has {_text(theirs)}")
     if entry.options.get("start_from") == "weights" and not method_info(other.method).leaves_latent:
-        found.append(f"{key} leaves no weights to start from (start_from: weights); gptq and efficientqat_block do")
+        lines.append(f"{key} leaves no weights to start from (start_from: weights); gptq and efficientqat_block do")
     if method_info(other.method).scales_inputs:
-        found.append(f"{key} scales input channels, which training does not: its levels are those of other weights")
+        lines.append(f"{key} scales input channels, which training does not: its levels are those of other weights")
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
-    return found + [f"{key} is not among the recipes of model {model}" for model in without]
+    return lines + [f"{key} is not among the recipes of model {model}" for model in without]
 
 
 def _text(value: object) -> str:
@@ -226,27 +211,27 @@ def _needs(method: str, what: str) -> bool:
 
 def _recipe_problems(name: str, entry: Recipe) -> list[str]:
     """Problems of one recipe; each starts with the rest of its key."""
-    found = [f".{line}" for line in _twice("seeds", entry.seeds or [])]
+    lines = [f".{line}" for line in _twice("seeds", entry.seeds or [])]
     suffix = SUFFIX.search(name)
     if suffix and suffix[1] != entry.granularity:
-        found.append(f".granularity: the name ends in -{suffix[1]} but the value is {entry.granularity or 'null'}")
+        lines.append(f".granularity: the name ends in -{suffix[1]} but the value is {entry.granularity or 'null'}")
     try:
         info = method_info(entry.method)
     except ConfigError as error:
-        return [*found, f".method: {error}"]
+        return [*lines, f".method: {error}"]
     if info.quantizes and entry.granularity is None:
-        found.append(f".granularity: method {entry.method} needs one: g<size>, channel or tensor")
+        lines.append(f".granularity: method {entry.method} needs one: g<size>, channel or tensor")
     if not info.quantizes:
         for field, default in (("granularity", None), ("bits", 2), ("lm_head", False)):
             if (value := getattr(entry, field)) != default:
-                found.append(f".{field}: method {entry.method} has none, not {_text(value)}")
+                lines.append(f".{field}: method {entry.method} has none, not {_text(value)}")
     try:
         options = info.options.model_validate(entry.options)
     except ValidationError as error:
-        return found + [f".options.{line}" for line in describe(error, info.options)]
+        return lines + [f".options.{line}" for line in describe(error, info.options)]
     if getattr(options, "optimizer", None) == "adamw_8bit" and find_spec("torchao") is None:
-        found.append(".options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao")
-    return found
+        lines.append(".options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao")
+    return lines
 
 
 def _twice(key: str, values: list[Any]) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import types
-import typing
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from r2q.config.base import MethodOptions
+from r2q.config.base import MethodOptions, alternatives
 from r2q.config.methods import MethodInfo, method_info
 from r2q.config.quantizer import QuantizerOptions
 from r2q.config.run import Config
@@ -52,7 +50,8 @@ def _differences(options: MethodOptions) -> tuple[list[str], dict[str, Any]]:
         value = getattr(options, name)
         if value == declared.get_default(call_default_factory=True):
             continue
-        choices = _choices(declared.annotation)
+        kinds = alternatives(declared.annotation)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         if isinstance(value, bool):
             words.append(name if value else f"no-{name}")
         elif value in choices:
@@ -60,13 +59,3 @@ def _differences(options: MethodOptions) -> tuple[list[str], dict[str, Any]]:
         else:
             settings[name] = value
     return words, settings
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """Values of a Literal, also one inside of a union."""
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return tuple(value for part in typing.get_args(annotation) for value in _choices(part))
-    return ()

@@ -1,4 +1,4 @@
-"""Whether the lattice figure's layer, row and group are there, by the shapes that `prepare` found."""
+"""Whether the lattice figure's recipes are there, and its layer, row and group by the shapes that `prepare` found."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from r2q.config.base import nearest
 from r2q.config.run import Config
 
 
+def lattice_lacks(config: Config) -> str:
+    """The sentence for a config without `lattice_units`."""
+    shown, recipes = config.figures.lattice.model, config.figures.lattice.recipes
+    plain = "a recipe rtn and a recipe r2q with default options and the same bits and granularity, not tensor"
+    needs, where = ", ".join(recipes) or plain, "recipes" if shown is None else "model"
+    have = f"{shown} lacks" if shown else "no model has"
+    return f"figures.lattice.{where}: the figure needs {needs}; {have} them"
+
+
 def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> list[str]:
     """A sentence when `figures.lattice` asks for what this model does not have; none when it is about another one.
 
-    Args:
-        config: the run.
-        model: a model of it.
-        facts: what `prepare` wrote of it: `targets`, each with `name` and `shape` ([out, in] or [experts, out, in]).
+    `facts` is what `prepare` wrote of it: `targets`, each with `name` and `shape` ([out, in] or [experts, out, in]).
     """
-    units, wanted = config.lattice_units(), config.figures.lattice
+    units, figure = config.lattice_units(), config.figures.lattice
     if units is None or units[0] != model or not facts["targets"]:
         return []
     shapes = {target["name"]: target["shape"] for target in facts["targets"]}
-    layer = wanted.layer or next(iter(shapes))
+    layer = figure.layer or next(iter(shapes))
     if layer not in shapes:
         return [f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, shapes)}"]
     granularity = config.recipes[units[1][0]].granularity or ""
     *out, width = shapes[layer]
     size = int(granularity[1:]) if granularity.startswith("g") else width
-    found = []
-    for name, value, count in (("row", wanted.row, math.prod(out)), ("group", wanted.group, max(width // size, 1))):
+    problems = []
+    for name, value, count in (("row", figure.row, math.prod(out)), ("group", figure.group, max(width // size, 1))):
         if value is not None and value >= count:
-            found.append(f"figures.lattice.{name}: {layer} of {model} has {name}s 0 to {count - 1}, not {value}")
-    return found
+            problems.append(f"figures.lattice.{name}: {layer} of {model} has {name}s 0 to {count - 1}, not {value}")
+    return problems

@@ -6,52 +6,42 @@ case of a hub id, a preset and what it stands for, a split and a file of it.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import lzma
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from r2q.config.run import Config
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE
+from r2q.files import sha256, unpacked
 
 BLANKS = b" \t\r\n"  # of another length where a text was saved by another program
-OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
 
 
 def evaluated_texts(config: Config) -> list[tuple[str, str]]:
     """(key, text) of everything that scores are measured on: texts by sections, and local data of tasks."""
-    found = [(f"perplexity.{name}", text.path) for name, text in config.perplexity.items()]
+    texts = [(f"perplexity.{name}", text.path) for name, text in config.perplexity.items()]
     if config.fidelity is not None:
-        found.append(("fidelity.path", config.fidelity.path))
+        texts.append(("fidelity.path", config.fidelity.path))
     if config.task_data is not None:
         for file in sorted(Path(config.task_data).glob("*/*")):
             if file.name.split(".")[0] in ("test", "validation") and TEXT_FILE.search(file.name):
-                found.append((f"task_data of {file.parent.name}", str(file)))
+                texts.append((f"task_data of {file.parent.name}", str(file)))
     for folder in config.task_include:
         for file in sorted(Path(folder).rglob("*")):
             if TEXT_FILE.search(file.name) and not {"train", "fewshot"} & set(re.split(r"[^a-z]+", file.name.lower())):
-                found.append((f"data of tasks in {folder}", str(file)))
-    return found
-
-
-def used_texts(config: Config) -> list[tuple[str, str]]:
-    """(key, text) of everything that methods look at while they quantize or train."""
-    found = [] if config.calibration is None else [("calibration.path", config.calibration.path)]
-    texts = config.training.texts if config.training is not None else []
-    return found + [(f"training.texts[{number}].path", text.path) for number, text in enumerate(texts)]
+                texts.append((f"data of tasks in {folder}", str(file)))
+    return texts
 
 
 def leaks(config: Config, content: bool = True) -> list[str]:
-    """A sentence for every text of `used_texts` that is also one of `evaluated_texts`.
+    """A sentence for every text to calibrate or train on that is also one of `evaluated_texts`.
 
     Without `content` only by what the texts are called and which files they are; with it, also by what the files hold.
     """
-    return common(used_texts(config), evaluated_texts(config), content)
+    used = [(key, path) for key, path in config.texts().items() if key.startswith(("calibration", "training"))]
+    return common(used, evaluated_texts(config), content)
 
 
 def common(used: Iterable[tuple[str, str]], evaluated: Iterable[tuple[str, str]], content: bool = True) -> list[str]:
@@ -100,14 +90,10 @@ def _digest(path: str) -> str | None:
     try:
         stat = Path(path).stat()
         return _content(os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    except (OSError, EOFError, lzma.LZMAError):
+    except (OSError, ValueError):
         return None
 
 
 @cache  # of this process only
 def _content(path: str, *_: int) -> str:
-    digest = hashlib.sha256()
-    with OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block.translate(None, BLANKS))
-    return digest.hexdigest()
+    return sha256(unpacked(path).translate(None, BLANKS))

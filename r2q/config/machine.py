@@ -11,25 +11,25 @@ from r2q.config.run import Config
 
 def machine_problems(config: Config) -> list[str]:
     """One sentence for everything that this machine does not have: GPUs, processors. Asks torch only about GPUs."""
-    found, limits = [], config.limits
+    problems, limits = [], config.limits
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     trains = any(config.trains(recipe) for model in config.models for recipe in config.recipes_of(model))
     spread = limits.training_processes if trains else 1
     if limits.threads > processors:
-        found.append(f"limits.threads: {limits.threads}, but this machine has {processors} processors")
+        problems.append(f"limits.threads: {limits.threads}, but this machine has {processors} processors")
     gpus = count_gpus() if config.device.startswith("cuda") or (config.device == "auto" and spread > 1) else 0
-    wanted = config.device.removeprefix("cuda").removeprefix(":")
+    index = config.device.removeprefix("cuda").removeprefix(":")
     if config.device.startswith("cuda") and gpus == 0:
-        found.append(f"device: {config.device} is asked for, but torch finds no GPU here; use auto or cpu")
-    elif config.device.startswith("cuda:") and int(wanted) >= gpus:
-        found.append(f"device: {config.device} is asked for, but this machine has cuda:0 to cuda:{gpus - 1}")
+        problems.append(f"device: {config.device} is asked for, but torch finds no GPU here; use auto or cpu")
+    elif config.device.startswith("cuda:") and int(index) >= gpus:
+        problems.append(f"device: {config.device} is asked for, but this machine has cuda:0 to cuda:{gpus - 1}")
     if gpus and spread > gpus:
-        found.append(f"limits.training_processes: {spread}, but this machine has {gpus} GPUs")
+        problems.append(f"limits.training_processes: {spread}, but this machine has {gpus} GPUs")
     elif not gpus and spread > processors and not config.device.startswith("cuda"):
-        found.append(
+        problems.append(
             f"limits.training_processes: {spread}, but this machine has no GPU to be used and {processors} processors"
         )
-    return found
+    return problems
 
 
 def count_gpus() -> int:

@@ -71,15 +71,6 @@ def built_in_methods() -> list[str]:
     return ["r2q", *(f.stem for f in files if not f.stem.startswith("_"))]
 
 
-def resolve_method(name: str) -> tuple[str, str]:
-    """`(module, class)` of a method: a file of `baselines/`, `r2q`, or a dotted `package.module.Class`.
-
-    Raises ConfigError for a name that leads nowhere.
-    """
-    info = method_info(name)
-    return info.module, info.name
-
-
 @cache
 def method_info(name: str) -> MethodInfo:
     """Everything the config may ask about a method. Raises ConfigError."""
@@ -113,10 +104,10 @@ def import_method(name: str) -> type:
 
 def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
     """Facts and names of ancestors, of the class itself."""
-    found = getattr(_import(module), cls, None)
-    if not isinstance(found, type) or not all(hasattr(found, fact) for fact in FACTS):
+    imported = getattr(_import(module), cls, None)
+    if not isinstance(imported, type) or not all(hasattr(imported, fact) for fact in FACTS):
         raise ConfigError(f"{cls} of {module} does not build on r2q.quantization.method.Method")
-    return {fact: getattr(found, fact) for fact in (*FACTS, "Options")}, [base.__name__ for base in found.__mro__]
+    return {fact: getattr(imported, fact) for fact in (*FACTS, "Options")}, [base.__name__ for base in imported.__mro__]
 
 
 def _import(module: str) -> Any:
@@ -209,19 +200,19 @@ def _ancestors(module: str, cls: str) -> list[tuple[str, str]]:
     node = _read(module).classes.get(cls)
     if node is None:
         raise _Unread
-    found = [(module, cls)]
+    ancestors = [(module, cls)]
     if (module, cls) != (CONTRACT, "Method"):
         for base in node.bases:
-            found += _ancestors(*_named(module, base))
-    return found
+            ancestors += _ancestors(*_named(module, base))
+    return ancestors
 
 
-def _attribute(module: str, cls: str, wanted: str) -> Any:
+def _attribute(module: str, cls: str, fact: str) -> Any:
     """The value of a class attribute: a plain value, or the options by importing them."""
     for where, owner in _ancestors(module, cls):
         for statement in _read(where).classes[owner].body:
             targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-            if not any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
+            if not any(isinstance(target, ast.Name) and target.id == fact for target in targets):
                 continue
             value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
             if value is None:
@@ -229,7 +220,7 @@ def _attribute(module: str, cls: str, wanted: str) -> Any:
             if isinstance(value, ast.Constant):
                 return value.value
             source, name = _named(where, value)
-            if wanted != "Options" or source == where:  # options beside torch come with the class
+            if fact != "Options" or source == where:  # options beside torch come with the class
                 raise _Unread
             return getattr(_import(source), name)
     raise _Unread
@@ -239,8 +230,8 @@ def _method_class(name: str, path: Path, classes: dict[str, ast.ClassDef]) -> st
     """The one public class with a base that is not the options; bases named ...Method win over helpers."""
     public = [c for c in classes.values() if not c.name.startswith("_") and c.name != "Options" and c.bases]
     named = [c for c in public if any(ast.unparse(base).endswith("Method") for base in c.bases)]
-    found = named or public
-    if len(found) != 1:
-        names = ", ".join(c.name for c in found) or "none"
+    candidates = named or public
+    if len(candidates) != 1:
+        names = ", ".join(c.name for c in candidates) or "none"
         raise ConfigError(f"{path} must have exactly one public Method class, has {names}")
-    return found[0].name
+    return candidates[0].name

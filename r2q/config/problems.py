@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from r2q.config.base import DEVICE, GRANULARITY, NAME, SHA256, nearest
+from r2q.config.base import DEVICE, GRANULARITY, NAME, SHA256, alternatives, nearest
 
 _IN_WORDS = {
     NAME: "letters, digits and . _ - (not . or - first)",
@@ -47,24 +46,23 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return lines
 
 
-def unusable_values(data: Any) -> list[str]:
+def unusable_values(value: Any, key: str = "") -> Iterator[str]:
     """A sentence for every number that is not finite and every text that cannot be written to a file."""
-    return [f"{where or 'config'}: {what}" for where, what in _unusable(data, "")]
-
-
-def _unusable(value: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, float) and not math.isfinite(value):
-        yield key, f"{value} is not a finite number"
+        yield f"{key or 'config'}: {value} is not a finite number"
     elif isinstance(value, str):
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            yield key, f"{_short(value)!a} has a null character or half a surrogate pair, which no file can hold"
+            what = f"{_short(value)!a} has a null character or half a surrogate pair, which no file can hold"
+            yield f"{key or 'config'}: {what}"
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _unusable(name, f"{key}.<key>".lstrip("."))
-            yield from _unusable(part, f"{key}.{ascii(name)[1:-1] if isinstance(name, str) else name}".lstrip("."))
+            yield from unusable_values(name, f"{key}.<key>".lstrip("."))
+            yield from unusable_values(
+                part, f"{key}.{ascii(name)[1:-1] if isinstance(name, str) else name}".lstrip(".")
+            )
     elif isinstance(value, list | tuple):
         for number, part in enumerate(value):
-            yield from _unusable(part, f"{key}.{number}".lstrip("."))
+            yield from unusable_values(part, f"{key}.{number}".lstrip("."))
 
 
 def _short(value: object, form: Any = repr) -> str:
@@ -76,7 +74,7 @@ def _keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
     """Valid keys of the closed model at a place; empty where the keys are free."""
     current: Any = model
     for part in where:
-        current = _model_or_values(current)
+        current = alternatives(current)[0]
         if isinstance(current, type) and issubclass(current, BaseModel):
             if part not in current.model_fields:
                 return []
@@ -85,18 +83,5 @@ def _keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:
             current = typing.get_args(current)[-1]
         else:
             return []
-    current = _model_or_values(current)
+    current = alternatives(current)[0]
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
-
-
-def _model_or_values(annotation: Any) -> Any:
-    """Strip Annotated and `| None`."""
-    while True:
-        origin = typing.get_origin(annotation)
-        if origin is typing.Annotated:
-            annotation = typing.get_args(annotation)[0]
-        elif origin in (typing.Union, types.UnionType):
-            rest = [a for a in typing.get_args(annotation) if a is not type(None)]
-            annotation = rest[0]
-        else:
-            return annotation

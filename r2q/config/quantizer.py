@@ -48,5 +48,5 @@ class QuantizerOptions(MethodOptions):
     def problems(self, recipe: Any, config: Any) -> list[str]:
         """Those of the quantizer's options."""
         inner = method_info(self.quantizer).options.model_validate(self.quantizer_options)
-        found = inner.problems(recipe, config)
-        return [line if line.startswith(("granularity", "bits")) else f"quantizer_options.{line}" for line in found]
+        problems = inner.problems(recipe, config)
+        return [line if line.startswith(("granularity", "bits")) else f"quantizer_options.{line}" for line in problems]

@@ -48,6 +48,15 @@ class Config(Section):
     claims: Claims = Claims()
     """whose claims about training the run judges"""
 
+    def texts(self) -> dict[str, str]:
+        """The path of every text, by its key."""
+        named = {f"perplexity.{name}": text.path for name, text in self.perplexity.items()}
+        for key, text in (("fidelity", self.fidelity), ("calibration", self.calibration)):
+            named |= {} if text is None else {key: text.path}
+        for number, source in enumerate(self.training.texts if self.training is not None else []):
+            named[f"training.texts[{number}]"] = source.path
+        return {f"{key}.path": path for key, path in named.items()}
+
     def recipes_of(self, model: str) -> list[str]:
         """Names of the recipes that a model gets, in the order of the section `recipes`."""
         chosen = self.models[model].recipes
@@ -93,11 +102,11 @@ class Config(Section):
         The recipes that `figures.lattice` names, else rtn and r2q with default options, the same bits and the same
         groups or channels; of the first model that has them, or of the one that `figures.lattice` names.
         """
-        wanted = self.figures.lattice
-        for model in [wanted.model] if wanted.model else self.models:
-            if wanted.recipes:
-                if set(wanted.recipes) <= set(self.recipes_of(model)):
-                    return model, list(wanted.recipes)
+        figure = self.figures.lattice
+        for model in [figure.model] if figure.model else self.models:
+            if figure.recipes:
+                if set(figure.recipes) <= set(self.recipes_of(model)):
+                    return model, list(figure.recipes)
                 continue
             plain: dict[tuple[str | None, int], dict[str, str]] = {}
             for name in self.recipes_of(model):
@@ -106,19 +115,15 @@ class Config(Section):
                     continue
                 if self.options_of(name) == info.options():
                     plain.setdefault((entry.granularity, entry.bits), {}).setdefault(info.label, name)
-            for found in plain.values():
-                if len(found) == len(LATTICE_LABELS):
-                    return model, [found[method] for method in LATTICE_LABELS]
+            for by_label in plain.values():
+                if len(by_label) == len(LATTICE_LABELS):
+                    return model, [by_label[method] for method in LATTICE_LABELS]
         return None
-
-    def quantizes(self) -> bool:
-        """Whether any recipe changes a weight."""
-        return any(self.recipes[recipe].granularity for model in self.models for recipe in self.recipes_of(model))
 
     def items_of(self, task: str) -> int | None:
         """How many items of a task are asked; None = all."""
-        own = self.tasks[task].items
-        return self.limits.items if own is None else own
+        items = self.tasks[task].items
+        return self.limits.items if items is None else items
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in, also those of the methods' options."""

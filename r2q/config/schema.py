@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from r2q.config.base import alternatives
 from r2q.config.run import Config
 from r2q.kept import ROOT, write_atomic
 
@@ -54,12 +53,12 @@ def readme_text() -> str:
 
 def stale() -> list[str]:
     """A sentence for each generated file that is not what the models say."""
-    path, found = schema_path(), []
+    path, problems = schema_path(), []
     if not path.is_file() or path.read_text(encoding="utf-8") != schema_text():
-        found.append(f"{path} is not what r2q/config says; run: python -m r2q schema > {path}")
+        problems.append(f"{path} is not what r2q/config says; run: python -m r2q schema > {path}")
     if readme_path().read_text(encoding="utf-8") != readme_text():
-        found.append(f"{readme_path()} does not have the keys of r2q/config; run: python -m r2q.config.schema")
-    return found
+        problems.append(f"{readme_path()} does not have the keys of r2q/config; run: python -m r2q.config.schema")
+    return problems
 
 
 def _keys(model: type[BaseModel], above: str) -> Iterator[tuple[str, str, str]]:
@@ -74,15 +73,14 @@ def _keys(model: type[BaseModel], above: str) -> Iterator[tuple[str, str, str]]:
 
 def _below(annotation: Any) -> tuple[type[BaseModel] | None, str]:
     """The model that a key holds, if it does, and how its entries are written: `.<name>`, `[]` or nothing."""
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return _below(parts[0])
-    if origin in (typing.Union, types.UnionType):
-        return next((found for part in parts if (found := _below(part))[0] is not None), (None, ""))
-    if origin in (dict, list):
-        model, inner = _below(parts[-1])
-        return (None, "") if model is None else (model, (".<name>" if origin is dict else "[]") + inner)
-    return (annotation, "") if isinstance(annotation, type) and issubclass(annotation, BaseModel) else (None, "")
+    for kind in alternatives(annotation):
+        if get_origin(kind) in (dict, list):
+            model, inner = _below(get_args(kind)[-1])
+            if model is not None:
+                return model, (".<name>" if get_origin(kind) is dict else "[]") + inner
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind, ""
+    return None, ""
 
 
 def _default(value: Any) -> str:

@@ -76,9 +76,9 @@ def _task_problems(config: Config, model: str, encoder: Encoder, positions: int 
     try:
         tasks = load_tasks(config, SEEDS)
     except Exception:  # which one is it?
-        found = list(_unloadable(config))
-        yield from found
-        if found:
+        problems = list(_unloadable(config))
+        yield from problems
+        if problems:
             return
         raise  # only together, such as a task that is named twice
     yield from asked_problems(tasks, model, encoder.tokenizer, positions)

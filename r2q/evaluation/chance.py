@@ -74,9 +74,9 @@ def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
             rendered = value == "None" and isinstance(doc, dict) and None in doc.values()  # by a template
             wrong = task.OUTPUT_TYPE == "multiple_choice" and not isinstance(value, int | str)
             if value is None or rendered or wrong:
-                found = None if rendered else gold
+                answer = None if rendered else gold
                 raise ConfigError(
-                    f"task {task.task_name}, row {number}: the right answer is {found!r}, not an index or text"
+                    f"task {task.task_name}, row {number}: the right answer is {answer!r}, not an index or text"
                 )
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = [list(task.doc_to_choice(doc)) for doc in docs]
@@ -85,10 +85,10 @@ def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
 
 
 def _indices(gold: Any, choices: Sequence[str]) -> list[int]:
-    found = set()
+    indices = set()
     for value in gold if isinstance(gold, list) else [gold]:
         if isinstance(value, str):
             value = list(choices).index(value) if value in choices else -1
         if 0 <= int(value) < len(choices):
-            found.add(int(value))
-    return sorted(found)
+            indices.add(int(value))
+    return sorted(indices)

@@ -45,7 +45,9 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
     session = SHARED.get(_key(config_path, model, reference)) if SHARED else None
     config = session.config if session else configuration.load(config_path, model)
     check_tasks(config)
-    report = _report(out)
+    if not (out / "report.json").is_file():
+        raise FileNotFoundError(f"no file {out / 'report.json'}; run `quantize` first")
+    report = read_json(out / "report.json", Report)
     progress = f"evaluate {model} {report.recipe} seed {report.seed}:"
     if report.status == OK:
         session = session or Session(config, model, reference)
@@ -56,10 +58,3 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
     reason = f"quantize: {report.reason}"
     write_record(out / "evaluation.json", blank(config, model, report, status=report.status, reason=reason))
     print(f"{progress} not evaluated, quantizing {report.status}: {report.reason}", flush=True)
-
-
-def _report(folder: Path) -> Report:
-    path = folder / "report.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; run `quantize` first")
-    return read_json(path, Report)

@@ -94,8 +94,8 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
         FileNotFoundError: there is no such text, or ``prepared`` is not there.
     """
     config = configuration.load(config_path, model, "fidelity")
-    wanted = config.fidelity
-    assert wanted is not None
+    text = config.fidelity
+    assert text is not None
     facts, entry, device = read_prepared(prepared, model), config.models[model], pick_device(config.device)
     torch.set_num_threads(config.limits.threads)
     quiet()
@@ -103,16 +103,16 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     check_unchanged(folder, facts)
     encoder = Encoder(load_tokenizer(str(folder)), entry.add_bos)
     teacher = load_full(str(folder), dtype=entry.dtype)
-    check_window("fidelity", wanted.window, teacher.config)
-    ids = encoder.encode(wanted.separator.join(read_documents(wanted.path, wanted.field, Hub.of(config))))
+    check_window("fidelity", text.window, teacher.config)
+    ids = encoder.encode(text.separator.join(read_documents(text.path, text.field, Hub.of(config))))
     try:
-        tokens = cut(ids, wanted.window, wanted.windows)
-        made = distributions(teacher.to(device), tokens, wanted.top_k, config.limits.batch_size)
+        tokens = cut(ids, text.window, text.windows)
+        made = distributions(teacher.to(device), tokens, text.top_k, config.limits.batch_size)
     except NotFinite as error:
-        raise ConfigError(f"models.{model}: fidelity.path: {wanted.path}: {error}") from None
+        raise ConfigError(f"models.{model}: fidelity.path: {text.path}: {error}") from None
     except ValueError as error:
-        raise ConfigError(f"fidelity.path: {wanted.path}, read with the tokenizer of {model}: {error}") from None
-    settings = wanted.model_dump(mode="json") | {"model": model, "fingerprint": facts["fingerprint"]}
+        raise ConfigError(f"fidelity.path: {text.path}, read with the tokenizer of {model}: {error}") from None
+    settings = text.model_dump(mode="json") | {"model": model, "fingerprint": facts["fingerprint"]}
     settings |= {
         "dtype": str(teacher.dtype).removeprefix("torch."),
         "device": device.type,
@@ -121,7 +121,7 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     write(Path(out), made, settings)
     tail = float(made.tail.double().exp().mean())
     print(
-        f"reference {model}: {len(tokens)} windows of {wanted.window} tokens, top {made.ids.shape[-1]}, "
+        f"reference {model}: {len(tokens)} windows of {text.window} tokens, top {made.ids.shape[-1]}, "
         f"{tail:.3g} of the probability beyond",
         flush=True,
     )
@@ -138,12 +138,12 @@ def check_reference(config: Config, model: str, path: str | Path | None) -> Refe
         return None
     if path is None:
         raise ConfigError("fidelity: evaluate needs what `reference` wrote of the model; give it as --reference")
-    found = read(path)
+    teacher = read(path)
     asked: dict[str, Any] = config.fidelity.model_dump(mode="json") | {"model": model}
     for name, value in asked.items():
-        if found.facts.get(name) != value:
-            raise ConfigError(f"{path}: made with {name} {found.facts.get(name)}, not {value}; run `reference` again")
-    return found
+        if teacher.facts.get(name) != value:
+            raise ConfigError(f"{path}: made with {name} {teacher.facts.get(name)}, not {value}; run `reference` again")
+    return teacher
 
 
 def distributions(model: Any, tokens: torch.Tensor, top_k: int, batch_size: int) -> Reference:
@@ -193,10 +193,10 @@ def _bucketed(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, to
     """Log-probabilities of ``ids`` ``[positions, k]``, and the log of what the others have ``[positions]``."""
     total = logits.logsumexp(1)
     rest = logits.scatter(1, ids, -math.inf).logsumexp(1)  # not log(1 - sum): a small tail would drown in rounding
-    found = logits.gather(1, ids) - total[:, None]
-    if not bool(torch.isfinite(found).all()):
+    log_probs = logits.gather(1, ids) - total[:, None]
+    if not bool(torch.isfinite(log_probs).all()):
         raise NotFinite("fidelity: a log-probability is not finite")
-    return found, rest - total
+    return log_probs, rest - total
 
 
 def write(path: Path, made: Reference, facts: dict[str, Any]) -> None:

@@ -40,9 +40,9 @@ def local_data(entry: TaskFile, task_data: Path | None, num_fewshot: int | None)
     Raises:
         ConfigError: a file that the task needs is not there; the message names it.
     """
-    own = _own_files(entry)
-    if own is not None:
-        return LocalData(own, _check_splits(entry, own, f"{entry.path}", num_fewshot))
+    named = _data_files(entry)
+    if named is not None:
+        return LocalData(named, _check_splits(entry, named, f"{entry.path}", num_fewshot))
     if task_data is None or "class" in entry.settings:
         return None
     if not task_data.is_dir():
@@ -58,8 +58,8 @@ def local_data(entry: TaskFile, task_data: Path | None, num_fewshot: int | None)
 def split_files(folder: Path) -> dict[str, list[Path]]:
     """split -> [file] for every <split>.jsonl[.xz|.gz] in a folder; the plain file wins over its compressed twin."""
     stems = {file.name[: -len(end)] for file in folder.iterdir() for end in ENDINGS if file.name.endswith(end)}
-    found = {stem: find_compressed(folder / f"{stem}.jsonl") for stem in sorted(stems)}
-    return {stem: [path] for stem, path in found.items() if path is not None}
+    files = {stem: find_compressed(folder / f"{stem}.jsonl") for stem in sorted(stems)}
+    return {stem: [path] for stem, path in files.items() if path is not None}
 
 
 def find_folder(root: Path, entry: TaskFile) -> Path | None:
@@ -88,20 +88,20 @@ def _hub_folders(repository: Any, name: Any) -> Iterator[str]:
             yield short
 
 
-def _own_files(entry: TaskFile) -> dict[str, list[Path]] | None:
+def _data_files(entry: TaskFile) -> dict[str, list[Path]] | None:
     """The local .json or .jsonl files that a task's own settings name, or None."""
     settings = entry.settings
     named = (settings.get("dataset_kwargs") or {}).get("data_files")
     if settings.get("dataset_path") != "json" or named is None or "class" in settings:
         return None
     by_split = named if isinstance(named, Mapping) else {"train": named}
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for split, value in by_split.items():
         names = value if isinstance(value, list) else [value]
         if any("://" in name or any(c in name for c in "*?[") for name in names):
             return None  # addresses and patterns are for `datasets` to resolve
-        found[split] = [_resolve(name, entry) for name in names]
-    return found
+        files[split] = [_resolve(name, entry) for name in names]
+    return files
 
 
 def _resolve(name: str, entry: TaskFile) -> Path:
@@ -119,8 +119,8 @@ def _check_splits(entry: TaskFile, files: Mapping[str, Any], where: str, num_few
     missing = {key: None for key in SPLIT_KEYS if settings.get(key) and settings[key] not in files}
     evaluated = [settings[key] for key in ("test_split", "validation_split") if settings.get(key)]
     if not any(split in files for split in evaluated):
-        wanted = " or ".join(f"{split}.jsonl" for split in evaluated) or "a test split"
-        raise ConfigError(f"task {entry.name} needs {wanted} (also .xz, .gz) in {where}; there is {_names(files)}")
+        needed = " or ".join(f"{split}.jsonl" for split in evaluated) or "a test split"
+        raise ConfigError(f"task {entry.name} needs {needed} (also .xz, .gz) in {where}; there is {_names(files)}")
     shots = settings.get("num_fewshot") if num_fewshot is None else num_fewshot
     explicit = (settings.get("fewshot_config") or {}).get("split")
     source = explicit or settings.get("fewshot_split") or settings.get("training_split")

@@ -9,6 +9,7 @@ from typing import Any
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
 from r2q.evaluation.texts import release
+from r2q.records import one_line
 
 BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
@@ -33,7 +34,7 @@ def evaluate_tasks(
         start = time.perf_counter()
         try:
             with quiet():
-                found = lm_eval.evaluate(
+                result = lm_eval.evaluate(
                     lm=scorer,
                     task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
                     samples={name: range(count)} if count < len(task.eval_docs) else None,
@@ -41,7 +42,7 @@ def evaluate_tasks(
                     log_samples=samples,
                 )
             for part in BY_TASK:
-                raw[part] |= found.get(part, {})
+                raw[part] |= result.get(part, {})
         except Exception as error:
             if not isinstance(error, ArithmeticError):
                 traceback.print_exc()
@@ -68,5 +69,5 @@ def evaluate_tasks(
 
 def reason(error: Exception) -> str:
     """An error as one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ArithmeticError | ValueError) and text else f"{type(error).__name__}: {text}"
+    text = one_line(error)
+    return text if isinstance(error, ArithmeticError | ValueError) else f"{type(error).__name__}: {text}"

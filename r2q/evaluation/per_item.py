@@ -24,7 +24,7 @@ def task_items(raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, dict[str, An
         tasks: the tasks, whose `seen` holds what the last evaluation gave: all documents under the first filter, then
             all under the second one, and so on.
     """
-    found: dict[str, dict[str, Any]] = {}
+    items: dict[str, dict[str, Any]] = {}
     for name, seen in tasks.seen.items():
         results, count = raw["results"].get(name, {}), tasks.limits[name]
         for place, filter_ in enumerate(part.name for part in tasks.dictionary["tasks"][name]._filters):
@@ -33,8 +33,8 @@ def task_items(raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, dict[str, An
                 values, score = [document.get(metric) for document in documents], results.get(f"{metric},{filter_}")
                 numbers = _numbers(values)
                 if numbers is not None and _is_mean(score, numbers):
-                    found.setdefault(name, {})[f"{metric},{filter_}"] = kept(numbers, tasks.documents[name])
-    return found
+                    items.setdefault(name, {})[f"{metric},{filter_}"] = kept(numbers, tasks.documents[name])
+    return items
 
 
 def _numbers(values: Sequence[Any]) -> list[float] | None:

@@ -87,14 +87,7 @@ def window_logits(model: Any, inputs: torch.Tensor, batch_size: int) -> Iterator
 def token_perplexity(
     model: Any, ids: Sequence[int], window: int, windows: int | None = None, batch_size: int = 1
 ) -> TokenPerplexity:
-    """Perplexity of a tokenized text.
-
-    Args:
-        model: a causal language model.
-        ids: tokens of the joined text.
-        window: tokens a window.
-        windows: only the first so many; None = all.
-        batch_size: windows at once, at most; fewer when their logits would not fit.
+    """Perplexity of a tokenized text, or of its first ``windows`` windows.
 
     Raises:
         ValueError: the text is shorter than one window.

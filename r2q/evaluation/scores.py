@@ -45,12 +45,12 @@ def task_scores(
             if name in failed:
                 rows.append(_failed_row(name, metric, failed[name], raw, tasks))
                 continue
-            own = _rows(name, raw, tasks)
+            scored = _rows(name, raw, tasks)
             try:
-                _mark(own, metric, asked)
+                _mark(scored, metric, asked)
             except ConfigError as error:
-                own.append(_failed_row(name, metric, str(error), raw, tasks))
-            rows += own
+                scored.append(_failed_row(name, metric, str(error), raw, tasks))
+            rows += scored
         for name in names:
             for single in _leaves(name, raw):
                 if single not in done and single in failed:
@@ -63,52 +63,45 @@ def task_scores(
 
 def perplexity_score(name: str, window: int, result: TokenPerplexity) -> dict[str, Any]:
     """The row of one token perplexity; n counts windows, version is the id of the text's first token."""
-    row = _text_row(name, f"token_ppl_{window}")
-    found = {"value": result.value, "stderr": result.stderr, "n": result.windows}
-    return row | found | {"version": f"first token {result.first_token}"}
+    row = _blank_row(name, f"token_ppl_{window}")
+    fields = {"value": result.value, "stderr": result.stderr, "n": result.windows}
+    return row | fields | {"version": f"first token {result.first_token}"}
 
 
 def fidelity_scores(result: Distance, teacher: Reference) -> list[dict[str, Any]]:
     """The rows of the distance to full precision; n counts windows, version says what is compared with what."""
     window, k = teacher.tokens.shape[1], teacher.ids.shape[2]
     version = f"top {k}, windows of {window}, first token {int(teacher.tokens[0, 0])}"
-    found = result.means
+    means = result.means
     return [
-        _text_row("fidelity", name)
+        _blank_row("fidelity", name)
         | {"value": value, "stderr": error, "n": len(result.kl), "version": version}
         | {"higher_is_better": name != "kl", "in_table": name == "kl"}
-        for name, (value, error) in found.items()
+        for name, (value, error) in means.items()
     ]
 
 
 def failed_text(name: str, metric: str, reason: str) -> dict[str, Any]:
     """The row of a text that could not be measured."""
-    return _text_row(name, metric) | {"status": FAILED, "reason": reason}
+    return _blank_row(name, metric) | {"status": FAILED, "reason": reason}
 
 
-def _text_row(name: str, metric: str) -> dict[str, Any]:
-    """A row of a text, without a value; less is better."""
+def _blank_row(name: str, metric: str) -> dict[str, Any]:
+    """A row of the table without a value; less is better, as of a text."""
     empty = dict.fromkeys(("value", "stderr", "n", "chance", "majority", "version"))
     return {"task": name, "metric": metric, "filter": "none", **empty, "higher_is_better": False, "in_table": True}
 
 
-def _failed_row(name: str, wanted: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, Any]:
+def _failed_row(name: str, choice: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, Any]:
     """A row without a value, under the metric that would have stood in the table."""
     task = tasks.dictionary["tasks"][_leaves(name, raw)[0]]
     offered = list(task.aggregation() or {})
-    metric = (wanted or "").replace(",", "/").split("/")[0] or next((m for m in SHOWN_FIRST if m in offered), "")
+    metric = (choice or "").replace(",", "/").split("/")[0] or next((m for m in SHOWN_FIRST if m in offered), "")
     metric = metric or (offered[0] if offered else "acc")
-    return {
-        "task": name,
-        "metric": metric,
-        "filter": (wanted or "").replace(",", "/").partition("/")[2] or task._filters[0].name,
-        "value": None,
-        "stderr": None,
+    return _blank_row(name, metric) | {
+        "filter": (choice or "").replace(",", "/").partition("/")[2] or task._filters[0].name,
         "n": sum(tasks.limits[leaf] for leaf in _leaves(name, raw)),
-        "chance": None,
-        "majority": None,
         "higher_is_better": _direction(metric, task.higher_is_better() or {}),
-        "in_table": True,
         "version": str(raw["versions"].get(name)),
         "status": FAILED,
         "reason": reason,
@@ -125,7 +118,7 @@ def _leaves(name: str, raw: Mapping[str, Any]) -> list[str]:
 
 def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, Any]]:
     results = raw["results"][name]
-    leaves = _leaves(name, raw)
+    leaves, single = _leaves(name, raw), tasks.dictionary["tasks"]
     rows = []
     for key, value in results.items():
         if key in NOT_METRICS or "," not in key:
@@ -133,7 +126,7 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
         metric, filter_ = key.split(",", 1)
         if metric.endswith("_stderr"):
             continue
-        known = [_levels(leaf, metric, tasks) for leaf in leaves]
+        known = [levels(tasks.items[leaf], single[leaf].OUTPUT_TYPE, metric) for leaf in leaves]
         counts = [tasks.limits[leaf] for leaf in leaves]
         rows.append(
             {
@@ -156,12 +149,8 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
 
 def _shots(leaves: list[str], raw: Mapping[str, Any]) -> int | None:
     """Worked examples before each item; None where the tasks of a group differ."""
-    found = {raw["n-shot"].get(leaf) for leaf in leaves}
-    return found.pop() if len(found) == 1 else None
-
-
-def _levels(task: str, metric: str, tasks: TaskSet) -> tuple[float | None, float | None]:
-    return levels(tasks.items[task], tasks.dictionary["tasks"][task].OUTPUT_TYPE, metric)
+    shots = {raw["n-shot"].get(leaf) for leaf in leaves}
+    return shots.pop() if len(shots) == 1 else None
 
 
 def _mean(values: list[float | None], counts: list[int]) -> float | None:
@@ -181,9 +170,9 @@ def _number(value: Any) -> float | None:
 
 def _stderr(task: str, metric: str, given: Any, tasks: TaskSet) -> float | None:
     """lm-eval's own standard error, or ours for what it leaves at "N/A"."""
-    own = _number(given)
-    if own is not None:
-        return own
+    error = _number(given)
+    if error is not None:
+        return error
     single = tasks.dictionary["tasks"].get(task)
     if single is None or single.OUTPUT_TYPE != "loglikelihood_rolling":
         return None
@@ -199,17 +188,17 @@ def _direction(metric: str, stated: Mapping[str, Any]) -> bool:
     return "perplexity" not in metric and metric not in ("bits_per_byte", "brier_score")
 
 
-def _mark(rows: list[dict[str, Any]], wanted: str | None, asked: str) -> None:
+def _mark(rows: list[dict[str, Any]], choice: str | None, asked: str) -> None:
     """Choose the one row of a task that stands in the main table: the first filter of the metric."""
     offered = [(row["metric"], row["filter"]) for row in rows]
-    if wanted is None:
+    if choice is None:
         metric = next((m for m in SHOWN_FIRST if m in [o for o, _ in offered]), offered[0][0] if offered else "")
         filter_ = ""
     else:
-        metric, _, filter_ = wanted.replace(",", "/").partition("/")
+        metric, _, filter_ = choice.replace(",", "/").partition("/")
     for row in rows:
         if row["metric"] == metric and filter_ in ("", row["filter"]):
             row["in_table"] = True
             return
     names = ", ".join(m if f == "none" else f"{m}/{f}" for m, f in offered)
-    raise ConfigError(f"tasks.{asked}.metric: the task gave no {wanted or 'metric'}; it gave {names or 'nothing'}")
+    raise ConfigError(f"tasks.{asked}.metric: the task gave no {choice or 'metric'}; it gave {names or 'nothing'}")

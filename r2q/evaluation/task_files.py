@@ -107,14 +107,14 @@ class TaskFiles:
 
     def closure(self, name: str) -> dict[str, TaskFile]:
         """`name` and everything that it stands for, down to single tasks."""
-        found: dict[str, TaskFile] = {}
+        entries: dict[str, TaskFile] = {}
         waiting = [name]
         while waiting:
             entry = self.find(waiting.pop())
-            if entry.name not in found:
-                found[entry.name] = entry
-                waiting += [child for child in entry.children if child not in found and self._is_known(child, entry)]
-        return found
+            if entry.name not in entries:
+                entries[entry.name] = entry
+                waiting += [child for child in entry.children if child not in entries and self._is_known(child, entry)]
+        return entries
 
     def _is_known(self, child: str, group: TaskFile) -> bool:
         """A member with settings of its own need not be registered; then the group's file is its definition."""
@@ -126,15 +126,15 @@ class TaskFiles:
     @cached_property
     def _walked(self) -> dict[str, list[Path]]:
         """Files of lm-eval by their stem, by their stem without a leading _, and by their folder's name."""
-        found: dict[str, list[Path]] = {}
+        by_word: dict[str, list[Path]] = {}
         for folder, folders, files in os.walk(default_folder()):
             folders[:] = sorted(f for f in folders if f not in _SKIPPED)
             for file in sorted(files):
                 if file.endswith(".yaml"):
                     path = Path(folder, file)
                     for word in {path.stem, path.stem.lstrip("_"), path.parent.name}:
-                        found.setdefault(word, []).append(path)
-        return found
+                        by_word.setdefault(word, []).append(path)
+        return by_word
 
     def _by_file_name(self, name: str) -> Path | None:
         quoted = rb"""["']?%b["']?""" % re.escape(name).encode()
@@ -171,14 +171,14 @@ class _TextIndex:
 
     def _resolved(self, path: Path) -> dict[str, Any]:
         if path not in self._keys:
-            own: dict[str, Any] = {}
-            self._keys[path] = own  # an include cycle ends here
+            keys: dict[str, Any] = {}
+            self._keys[path] = keys  # an include cycle ends here
             for key, value in _KEY.findall(path.read_bytes() if path.is_file() else b""):
-                own[key.decode()] = _value(value)
-            for include in _listed(own.get("include")):
+                keys[key.decode()] = _value(value)
+            for include in _listed(keys.get("include")):
                 inherited = self._resolved(Path(os.path.normpath(path.parent / include)))
-                own = {**inherited, **own}
-            self._keys[path] = own
+                keys = {**inherited, **keys}
+            self._keys[path] = keys
         return self._keys[path]
 
 
@@ -215,17 +215,17 @@ def read_settings(path: Path, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: includes itself")
     try:
         with path.open("rb") as file:
-            own = yaml.load(file, Loader=_Loader)
+            settings = yaml.load(file, Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"{_open[-1] if _open else 'tasks'}: includes {path}, which is not there") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(own, dict):
-        raise ConfigError(f"{path}: holds {type(own).__name__} instead of settings")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: holds {type(settings).__name__} instead of settings")
     merged: dict[str, Any] = {}
-    for include in _listed(own.pop("include", None)):
+    for include in _listed(settings.pop("include", None)):
         merged |= read_settings(path.parent / include, (*_open, path))
-    return merged | own
+    return merged | settings
 
 
 def files_with_python(include: Iterable[str | Path]) -> list[Path]:

@@ -57,32 +57,26 @@ def check_tasks(config: Config) -> dict[str, Any]:
     """Find out what would stop the evaluation, in well under a second for most tasks.
 
     Returns:
-        Per task of the config: the single `tasks` that it stands for, and the `data` files of each ("hub" without).
+        Per task of the config, the files of each single task that it stands for ("hub" without).
 
     Raises:
         ConfigError: one sentence per problem: unknown task (with the nearest name), metric that the task does not have,
             data file or folder that is not there.
     """
     problems: list[str] = []
-    found: dict[str, Any] = {}
-    try:
-        files = TaskFiles(config.task_include)
-    except ConfigError as error:
-        raise ConfigError(str(error)) from None
+    by_task: dict[str, Any] = {}
+    files = TaskFiles(config.task_include)
     for name, settings in config.tasks.items():
         try:
             entries = files.closure(name)
             problem = _metric_problem(name, settings.metric, entries)
             if problem:
                 problems.append(problem)
-            found[name] = {"tasks": [], "data": {}}
+            by_task[name] = {}
             for entry in _leaves(entries):
                 _check_fewshot(entry, settings.num_fewshot)
                 data = local_data(entry, _folder(config), settings.num_fewshot)
-                found[name]["tasks"].append(entry.name)
-                found[name]["data"][entry.name] = (
-                    "hub" if data is None else {split: [str(p) for p in paths] for split, paths in data.files.items()}
-                )
+                by_task[name][entry.name] = "hub" if data is None else data.files
         except ConfigError as error:
             problems.append(str(error))
     for name, text in config.perplexity.items():
@@ -90,7 +84,7 @@ def check_tasks(config: Config) -> dict[str, Any]:
             problems.append(f"perplexity.{name}.path: there is no file {text.path}")
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return found
+    return by_task
 
 
 def _folder(config: Config) -> Path | None:
@@ -136,8 +130,8 @@ def _aggregation_problem(name: str, entries: Mapping[str, TaskFile]) -> str | No
             return None  # only running it can tell
         filters = [part.get("name") for part in entry.settings.get("filter_list") or [{"name": "none"}]]
         given |= {(metric, filter_) for metric in metrics for filter_ in filters}
-    wanted = listed if isinstance(listed, list) else [listed]
-    for part in wanted:
+    aggregates = listed if isinstance(listed, list) else [listed]
+    for part in aggregates:
         filters = part.get("filter_list")
         filters = [filters] if isinstance(filters, str) else filters
         if any(part.get("metric") == metric and (filters is None or filter_ in filters) for metric, filter_ in given):
@@ -145,7 +139,7 @@ def _aggregation_problem(name: str, entries: Mapping[str, TaskFile]) -> str | No
     if not given:
         return None
     names = ", ".join(sorted({metric if filter_ == "none" else f"{metric}/{filter_}" for metric, filter_ in given}))
-    asked = ", ".join(str(part.get("metric")) for part in wanted)
+    asked = ", ".join(str(part.get("metric")) for part in aggregates)
     return f"tasks.{name}: the group aggregates {asked}, its tasks give {names}; name its tasks in its place"
 
 

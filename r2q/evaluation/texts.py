@@ -41,15 +41,8 @@ class Measurement:
 def measure(
     model: Any, config: Config, ids: Mapping[str, Sequence[int]], teacher: Reference | None
 ) -> dict[str, Measurement]:
-    """All texts of a config by name: what fails in one leaves the others alone.
-
-    Args:
-        model: of the unit, on its device.
-        config: texts, windows, batch size.
-        ids: tokens of each text of `perplexity`.
-        teacher: what full precision says of the text of `fidelity`.
-    """
-    size, found = config.limits.batch_size, {}
+    """All texts of a config by name, `ids` being the tokens of each: what fails in one leaves the others alone."""
+    size, measured = config.limits.batch_size, {}
     for name, text in config.perplexity.items():
 
         def perplexity(name: str = name, text: Any = text) -> Measurement:
@@ -59,7 +52,7 @@ def measure(
             asked = sha256(str(text.window), " ".join(map(str, scored)))
             return Measurement([row], {f"{row['metric']},none": kept(result.losses, asked)})
 
-        found[name] = _tried(perplexity, name, f"token_ppl_{text.window}", f"perplexity.{name}.path: {text.path}")
+        measured[name] = _tried(perplexity, name, f"token_ppl_{text.window}", f"perplexity.{name}.path: {text.path}")
     if teacher is not None:
 
         def fidelity() -> Measurement:
@@ -70,22 +63,22 @@ def measure(
                 fidelity_scores(result, teacher), {name: kept(values, asked) for name, values in parts.items()}
             )
 
-        found["fidelity"] = _tried(fidelity, "fidelity", "kl", "fidelity")
-    return found
+        measured["fidelity"] = _tried(fidelity, "fidelity", "kl", "fidelity")
+    return measured
 
 
 def _tried(run: Callable[[], Measurement], name: str, metric: str, where: str) -> Measurement:
     """The measurement with its time, or a failed row."""
     with Measured() as cost:
         try:
-            found = run()
+            measurement = run()
         except LOST as error:
             error = error.with_traceback(None)  # which holds on to the model's tensors
-            found = Measurement([failed_text(name, metric, f"{where}: {one_line(error)}")], error=error)
-    if found.error is not None:
+            measurement = Measurement([failed_text(name, metric, f"{where}: {one_line(error)}")], error=error)
+    if measurement.error is not None:
         release()
-    found.seconds = cost.seconds or 0.0
-    return found
+    measurement.seconds = cost.seconds or 0.0
+    return measurement
 
 
 def release() -> None:

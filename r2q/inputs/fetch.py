@@ -8,7 +8,6 @@ ones; files that are whole are not downloaded again. Every file is then hashed a
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import Config, ConfigError, Model
-from r2q.inputs.hub import CHOICE, Hub, Kind, Wanted, call, is_id, lock_file, snapshot, wanted
+from r2q.inputs.hub import CHOICE, Hub, HubInput, Kind, call, hub_inputs, is_id, lock_file, snapshot
 from r2q.kept import file_sha256, held
 from r2q.models.source import checked_sha256, fetched, model_patterns
 from r2q.records import Inputs, Pinned, PinnedFile, one_line, read_if_whole, read_json, write_record
@@ -41,13 +40,13 @@ def fetch(config_path: str | Path) -> None:
     with held(lock), _problems_of(config_path) as problems:
         _show_downloads(False)
         hub = Downloads(lock)
-        for want in wanted(config):
-            with _noted(problems, want.key), _told(want.id, want.asked):
-                hub.look(want)
+        for source in hub_inputs(config):
+            with _collected(problems, source.key), _as_sentence(source.id, source.asked):
+                hub.look(source)
         if not problems:
             hub.download()
             for name, entry in config.models.items():
-                with _noted(problems, f"models.{name}.path"), _told(entry.path, entry.revision):
+                with _collected(problems, f"models.{name}.path"), _as_sentence(entry.path, entry.revision):
                     _check_gguf(entry)
         if not problems:
             _fetch_tasks(config, hub, problems)
@@ -68,7 +67,7 @@ def _problems_of(source: str | Path) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _noted(problems: list[str], key: str) -> Iterator[None]:
+def _collected(problems: list[str], key: str) -> Iterator[None]:
     """What is wrong in the block, under a key of the config."""
     try:
         yield
@@ -77,17 +76,17 @@ def _noted(problems: list[str], key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _told(id: str, asked: str | None) -> Iterator[None]:
+def _as_sentence(id: str, asked: str | None) -> Iterator[None]:
     """Whatever goes wrong in the block becomes a sentence about a repository."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:  # the hub's libraries raise what they like
-        raise ConfigError(_said(error, id, asked)) from None
+        raise ConfigError(_sentence(error, id, asked)) from None
 
 
-def _said(error: Exception, id: str, asked: str | None) -> str:
+def _sentence(error: Exception, id: str, asked: str | None) -> str:
     """One sentence for an error of the hub: what is wrong, and what to do about it."""
     from huggingface_hub import errors
     from huggingface_hub.constants import ENDPOINT
@@ -131,16 +130,16 @@ def _fetch_tasks(config: Config, hub: Downloads, problems: list[str]) -> None:
     for name, entry in config.tasks.items():
         one = config.model_copy(update={"tasks": {name: entry}, "task_include": include, "perplexity": {}})
         try:
-            found = check_tasks(one)
+            by_task = check_tasks(one)
         except ConfigError as error:
             if absent:
                 later.append(name)
             else:
                 problems += str(error).splitlines()
             continue
-        if "hub" in found[name]["data"].values():
+        if "hub" in by_task[name].values():
             silence()
-            with _noted(problems, f"tasks.{name}"), _told("what it reads", None):
+            with _collected(problems, f"tasks.{name}"), _as_sentence("what it reads", None):
                 load_tasks(one, SEEDS, hub)
     if later:
         print(f"fetch: {', '.join(later)}: left to the run, there is no {', '.join(absent)} yet", flush=True)
@@ -173,15 +172,15 @@ class Downloads(Hub):
             self.asked.append(entry)
         return entry
 
-    def look(self, want: Wanted) -> None:
+    def look(self, source: HubInput) -> None:
         """Find out which files are to be downloaded for something, and how large they are."""
-        entry = self.find(want.kind, want.id, want.asked)
-        if want.file is not None:
-            self._wait(entry, [glob.escape(want.file)])
-        elif want.kind == "dataset":
-            self._look_at_data(entry, want.name, {})
+        entry = self.find(source.kind, source.id, source.asked)
+        if source.file is not None:
+            self._wait(entry, [glob.escape(source.file)])
+        elif source.kind == "dataset":
+            self._look_at_data(entry, source.name, {})
         else:
-            self._wait(entry, model_patterns(want.id, entry.commit), "model.safetensors*")
+            self._wait(entry, model_patterns(source.id, entry.commit), "model.safetensors*")
 
     def _look_at_data(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> None:
         """The files of a data set by split, for one call of `load_dataset`."""
@@ -210,14 +209,14 @@ class Downloads(Hub):
         """Have the files that match `patterns` downloaded, of which one at least has to match `needed`."""
         from huggingface_hub import snapshot_download
 
-        found = snapshot_download(
+        listed = snapshot_download(
             entry.id, repo_type=entry.kind, revision=entry.commit, allow_patterns=patterns, dry_run=True
         )
-        if not any(fnmatch(file.filename, needed) for file in found):
+        if not any(fnmatch(file.filename, needed) for file in listed):
             what = ", ".join(patterns) if needed == "*" else f"{needed} (other weight formats are not read)"
             raise ConfigError(f"{entry.id} at {entry.commit[:12]} has no file {what}")
         files = self.waiting.setdefault((entry.kind, entry.id, entry.asked), {})
-        files |= {file.filename: file.file_size or 0 for file in found}
+        files |= {file.filename: file.file_size or 0 for file in listed}
 
     def download(self) -> None:
         """Download what is waited for, where there is room for all of it, and hash it.
@@ -228,7 +227,7 @@ class Downloads(Hub):
         self._check_room()
         for entry in self.asked:
             if files := self.waiting.pop((entry.kind, entry.id, entry.asked), None):
-                with _told(entry.id, entry.asked):
+                with _as_sentence(entry.id, entry.asked):
                     _download(entry, list(files))
                     entry.files.update(self._verified(entry, list(files)))
                 write_record(self.unfinished, self.inputs)
@@ -251,12 +250,12 @@ class Downloads(Hub):
 
     def _verified(self, entry: Pinned, names: list[str]) -> dict[str, PinnedFile]:
         """Size and sha256 of downloaded files, held against the lock, or else what the hub says of them."""
-        said = {} if set(names) <= set(entry.files) else _said_of(entry, names)
-        found = {}
+        checks = {} if set(names) <= set(entry.files) else _hub_checks(entry, names)
+        verified = {}
         for name in names:
             file = snapshot(entry) / name
             digest, known = file_sha256(file), entry.files.get(name)
-            if not (known.sha256 == digest if known is not None else said[name](file, digest)):
+            if not (known.sha256 == digest if known is not None else checks[name](file, digest)):
                 source = "its lock" if known is not None else "the hub"
                 file.resolve().unlink()
                 file.unlink(missing_ok=True)
@@ -264,13 +263,13 @@ class Downloads(Hub):
                     f"{entry.id}: {name} has another content (sha256 {digest}) than {source} says; it is removed, the "
                     "next fetch downloads it again"
                 )
-            found[name] = PinnedFile(file.stat().st_size, digest)
-        return found
+            verified[name] = PinnedFile(file.stat().st_size, digest)
+        return verified
 
     def load(self, load: Callable[..., Any], path: Any, name: str | None = None, **options: Any) -> Any:
         """Rows of a data set, pinned and downloaded first."""
         if is_id(path):
-            with _told(path, options.get("revision")):
+            with _as_sentence(path, options.get("revision")):
                 entry = self.find("dataset", path, options.get("revision"))
                 self._look_at_data(entry, name, options)
                 self.download()
@@ -304,19 +303,15 @@ def _show_downloads(shown: bool) -> None:
     (enable_progress_bars if shown else disable_progress_bars)()
 
 
-def _said_of(entry: Pinned, names: list[str]) -> dict[str, Callable[[Path, str], bool]]:
+def _hub_checks(entry: Pinned, names: list[str]) -> dict[str, Callable[[Path, str], bool]]:
     """For each file, whether it is what the hub says: sha256 of a large one, git's hash of a small one."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils.sha import git_hash
 
     def same(info: RepoFile) -> Callable[[Path, str], bool]:
         lfs = info.lfs
-        return lambda file, digest: _git_sha1(file) == info.blob_id if lfs is None else digest == lfs.sha256
+        return lambda file, digest: git_hash(file.read_bytes()) == info.blob_id if lfs is None else digest == lfs.sha256
 
     infos = HfApi().get_paths_info(entry.id, names, repo_type=entry.kind, revision=entry.commit)
     return {info.path: same(info) for info in infos if isinstance(info, RepoFile)}
-
-
-def _git_sha1(file: Path) -> str:
-    content = file.read_bytes()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from r2q.config import CALIBRATION_PRESETS, HUB_GGUF, HUB_TEXT, Config, ConfigError, Model, method_info
 from r2q.files import HUB_FILE, Newest
 from r2q.kept import file_sha256
-from r2q.records import Inputs, Pinned, read_json
+from r2q.records import Inputs, Pinned, missing_files, read_json
 
 LOCK = "inputs.lock.json"
 AGAIN = "run `python -m r2q fetch` again"
@@ -34,7 +34,7 @@ def lock_file(config: Config) -> Path:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HubInput:
     """Something of the hub that a config names: a `file`, a data set's configuration `name`, or a model.
 
     `key` is that of the config, `asked` the revision in it.
@@ -48,23 +48,24 @@ class Wanted:
     name: str | None = None
 
 
-def wanted(config: Config) -> Iterator[Wanted]:
+def hub_inputs(config: Config) -> Iterator[HubInput]:
     """All of the hub that a config names itself: models, checkpoints, texts. What tasks read, they say when loaded."""
     for name, entry in config.models.items():
         if entry.kind == "hub":
-            yield Wanted(f"models.{name}.path", "model", entry.path, entry.revision)
+            yield HubInput(f"models.{name}.path", "model", entry.path, entry.revision)
         elif entry.kind == "hub_gguf":
             repository, file = HUB_GGUF.fullmatch(entry.path).groups()  # type: ignore[union-attr]
-            yield Wanted(f"models.{name}.path", "model", repository, entry.revision, file)
+            yield HubInput(f"models.{name}.path", "model", repository, entry.revision, file)
     for name, options in _checkpoints(config):
-        yield Wanted(f"recipes.{name}.options.path", "model", options["path"], options.get("revision"))
-    for key, path in _texts(config):
+        yield HubInput(f"recipes.{name}.options.path", "model", options["path"], options.get("revision"))
+    for key, path in config.texts().items():
+        path = CALIBRATION_PRESETS.get(path, path) if key == "calibration.path" else path
         if HUB_FILE.fullmatch(path):
             repository, folder, file = path.split(":")
-            yield Wanted(key, "dataset", repository, None, f"{folder}/{file}")
+            yield HubInput(key, "dataset", repository, None, f"{folder}/{file}")
         elif HUB_TEXT.match(path):
             repository, configuration, _ = path.split(":")
-            yield Wanted(key, "dataset", repository, None, name=configuration or None)
+            yield HubInput(key, "dataset", repository, None, name=configuration or None)
 
 
 def _checkpoints(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -72,17 +73,6 @@ def _checkpoints(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, recipe in config.recipes.items():
         if method_info(recipe.method).needs == "checkpoint" and Model(path=recipe.options["path"]).kind == "hub":
             yield name, recipe.options
-
-
-def _texts(config: Config) -> Iterator[tuple[str, str]]:
-    """Key and path of every text."""
-    yield from ((f"perplexity.{name}.path", text.path) for name, text in config.perplexity.items())
-    if config.fidelity is not None:
-        yield "fidelity.path", config.fidelity.path
-    if config.calibration is not None:
-        yield "calibration.path", CALIBRATION_PRESETS.get(config.calibration.path, config.calibration.path)
-    for number, text in enumerate(config.training.texts if config.training is not None else []):
-        yield f"training.texts[{number}].path", text.path
 
 
 def call(name: str | None, options: Mapping[str, Any]) -> str:
@@ -101,12 +91,7 @@ def snapshot(pinned: Pinned) -> Path:
 
 
 class Hub(Newest):
-    """Data sets as they are pinned; the newest where nothing is.
-
-    Args:
-        inputs: what is pinned, or None.
-        lock: the file that it stands in.
-    """
+    """Data sets as they are pinned in the file `lock`; the newest where nothing is."""
 
     def __init__(self, inputs: Inputs | None, lock: Path) -> None:
         self.inputs, self.lock = inputs, lock
@@ -165,22 +150,21 @@ class Hub(Newest):
     def changed(self, model: Model, files: Mapping[str, Any]) -> Iterator[str]:
         """A sentence for every file of a model that is not as it was fetched, by what `prepare` finds of its files."""
         if self.inputs is not None and model.kind == "hub":
-            found = {name: file["sha256"] for name, file in files.items()}
-            yield from _changed(self.find("model", model.path, model.revision), found)
+            digests = {name: file["sha256"] for name, file in files.items()}
+            yield from _changed(self.find("model", model.path, model.revision), digests)
 
     def missing(self) -> Iterator[str]:
         """A sentence for every repository of which a pinned file is not in the cache with its length."""
         for entry in self.inputs.pinned if self.inputs is not None else []:
-            files = {snapshot(entry) / name: file.bytes for name, file in entry.files.items()}
-            lost = [file for file, size in files.items() if not file.is_file() or file.stat().st_size != size]
+            lost = missing_files(snapshot(entry), {name: file.bytes for name, file in entry.files.items()})
             if lost:
                 more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
-                yield f"{self.lock}: {entry.id}: {lost[0]}{more} missing or cut off; {AGAIN}"
+                yield f"{self.lock}: {entry.id}: {snapshot(entry) / lost[0]}{more} missing or cut off; {AGAIN}"
 
 
-def _changed(entry: Pinned, found: Mapping[str, str]) -> Iterator[str]:
+def _changed(entry: Pinned, digests: Mapping[str, str]) -> Iterator[str]:
     """A sentence for every pinned file of a repository whose sha256 is another now."""
-    for name, digest in found.items():
+    for name, digest in digests.items():
         if name in entry.files and digest != entry.files[name].sha256:
             was = entry.files[name].sha256
             yield f"{snapshot(entry) / name} has sha256 {digest}, not {was} as when it was fetched; {AGAIN}"
@@ -200,26 +184,23 @@ def pin(config: Config, hub: Hub) -> Config:
     if hub.inputs is None:
         return config
     problems = []
-    for want in wanted(config):
-        entry = hub.known(want.kind, want.id, want.asked)
-        lacks = entry is None or (want.file is not None and want.file not in entry.files)
-        if lacks or (want.kind == "dataset" and want.file is None and call(want.name, {}) not in entry.loads):  # type: ignore[union-attr]
-            what = ":".join(part for part in (want.id, want.file or want.name) if part)
-            at = "" if want.asked is None else f" at {want.asked}"
-            problems.append(f"{want.key}: {what}{at} is not in {hub.lock}; {AGAIN}")
+    for source in hub_inputs(config):
+        entry = hub.known(source.kind, source.id, source.asked)
+        lacks = entry is None or (source.file is not None and source.file not in entry.files)
+        if lacks or (source.kind == "dataset" and source.file is None and call(source.name, {}) not in entry.loads):  # type: ignore[union-attr]
+            what = ":".join(part for part in (source.id, source.file or source.name) if part)
+            at = "" if source.asked is None else f" at {source.asked}"
+            problems.append(f"{source.key}: {what}{at} is not in {hub.lock}; {AGAIN}")
     if problems:
         raise ConfigError("\n".join(problems))
     models = {}
     for name, model in config.models.items():
-        repository = model.path.split(":")[0]
-        commit = {"revision": hub.find("model", repository, model.revision).commit} if _of_hub(model) else {}
-        models[name] = model.model_copy(update=commit)
+        models[name] = model
+        if model.kind in ("hub", "hub_gguf"):
+            commit = hub.find("model", model.path.split(":")[0], model.revision).commit
+            models[name] = model.model_copy(update={"revision": commit})
     recipes = dict(config.recipes)
     for name, options in _checkpoints(config):
-        commit = {"revision": hub.find("model", options["path"], options.get("revision")).commit}
-        recipes[name] = recipes[name].model_copy(update={"options": options | commit})
+        commit = hub.find("model", options["path"], options.get("revision")).commit
+        recipes[name] = recipes[name].model_copy(update={"options": options | {"revision": commit}})
     return config.model_copy(update={"models": models, "recipes": recipes})
-
-
-def _of_hub(model: Model) -> bool:
-    return model.kind in ("hub", "hub_gguf")

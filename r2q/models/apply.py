@@ -104,22 +104,26 @@ def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dic
     is rounded: squared distance of its weights to the range of its levels, over the squared weights.
     """
     refuse_underflow(name, quantized, weight)
+    beyond, inside = _beyond(quantized, weight)
+    bits = quantized.formula_bits() / weight.numel()
+    return compare(name, weight, quantized.dequantize(), bits) | {"clipped_error": beyond / inside if inside else 0.0}
+
+
+def compare(name: str, weight: torch.Tensor, decoded: torch.Tensor, bits: float) -> dict[str, Any]:
+    """What is said of any layer: the first part of `describe`."""
     error = power = 0.0
     width = weight.shape[-1]
     rows_at_once = max(1, (1 << 20) // width)
-    full = weight.reshape(-1, width).to(quantized.packed.device).split(rows_at_once)
-    back = quantized.dequantize().reshape(-1, width).split(rows_at_once)
-    for rows, decoded in zip(full, back, strict=True):
-        error += float((decoded - rows.float()).double().square().sum())
+    full = weight.reshape(-1, width).to(decoded.device).split(rows_at_once)
+    for rows, back in zip(full, decoded.reshape(-1, width).split(rows_at_once), strict=True):
+        error += float((back - rows.float()).double().square().sum())
         power += float(rows.double().square().sum())
-    beyond, inside = _beyond(quantized, weight)
     return {
         "name": name,
         "shape": list(weight.shape),
         "mse": error / weight.numel(),
         "relative_error": error / power if power else 0.0,
-        "clipped_error": beyond / inside if inside else 0.0,
-        "bits_per_weight": quantized.formula_bits() / weight.numel(),
+        "bits_per_weight": bits,
         "status": "ok",
     }
 

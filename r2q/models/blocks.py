@@ -22,6 +22,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Seen:
     shown_all: list[int] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Block:
     """One decoder block, or the output head, copied to the device.
 
@@ -66,21 +68,16 @@ class Block:
         module: the copy.
         prefix: its dotted name in the model.
         inputs: hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded.
+        calls: the block's other arguments, by batch.
     """
 
-    def __init__(
-        self,
-        index: int,
-        targets: Sequence[Target],
-        module: nn.Module,
-        prefix: str,
-        inputs: list[torch.Tensor],
-        calls: list[Call],
-        data: Calibration,
-    ) -> None:
-        self.index, self.targets, self.module, self.inputs = index, list(targets), module, inputs
-        self.prefix, self._calls, self._data = prefix, calls, data
-        self._groups: list[list[Target]] | None = None
+    index: int
+    targets: Sequence[Target]
+    module: nn.Module
+    prefix: str
+    inputs: list[torch.Tensor]
+    calls: list[Call]
+    data: Calibration
 
     def run(
         self, hidden: torch.Tensor, module: Callable[..., Any] | None = None, batch: int | None = None
@@ -90,8 +87,8 @@ class Block:
         ``batch`` says the place in :attr:`inputs` whose text other hidden states belong to.
         """
         place = next(i for i, known in enumerate(self.inputs) if known is hidden) if batch is None else batch
-        args, kwargs = move(self._calls[place], self._data.device, hidden.dtype, {})
-        return hidden_of((self.module if module is None else module)(hidden.to(self._data.device), *args, **kwargs))
+        args, kwargs = move(self.calls[place], self.data.device, hidden.dtype, {})
+        return hidden_of((self.module if module is None else module)(hidden.to(self.data.device), *args, **kwargs))
 
     def outputs(self) -> list[torch.Tensor]:
         """Outputs of the copy for all inputs, where the inputs are kept.
@@ -116,27 +113,25 @@ class Block:
         """Give a target of the copy another weight; rounded to the computing type."""
         self.weight(name).data.copy_(values)
 
-    @property
+    @cached_property
     def groups(self) -> list[list[Target]]:
         """Targets that read the very same tensor together, in order of execution; a stack is a group of its own."""
-        if self._groups is None:
-            seen: dict[str, torch.Tensor] = {}
+        seen: dict[str, torch.Tensor] = {}
 
-            def note(name: str, expert: int | None, x: torch.Tensor) -> None:
-                seen.setdefault(name, x)  # kept alive, so that no two of them share memory by accident
+        def note(name: str, expert: int | None, x: torch.Tensor) -> None:
+            seen.setdefault(name, x)  # kept alive, so that no two of them share memory by accident
 
-            with self._hooks(note, self.targets, {}):
-                self.run(self.inputs[0])
-            by_name = {target.name: target for target in self.targets}
-            groups: dict[Any, list[Target]] = {}
-            for name, x in seen.items():
-                target = by_name[name]
-                groups.setdefault(name if target.is_stack else (x.data_ptr(), x.shape), []).append(target)
-            missing = [name for name in by_name if name not in seen]
-            if missing:
-                raise ValueError(f"{missing[0]}: not reached by any calibration token")
-            self._groups = list(groups.values())
-        return self._groups
+        with self._hooks(note, self.targets, {}):
+            self.run(self.inputs[0])
+        by_name = {target.name: target for target in self.targets}
+        groups: dict[Any, list[Target]] = {}
+        for name, x in seen.items():
+            target = by_name[name]
+            groups.setdefault(name if target.is_stack else (x.data_ptr(), x.shape), []).append(target)
+        missing = [name for name in by_name if name not in seen]
+        if missing:
+            raise ValueError(f"{missing[0]}: not reached by any calibration token")
+        return list(groups.values())
 
     def observe(self, visit: Visit, groups: Sequence[Sequence[Target]] | None = None) -> dict[str, Seen]:
         """Run all inputs through the copy and show what its targets read, float or half ``[tokens, in]``.
@@ -149,11 +144,11 @@ class Block:
         Returns:
             By the name of every target in the groups, how many tokens were shown.
         """
-        wanted = self.groups if groups is None else groups
-        first = [group[0] for group in wanted]
+        chosen = self.groups if groups is None else groups
+        first = [group[0] for group in chosen]
         counts = self._routed(first)
         few = {
-            name: [e for e, n in enumerate(tokens) if n < self._data.minimum_tokens] for name, tokens in counts.items()
+            name: [e for e, n in enumerate(tokens) if n < self.data.minimum_tokens] for name, tokens in counts.items()
         }
         seen = {target.name: Seen() for target in first}
 
@@ -164,18 +159,14 @@ class Block:
                 return
             visit(name, expert, x)
 
-        with self._hooks(shown, first, {}):
-            for hidden in self.inputs:
-                self.run(hidden)
+        self._run_all(shown, first, {})
         stacks = [target for target in first if target.is_stack and few[target.name]]
         if stacks:
             route = {self._find(target.name)[0]: few[target.name] for target in stacks}
-            with self._hooks(visit, stacks, route):
-                for hidden in self.inputs:
-                    self.run(hidden)
+            self._run_all(visit, stacks, route)
         for name, tokens in counts.items():
             seen[name] = Seen(tokens, few[name])
-        return {target.name: seen[group[0].name] for group in wanted for target in group}
+        return {target.name: seen[group[0].name] for group in chosen for target in group}
 
     def _find(self, name: str) -> tuple[nn.Module, str]:
         """Owner of a target's weight in the copy, and the parameter's name."""
@@ -189,11 +180,19 @@ class Block:
         """For each stack of experts among the targets, the tokens that the router sends to each expert."""
         stacks = [target for target in targets if target.is_stack]
         counts = {target.name: [0] * target.weight.shape[0] for target in stacks}
+
+        def count(name: str, expert: int | None, x: torch.Tensor) -> None:
+            counts[name][expert] += len(x)  # type: ignore[index]
+
         if stacks:
-            with self._hooks(lambda name, expert, x: _count(counts, name, expert, len(x)), stacks, {}):
-                for hidden in self.inputs:
-                    self.run(hidden)
+            self._run_all(count, stacks, {})
         return counts
+
+    def _run_all(self, visit: Visit, targets: Sequence[Target], route: dict[nn.Module, list[int]]) -> None:
+        """Run all inputs through the copy, with `_hooks` open."""
+        with self._hooks(visit, targets, route):
+            for hidden in self.inputs:
+                self.run(hidden)
 
     @contextmanager
     def _hooks(self, visit: Visit, targets: Sequence[Target], route: dict[nn.Module, list[int]]) -> Iterator[None]:
@@ -218,11 +217,6 @@ class Block:
             if stacks:
                 stack.enter_context(_ExpertInputs(stacks, visit))
             yield
-
-
-def _count(counts: dict[str, list[int]], name: str, expert: int | None, tokens: int) -> None:
-    if expert is not None:
-        counts[name][expert] += tokens
 
 
 def _router(experts: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
@@ -279,9 +273,9 @@ def walk(
     check_chain(model)
     inputs, calls = first_inputs(model, blocks, batches, dtype, keep)
     for index, original in enumerate(blocks):
-        own = [target for target in targets if target.block == index]
+        of_block = [target for target in targets if target.block == index]
         copied = _copy(original, data.device, dtype)
-        block = Block(index, own, copied, f"{prefix}.{index}", inputs, calls[index], data)
+        block = Block(index, of_block, copied, f"{prefix}.{index}", inputs, calls[index], data)
         yield block
         inputs = block.inputs = block.outputs()
     head = [target for target in targets if target.block == -1]

@@ -75,43 +75,44 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         FileNotFoundError: there is no such text.
     """
     config = configuration.load(config_path, model, "calibration")
-    wanted = config.calibration
-    assert wanted is not None
+    section = config.calibration
+    assert section is not None
     for problem in configuration.leaks(config):
         raise ConfigError(f"{config_path}: {problem}")
     entry = config.models[model]
     folder = model_folder(entry)
     positions = getattr(read_config(folder).get_text_config(decoder=True), "max_position_embeddings", None)
-    if positions is not None and wanted.window > positions:
+    if positions is not None and section.window > positions:
         raise ConfigError(
-            f"{config_path}: calibration.window: {wanted.window} tokens, but {model} has only {positions} positions"
+            f"{config_path}: calibration.window: {section.window} tokens, but {model} has only {positions} positions"
         )
     tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
-    documents = read_source(wanted.path, wanted.field, Hub.of(config))
-    if wanted.lines:
+    documents = read_source(section.path, section.field, Hub.of(config))
+    if section.lines:
         documents = [line for text in documents for line in text.splitlines() if line.strip()]
-    slicing = wanted.slicing
+    slicing = section.slicing
     if slicing == "auto":
-        slicing = "document" if wanted.path in DOCUMENT_PRESETS else "joined"
-    count = wanted.windows + -(-wanted.windows // 8)
+        slicing = "document" if section.path in DOCUMENT_PRESETS else "joined"
+    count = section.windows + -(-section.windows // 8)
+    how = section.windows, count, section.window, section.seed
     try:
         if slicing == "joined":
-            ids = encoder.encode(wanted.separator.join(documents))
-            windows, text_tokens = cut_joined(ids, wanted.windows, count, wanted.window, wanted.seed), len(ids)
+            ids = encoder.encode(section.separator.join(documents))
+            windows, text_tokens = cut_joined(ids, *how), len(ids)
         else:
-            windows, text_tokens = cut_documents(encoder, documents, wanted.windows, count, wanted.window, wanted.seed)
+            windows, text_tokens = cut_documents(encoder, documents, *how)
     except ValueError as error:
-        raise ValueError(f"calibration.source {wanted.path}: {error}") from None
-    tokens, held_out = windows[: wanted.windows].contiguous(), windows[wanted.windows :].contiguous()
+        raise ValueError(f"calibration.source {section.path}: {error}") from None
+    tokens, held_out = windows[: section.windows].contiguous(), windows[section.windows :].contiguous()
     facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "source": wanted.path,
-        "field": wanted.field,
+        "source": section.path,
+        "field": section.field,
         "slicing": slicing,
-        "lines": wanted.lines,
-        "separator": wanted.separator,
-        "seed": wanted.seed,
+        "lines": section.lines,
+        "separator": section.separator,
+        "seed": section.seed,
         "tokenizer": vocabulary_sha256(tokenizer),
         "sha256": (digest := tokens_sha256(tokens, held_out)),
         "documents": len(documents),
@@ -123,8 +124,8 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     one = {"facts": json.dumps(metadata)}  # safetensors writes several keys in random order
     write_atomic(out, save({"tokens": tokens, "held_out": held_out}, one))
     print(
-        f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {wanted.window} tokens out of {text_tokens} "
-        f"from {wanted.path}, sha256 {digest[:12]}",
+        f"calibrate {model}: {len(tokens)} + {len(held_out)} windows of {section.window} tokens out of {text_tokens} "
+        f"from {section.path}, sha256 {digest[:12]}",
         flush=True,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
 from r2q.models.rehearsal import TOKENS, Watch, stand_in, without_cache
@@ -161,10 +162,10 @@ def same(one: Any, other: Any) -> bool:
 
 def _returned(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> Callable[[torch.Tensor], Any]:
     """Makes of hidden states what a block returns: them, or a tuple that begins with them."""
-    found: list[Any] = []
+    outputs: list[Any] = []
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
-        found.append(output)
+        outputs.append(output)
         raise _Done
 
     handle = blocks[0].register_forward_hook(after)
@@ -172,26 +173,23 @@ def _returned(model: Any, blocks: nn.ModuleList, tokens: torch.Tensor) -> Callab
         _run_model(model, tokens)
     finally:
         handle.remove()
-    if torch.is_tensor(found[0]):
+    if torch.is_tensor(outputs[0]):
         return lambda hidden: hidden
-    others = [None] * (len(found[0]) - 1)
+    others = [None] * (len(outputs[0]) - 1)
     return lambda hidden: (hidden, *others)
 
 
 def move(value: Any, device: torch.device, dtype: torch.dtype, moved: dict[int, Any]) -> Any:
     """Arguments on the device, floating ones in the computing type. A cache would grow from call to call: left out."""
-    if torch.is_tensor(value):
-        if id(value) not in moved:
-            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else None)
-        return moved[id(value)]
-    if isinstance(value, Cache):
-        return None
-    if isinstance(value, tuple | list):
-        items = [move(item, device, dtype, moved) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {name: move(item, device, dtype, moved) for name, item in value.items()}
-    return value
+
+    def one(part: Any) -> Any:
+        if not torch.is_tensor(part):
+            return None if isinstance(part, Cache) else part
+        if id(part) not in moved:
+            moved[id(part)] = part.to(device, dtype if part.is_floating_point() else None)
+        return moved[id(part)]
+
+    return tree_map(one, value, is_leaf=lambda part: isinstance(part, Cache))
 
 
 def head_inputs(
@@ -203,7 +201,7 @@ def head_inputs(
     keep: torch.device,
 ) -> list[torch.Tensor]:
     """What the output head reads when the last block gives ``hidden``: the final norm and whatever else comes there."""
-    found: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     stored = next(blocks[0].parameters()).dtype
     returned = _returned(model, blocks, batches[0][:1, :4])
     pending = iter(hidden)
@@ -215,7 +213,7 @@ def head_inputs(
         return returned(next(pending).to(hidden_states_.device, stored))
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args[0].to(keep, dtype))
+        inputs.append(args[0].to(keep, dtype))
         raise _Done
 
     handle = model.get_output_embeddings().register_forward_pre_hook(before)
@@ -225,4 +223,4 @@ def head_inputs(
                 _run_model(model, batch)
     finally:
         handle.remove()
-    return found
+    return inputs

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 
 from r2q.config import HUB_GGUF, Model
 from r2q.records import Facts
@@ -48,12 +49,10 @@ def describe_source(entry: Model, folder: Path) -> dict[str, str]:
 def stated(folder: Path) -> dict[str, str]:
     """Base model and licence that the card of a folder states in its front matter; empty without one."""
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
-        front = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        front = metadata_load(folder / CARD) or {}
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
-    names = ("base_model", *LICENCE)
-    return {name: str(front[name]) for name in names if front.get(name)} if isinstance(front, dict) else {}
+    return {name: str(front[name]) for name in ("base_model", *LICENCE) if front.get(name)}
 
 
 def card(
@@ -104,9 +103,9 @@ def mean_errors(layers: list[dict[str, Any]]) -> dict[str, float]:
         "mean relative squared error of the weights": "relative_error",
         "mean relative squared error of the layers' outputs, on held-out text": "output_error",
     }
-    found = {}
+    means = {}
     for words, field in errors.items():
         pairs = [(layer[field], math.prod(layer["shape"])) for layer in layers if layer.get(field) is not None]
         if pairs and len(pairs) == len(layers):
-            found[words] = sum(error * weights for error, weights in pairs) / sum(weights for _, weights in pairs)
-    return found
+            means[words] = sum(error * weights for error, weights in pairs) / sum(weights for _, weights in pairs)
+    return means

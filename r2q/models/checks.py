@@ -7,7 +7,7 @@ conversions are checked in milliseconds and no weight is read. Code that a check
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not names:
         raise ValueError(f"{index.name} is damaged: it has no JSON object weight_map with names of files")
     if missing:
-        raise ValueError(f"lacks {_some(missing)}, which {index.name} names")
+        raise ValueError(f"lacks {some(missing)}, which {index.name} names")
     return [folder / name for name in names]
 
 
@@ -137,13 +137,13 @@ def meta_model(folder: Path, config: Any) -> Any:
     name = type(model).__name__
     if info.get("mismatched_keys"):
         told = [
-            f"{key} {list(found)} instead of {list(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])
+            f"{key} {list(stored)} instead of {list(needed)}" for key, stored, needed in sorted(info["mismatched_keys"])
         ]
-        raise ValueError(f"has weights of another shape than config.json gives {name}: {_some(told)}")
+        raise ValueError(f"has weights of another shape than config.json gives {name}: {some(told)}")
     if info.get("missing_keys"):
-        raise ValueError(f"lacks weights that {name} needs: {_some(sorted(info['missing_keys']))}")
+        raise ValueError(f"lacks weights that {name} needs: {some(sorted(info['missing_keys']))}")
     if info.get("unexpected_keys"):
-        raise ValueError(f"has weights that {name} does not know: {_some(sorted(info['unexpected_keys']))}")
+        raise ValueError(f"has weights that {name} does not know: {some(sorted(info['unexpected_keys']))}")
     return model
 
 
@@ -153,15 +153,15 @@ def read_tokenizer(path: str | Path) -> Any:
     Raises:
         ValueError: there is none, or none that can be read here.
     """
-    found = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
-    if not found:
+    files = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
+    if not files:
         raise ValueError(f"{path} has no tokenizer (tokenizer.json)")
     older = ", of which there is only the older form; save it as tokenizer.json where sentencepiece is installed"
-    hint = older if all(name.endswith(".model") for name in found) else ""
+    hint = older if all(name.endswith(".model") for name in files) else ""
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        names = f"{', '.join(found)}{hint}"
+        names = f"{', '.join(files)}{hint}"
         raise ValueError(f"the tokenizer of {path} cannot be read from {names} ({one_line(error)})") from None
 
 
@@ -190,10 +190,7 @@ def may_look_ahead(model: Any) -> bool:
 
 @torch.no_grad()
 def check_causal(model: Any) -> None:
-    """Try whether a token moves what is predicted before it.
-
-    Args:
-        model: with its weights.
+    """Try whether a token moves what a model, with its weights, predicts before it.
 
     Raises:
         ValueError: it does: likelihoods of text from such a model are no likelihoods.
@@ -212,6 +209,6 @@ def check_causal(model: Any) -> None:
         )
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(map(str, names))
+def some(names: Sequence[str]) -> str:
+    """The first three of them, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -10,64 +10,47 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import IO
 
 import torch
 
+from r2q.kept import lock
+
 _HELD: list[IO[str]] = []  # locks of this process; closed when it ends
 
 
-def pick_device(wanted: str) -> torch.device:
-    """``auto`` is the GPU when there is one; of several, the one that fewest processes hold.
-
-    Args:
-        wanted: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+def pick_device(device: str) -> torch.device:
+    """The device of ``device`` in a config; ``auto`` is the GPU that fewest processes hold, or else the CPU.
 
     Raises:
         ValueError: a GPU is asked for and there is none.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError(f"device: {wanted} is asked for, but torch finds no GPU; use auto or cpu")
-    if wanted in ("auto", "cuda"):
+        raise ValueError(f"device: {device} is asked for, but torch finds no GPU; use auto or cpu")
+    if device in ("auto", "cuda"):
         names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
         if len(names) > 1 and not _HELD:
             torch.cuda.set_device(names.index(claim(names)))
         return torch.device("cuda")
-    return torch.device(wanted)
+    return torch.device(device)
 
 
 def claim(names: list[str], folder: str | Path | None = None) -> str:
-    """The device of `names` that fewest processes hold; held by this process from now on.
-
-    Args:
-        folder: of the lock files; one of this user's by default.
-    """
+    """The device of `names` that fewest processes hold; held by this process from now on, by a lock in `folder`."""
     place = Path(folder or Path(tempfile.gettempdir()) / f"r2q-gpus-{os.getuid()}")
     place.mkdir(parents=True, exist_ok=True)
     with (place / "choice.lock").open("w") as choice:
         fcntl.flock(choice, fcntl.LOCK_EX)  # one process at a time counts and takes
         name = min(names, key=lambda name: sum(map(_is_held, place.glob(f"{name}-*.lock"))))
-        _HELD.append(next(filter(None, (_lock(place / f"{name}-{slot}.lock") for slot in count()))))
+        _HELD.append(next(filter(None, (lock(place / f"{name}-{slot}.lock") for slot in count()))))
     return name
 
 
 def _is_held(path: Path) -> bool:
-    file = _lock(path)
-    if file is not None:
-        file.close()
-    return file is None
-
-
-def _lock(path: Path) -> IO[str] | None:
-    """The open and locked file if no process has it; the kernel lets go of it whatever happens."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    with lock(path) or nullcontext() as file:
+        return file is None

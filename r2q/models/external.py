@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from r2q.config import Model
+from r2q.models.apply import compare
 from r2q.models.checks import SMALL, read_files, weight_files
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
@@ -21,6 +21,7 @@ from r2q.models.save import folder_digest
 from r2q.models.source import fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
+from r2q.records import one_line
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 ROWS = 1024  # unit vectors that a layer is run on at once
@@ -29,15 +30,7 @@ ROWS = 1024  # unit vectors that a layer is run on at once
 def adopt(
     method: CheckpointMethod, model: Any, targets: Sequence[Target], tokenizer: Any, folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Make ``folder`` the unit of a checkpoint that exists already.
-
-    Args:
-        method: says where the checkpoint is.
-        model: the full-precision model that it was made of.
-        targets: its target layers.
-        tokenizer: the model's; written where the checkpoint has none.
-        folder: the unit's.
-        device: where the checkpoint is loaded.
+    """Make ``folder`` the unit of a checkpoint, made of ``model``; the tokenizer is written where it has none.
 
     Returns:
         What the report says of sizes, layers, notes and hashes.
@@ -49,7 +42,6 @@ def adopt(
     link(source, folder, tokenizer)
     loaded = load_packed(folder, device=device)
     try_out(loaded, source)
-    total = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(target.weight.numel() for target in targets)
     layer_bytes, all_bytes = stored_bytes(folder, model, targets)
     bits = 8 * layer_bytes / weights
@@ -60,15 +52,14 @@ def adopt(
         try:
             weight = computed_weight(loaded, target)
         except (RuntimeError, TypeError, AttributeError) as error:  # a layer that cannot be run by itself
-            notes["weight_error"] = f"not measured, {target.name}: {' '.join(str(error).split())}"
+            notes["weight_error"] = f"not measured, {target.name}: {one_line(error)}"
             layers = []
             break
-        layers.append(compare(target, weight, bits))
+        layers.append(compare(target.name, target.weight.detach(), weight, bits))
     return {
         "bits": None,
         "bits_per_weight": bits,
         "quantized_weights": weights,
-        "total_parameters": total,
         "file_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "formula_bytes": all_bytes,
         "layers": layers,
@@ -87,7 +78,7 @@ def try_out(model: Any, source: Path) -> None:
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except (RuntimeError, ImportError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} loads, but cannot run on {model.device}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} loads, but cannot run on {model.device}: {one_line(error)}") from None
 
 
 def locate(path: str, revision: str | None) -> Path:
@@ -106,7 +97,7 @@ def locate(path: str, revision: str | None) -> Path:
         try:
             source = fetch(path, revision)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(f"options.path: {path} cannot be fetched ({' '.join(str(error).split())})") from None
+            raise ValueError(f"options.path: {path} cannot be fetched ({one_line(error)})") from None
     if not (source / "config.json").is_file():
         raise ValueError(f"options.path: {path} has no config.json")
     try:
@@ -171,8 +162,8 @@ def computed_weight(model: Any, target: Target) -> torch.Tensor:
     else:
         weight = probe(part, target.weight.shape[-1], model)
     if weight.shape != target.weight.shape:
-        wanted = "x".join(map(str, target.weight.shape))
-        raise ValueError(f"layer {target.name} of the checkpoint has the shape {list(weight.shape)}, not {wanted}")
+        shape = "x".join(map(str, target.weight.shape))
+        raise ValueError(f"layer {target.name} of the checkpoint has the shape {list(weight.shape)}, not {shape}")
     return weight.to(target.weight.device).float()
 
 
@@ -193,19 +184,3 @@ def probe(layer: nn.Module, width: int, model: Any) -> torch.Tensor:
     bias = layer(torch.zeros(1, width, **options)).float()
     parts = [layer(rows).float() - bias for rows in torch.eye(width, **options).split(ROWS)]
     return torch.cat(parts).T
-
-
-def compare(target: Target, weight: torch.Tensor, bits: float) -> dict[str, Any]:
-    """One layer of the report; see ``r2q.models.apply.describe``."""
-    original = target.weight.detach().float()
-    error = float((weight - original).double().square().sum())
-    power = float(original.double().square().sum())
-    return {
-        "name": target.name,
-        "shape": list(original.shape),
-        "mse": error / math.prod(original.shape),
-        "relative_error": error / power if power else 0.0,
-        "bits_per_weight": bits,
-        "seconds": None,
-        "status": "ok",
-    }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from r2q.kept import file_sha256
+from r2q.kept import file_sha256, state_of
 from r2q.models.checks import read_files
 
 
@@ -17,18 +16,6 @@ def describe_files(folder: Path) -> dict[str, Any]:
     system's: every write, replacement and change of the other time moves it, and no user can set it.
     """
     return {file.name: {"sha256": file_sha256(file), "state": state_of(file)} for file in read_files(folder)}
-
-
-def fingerprint(files: dict[str, Any]) -> str:
-    """One sha256 over names and contents."""
-    lines = [f"{entry['sha256']}  {name}\n" for name, entry in sorted(files.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def state_of(file: Path) -> list[int]:
-    """Size, inode, and times of modification and change."""
-    stat = file.stat()
-    return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def check_unchanged(folder: Path, facts: dict[str, Any]) -> None:
@@ -43,9 +30,9 @@ def check_unchanged(folder: Path, facts: dict[str, Any]) -> None:
     """
     if "files" not in facts:
         return
-    files, there = facts["files"], {file.name: file for file in read_files(folder)}
-    for name in sorted({*there, *files}):
-        file, known = there.get(name), files.get(name)
+    files, present = facts["files"], {file.name: file for file in read_files(folder)}
+    for name in sorted({*present, *files}):
+        file, known = present.get(name), files.get(name)
         if file is None or known is None:
             what = "is gone" if file is None else "is new"
         elif state_of(file) != known["state"] and file_sha256(file) != known["sha256"]:

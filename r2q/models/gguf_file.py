@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from r2q.records import one_line
+
 MAGIC = b"GGUF"
 ONE_FILE = "100TB"  # weights are written as one model.safetensors
 
@@ -45,8 +47,8 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
             **given,
         )
     except Exception as error:  # a file's content reaches parsers that raise what they like
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"transformers {transformers.__version__} cannot read this GGUF file: {reason}") from None
+        version = transformers.__version__
+        raise ValueError(f"transformers {version} cannot read this GGUF file: {one_line(error)}") from None
     wrong = [f"{kind.replace('_', ' ')} {', '.join(sorted(map(str, info[kind]))[:3])}" for kind in info if info[kind]]
     if wrong:
         raise ValueError(f"its tensors are not those of {type(model).__name__}: {'; '.join(wrong)}")
@@ -55,7 +57,7 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
     model.hf_quantizer = None
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(folder)
-    _only_own_tokens(folder / "tokenizer.json", vocabulary)
+    _drop_added_tokens(folder / "tokenizer.json", vocabulary)
     return {
         "source_format": source_format(types),
         "tensor_types": _parameters(types),
@@ -80,34 +82,30 @@ def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
         parts = reader.get_field("split.count")
         count = 1 if parts is None else int(parts.contents())
         tokens = reader.get_field("tokenizer.ggml.tokens")
-        found = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
+        tensors = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"is a damaged or truncated GGUF file ({reason})") from None
+        raise ValueError(f"is a damaged or truncated GGUF file ({one_line(error)})") from None
     if count > 1:
         raise ValueError(f"is one of {count} parts of a GGUF file; join them first (llama-gguf-split --merge)")
     if tokens is None:
         raise ValueError("is a GGUF file without a tokenizer")
-    return found, len(tokens.data)
+    return tensors, len(tokens.data)
 
 
 def source_format(types: list[tuple[str, str, int, int]]) -> str:
     """`gguf ` and the types of the blocks' matrices, those with most parameters first."""
-    blocks: Counter[str] = Counter()
-    for name, kind, dimensions, parameters in types:
-        if dimensions > 1 and name.startswith("blk."):
-            blocks[kind] += parameters
-    return f"gguf {', '.join(kind for kind, _ in blocks.most_common())}"
+    return f"gguf {', '.join(_parameters([t for t in types if t[2] > 1 and t[0].startswith('blk.')]))}"
 
 
 def _parameters(types: list[tuple[str, str, int, int]]) -> dict[str, int]:
-    found: Counter[str] = Counter()
+    """Parameters of each type, the most first."""
+    totals: Counter[str] = Counter()
     for _, kind, _, parameters in types:
-        found[kind] += parameters
-    return dict(found.most_common())
+        totals[kind] += parameters
+    return dict(totals.most_common())
 
 
-def _only_own_tokens(file: Path, vocabulary: int) -> None:
+def _drop_added_tokens(file: Path, vocabulary: int) -> None:
     """Take out of a tokenizer what transformers put in (its unknown token) where the GGUF file has none."""
     content = json.loads(file.read_text())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocabulary]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.config import Config, nearest
+from r2q.config import Config
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.source import model_folder
@@ -28,35 +28,26 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     its group), weight, code, quantized, level_0 ... (the level of each code). Weights of a method that scales inputs
     are scaled: what is put on levels.
 
-    Args:
-        config_path: the run's config.
-        results: the run's folder of packed units.
-        out: the CSV to write.
-
     Raises:
         ValueError: no two recipes to show, an unknown layer, or a row or group outside of it; a unit that failed.
         FileNotFoundError: a unit is not there.
     """
     config = configuration.load(config_path)
-    wanted = config.figures.lattice
+    figure = config.figures.lattice
     units = config.lattice_units()
     if units is None:
-        raise ValueError(
-            f"the lattice figure needs for {wanted.model or ' or '.join(config.models)} a recipe rtn and a recipe r2q "
-            "with default options, both with the same group size or channel and the same bits, or recipes that "
-            "figures.lattice.recipes names"
-        )
+        raise ValueError(f"{config_path}: {configuration.lattice_lacks(config)}")
     model, recipes = units
     quiet()
     entry = config.models[model]
     targets = {target.name: target.weight for target in list_targets(load_full(str(model_folder(entry))))}
-    layer = wanted.layer or next(iter(targets))
-    if layer not in targets:
-        names = [*targets]
-        raise ValueError(f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, names)}")
+    layers = [{"name": name, "shape": list(weight.shape)} for name, weight in targets.items()]
+    for problem in configuration.lattice_problems(config, model, {"targets": layers}):
+        raise ValueError(problem)
+    layer = figure.layer or next(iter(targets))
     shown = {recipe: _quantized(config, Path(results), model, recipe, layer) for recipe in recipes}
     errors = {recipe: _relative_errors(unit, targets[layer]) for recipe, unit in shown.items()}
-    row, group = _pick(torch.stack([*errors.values()]).sum(0), wanted.row, wanted.group, layer)
+    row, group = _pick(torch.stack([*errors.values()]).sum(0), figure.row, figure.group)
     rows: list[dict[str, Any]] = []
     for recipe, unit in shown.items():
         place: dict[str, Any] = {"method": config.recipes[recipe].method, "recipe": recipe, "model": model}
@@ -94,12 +85,8 @@ def _relative_errors(unit: QuantizedWeight, weight: torch.Tensor) -> torch.Tenso
     return (decoded - original).square().sum(-1) / original.square().sum(-1).clamp_min(torch.finfo().tiny)
 
 
-def _pick(errors: torch.Tensor, row: int | None, group: int | None, layer: str) -> tuple[int, int]:
+def _pick(errors: torch.Tensor, row: int | None, group: int | None) -> tuple[int, int]:
     """Row and group as they are asked for; what is not, so that the error is the lower median of all that remain."""
-    rows, groups = errors.shape
-    for name, wanted, count in (("row", row, rows), ("group", group, groups)):
-        if wanted is not None and wanted >= count:
-            raise ValueError(f"figures.lattice.{name}: {layer} has {name}s 0 to {count - 1}, not {wanted}")
     left = errors[slice(None) if row is None else slice(row, row + 1)]
     left = left[:, slice(None) if group is None else slice(group, group + 1)]
     place = int(left.flatten().median(0).indices)

@@ -13,7 +13,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.config import nearest
-from r2q.models.checks import read_config, read_tokenizer
+from r2q.models.checks import read_config, read_tokenizer, some
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
@@ -92,10 +92,7 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
         ) from None
     except (SafetensorError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
         raise ValueError(f"{path} has the format {method} and cannot be loaded here: {one_line(error)}") from None
-    for kind in ("missing_keys", "mismatched_keys"):
-        if info.get(kind):
-            names = sorted(map(str, info[kind]))
-            raise ValueError(f"{path} has the format {method}; {kind.replace('_', ' ')}: {', '.join(names[:3])}")
+    _refuse_keys(f"{path} has the format {method};", info, ("missing_keys", "mismatched_keys"))
     return model.eval()
 
 
@@ -106,12 +103,14 @@ def _load(path: str, **options: Any) -> Any:
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(kind):
-            names = sorted(map(str, info[kind]))
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{path}: {kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    _refuse_keys(f"{path}:", info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
+
+
+def _refuse_keys(what: str, info: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        if info.get(kind):
+            raise ValueError(f"{what} {kind.replace('_', ' ')}: {some(sorted(map(str, info[kind])))}")
 
 
 def quiet() -> None:

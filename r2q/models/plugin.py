@@ -155,8 +155,8 @@ def check_files(files: Iterable[Path], digests: dict[str, str]) -> None:
     for file in sorted(files):
         if file.name not in digests:
             continue
-        found = config_sha256(json.loads(file.read_text())) if file.name == "config.json" else file_sha256(file)
-        if found != digests[file.name]:
+        digest = config_sha256(json.loads(file.read_text())) if file.name == "config.json" else file_sha256(file)
+        if digest != digests[file.name]:
             raise ValueError(f"{file} is damaged: its SHA-256 is not the one in config.json")
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 TOKENS = 24
 _TENSOR: Any = torch.Tensor
@@ -163,13 +164,13 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = [self._parameter(value) for value in _tensors((args, kwargs))]
+        places = [self._parameter(value) for value in tree_leaves((args, kwargs))]
         if func is F.embedding and len(args) > 1 and self._parameter(args[1]):
             name, table = self._parameter(args[1])  # type: ignore[misc]
             return self._draw(name, (*args[0].shape, table.shape[1]))
         if func is F.linear and len(args) > 1 and (place := self._parameter(args[1])):
             return self._linear(*place, args[0], args[1])
-        for name, parameter in filter(None, found):
+        for name, parameter in filter(None, places):
             indexed = func is torch.Tensor.__getitem__ and parameter.dim() == 3 and _is_one(args[1])
             if name not in self.active and not (parameter.dim() == 3 and (indexed or func in PLAIN)):
                 self.use.other.setdefault(name, getattr(func, "__name__", str(func)))
@@ -229,16 +230,6 @@ def _moving(total: Any, places: list[tuple[str, torch.Tensor]]) -> set[str]:
     """Names of those outputs that a sum follows."""
     gradients = torch.autograd.grad(total, [x for _, x in places], retain_graph=True, allow_unused=True)
     return {name for (name, _), g in zip(places, gradients, strict=True) if g is not None and g.any()}
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if torch.is_tensor(value):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _is_one(index: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -19,6 +18,7 @@ from r2q.models.card import CARD, card
 from r2q.models.checks import read_files
 from r2q.models.packed import PackedWeight
 from r2q.models.plugin import R2QConfig, R2QQuantizer, seal
+from r2q.records import digest_files
 
 MAX_SHARD = "5GB"
 
@@ -91,16 +91,9 @@ def write_state(state: dict[str, torch.Tensor], folder: Path) -> dict[str, str]:
     return {file: file_sha256(folder / file) for file in sorted(plan.filename_to_tensors)}
 
 
-def weights_digest(digests: dict[str, str]) -> str:
-    """One SHA-256 for all weight files of a folder."""
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def folder_digest(folder: Path) -> str | None:
-    """:func:`weights_digest` of the files that a model is read from; None when ``folder`` lacks weights."""
+    """One SHA-256 over all files that a model is read from; None when ``folder`` lacks weights."""
     try:
-        files = read_files(folder)
+        return digest_files(folder, [file.name for file in read_files(folder)])
     except ValueError:
         return None
-    return weights_digest({file.name: file_sha256(file) for file in files})

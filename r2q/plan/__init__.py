@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r2q.config import TEXT_FILE, Config, Model, TextSource, describe_recipe, method_info
+from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
+from r2q.kept import state_of
 from r2q.models.source import MADE, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
 
@@ -110,7 +111,7 @@ class Plan:
 
     def calibration_text(self, at: Any = None) -> list[str]:
         """The file that calibration tokens are cut from, if it is one."""
-        return self._text(self.config.calibration)
+        return self._text("calibration.")
 
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""
@@ -119,8 +120,7 @@ class Plan:
 
     def training_text(self, at: Any = None) -> list[str]:
         """The files that training rows come from."""
-        texts = self.config.training.texts if self.config.training is not None else []
-        return _named(self._inputs([text.path for text in texts if TEXT_FILE.search(text.path)]))
+        return self._text("training.")
 
     def start(self, at: Any) -> list[str]:
         """The report of the unit whose packed weights a training starts from, if it names one."""
@@ -135,10 +135,15 @@ class Plan:
 
     def reference_text(self, at: Any = None) -> list[str]:
         """The file of that text, if it is one."""
-        return self._text(self.config.fidelity)
+        return self._text("fidelity.")
 
-    def _text(self, section: TextSource | None) -> list[str]:
-        return _named(self._inputs([section.path] if section is not None and section.is_file else []))
+    def _text(self, section: str) -> list[str]:
+        return _named(self._inputs(self._files(section)))
+
+    def _files(self, section: str) -> list[str]:
+        """Texts of a section that are files."""
+        texts = self.config.texts().items()
+        return [path for key, path in texts if key.startswith(section) and TEXT_FILE.search(path)]
 
     def task_files(self, at: Any = None) -> list[str]:
         """Tasks with their data, and texts for perplexities."""
@@ -146,8 +151,7 @@ class Plan:
 
     @cached_property
     def _task_files(self) -> list[str]:
-        texts = [text.path for text in self.config.perplexity.values() if text.is_file]
-        return self._inputs(texts, [*self.config.task_include, *self._task_data()])
+        return self._inputs(self._files("perplexity."), [*self.config.task_include, *self._task_data()])
 
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
@@ -158,16 +162,16 @@ class Plan:
         read = {task: [n for n in names if task == n or task.startswith(f"{n}_")] for task in self.config.tasks}
         if not all(read.values()):
             return [data]
-        return sorted({str(Path(data) / name) for found in read.values() for name in found})
+        return sorted({str(Path(data) / name) for folders in read.values() for name in folders})
 
     def _inputs(self, files: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
         """These files and those below the folders; for what a rule makes, all that it makes."""
         made = [paths for made, paths in self.made.items() if any(below(path, made) for path in [*files, *folders])]
-        there = [path for path in files if not self.is_made(path)]
+        present = [path for path in files if not self.is_made(path)]
         for folder in folders:
             if not self.is_made(folder):
-                there += [str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-        return sorted(set(there)) + [path for paths in made for path in paths]
+                present += [str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        return sorted(set(present)) + [path for paths in made for path in paths]
 
     def is_made(self, path: str) -> bool:
         """Whether a rule writes this file or folder."""
@@ -177,12 +181,12 @@ class Plan:
     def intermediates(self) -> list[str]:
         """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
         read = {*self.task_files(), *self.calibration_text(), *self.training_text(), *self.reference_text()}
-        found = [path for files in self.made.values() for path in files if path in read]
-        found += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
-        found += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
+        outputs = [path for files in self.made.values() for path in files if path in read]
+        outputs += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
+        outputs += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
         for unit in self.units:
-            found += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
-        return list(dict.fromkeys(found))
+            outputs += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
+        return list(dict.fromkeys(outputs))
 
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 
@@ -214,28 +218,22 @@ class Plan:
 
     def asked_teacher_data(self, at: Any) -> str:
         assert self.config.training is not None
-        section, device = self.config.training.model_dump(), self.config.device
-        parts = {"device": device, "training": section, "code": code("teacher_data"), **self._pinned()}
-        return _line(self._model(at, "add_bos"), **parts)
+        parts = {"device": self.config.device, "training": self.config.training.model_dump()}
+        return _line(self._model(at, "add_bos"), **parts, code=code("teacher_data"), **self._pinned())
 
     def asked_reference(self, at: Any) -> str:
         assert self.config.fidelity is not None
-        section, device, size = self.config.fidelity.model_dump(), self.config.device, self.config.limits.batch_size
-        model = self._model(at, "add_bos", "dtype")
-        parts = {"device": device, "fidelity": section, "batch_size": size, "code": code("reference")}
-        return _line(model, **parts, **self._pinned())
+        size = self.config.limits.batch_size
+        parts = {"device": self.config.device, "fidelity": self.config.fidelity.model_dump(), "batch_size": size}
+        return _line(self._model(at, "add_bos", "dtype"), **parts, code=code("reference"), **self._pinned())
 
     def asked_quantize(self, at: Any) -> str:
         """Also of recipes that train; the seed is in the folder's name."""
         recipe = self.recipes[at.recipe]
         section = self.config.calibration.model_dump() if self.calibration(at) and self.config.calibration else None
         source = method_code(recipe["method"], recipe["options"])
-        parts: dict[str, Any] = {
-            "recipe": {**recipe, "seeds": None},
-            "device": self.config.device,
-            "calibration": section,
-        }
-        parts["leaves"] = self.config.starts_training(at.recipe)
+        parts: dict[str, Any] = {"recipe": {**recipe, "seeds": None}, "device": self.config.device}
+        parts |= {"calibration": section, "leaves": self.config.starts_training(at.recipe)}
         if at.recipe not in self._described:
             self._described[at.recipe] = asdict(describe_recipe(self.config, at.recipe))
         parts["facts"] = self._described[at.recipe]
@@ -290,42 +288,33 @@ class Plan:
 
     # Tables and figures: what a run shows, and the CSV files that each is made from
 
-    @property
-    def tables(self) -> list[str]:
-        """Those of every run."""
-        of_scores = ["main", "fine", "coarse", "families", "residual", "frames", "generative", "groups"]
-        return [*of_scores, "cost", "memory", "published"]
+    tables = ("main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory",
+              "published")  # fmt: skip
 
     @property
     def drawn(self) -> dict[str, tuple[str, ...]]:
         """The figures of the run by name: a module of `r2q.report.figures` and its variant."""
         changed = [unit.model for unit in self.units if self.recipes[unit.recipe]["granularity"] is not None]
         models = list(dict.fromkeys(changed))
-        found: dict[str, tuple[str, ...]] = {"frontier-bytes": ("scores",), "frontier-bits": ("scores",)}
-        found |= {"granularity": ("scores",)}
-        found |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
-        found |= {f"layer_errors-{model}": ("layers",) for model in models}
+        figures: dict[str, tuple[str, ...]] = {"frontier-bytes": ("scores",), "frontier-bits": ("scores",)}
+        figures |= {"granularity": ("scores",)}
+        figures |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
+        figures |= {f"layer_errors-{model}": ("layers",) for model in models}
         lattice = self.config.lattice_units()
         if lattice is not None:
-            found |= {"lattice": ("lattice",)}
+            figures |= {"lattice": ("lattice",)}
             plain = {"method": "r2q", "bits": 2, "options": method_info("r2q").options().model_dump(mode="json")}
             if any(plain.items() <= self.recipes[name].items() for name in lattice[1]):
-                found |= {"mechanism": ("lattice",)}
+                figures |= {"mechanism": ("lattice",)}
         if self.trained:
-            found |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
-        return found
+            figures |= {"training-paper": ("training",), "training-all": ("training",), "drift": ("drift",)}
+        return figures
 
     @property
     def manifests(self) -> list[str]:
         """Files with the sha256 of what was made of records."""
-        names = [
-            "collected",
-            "lattice",
-            "report",
-            "tables/tables",
-            "tables/controls",
-            *(["trained", "tables/claims"] * bool(self.trained)),
-        ]
+        names = ["collected", "lattice", "report", "tables/tables", "tables/controls"]
+        names += ["trained", "tables/claims"] if self.trained else []
         return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]
 
     def csv_of(self, *names: str) -> list[str]:
@@ -336,17 +325,9 @@ class Plan:
     def csv_of_figure(self, at: Any) -> list[str]:
         return self.csv_of(*self.drawn[at.figure])
 
-    # What a job takes
-
-    def processes(self, at: Any) -> int:
-        """Processes, each with a GPU where there are any, that a job is spread over."""
-        return self.config.limits.training_processes if self.config.trains(at.recipe) else 1
-
 
 def _states(files: Iterable[str]) -> list[list[Any]]:
-    """Size, inode and times of files: the time of change moves even where the other one is set back."""
-    stats = [(file, Path(file).stat()) for file in files]
-    return [[file, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in stats]
+    return [[file, *state_of(Path(file))] for file in files]
 
 
 def _line(parts: Mapping[str, Any], **more: Any) -> str:
@@ -361,9 +342,7 @@ def _named(paths: Sequence[str]) -> list[str]:
 def _unnamed(paths: Sequence[str]) -> dict[str, list[list[Any]]]:
     """The state of the others, for what is asked."""
     others = sorted(set(paths) - set(_named(paths)))
-    states = [
-        [path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in others if Path(path).exists()
-    ]
+    states = _states(path for path in others if Path(path).exists())
     return {"files": states} if states else {}
 
 

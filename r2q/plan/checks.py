@@ -12,17 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from r2q import prepare
 from r2q.kept import file_sha256
 from r2q.plan import Plan, model_files
-from r2q.prepare import (
-    FACTS,
-    engine_problems,
-    future_paths,
-    missing_paths,
-    read_prepared,
-    recipe_problems,
-    task_problems,
-)
 from r2q.records import (
     OK,
     Damaged,
@@ -39,14 +31,12 @@ from r2q.records import (
 def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
     """One sentence for everything that can be known before any work: paths, tasks, recipes that a model cannot have.
 
-    Args:
-        plan: of the run.
-        made_tasks: tasks that a rule writes.
+    `made_tasks` are those that a rule writes.
     """
-    config, there = plan.config, plan.config
+    config, checkable = plan.config, plan.config
     if damaged_worlds(plan):  # what the rule will write is known
         texts = {name: text for name, text in config.perplexity.items() if not plan.is_made(text.path)}
-        there = config.model_copy(
+        checkable = config.model_copy(
             update={
                 "tasks": {name: task for name, task in config.tasks.items() if name not in made_tasks},
                 "task_include": [path for path in config.task_include if not plan.is_made(path)],
@@ -56,14 +46,14 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
                 "training": None,
             }
         )
-    found = missing_paths(there) + future_paths(there) or task_problems(there)
-    found += plan.hub.missing()
+    sentences = prepare.missing_paths(checkable) + prepare.future_paths(checkable) or prepare.task_problems(checkable)
+    sentences += plan.hub.missing()
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
-    found += engine_problems(config, rows)
+    sentences += prepare.engine_problems(config, rows)
     for model in config.models:
-        found += _of_model(plan, model)
-    return found
+        sentences += _of_model(plan, model)
+    return sentences
 
 
 def _of_model(plan: Plan, model: str) -> list[str]:
@@ -73,29 +63,31 @@ def _of_model(plan: Plan, model: str) -> list[str]:
     if not path.is_file() or path.stat().st_mtime < max(times, default=0):
         return []
     try:
-        facts = read_prepared(path, model, FACTS)
+        facts = prepare.read_prepared(path, model, prepare.FACTS)
     except Damaged:  # made again
         return []
     same = [facts["path"], facts["revision"]] == [entry.path, entry.revision]
-    return recipe_problems(plan.config, model, facts) if same else []
+    return prepare.recipe_problems(plan.config, model, facts) if same else []
 
 
 def stale(plan: Plan) -> dict[str, str]:
     """Outputs that are there and have to be made again, each with the reason."""
-    found = dict(_stale_units(plan))
-    found |= {file: reason for file, reason in damaged_worlds(plan).items() if Path(file).is_file()}
+    reasons = dict(_stale_units(plan))
+    reasons |= {file: reason for file, reason in damaged_worlds(plan).items() if Path(file).is_file()}
     for model in plan.config.models:
-        found |= _damage(f"{plan.results}/{model}/prepared.json", lambda path, m=model: read_prepared(path, m, FACTS))
+        reasons |= _damage(
+            f"{plan.results}/{model}/prepared.json", lambda path, m=model: prepare.read_prepared(path, m, prepare.FACTS)
+        )
         for name in ("calibration.safetensors", "training_data.safetensors", "reference.safetensors"):
-            found |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
+            reasons |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
     for manifest in plan.manifests:
-        found |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
-    return found
+        reasons |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
+    return reasons
 
 
 def damaged_worlds(plan: Plan) -> dict[str, str]:
     """Folders that a rule makes, by their first file, which has the sha256 of the others; with what is wrong."""
-    found = {}
+    damage = {}
     for folder, (first, *rest) in plan.made.items():
         try:
             digests = json.loads(Path(first).read_bytes())["files"]
@@ -103,8 +95,8 @@ def damaged_worlds(plan: Plan) -> dict[str, str]:
         except (OSError, ValueError, LookupError, TypeError):
             wrong = [first]
         if wrong:
-            found[first] = f"{wrong[0]}: missing or damaged; {folder} is made again"
-    return found
+            damage[first] = f"{wrong[0]}: missing or damaged; {folder} is made again"
+    return damage
 
 
 def _damage(path: str, read: Any) -> dict[str, str]:

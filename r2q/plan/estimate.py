@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 from r2q.config import Config, ConfigError, method_info
+from r2q.measure import duration
 from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
 
@@ -20,10 +21,10 @@ class Estimate(Jobs):
 
     def rules(self) -> dict[str, list[Job]]:
         """Jobs by rule, in the order of the workflow."""
-        found: dict[str, list[Job]] = {}
+        by_rule: dict[str, list[Job]] = {}
         for job in self.jobs:
-            found.setdefault(job.rule, []).append(job)
-        return {rule: found[rule] for rule in (*ORDER, *REPORT) if rule in found}
+            by_rule.setdefault(job.rule, []).append(job)
+        return {rule: by_rule[rule] for rule in (*ORDER, *REPORT) if rule in by_rule}
 
     def wall(self, jobs: Sequence[Job] | None = None) -> float:
         """Seconds from the first job to the last: of all, or of those of a rule alone."""
@@ -51,7 +52,7 @@ class Estimate(Jobs):
 
     def problems(self) -> list[str]:
         """A sentence for each rule that has jobs that do not fit into the memory of a GPU, with what to change."""
-        capacity, found = self.machine.gpu_bytes, []
+        capacity, problems = self.machine.gpu_bytes, []
         if capacity is None:
             return []
         for rule, jobs in self.rules().items():
@@ -62,11 +63,11 @@ class Estimate(Jobs):
             changes = worst.changes(capacity)
             others = f", and {len(wrong) - 1} more such jobs" if len(wrong) > 1 else ""
             what = f"change one: {'; '.join(changes)}" if changes else "no setting here changes that: take a larger GPU"
-            found.append(
+            problems.append(
                 f"{rule} {worst.what} takes about {worst.gpu_bytes / GIB:.0f} GiB of a GPU, "
                 f"{capacity / GIB:.0f} GiB are given{others}; {what}"
             )
-        return found
+        return problems
 
     def summary(self) -> str:
         """One paragraph."""
@@ -75,7 +76,7 @@ class Estimate(Jobs):
         where = where if self.machine.gpus else f"{self.machine.cpu_jobs} CPU jobs at once"
         text = f"{units} units, "
         text += f"{_number(self.gpu_hours())} GPU hours, " if self.machine.gpus else ""
-        text += f"about {_time(self.wall())} on {where}"
+        text += f"about {duration(self.wall())} on {where}"
         if self.machine.gpus:
             text += f"; at most {largest.gpu_bytes / GIB:.0f} GiB of a GPU ({largest.rule} {largest.what})"
         text += f"; {max(job.host_bytes for job in self.jobs) / GIB:.1f} GiB of main memory a job"
@@ -104,30 +105,30 @@ class Estimate(Jobs):
         known = {*SWEEPS, *PASSES, "gptq"}
         strange = sorted(info.label for info in used if info.needs != "training" and info.label not in known | CONTROLS)
         unknown = sorted(set(self.config.tasks) - set(tasks()))
-        found = []
+        notes = []
         if labels and self.machine.gpus:
-            found.append(f"counted from the methods' loops, not measured on a GPU: {', '.join(labels)}")
+            notes.append(f"counted from the methods' loops, not measured on a GPU: {', '.join(labels)}")
         if any(shape.active < shape.quantized for shape in self.shapes.values()):
-            found.append("no mixture of experts was measured: what it costs to send tokens to experts is not in it")
+            notes.append("no mixture of experts was measured: what it costs to send tokens to experts is not in it")
         if strange:
-            found.append(f"not known, taken for a method that rounds every weight twice: {', '.join(strange)}")
+            notes.append(f"not known, taken for a method that rounds every weight twice: {', '.join(strange)}")
         if unknown:
             size = f"{UNKNOWN['items']} items of {UNKNOWN['rows']} rows of {UNKNOWN['tokens']} tokens"
-            found.append(f"not known, taken for {size}: {', '.join(unknown)}")
+            notes.append(f"not known, taken for {size}: {', '.join(unknown)}")
         if self.config.limits.training_processes > 1 and self.plan.trained:
-            found.append("the traffic between GPUs of one training is not in it: it was never measured")
-        return found
+            notes.append("the traffic between GPUs of one training is not in it: it was never measured")
+        return notes
 
 
 def machine(config: Config, gpus: int | None = None, gpu_gib: float | None = None) -> Machine:
     """What a run is given: as said, else what this machine has; as many GPUs as one job needs where it has none."""
     here = [] if config.device == "cpu" or (gpus and gpu_gib) else memory_of_gpus()
-    wanted = 0 if config.device == "cpu" else gpus or len(here)
-    if not wanted and (config.device.startswith("cuda") or gpu_gib):
-        wanted = config.limits.training_processes
+    count = 0 if config.device == "cpu" else gpus or len(here)
+    if not count and (config.device.startswith("cuda") or gpu_gib):
+        count = config.limits.training_processes
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = gpu_gib * GIB if gpu_gib else min(here, default=None)
-    return Machine(wanted, given if wanted else None, max(1, processors // config.limits.threads))
+    return Machine(count, given if count else None, max(1, processors // config.limits.threads))
 
 
 def memory_of_gpus() -> list[float]:
@@ -166,12 +167,3 @@ def _cell(value: float) -> str:
     if value == 0:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
-
-
-def _time(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `6 days`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -5,30 +5,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from r2q.config import Config, method_info
 from r2q.evaluation.rows import rows_at_once
-from r2q.plan import Plan, Unit
-from r2q.plan.cost import (
-    GIB,
-    bytes_of,
-    cache_bytes,
-    evaluate_bytes,
-    forward_seconds,
-    generate_seconds,
-    host_bytes,
-    input_bytes,
-    quantize_bytes,
-    quantize_seconds,
-    rates,
-    resume_bytes,
-    train_bytes,
-    train_seconds,
-)
+from r2q.plan import Plan, Unit, cost
+from r2q.plan.cost import GIB
 from r2q.plan.shapes import Shape, shape_of
 
 TASKS = Path(__file__).with_name("tasks.csv")
@@ -47,7 +32,7 @@ class Job:
         rule: of the workflow.
         what: model, recipe and seed in words; of the whole run "".
         seconds: that it takes.
-        gpus: that it holds; 0 for one that needs none, and for all of a run on the CPU.
+        gpus: that it holds; 0 for one that needs none, and for all of a run on the CPU (see `Jobs`).
         gpu_bytes, host_bytes: peaks, of each GPU and of main memory.
         disk_bytes: of what it leaves.
         passing_bytes: of what it has on disk only while it runs.
@@ -86,22 +71,18 @@ def tasks() -> dict[str, dict[str, int]]:
 
 
 class Jobs:
-    """All jobs of a run.
-
-    Args:
-        config: of the run.
-        machine: that it is given.
-        ask_hub: whether the hub may be asked for the shape of a model.
+    """All jobs of a run on a machine; `ask_hub`: whether the hub may be asked for the shape of a model.
 
     Raises:
         ConfigError: the size of a model cannot be known.
     """
 
     def __init__(self, config: Config, machine: Machine, ask_hub: bool = False) -> None:
-        self.config, self.machine, self.plan, self.rates = config, machine, Plan(config), rates()
+        self.config, self.machine, self.plan, self.rates = config, machine, Plan(config), cost.rates()
         self.device = "gpu" if machine.gpus else "cpu"
         self.shapes = {name: shape_of(name, entry, ask_hub) for name, entry in config.models.items()}
-        self.jobs = list(self._jobs())
+        jobs = list(self._jobs())
+        self.jobs = jobs if machine.gpus else [replace(job, gpus=0, gpu_bytes=0.0) for job in jobs]
 
     # Single jobs
 
@@ -134,31 +115,30 @@ class Jobs:
     def _dtype(self, model: str) -> int:
         """Bytes of a parameter in evaluation."""
         dtype = self.config.models[model].dtype
-        return self.shapes[model].bytes_each if dtype == "auto" else bytes_of(dtype)
+        return self.shapes[model].bytes_each if dtype == "auto" else cost.bytes_of(dtype)
 
     def _started(self, read: float) -> float:
         return self.rates["job.start"] + read / self.rates["disk.rate"]
 
     def _teacher_data(self, model: str, shape: Shape) -> Job:
-        wanted = self.config.training
-        assert wanted is not None
+        data = self.config.training
+        assert data is not None
         host = self.rates["host.libraries"]
-        if wanted.kind != "generated":
-            return Job("teacher_data", model, self._started(0), gpus=bool(self.machine.gpus), host_bytes=host)
-        rows = sum(texts.rows for texts in wanted.texts)
-        seconds = generate_seconds(self.rates, self.device, shape, rows, wanted.batch_size, wanted.length)
+        if data.kind != "generated":
+            return Job("teacher_data", model, self._started(0), gpus=1, host_bytes=host)
+        rows = sum(texts.rows for texts in data.texts)
+        seconds = cost.generate_seconds(self.rates, self.device, shape, rows, data.batch_size, data.length)
 
         def needs(batch: int) -> float:
             logits = batch * shape.vocabulary * 12  # of one token: stored, in float32, their probabilities
-            return self._size(model) + self.rates["gpu.pass"] + cache_bytes(shape, batch, wanted.length) + logits
+            return self._size(model) + self.rates["gpu.pass"] + cost.cache_bytes(shape, batch, data.length) + logits
 
         def changes(capacity: float) -> list[str]:
-            return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(wanted.batch_size)), capacity)
+            return _first(((f"training.batch_size: {n}", needs(n)) for n in _halves(data.batch_size)), capacity)
 
-        return self._heavy(
-            "teacher_data", model, seconds + self._started(self._size(model)), needs(min(wanted.batch_size, rows)),
-            host + self._size(model), changes=changes,
-        )  # fmt: skip
+        seconds += self._started(self._size(model))
+        memory = needs(min(data.batch_size, rows)), host + self._size(model)
+        return Job("teacher_data", model, seconds, 1, *memory, changes=changes)
 
     def _reference(self, model: str, shape: Shape) -> Job:
         text, dtype = self.config.fidelity, self._dtype(model)
@@ -166,7 +146,7 @@ class Jobs:
         windows, seconds = self._windows(shape, text.path, text.window, text.windows)
         kept = windows * text.window * text.top_k * 8
         seconds += self._started(self._size(model))
-        return self._heavy("reference", model, seconds, *self._evaluation_memory(model, dtype, kept), kept)
+        return Job("reference", model, seconds, 1, *self._evaluation_memory(model, dtype, kept), kept)
 
     def _quantize(self, unit: Unit) -> Job:
         config, shape, recipe = self.config, self.shapes[unit.model], self.config.recipes[unit.recipe]
@@ -175,22 +155,22 @@ class Jobs:
         looks = given if method_info(recipe.method).needs == "calibration" else None
         inner = (options["quantizer"], self._inner(unit.recipe)) if "quantizer" in options else None
         method = method_info(recipe.method).label
-        seconds = quantize_seconds(self.rates, self.device, shape, method, options, given, inner)
+        seconds = cost.quantize_seconds(self.rates, self.device, shape, method, options, given, inner)
         seconds += self._started(self._size(unit.model) + self._stored(unit))
         offload = text is not None and text.offload
 
         def needs(offload: bool) -> float:
-            return quantize_bytes(self.rates, shape, method, options, looks, offload)
+            return cost.quantize_bytes(self.rates, shape, method, options, looks, offload)
 
         def changes(capacity: float) -> list[str]:
             return _first([("calibration.offload: true", needs(True))] if looks and not offload else [], capacity)
 
-        inputs = input_bytes(shape, method, looks) if offload else 0
+        inputs = cost.input_bytes(shape, method, looks) if offload else 0
         host = self.rates["host.libraries"] + self._size(unit.model) + shape.quantized + inputs  # a byte a code
         if self.device == "cpu":
             host += needs(False)
         disk = self._stored(unit) + (shape.quantized * shape.bytes_each if config.starts_training(unit.recipe) else 0)
-        return self._heavy("quantize", name_of(unit), seconds, needs(offload), host, disk, changes=changes)
+        return Job("quantize", name_of(unit), seconds, 1, needs(offload), host, disk, changes=changes)
 
     def _inner(self, recipe: str) -> dict[str, Any]:
         """Options of the quantizer inside of a recipe."""
@@ -200,34 +180,34 @@ class Jobs:
     def _train(self, unit: Unit) -> Job:
         config, shape = self.config, self.shapes[unit.model]
         options: Any = config.options_of(unit.recipe)
-        wanted, processes = config.training, config.limits.training_processes
-        assert wanted is not None
-        seconds = train_seconds(self.rates, self.device, shape, options, wanted.length, wanted.held_out, processes)
+        data, processes = config.training, config.limits.training_processes
+        assert data is not None
+        seconds = cost.train_seconds(self.rates, self.device, shape, options, data.length, data.held_out, processes)
         seconds += self._started(self._size(unit.model) + self._stored(unit))
 
         def needs(changed: Mapping[str, Any], processes: int = processes) -> float:
             chosen = options.model_copy(update=dict(changed))
-            return train_bytes(self.rates, self.device, shape, chosen, wanted.length, processes)
+            return cost.train_bytes(self.rates, self.device, shape, chosen, data.length, processes)
 
         def changes(capacity: float) -> list[str]:
             smaller = {"activation_checkpointing": True, "optimizer": "adamw_8bit", "latent": "bfloat16"}
             smaller = {name: value for name, value in smaller.items() if getattr(options, name) != value}
             ones = [{name: value} for name, value in smaller.items()]
-            found = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]
-            if len(smaller) > 1 and not found:
-                found = _first([(_written(smaller), needs(smaller))], capacity)
+            suggestions = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]
+            if len(smaller) > 1 and not suggestions:
+                suggestions = _first([(_written(smaller), needs(smaller))], capacity)
             rows = _halves(options.micro_rows or options.batch_rows)
-            found += _first(((f"options.micro_rows: {n}", needs({"micro_rows": n})) for n in rows), capacity)
+            suggestions += _first(((f"options.micro_rows: {n}", needs({"micro_rows": n})) for n in rows), capacity)
             more = [n for n in range(processes + 1, 65) if options.batch_rows % n == 0]
-            found += _first(((f"limits.training_processes: {n}", needs({}, n)) for n in more), capacity)
-            return found
+            suggestions += _first(((f"limits.training_processes: {n}", needs({}, n)) for n in more), capacity)
+            return suggestions
 
         host = self.rates["host.libraries"] * processes + self._size(unit.model) + shape.quantized
         if self.device == "cpu":
             host += needs({}) * processes
         kept = self._stored(unit)
-        passing = 2 * resume_bytes(shape, options) if options.checkpoint_every else 0.0
-        return self._heavy("train", name_of(unit), seconds, needs({}), host, kept, passing, changes, processes)
+        passing = 2 * cost.resume_bytes(shape, options) if options.checkpoint_every else 0.0
+        return Job("train", name_of(unit), seconds, processes, needs({}), host, kept, passing, changes)
 
     def _evaluate(self, unit: Unit) -> Job:
         config, shape, dtype = self.config, self.shapes[unit.model], self._dtype(unit.model)
@@ -239,9 +219,9 @@ class Jobs:
             shots = known["shots"] if entry.num_fewshot is None else entry.num_fewshot
             row = known["tokens"] + shots * known["shot"]
             rows = items * known["rows"]
-            seconds += forward_seconds(self.rates, self.device, shape, rows * row, row, math.ceil(rows / batch))
+            seconds += cost.forward_seconds(self.rates, self.device, shape, rows * row, row, math.ceil(rows / batch))
             if known["generated"]:
-                seconds += generate_seconds(self.rates, self.device, shape, items, batch, known["generated"])
+                seconds += cost.generate_seconds(self.rates, self.device, shape, items, batch, known["generated"])
                 longest, generates = max(longest, row + known["generated"]), True
         texts = [(text.path, text.window, text.windows) for text in config.perplexity.values()]
         if config.fidelity is not None:
@@ -250,12 +230,12 @@ class Jobs:
         memory = self._evaluation_memory(unit.model, dtype, self._stored(unit))
 
         def more(batch: int) -> float:
-            return cache_bytes(shape, batch, longest) if generates else 0.0
+            return cost.cache_bytes(shape, batch, longest) if generates else 0.0
 
         def changes(capacity: float) -> list[str]:
             return _first(((f"limits.batch_size: {n}", memory[0] + more(n)) for n in _halves(batch)), capacity)
 
-        return self._heavy("evaluate", name_of(unit), seconds, memory[0] + more(batch), memory[1], changes=changes)
+        return Job("evaluate", name_of(unit), seconds, 1, memory[0] + more(batch), memory[1], changes=changes)
 
     def _evaluation_memory(self, model: str, dtype: int, read: float) -> tuple[float, float]:
         """Bytes of the device, where there is one, and of main memory."""
@@ -263,9 +243,9 @@ class Jobs:
         windows = [text.window for text in self.config.perplexity.values()]
         window = max([*windows, 1 if self.config.fidelity is None else self.config.fidelity.window])
         if self.device == "cpu":
-            return 0.0, host_bytes(r, shape, dtype, r["host.loaded"], window)
+            return 0.0, cost.host_bytes(r, shape, dtype, r["host.loaded"], window)
         batch = self.config.limits.batch_size
-        return evaluate_bytes(r, shape, dtype, batch, window), r["host.libraries"] + max(read, self._size(model))
+        return cost.evaluate_bytes(r, shape, dtype, batch, window), r["host.libraries"] + max(read, self._size(model))
 
     def _windows(self, shape: Shape, path: str, window: int, windows: int | None) -> tuple[int, float]:
         """Windows of a text, and seconds of a pass over them."""
@@ -276,7 +256,7 @@ class Jobs:
             windows = max(1, tokens // window)
         batch = rows_at_once(self.config.limits.batch_size, window * shape.vocabulary)
         passes = math.ceil(windows / batch)
-        return windows, forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
+        return windows, cost.forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
 
     def _stored(self, unit: Unit) -> float:
         """Bytes of a unit's weights; codes with two 16-bit numbers a group, which no format here exceeds."""
@@ -286,22 +266,6 @@ class Jobs:
         group = int(recipe.granularity[1:]) if recipe.granularity.startswith("g") else shape.width
         packed = shape.quantized * (recipe.bits + 32 / group) / 8
         return packed + (shape.total - shape.quantized) * shape.bytes_each
-
-    def _heavy(
-        self,
-        rule: str,
-        what: str,
-        seconds: float,
-        gpu_bytes: float,
-        host: float,
-        disk: float = 0.0,
-        passing: float = 0.0,
-        changes: Changes = lambda capacity: [],
-        gpus: int = 1,
-    ) -> Job:
-        """A job on a GPU, where there is one."""
-        on_gpu = bool(self.machine.gpus)
-        return Job(rule, what, seconds, gpus * on_gpu, gpu_bytes * on_gpu, host, disk, passing, changes)
 
 
 def name_of(unit: Unit) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from r2q.config import ConfigError, Model
 from r2q.models.source import made_folder
+from r2q.records import one_line
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 GATED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # families with a gated MLP or experts of such
@@ -70,12 +71,19 @@ def count(config: Mapping[str, Any]) -> Shape:
     if family not in (*GATED, "opt"):
         raise ValueError(f"models of type {family} are not counted here, only {', '.join((*GATED, 'opt'))}")
     try:
-        return _opt(config) if family == "opt" else _gated(config)
+        return Shape(
+            layers=config["num_hidden_layers"],
+            width=config["hidden_size"],
+            vocabulary=config["vocab_size"],
+            bytes_each=4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2,
+            **(_opt(config) if family == "opt" else _gated(config)),
+        )
     except KeyError as error:
         raise ValueError(f"config.json has no {error.args[0]}") from None
 
 
-def _gated(config: Mapping[str, Any]) -> Shape:
+def _gated(config: Mapping[str, Any]) -> dict[str, int]:
+    """The other fields of a `Shape`, of a family with a gated MLP."""
     family, width, layers = config["model_type"], config["hidden_size"], config["num_hidden_layers"]
     heads = config["num_attention_heads"]
     shared = config.get("num_key_value_heads") or heads
@@ -92,21 +100,12 @@ def _gated(config: Mapping[str, Any]) -> Shape:
     router = width * experts if experts > 1 else 0
     embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings", False) else 2)
     quantized, active = attention + experts * expert, attention + chosen * expert
-    return Shape(
-        layers=layers,
-        width=width,
-        inner=chosen * inner,
-        vocabulary=config["vocab_size"],
-        total=layers * (quantized + router + norms + biases) + width + embeddings,
-        quantized=layers * quantized,
-        active=layers * active,
-        attention=queries,
-        keys=keys,
-        bytes_each=_bytes(config),
-    )
+    total = layers * (quantized + router + norms + biases) + width + embeddings
+    return {"inner": chosen * inner, "total": total, "quantized": layers * quantized, "active": layers * active,
+            "attention": queries, "keys": keys}  # fmt: skip
 
 
-def _opt(config: Mapping[str, Any]) -> Shape:
+def _opt(config: Mapping[str, Any]) -> dict[str, int]:
     width, inner, layers = config["hidden_size"], config["ffn_dim"], config["num_hidden_layers"]
     outer = config.get("word_embed_proj_dim") or width
     quantized = 4 * width * width + 2 * width * inner
@@ -115,31 +114,15 @@ def _opt(config: Mapping[str, Any]) -> Shape:
     around += 2 * width if config.get("do_layer_norm_before", True) else 0
     around += 2 * width * outer if outer != width else 0
     around += 0 if config.get("tie_word_embeddings", True) else config["vocab_size"] * outer
-    return Shape(
-        layers=layers,
-        width=width,
-        inner=inner,
-        vocabulary=config["vocab_size"],
-        total=layers * (quantized + rest) + around,
-        quantized=layers * quantized,
-        active=layers * quantized,
-        attention=width,
-        keys=width,
-        bytes_each=_bytes(config),
-    )
-
-
-def _bytes(config: Mapping[str, Any]) -> int:
-    return 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
+    total = layers * (quantized + rest) + around
+    return {"inner": inner, "total": total, "quantized": layers * quantized, "active": layers * quantized,
+            "attention": width, "keys": width}  # fmt: skip
 
 
 def shape_of(name: str, entry: Model, ask_hub: bool) -> Shape:
     """The shape of a model of a config.
 
-    Args:
-        name: of the model, for the message.
-        entry: its part of the config.
-        ask_hub: whether the hub may be asked for a config.json that is neither in the catalogue nor in its cache.
+    With `ask_hub` the hub may be asked for a config.json that is neither in the catalogue nor in its cache.
 
     Raises:
         ConfigError: one sentence: the size cannot be known, and why.
@@ -148,8 +131,8 @@ def shape_of(name: str, entry: Model, ask_hub: bool) -> Shape:
         shape = count(_config(entry, ask_hub))
         return replace(shape, bytes_each=4) if entry.is_gguf and entry.dtype in ("auto", "float32") else shape
     except (ValueError, OSError) as error:  # errors of the hub are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"models.{name}.path: the size of {entry.path} cannot be known here: {reason}") from None
+        what = f"models.{name}.path: the size of {entry.path}"
+        raise ConfigError(f"{what} cannot be known here: {one_line(error)}") from None
 
 
 def _config(entry: Model, ask_hub: bool) -> dict[str, Any]:

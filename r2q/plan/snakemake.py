@@ -39,7 +39,7 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
             for path in files:
                 update_config(data, read_yaml(path))
             update_config(data, _typed(given))
-        return _pinned(configuration.parse(_found_from_here(data), source=source)), source
+        return _pinned(configuration.parse(_with_shipped_models(data), source=source)), source
     except (ConfigError, Damaged) as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
@@ -89,7 +89,7 @@ def _typed(value: Any) -> Any:
     return parse_yaml(value) if isinstance(value, str) else value
 
 
-def _found_from_here(config: dict[str, Any]) -> dict[str, Any]:
+def _with_shipped_models(config: dict[str, Any]) -> dict[str, Any]:
     """The models that come with this repository, also in another working folder than the repository's."""
     models = config.get("models")
     for entry in models.values() if isinstance(models, dict) else []:

@@ -40,8 +40,8 @@ def method_code(method: str, options: Mapping[str, Any]) -> str:
     names = {method, options.get("quantizer", method)}
     verb = "train" if method_info(method).needs == "training" else "quantize"
     methods = [method_info(name) for name in names]
-    own = {str(path) for method in methods for path in (method.path, inspect.getsourcefile(method.options))}
-    return _hash((*SOURCES[verb], *sorted(own)))
+    files = {str(path) for method in methods for path in (method.path, inspect.getsourcefile(method.options))}
+    return _hash((*SOURCES[verb], *sorted(files)))
 
 
 @cache  # hundreds of units ask for the same few

@@ -11,6 +11,8 @@ from functools import partial
 from snakemake.logging import ColorizingTextHandler, get_event, logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from r2q.measure import duration
+
 HIDDEN = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED}  # jobs say themselves what they do
 SELECTING = "Select jobs to execute"
 
@@ -37,13 +39,6 @@ class Progress(logging.Filter):
         return False
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def terminals() -> list[ColorizingTextHandler]:
     """Snakemake's own handlers of the terminal; not its log file, which keeps everything."""
     return [handler for handler in logger.handlers if isinstance(handler, ColorizingTextHandler)]
@@ -56,7 +51,7 @@ def without_colour() -> None:
             handler.nocolor = True
 
 
-def say_progress() -> None:
+def show_progress() -> None:
     """One line a finished job, from here on; with --verbose nothing is hidden."""
     if logger.level > logging.DEBUG:
         for handler in terminals():

@@ -90,9 +90,9 @@ class Grid(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
 
     @classmethod
-    @abstractmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> Self:
         """The inverse of :meth:`tensors`."""
+        return cls(**{f.name: bits if f.name == "width" else tensors[f.name] for f in fields(cls)})
 
     @classmethod
     def cat(cls, grids: list[Self]) -> Self:
@@ -145,11 +145,10 @@ class AffineGrid(Grid):
         return {"scale": self.scale, "zero": pack(self.zero.flatten(), self.width)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> AffineGrid:
-        zero = tensors["zero"]
-        if zero.dtype == torch.uint8:
-            zero = unpack(zero, bits, shape[0] * shape[1]).reshape(shape)
-        return cls(tensors["scale"], zero, bits)
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> Self:
+        if (zero := tensors["zero"]).dtype == torch.uint8:
+            tensors = tensors | {"zero": unpack(zero, bits, shape[0] * shape[1]).reshape(shape)}
+        return super().from_tensors(tensors, bits, shape)
 
 
 @dataclass(frozen=True)
@@ -187,10 +186,6 @@ class SymmetricGrid(Grid):
         scale = self.scale.float().clamp_min(SMALLEST_SCALE).unsqueeze(-1)
         return (values / scale).add_(self.middle).round_().clamp_(0, 2**self.width - 1).to(torch.uint8)
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> SymmetricGrid:
-        return cls(tensors["scale"], bits)
-
 
 @dataclass(frozen=True)
 class BinaryGrid(Grid):
@@ -220,10 +215,6 @@ class BinaryGrid(Grid):
             total += sign.mul_(alpha[..., i : i + 1])
         return total
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> BinaryGrid:
-        return cls(tensors["alpha"])
-
 
 @dataclass(frozen=True)
 class CodebookGrid(Grid):
@@ -248,10 +239,6 @@ class CodebookGrid(Grid):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.book.float().gather(-1, codes.long())
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> CodebookGrid:
-        return cls(tensors["book"])
-
 
 GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, SymmetricGrid, BinaryGrid, CodebookGrid)}
 
@@ -260,18 +247,11 @@ def stored_shapes(
     kind: str, bits: int, shape: tuple[int, int], float_zero: bool
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and dtype of what a grid of ``shape`` (rows, groups) stores, without making one."""
-    rows, groups = shape
+    if kind not in GRIDS:
+        raise ValueError(f"unknown grid {kind!r}: one of {', '.join(GRIDS)}")
+    name, levels = {"binary": ("alpha", (bits,)), "codebook": ("book", (2**bits,))}.get(kind, ("scale", ()))
+    shapes = {name: (torch.Size([*shape, *levels]), SCALE_DTYPE)}
     if kind == "affine":
-        zero = (
-            (torch.Size(shape), SCALE_DTYPE)
-            if float_zero
-            else (torch.Size([packed_width(rows * groups, bits)]), torch.uint8)
-        )
-        return {"scale": (torch.Size(shape), SCALE_DTYPE), "zero": zero}
-    if kind == "symmetric":
-        return {"scale": (torch.Size(shape), SCALE_DTYPE)}
-    if kind == "binary":
-        return {"alpha": (torch.Size([rows, groups, bits]), SCALE_DTYPE)}
-    if kind == "codebook":
-        return {"book": (torch.Size([rows, groups, 2**bits]), SCALE_DTYPE)}
-    raise ValueError(f"unknown grid {kind!r}: one of {', '.join(GRIDS)}")
+        packed = torch.Size([packed_width(shape[0] * shape[1], bits)]), torch.uint8
+        shapes["zero"] = (torch.Size(shape), SCALE_DTYPE) if float_zero else packed
+    return shapes

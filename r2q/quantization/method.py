@@ -215,13 +215,11 @@ class WeightMethod(Method):
             for chunk in blocks.split(rows):
                 values = chunk.float()
                 grids.append(self.fit_groups(values))
-                codes.append(self._pack_rows(self.encode_groups(values, grids[-1]), weight.shape[-1]))
+                chosen = self.encode_groups(values, grids[-1]).reshape(-1, weight.shape[-1])
+                codes.append(pack(chosen, self.recipe.bits))
         except ValueError as error:
             raise ValueError(f"recipe {self.recipe.name}, layer {name}: {error}") from None
         return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
-
-    def _pack_rows(self, codes: torch.Tensor, in_features: int) -> torch.Tensor:
-        return pack(codes.reshape(-1, in_features), self.recipe.bits)
 
     def begin(self, name: str) -> None:
         """Called before a layer is quantized; methods with random codes seed themselves here."""

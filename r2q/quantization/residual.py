@@ -99,11 +99,11 @@ def solve(
         for j in range(i + 1, count):
             factor = rows[j][i] / rows[i][i]
             rows[j] = [b - factor * a for a, b in zip(rows[i], rows[j], strict=True)]
-    found: list[torch.Tensor] = []
+    solution: list[torch.Tensor] = []
     for i in reversed(range(count)):
-        known = sum(rows[i][count - k] * found[-k] for k in range(1, len(found) + 1))
-        found.insert(0, (rows[i][count] - known) / rows[i][i])
-    return found, regular & torch.stack(found).isfinite().all(0)
+        known = sum(rows[i][count - k] * solution[-k] for k in range(1, len(solution) + 1))
+        solution.insert(0, (rows[i][count] - known) / rows[i][i])
+    return solution, regular & torch.stack(solution).isfinite().all(0)
 
 
 def optimal_scales(values: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """
     rows = accuracies(scores)
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
-    found = []
+    averages = []
     for model, of_model in rows.groupby("model", sort=False):
         tasks = common_tasks(of_model)
         of_model = of_model[pd.MultiIndex.from_frame(of_model[["task", "metric"]]).isin(tasks)]
@@ -52,8 +52,8 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
             if values:
                 low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
                 mean = sum(values) / len(values)
-                found.append((model, recipe, SCORE, True, mean, low, high, chances[0], len(values), items))
-    return pd.DataFrame(found, columns=COLUMNS)
+                averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], len(values), items))
+    return pd.DataFrame(averages, columns=COLUMNS)
 
 
 def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
@@ -104,14 +104,14 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
             return pd.DataFrame(columns=COLUMNS)
         task, metric = rows[["task", "metric"]].iloc[0]
         rows, measure = rows[(rows["task"] == task) & (rows["metric"] == metric)], f"{task} {metric}"
-    found = []
+    means = []
     for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
         values, errors = list(part["value"]), list(part["stderr"])
         low, high = interval(values, errors)
         mean = sum(values) / len(values)
         low = mean * math.exp(-(mean - low) / mean) if low <= 0 else low  # a positive number's interval is positive
-        found.append((model, recipe, measure, False, mean, low, high, math.nan, len(values), int(part["n"].iloc[0])))
-    return pd.DataFrame(found, columns=COLUMNS)
+        means.append((model, recipe, measure, False, mean, low, high, math.nan, len(values), int(part["n"].iloc[0])))
+    return pd.DataFrame(means, columns=COLUMNS)
 
 
 def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:

@@ -32,16 +32,8 @@ from r2q.report.items import encode
 
 SHOWN_MISSING = 10  # files named in the error about missing ones
 UNIT_FIELDS = (
-    "model",
-    "family",
-    "recipe",
-    "method",
-    "granularity",
-    "group_size",
-    "bits_per_weight",
-    "file_bytes",
-    "seed",
-)
+    "model", "family", "recipe", "method", "granularity", "group_size", "bits_per_weight", "file_bytes", "seed",
+)  # fmt: skip
 
 
 def collect(config_path: str | Path, results: str | Path) -> None:
@@ -85,7 +77,7 @@ def collect(config_path: str | Path, results: str | Path) -> None:
 
 def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, Evaluation | None]]:
     """Every unit with its report and, where quantizing went well, its evaluation, in the order of the config."""
-    found, missing = [], []
+    units, missing = [], []
     for unit in units_of(config):
         paths = [results / unit.path / name for name in ("report.json", "evaluation.json")]
         if not paths[0].is_file():
@@ -103,11 +95,11 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
             written, scored = report.hashes["weights"], evaluation.hashes["weights"]
             if evaluation.status == OK and written != scored:
                 raise ValueError(f"{paths[1]} is of weights {scored}, but report.json wrote {written}")
-        found.append((unit, report, evaluation))
+        units.append((unit, report, evaluation))
     if missing:
         more = f" and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
         raise FileNotFoundError(f"missing: {', '.join(map(str, missing[:SHOWN_MISSING]))}{more}")
-    yield from found
+    yield from units
 
 
 def _scores(config: Config, report: Report, evaluation: Evaluation | None, provenance: str) -> Iterator[Score]:
@@ -128,11 +120,8 @@ def _scores(config: Config, report: Report, evaluation: Evaluation | None, prove
     for score in sorted(evaluation.scores, key=lambda score: order.get(score.task, len(order))):
         lost = {"status": FAILED, "reason": "no finite value"} if score.value is None and score.status == OK else {}
         fields: dict[str, Any] = {name: value for name, value in vars(score).items() if name in unit} | lost
-        fields |= {
-            "metric": metric_name(score.metric, score.filter),
-            "seconds": evaluation.task_seconds.get(score.task),
-        }
-        yield replace(blank, **fields)
+        fields["metric"] = metric_name(score.metric, score.filter)
+        yield replace(blank, **fields, seconds=evaluation.task_seconds.get(score.task))
 
 
 def _items(results: Path, unit: Unit, evaluation: Evaluation | None) -> Iterator[ItemRow]:

@@ -16,11 +16,6 @@ from r2q.report.run import Run
 def controls(results: str | Path, out: str | Path, published: str | Path | None = None) -> None:
     """Write every number of full precision beside the published ones to `out` (CSV), and their sha256.
 
-    Args:
-        results: results/<run>.
-        out: the CSV.
-        published: folder of published numbers with their tolerances; None: that of this repository.
-
     Raises:
         ValueError: a number is not within the tolerance of any published one; one sentence for each.
     """

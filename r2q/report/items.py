@@ -42,8 +42,8 @@ class Items:
 
     def of(self, row: Mapping[Any, Any] | Any) -> tuple[str, np.ndarray] | None:
         """What was asked (a hash), and the numbers `[items]`, behind a row of scores.csv; None where none were kept."""
-        found = self.values.get((row["model"], row["recipe"], int(row["seed"]), row["task"], row["metric"]))
-        return None if found is None else (found[0], decode(found[1]))
+        entry = self.values.get((row["model"], row["recipe"], int(row["seed"]), row["task"], row["metric"]))
+        return None if entry is None else (entry[0], decode(entry[1]))
 
 
 def read_items(path: str | Path) -> Items:
@@ -51,12 +51,5 @@ def read_items(path: str | Path) -> Items:
     if not Path(path).is_file():
         return Items({})
     frame = read_csv(path, ItemRow)
-    keys = frame[["model", "recipe", "seed", "task", "metric"]].itertuples(index=False, name=None)
-    return Items(
-        {
-            (model, recipe, int(seed), task, metric): (asked, values)
-            for (model, recipe, seed, task, metric), asked, values in zip(
-                keys, frame["asked"], frame["values"], strict=True
-            )
-        }
-    )
+    rows = frame[["model", "recipe", "seed", "task", "metric", "asked", "values"]].itertuples(index=False, name=None)
+    return Items({(m, r, int(seed), task, metric): (asked, values) for m, r, seed, task, metric, asked, values in rows})

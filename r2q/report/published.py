@@ -50,7 +50,7 @@ def beside(run: Run) -> list[Beside]:
     }
     scores = run.scores[(run.scores["status"] == OK) & run.scores["value"].notna()]
     scores = scores[scores["provenance"].isin(of_model)]
-    found = []
+    pairs = []
     for _, rows in scores.groupby(["model", "recipe", "task", "metric"], sort=False):
         ours = rows.iloc[0].to_dict() | {"value": float(rows["value"].mean()), "stderr": rows["stderr"].mean()}
         definition = _definition(ours, run.provenance[ours["provenance"]]["config"])
@@ -59,24 +59,24 @@ def beside(run: Run) -> list[Beside]:
         same = of_model[ours["provenance"]]
         for column, value in definition.items():
             same = same[same[column].isna() if value is None else same[column].eq(value).fillna(False)]
-        found += [Beside(ours, published) for published in same.to_dict("records")]
-    return found
+        pairs += [Beside(ours, published) for published in same.to_dict("records")]
+    return pairs
 
 
 def _definition(ours: Mapping[Any, Any], record: dict[str, Any]) -> dict[str, Any] | None:
     """The columns of a published number that mean what a score does; None where the score is of a part, or our own."""
     task, full = ours["task"], ours["method"] == FULL_PRECISION
-    found = {"method": ours["method"], "quantizer": ours["quantizer"], "group": ours["granularity"]}
-    found |= {} if full else {"bits": record["recipe"]["bits"]}
+    definition = {"method": ours["method"], "quantizer": ours["quantizer"], "group": ours["granularity"]}
+    definition |= {} if full else {"bits": record["recipe"]["bits"]}
     if (text := record["perplexity"].get(task)) is not None:
         here = text["path"].lower().endswith(WIKITEXT2) or (":" not in text["path"] and task == "wikitext2")
         if not here or text["windows"] is not None or text["separator"] != "\n\n":
             return None
-        return found | {"task": "wikitext2", "metric": TOKEN_PPL, "window": text["window"]}
+        return definition | {"task": "wikitext2", "metric": TOKEN_PPL, "window": text["window"]}
     if (asked := record["tasks"].get(task)) is None or asked["items"] is not None:
         return None
     shots = ours["num_fewshot"]
-    return found | {"task": task, "metric": ours["metric"], "num_fewshot": None if pd.isna(shots) else int(shots)}
+    return definition | {"task": task, "metric": ours["metric"], "num_fewshot": None if pd.isna(shots) else int(shots)}
 
 
 def _is(path: str, ids: list[str]) -> bool:

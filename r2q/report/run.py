@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from r2q.kept import ROOT
-from r2q.records import Drift, Gradient, LayerRow, Score, Step, read_csv, read_drawn
-from r2q.report.items import Items, read_items
+from r2q.records import Drift, LayerRow, Score, Step, read_csv, read_drawn
 
 PUBLISHED = ROOT / "results" / "published"
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
@@ -39,10 +38,6 @@ class Run:
         return with_budgets(read_csv(self.folder / "training.csv", Step))
 
     @cached_property
-    def gradients(self) -> pd.DataFrame:
-        return with_budgets(read_csv(self.folder / "gradients.csv", Gradient))
-
-    @cached_property
     def drift(self) -> pd.DataFrame:
         return with_budgets(read_csv(self.folder / "drift.csv", Drift))
 
@@ -61,10 +56,6 @@ class Run:
             if record["weights"].get("source_format")
         }
         return [f"{model}: full precision = weights dequantized from {name}." for model, name in formats.items()]
-
-    @cached_property
-    def items(self) -> Items:
-        return read_items(self.folder / "items.csv")
 
     def csv(self, name: str, columns: list[str]) -> pd.DataFrame:
         """Any other CSV of the run."""

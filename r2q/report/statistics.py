@@ -38,8 +38,8 @@ def right_answers(value: float, n: int | None) -> int | None:
 
 def wilson(count: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion (Wilson 1927)."""
-    found = stats.binomtest(count, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    interval = stats.binomtest(count, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def student(values: Sequence[float]) -> tuple[float, float]:

@@ -67,10 +67,9 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         ValueError: a text is too short, damaged, or lacks a column.
         FileNotFoundError: there is no such text, or ``prepared`` is not there.
     """
-    config = configuration.load(config_path, model)
+    config = configuration.load(config_path, model, "training")
     wanted = config.training
-    if wanted is None:
-        raise ConfigError(f"{config_path}: training: this key is required to make training data")
+    assert wanted is not None
     for problem in [*engine_problems(config), *configuration.leaks(config)]:
         raise ConfigError(f"{config_path}: {problem}")
     facts = read_prepared(prepared, model)

@@ -9,8 +9,6 @@ from typing import Annotated
 
 from r2q.verbs import Config, Model
 
-HEAVY = True
-
 
 def calibrate(config: Config, model: Model, out: Annotated[Path, "FILE", "where the tokens go (.safetensors)"]) -> None:
     from r2q.models.calibration import calibrate

@@ -8,8 +8,6 @@ from typing import Annotated
 
 from r2q.verbs import Config, Model
 
-HEAVY = True
-
 
 def check(config: Config, model: Model, out: Annotated[Path, "JSON", "where the findings go"]) -> None:
     from r2q.evaluation.before import check

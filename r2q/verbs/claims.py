@@ -8,8 +8,6 @@ from typing import Annotated
 
 from r2q.verbs import Results
 
-HEAVY = True
-
 
 def claims(
     results: Results,

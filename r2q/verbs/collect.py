@@ -5,8 +5,6 @@ r2q collect --config results/embedded/config.yaml --out results/embedded
 
 from r2q.verbs import Config, Results
 
-HEAVY = True
-
 
 def collect(config: Config, out: Results) -> None:
     from r2q.report.collect import collect

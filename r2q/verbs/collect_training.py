@@ -5,8 +5,6 @@ r2q collect-training --config results/embedded/config.yaml --out results/embedde
 
 from r2q.verbs import Config, Results
 
-HEAVY = True
-
 
 def collect_training(config: Config, out: Results) -> None:
     from r2q.report.training import gather_training

@@ -9,8 +9,6 @@ from typing import Annotated
 
 from r2q.verbs import Config, Model
 
-HEAVY = True
-
 
 def evaluate(
     config: Config,

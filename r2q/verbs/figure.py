@@ -7,8 +7,6 @@ from typing import Annotated
 
 from r2q.verbs import Results, Stem
 
-HEAVY = True
-
 
 def figure(name: Annotated[str, "FIGURE", "such as frontier-bytes or drift"], /, results: Results, out: Stem) -> None:
     from r2q.report.figures import figure

@@ -8,8 +8,6 @@ from typing import Annotated
 
 from r2q.verbs import Config, Results
 
-HEAVY = True
-
 
 def lattice(config: Config, results: Results, out: Annotated[Path, "CSV", "where the points go"]) -> None:
     from r2q.models.inspect import lattice

@@ -6,8 +6,6 @@ r2q page results/embedded --out results/embedded/report.html
 from pathlib import Path
 from typing import Annotated
 
-HEAVY = True
-
 
 def page(
     runs: Annotated[list[Path], "RUN", "folders results/<run>"],

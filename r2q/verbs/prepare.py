@@ -8,8 +8,6 @@ from typing import Annotated
 
 from r2q.verbs import Config
 
-HEAVY = True
-
 
 def prepare(
     config: Config,

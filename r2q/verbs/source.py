@@ -8,8 +8,6 @@ from typing import Annotated
 
 from r2q.verbs import Config, Model
 
-HEAVY = True
-
 
 def source(
     config: Config,

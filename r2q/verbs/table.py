@@ -8,8 +8,6 @@ from typing import Annotated
 
 from r2q.verbs import Published, Results
 
-HEAVY = True
-
 
 def table(
     results: Results,

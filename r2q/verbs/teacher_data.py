@@ -9,8 +9,6 @@ from typing import Annotated
 
 from r2q.verbs import Config, Model, Prepared
 
-HEAVY = True
-
 
 def teacher_data(
     config: Config, prepared: Prepared, model: Model, out: Annotated[Path, "FILE", "where the rows go (.safetensors)"]

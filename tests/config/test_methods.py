@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from r2q.cli import main
-from r2q.config import ConfigError, built_in_methods, method_info, parse, resolve_method
+from r2q.config import ConfigError, built_in_methods, method_info, parse
 from r2q.kept import ROOT
 from r2q.measure import package_of, versions
 from r2q.quantization.method import Recipe, WeightMethod, make_method
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
     info = method_info(name)
     cls: Any = getattr(importlib.import_module(info.module), info.name)
-    assert resolve_method(name) == (cls.__module__, cls.__name__)
+    assert (info.module, info.name) == (cls.__module__, cls.__name__)
     assert info.options is cls.Options
     facts = info.needs, info.stochastic, info.version, info.control, info.quantizes
     assert facts == (cls.needs, cls.stochastic, cls.version, cls.control, cls.quantizes)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from r2q import config as configuration
-from r2q.config import Config
+from r2q.config import Config, parse
+from r2q.config.sections import Task
 from r2q.evaluation.scores import task_scores
 from r2q.evaluation.session import SEEDS
 from r2q.evaluation.tasks import TaskSet, load_tasks
@@ -23,7 +23,7 @@ def tasks(tmp_path: Path) -> tuple[Config, TaskSet]:
     (tmp_path / "both.yaml").write_text(f"group: both\ntask: [three, two]\n{aggregate}metadata: {{version: 2}}\n")
     tiny.write_sum_task(tmp_path, "sums")
     data = tiny.config_data({"m": {"path": "."}}, {"both": {}, "sums": {}}, task_include=[str(tmp_path)])
-    config = configuration.parse(data, "c.yaml")
+    config = parse(data, "c.yaml")
     return config, load_tasks(config, SEEDS)
 
 
@@ -61,14 +61,14 @@ def test_a_group_stands_in_the_table_and_its_tasks_follow(tasks: tuple[Config, T
 @pytest.mark.parametrize("wanted", ["exact_match/loose", "exact_match,loose"])
 def test_the_config_chooses_metric_and_filter(tasks: tuple[Config, TaskSet], wanted: str) -> None:
     config, loaded = tasks
-    changed = config.model_copy(update={"tasks": config.tasks | {"sums": configuration.Task(metric=wanted)}})
+    changed = config.model_copy(update={"tasks": config.tasks | {"sums": Task(metric=wanted)}})
     (row,) = [row for row in task_scores(raw(), loaded, changed) if row["task"] == "sums" and row["in_table"]]
     assert row["filter"] == "loose"
 
 
 def test_a_metric_that_did_not_come_out_is_a_failed_row(tasks: tuple[Config, TaskSet]) -> None:
     config, loaded = tasks
-    changed = config.model_copy(update={"tasks": config.tasks | {"sums": configuration.Task(metric="f1")}})
+    changed = config.model_copy(update={"tasks": config.tasks | {"sums": Task(metric="f1")}})
     rows = task_scores(raw(), loaded, changed)
     (failed,) = [row for row in rows if "status" in row]
     assert (failed["task"], failed["metric"], failed["value"]) == ("sums", "f1", None)

@@ -181,9 +181,9 @@ def test_all_problems_at_once(tmp_path: Path, data: Path) -> None:
 def test_check_says_where_the_data_are(data: Path, tmp_path: Path) -> None:
     tiny.write_task(tmp_path / "own", "mine", tiny.choice_rows())
     found = check_tasks(config({"piqa": {}, "mine": {}}, task_data=data, task_include=[str(tmp_path / "own")]))
-    assert found["piqa"]["data"]["piqa"]["validation"] == [str(data / "piqa" / "validation.jsonl")]
-    assert found["mine"] == {"tasks": ["mine"], "data": {"mine": {"test": [str(tmp_path / "own" / "mine.jsonl")]}}}
-    assert check_tasks(config({"piqa": {}}))["piqa"]["data"] == {"piqa": "hub"}
+    assert found["piqa"]["piqa"]["validation"] == [data / "piqa" / "validation.jsonl"]
+    assert found["mine"] == {"mine": {"test": [tmp_path / "own" / "mine.jsonl"]}}
+    assert check_tasks(config({"piqa": {}}))["piqa"] == {"piqa": "hub"}
 
 
 def test_same_path_same_time_new_content(tmp_path: Path) -> None:

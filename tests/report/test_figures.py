@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -102,10 +103,15 @@ def test_layer_errors_draw_the_csv(run, tmp_path):
     assert 0.125 <= low < high <= 0.3  # the control, worse than zeros, does not stretch the scale
 
 
+def errors(layers: pd.DataFrame, model: str) -> pd.DataFrame:
+    """What the figure draws of a layers.csv."""
+    return layer_errors.data(SimpleNamespace(layers=layers), model)  # type: ignore[arg-type]
+
+
 def test_output_errors_stand_beside_those_of_the_weights(run, tmp_path):
     collect(run.config_path, run.results)
     frame = Run(run.results).layers.assign(output_error=0.5)
-    both = layer_errors.prepare(frame[frame["model"] == "mini-opt"])
+    both = errors(frame, "mini-opt")
     assert set(both["measure"]) == {"relative_error", "output_error"}
     with style():
         drawn = layer_errors.draw(both)
@@ -117,7 +123,7 @@ def test_layers_of_a_deep_model_are_drawn_in_six_parts(run):
     collect(run.config_path, run.results)
     first = Run(run.results).layers.iloc[:1]
     deep = pd.concat([first.assign(block=i, layer=f"layer{i}", relative_error=i / 30) for i in range(30)])
-    drawn = layer_errors.prepare(deep)
+    drawn = errors(deep, deep["model"].iloc[0])
     assert list(drawn["blocks"]) == ["0 to 4", "5 to 9", "10 to 14", "15 to 19", "20 to 24", "25 to 29"]
     assert drawn["error"].to_list() == pytest.approx([(2 + 5 * part) / 30 for part in range(6)])
     assert set(drawn["layers"]) == {5}
@@ -126,9 +132,10 @@ def test_layers_of_a_deep_model_are_drawn_in_six_parts(run):
 def test_seeds_are_averaged(run):
     collect(run.config_path, run.results)
     frame = Run(run.results).layers
-    both = layer_errors.prepare(pd.concat([frame, frame.assign(seed=1, relative_error=frame["relative_error"] * 3)]))
+    seeds = pd.concat([frame, frame.assign(seed=1, relative_error=frame["relative_error"] * 3)])
+    both = errors(seeds, "mini-opt")
     assert set(both["seeds"]) == {2}
-    assert both["error"].to_list() == pytest.approx((2 * layer_errors.prepare(frame)["error"]).to_list())
+    assert both["error"].to_list() == pytest.approx((2 * errors(frame, "mini-opt")["error"]).to_list())
 
 
 def test_the_front_is_what_no_smaller_recipe_beats(run, tmp_path):

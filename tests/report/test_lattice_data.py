@@ -128,7 +128,7 @@ def test_two_recipes_of_one_granularity_are_needed(units):
 
     root, config = units
     path = config(recipes={name: RECIPES[name] for name in ("rtn-channel", "rtn-clip-g64", "r2q-g64")})
-    with pytest.raises(ValueError, match="needs for qwen a recipe rtn and a recipe r2q with default options"):
+    with pytest.raises(ValueError, match="needs a recipe rtn and a recipe r2q with default options"):
         lattice(path, root, root / "none.csv")
 
 

@@ -13,8 +13,8 @@ import pytest
 from r2q.records import Score, columns
 from r2q.report.collect import collect
 from r2q.report.run import Run, read_scores
-from r2q.report.tables import NAMES, table
-from r2q.report.tables.nine import frames
+from r2q.report.tables import TABLES, table
+from r2q.report.tables.paper import frames
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
@@ -227,7 +227,7 @@ def test_latex_is_balanced(run, tmp_path):
     run.fail("mini-opt", "r2q-g64", "a {brace} and 50 %")
     collect(run.config_path, run.results)
     table(run.results, tmp_path)
-    for name in NAMES:
+    for name in TABLES:
         tex = (tmp_path / f"{name}.tex").read_text()
         body = tex.replace(r"\{", "").replace(r"\}", "")
         assert body.count("{") == body.count("}")
@@ -248,7 +248,7 @@ def test_latex_compiles_without_overfull_boxes(run, tmp_path):
     collect(run.config_path, run.results)
     table(run.results, tmp_path)
     text = "\\documentclass[twocolumn,a4paper]{article}\\usepackage[margin=2cm]{geometry}\\usepackage{booktabs,xcolor}"
-    inputs = "".join(f"\\input{{{name}.tex}}\\clearpage" for name in NAMES)
+    inputs = "".join(f"\\input{{{name}.tex}}\\clearpage" for name in TABLES)
     (tmp_path / "all.tex").write_text(f"{text}\\begin{{document}}{inputs}\\end{{document}}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

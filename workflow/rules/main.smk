@@ -52,7 +52,7 @@ onstart:
     own = workflow.deployment_settings.deployment_method  # else jobs share this environment, and a server in it
     RUNNING.append(run_alone(PLAN, local=workflow.local_exec and not own))
     write_config(CONFIG, RUN_CONFIG)
-    say_progress()
+    show_progress()
 
 
 onsuccess:

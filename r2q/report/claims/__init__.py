@@ -71,11 +71,7 @@ class Pair(NamedTuple):
 def claims(results: str | Path, out: str | Path, subject: str = SUBJECT, against: Sequence[str] = ()) -> None:
     """Write `<out>.csv` and `<out>.md` from training.csv, drift.csv and scores.csv of a run's folder.
 
-    Args:
-        results: results/<run>.
-        out: path without ending.
-        subject: label of the quantizer whose claims are judged.
-        against: labels of the others, the main rival first; empty = all others, the paper's rival first.
+    Without `against`, all others are compared, the paper's rival first.
 
     Raises:
         FileNotFoundError, ValueError: a CSV is missing or damaged, or no recipe trained with such a quantizer.
@@ -135,10 +131,10 @@ def judge(
          measures.ratios(end, start)),
     ]  # fmt: skip
     bits = measures.bits(units, scores)
-    for claim, found in measured:
+    for claim, numbers in measured:
         for other in others:
             for pairing in claim.pairings:
-                yield from _rows(claim, found, subject, other, pairing, bits)
+                yield from _rows(claim, numbers, subject, other, pairing, bits)
 
 
 def _rows(
@@ -152,18 +148,18 @@ def _rows(
         base["claimed"] = f"{'below' if claim.below else 'above'} {claim.limit}"
         means, missing = [], []
         for model, pairs in models.items():
-            found = [pair for pair in pairs if math.isfinite(pair.change)]
-            changes = [pair.change for pair in found]
+            finite = [pair for pair in pairs if math.isfinite(pair.change)]
+            changes = [pair.change for pair in finite]
             lost = [pair.seed for pair in pairs if not math.isfinite(pair.change)]
             here = [f"{model} seed {seed}" if len(pairs) > 1 else model for seed in lost]
             missing += here
-            means += [fmean(changes)] if found else []
-            if len(found) == 1 and math.isfinite(found[0].error):
-                interval, over = (found[0].change, statistics.Z * found[0].error), "items"
+            means += [fmean(changes)] if finite else []
+            if len(finite) == 1 and math.isfinite(finite[0].error):
+                interval, over = (finite[0].change, statistics.Z * finite[0].error), "items"
             else:
                 interval, over = statistics.student(changes), "seeds"
             ends = _verdict(claim, *interval, changes)
-            yield base | {"model": model, **ends, "n": len(found), "over": over, "missing": "; ".join(here)}
+            yield base | {"model": model, **ends, "n": len(finite), "over": over, "missing": "; ".join(here)}
         if len(models) > 1:
             ends = _verdict(claim, *statistics.student(means), means)
             yield base | {"model": "all", **ends, "n": len(means), "over": "models", "missing": "; ".join(missing)}
@@ -173,7 +169,7 @@ def _pairs(
     claim: Claim, units: list[Unit], subject: str, other: str, pairing: str, bits: Bits
 ) -> dict[tuple[str, str], dict[str, list[Pair]]]:
     """Pairs by frame and granularity, and then by model."""
-    found: dict[tuple[str, str], dict[str, list[Pair]]] = {}
+    pairs: dict[tuple[str, str], dict[str, list[Pair]]] = {}
     by_key = {unit.key: unit for unit in units}
     for key, unit in by_key.items():
         rival = by_key.get(key._replace(quantizer=other))
@@ -188,8 +184,8 @@ def _pairs(
         a, b = unit.value, rival.value
         change = a - b if not claim.ratio else math.log(a / b) if a > 0 and b > 0 else math.nan  # 0 has no multiples
         pair = Pair(key.seed, change, math.hypot(unit.error, rival.error))
-        found.setdefault((key.frame, where), {}).setdefault(key.model, []).append(pair)
-    return found
+        pairs.setdefault((key.frame, where), {}).setdefault(key.model, []).append(pair)
+    return pairs
 
 
 def _no_smaller(key: Key, by_key: Mapping[Key, Unit], other: str, bits: Bits) -> Unit | None:

@@ -187,11 +187,11 @@ def _models(rows: Sequence[Row], models: Sequence[str]) -> Iterator[str]:
     """A row per claim, a column per model."""
     yield MODELS
     yield ""
-    found = {(*_kind(row), row["model"]): row for row in rows}
+    by_model = {(*_kind(row), row["model"]): row for row in rows}
     body = []
     for kind in dict.fromkeys(map(_kind, rows)):
         claim, frame, granularity, other = kind
-        cells = [_of_model(found.get((*kind, model))) for model in models]
+        cells = [_of_model(by_model.get((*kind, model))) for model in models]
         body.append([claim, frame, granularity, other, *cells])
     yield from _table(["claim", "frame", "granularity", "against", *models], body, {"frame", "against"})
 

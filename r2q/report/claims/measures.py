@@ -57,11 +57,11 @@ def bits(units: Units, scores: pd.DataFrame) -> dict[tuple[str, str, str, str], 
     """Effective bits a weight by frame, granularity, quantizer and model."""
     known = scores[scores["bits_per_weight"].notna()]
     sizes = dict(zip(names(known), known["bits_per_weight"], strict=True))
-    found = {}
+    bits_of = {}
     for name, key in units.items():
         if name in sizes:
-            found[key.frame, key.granularity, key.quantizer, key.model] = float(sizes[name])
-    return found
+            bits_of[key.frame, key.granularity, key.quantizer, key.model] = float(sizes[name])
+    return bits_of
 
 
 def names(frame: pd.DataFrame) -> list[Name]:
@@ -74,12 +74,12 @@ def unfinished(units: Units, steps: pd.DataFrame, scores: pd.DataFrame) -> dict[
     frames = {frame.partition(", ")[0] for frame in steps["frame"]}  # without a number of steps
     known = names(scores)
     mine = scores["method"].isin(frames) | np.array([name in units for name in known], dtype=bool)
-    found: dict[Name, list[str]] = {name: [] for name in units if name not in known}
+    reasons_of: dict[Name, list[str]] = {name: [] for name in units if name not in known}
     bad = scores[mine & (scores["status"] != OK)]
     for name, row in zip(names(bad), bad.to_dict("records"), strict=True):
         words = f"{row['status']}: {row['reason']}"
-        found.setdefault(name, []).append(f"{row['task']} {row['metric']}: {words}" if row["task"] else words)
-    return {name: "; ".join(reasons) or "no row in scores.csv" for name, reasons in found.items()}
+        reasons_of.setdefault(name, []).append(f"{row['task']} {row['metric']}: {words}" if row["task"] else words)
+    return {name: "; ".join(reasons) or "no row in scores.csv" for name, reasons in reasons_of.items()}
 
 
 def equal_steps(steps: pd.DataFrame, drift: pd.DataFrame) -> pd.DataFrame:
@@ -130,8 +130,8 @@ def last_held_out(rows: pd.DataFrame) -> float:
 
 
 def _held_out(rows: pd.DataFrame, step: float) -> float:
-    found = rows.loc[rows["step"] == step, "held_out_loss"]
-    return float(found.iloc[0]) if len(found) else math.nan
+    losses = rows.loc[rows["step"] == step, "held_out_loss"]
+    return float(losses.iloc[0]) if len(losses) else math.nan
 
 
 def distances(units: Units, drift: pd.DataFrame, column: str) -> list[Unit]:
@@ -154,15 +154,15 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
     asked = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.task != AVERAGE}
     of_table = np.array([pair in asked for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
     rows = _by_unit(shown[of_table & (shown["status"] == OK) & shown["value"].notna()])
-    found = []
+    averages = []
     for name, key in units.items():
         if not asked or len(rows.get(name, ())) < len(asked):
-            found.append(Unit(key, math.nan))
+            averages.append(Unit(key, math.nan))
             continue
         values, errors = rows[name]["value"], rows[name]["stderr"]
         error = math.sqrt(float((errors**2).sum(skipna=False))) / len(asked)
-        found.append(Unit(key, 100 * float(values.mean()), 100 * error))
-    return found
+        averages.append(Unit(key, 100 * float(values.mean()), 100 * error))
+    return averages
 
 
 def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:
@@ -172,17 +172,17 @@ def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:
     """
     rows = scores[(scores["task"] == "fidelity") & (scores["metric"] == "kl") & (scores["status"] == OK)]
     known = dict(zip(names(rows), rows[["value", "stderr"]].itertuples(index=False, name=None), strict=True))
-    found = []
+    measured = []
     for name, key in units.items() if known else ():
         value, error = known.get(name, (math.nan, math.nan))
-        found.append(Unit(key, value, error / value if value > 0 else math.nan))
-    return found
+        measured.append(Unit(key, value, error / value if value > 0 else math.nan))
+    return measured
 
 
 def degradation(scores: list[Unit], quantizer: str) -> list[Unit]:
     """Points lost from the finest to the coarsest granularity that `quantizer` has in a frame."""
     by_key = {unit.key: unit for unit in scores}
-    found = []
+    measured = []
     for frame in dict.fromkeys(unit.key.frame for unit in scores):
         mine = [unit for unit in scores if unit.key.frame == frame]
         order = sorted({unit.key.granularity for unit in mine if unit.key.quantizer == quantizer}, key=group_width)
@@ -190,8 +190,8 @@ def degradation(scores: list[Unit], quantizer: str) -> list[Unit]:
             coarse = by_key.get(fine.key._replace(granularity=order[-1]))
             if fine.key.granularity == order[0] and coarse is not None:
                 key = fine.key._replace(granularity=f"{order[0]} to {order[-1]}")
-                found.append(Unit(key, fine.value - coarse.value, math.hypot(fine.error, coarse.error)))
-    return found
+                measured.append(Unit(key, fine.value - coarse.value, math.hypot(fine.error, coarse.error)))
+    return measured
 
 
 def ratios(after: list[Unit], before: list[Unit]) -> list[Unit]:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from r2q.kept import write_atomic
 from r2q.report.compare.formats import WRITERS
 from r2q.report.compare.numbers import APART, BETTER, WORSE, Difference, differences, of_recipe, side_of
 
-Format = Literal["text", "csv", "json", "markdown", "html"]
 SAME, DIFFERS, NOT_COMPARABLE = 0, 1, 3  # exit status, as `diff` has it; 2 is an error
 
 
@@ -24,7 +22,7 @@ def compare(
     a: str | Path,
     b: str | Path | None = None,
     recipes: Sequence[str] = (),
-    format: Format = "text",
+    format: str = "text",
     out: str | Path | None = None,
     fail_on_regression: bool = False,
 ) -> int:

@@ -95,7 +95,7 @@ def _provenance_lines(a: Side, b: Side) -> Iterator[str]:
         yield "No unit is in both, so nothing is said of code, config, data or versions."
         return
     sides = [json.loads(path.read_text()) for path in paths]
-    found: dict[tuple[str, str, str], list[str]] = {}
+    changes: dict[tuple[str, str, str], list[str]] = {}
     for name in units:
         pair = (digests[0][name], digests[1][name])
         for path, side, digest in zip(paths, sides, pair, strict=True):
@@ -105,16 +105,16 @@ def _provenance_lines(a: Side, b: Side) -> Iterator[str]:
         for field in sorted((old.keys() | new.keys()) - {"config.hash"}):
             if old.get(field) != new.get(field):
                 change = (field, _short(old.get(field)), _short(new.get(field)))
-                found.setdefault(change, []).append(f"{name[0]} {name[1]}")
-    if not found:
+                changes.setdefault(change, []).append(f"{name[0]} {name[1]}")
+    if not changes:
         yield f"Code, config, data, weights, versions and device of the {len(units)} units in both are the same."
         return
     yield "What else differs (a -> b):"
-    for (field, before, after), names in list(found.items())[:SHOWN]:
+    for (field, before, after), names in list(changes.items())[:SHOWN]:
         scope = "" if len(names) == len(units) else f"   ({len(names)} of {len(units)} units, {names[0]} first)"
         yield f"  {field}: {before} -> {after}{scope}"
-    if len(found) > SHOWN:
-        yield f"  and {len(found) - SHOWN} more"
+    if len(changes) > SHOWN:
+        yield f"  and {len(changes) - SHOWN} more"
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

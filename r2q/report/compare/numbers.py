@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ MUST_AGREE = {"n": "items", "version": "task version", "num_fewshot": "worked ex
 EQUAL, BETTER, WORSE, NOISE, APART = "equal", "better", "worse", "no difference found", "not comparable"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """One number of `a` beside one of `b`.
 
@@ -42,17 +41,17 @@ class Difference:
     metric: str
     value_a: float | None
     value_b: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_holm: float | None
-    test: str
-    paired: bool
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    test: str = ""
+    paired: bool = False
     n_a: int | None
     n_b: int | None
-    verdict: str
-    reason: str
+    verdict: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     values = [None if part is None else _mean(part["value"]) for part in (a, b)]
     counts = [None if part is None else _count(part["n"].iloc[0]) for part in (a, b)]
     seeds = [str(seed) for seed in some["seed"]]
-    found = {
+    fields: dict[str, Any] = {
         "model": first["model"],
         "recipe_a": "" if a is None else a["recipe"].iloc[0],
         "recipe_b": "" if b is None else b["recipe"].iloc[0],
@@ -117,7 +116,7 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     }
     reason = _apart(a, b, side_a, side_b)
     if reason or a is None or b is None:
-        return _row(found, reason=reason, verdict=APART)
+        return Difference(**fields, reason=reason, verdict=APART)
     assert values[0] is not None
     assert values[1] is not None
     change = 0.0 if values[0] == values[1] else values[1] - values[0]
@@ -126,8 +125,8 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     else:
         test, half = _one_seed(a.iloc[0], b.iloc[0], change, side_a, side_b)
     known = not math.isnan(half)
-    found |= {"difference": change, "low": change - half if known else None, "high": change + half if known else None}
-    return _row(found, p=None if math.isnan(test.p) else test.p, test=test.name, paired=test.paired)
+    fields |= {"difference": change, "low": change - half if known else None, "high": change + half if known else None}
+    return Difference(**fields, p=None if math.isnan(test.p) else test.p, test=test.name, paired=test.paired)
 
 
 def _apart(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, side_b: Side) -> str:
@@ -184,11 +183,6 @@ def _judged(row: Difference, corrected: float | None, b: Side) -> Difference:
         match = b.scores[(b.scores["task"] == row.task) & (b.scores["metric"] == row.metric)]
         verdict = BETTER if (row.difference > 0) == bool(match["higher_is_better"].iloc[0]) else WORSE
     return replace(row, p_holm=corrected, verdict=verdict)
-
-
-def _row(found: Mapping[str, Any], **more: Any) -> Difference:
-    empty = {field.name: None for field in fields(Difference)} | {"test": "", "paired": False, "reason": ""}
-    return Difference(**{**empty, "verdict": "", **found, **more})
 
 
 def _mean(values: pd.Series) -> float | None:

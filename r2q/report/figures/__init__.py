@@ -16,9 +16,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from r2q.report.figures.style import save, style
@@ -28,31 +27,20 @@ from r2q.records import read_drawn, sign, write_csv
 HELPERS = ("labels", "style")
 
 
-class Drawn(Protocol):
-    """What a module of a figure has."""
-
-    CAPTION: str
-    COLUMNS: list[str]
-
-    def data(self, run: Run, variant: str) -> pd.DataFrame: ...
-
-    def draw(self, frame: pd.DataFrame) -> Figure: ...
-
-
 def names() -> list[str]:
     """Every figure there is, without its variants."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS)
 
 
-def find(name: str) -> tuple[Drawn, str]:
+def find(name: str) -> tuple[Any, str]:
     """Module and variant of a figure's name; raises ValueError for a name that no module has."""
     module, _, variant = name.partition("-")
     if module not in names():
         raise ValueError(f"there is no figure {name}; there are {', '.join(names())}")
-    found = importlib.import_module(f"{__name__}.{module}")
-    if variant and variant not in getattr(found, "VARIANTS", (variant,)):
-        raise ValueError(f"figure {module} has the variants {', '.join(found.VARIANTS)}, not {variant}")
-    return found, variant  # type: ignore[return-value]
+    drawing = importlib.import_module(f"{__name__}.{module}")
+    if variant and variant not in getattr(drawing, "VARIANTS", (variant,)):
+        raise ValueError(f"figure {module} has the variants {', '.join(drawing.VARIANTS)}, not {variant}")
+    return drawing, variant
 
 
 def figure(name: str, results: str | Path, out: str | Path) -> None:

@@ -27,13 +27,8 @@ COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "be
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """Of each block, means over seeds before and after training, and the range after it."""
-    return prepare(run.drift)
-
-
-def prepare(drift: pd.DataFrame) -> pd.DataFrame:
-    """See `data`; layers outside of the blocks are left out."""
-    drift = drift[drift["block"] >= 0]
+    """Of each block, means over seeds before and after training, and the range after it; of layers in blocks."""
+    drift = run.drift[run.drift["block"] >= 0]
     unit = ["model", "frame", "granularity", "quantizer", "block", "seed"]
     parts = []
     for measure, columns in KINDS.items():

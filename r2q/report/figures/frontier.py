@@ -67,7 +67,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 
 def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over the models, for recipes that all models of the measure have; distances as geometric means."""
-    found = []
+    means = []
     for (measure, recipe), part in rows.groupby(["measure", "recipe"], sort=False):
         models = rows.loc[(rows["measure"] == measure) & ~rows["control"], "model"].nunique()
         if len(part) < models:
@@ -78,21 +78,21 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
         mean = float(values.mean())
         row |= {"value": mean if higher else math.exp(mean), "low": math.nan, "high": math.nan}
         row["chance"] = part["chance"].mean()
-        found.append(row)
-    return pd.DataFrame(found, columns=rows.columns)
+        means.append(row)
+    return pd.DataFrame(means, columns=rows.columns)
 
 
 def _front(part: pd.DataFrame) -> list[int]:
     """Index of the rows that no other row of at most their size beats; controls do not compete."""
     rivals = part[~part["control"]].sort_values(["x", "value"], kind="stable")
     sign = 1 if bool(part["higher_is_better"].iloc[0]) else -1
-    best, found = -math.inf, []
+    best, front = -math.inf, []
     for x, rows in rivals.groupby("x"):
         top = (sign * rows["value"]).max()
         if top > best:
             best = top
-            found.append(int(rows.index[int((sign * rows["value"]).to_numpy().argmax())]))
-    return found
+            front.append(int(rows.index[int((sign * rows["value"]).to_numpy().argmax())]))
+    return front
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -158,7 +158,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     marks, front, names = [], [], []
     beyond: list[bool] = []  # of the controls off the scale, whether they are above it
-    kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda found: [k for k in KINDS if k in set(found)])
+    kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda of_size: [k for k in KINDS if k in set(of_size)])
     for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
         x, y = row["x"], row["value"]
         text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST}

@@ -18,7 +18,7 @@ NEAR = 4  # points up to which a name needs no line to its mark
 
 def name_points(
     axes: Axes, names: Sequence[tuple[float, float, str]], marks: Sequence[Bbox], lines: Sequence[Bbox]
-) -> list[Bbox]:
+) -> None:
     """Write names beside their points, the first ones first; one that finds no room is left out.
 
     Args:
@@ -26,9 +26,6 @@ def name_points(
         names: x and y in data, and what to write.
         marks: boxes in pixels that no name may cover.
         lines: boxes in pixels that names cover only where there is no other room.
-
-    Returns:
-        The boxes of the names, in pixels.
     """
     pixels = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     inside, taken = axes.get_window_extent(), list(marks)
@@ -50,7 +47,6 @@ def name_points(
         if distance > NEAR:
             end = axes.transData.inverted().transform((min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1)))
             axes.plot([x, end[0]], [y, end[1]], color=written.get_color(), lw=0.4, zorder=2, scalex=False, scaley=False)
-    return taken[len(marks) :]
 
 
 def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: float) -> Bbox:
@@ -66,9 +62,9 @@ def _broken(name: str) -> str:
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:
     """Places moved apart, in their order, for neighbours to be `room` apart and all within `low` and `high`."""
     order = sorted(range(len(places)), key=lambda i: places[i])
-    found = [places[i] for i in order]
-    for rank, place in enumerate(found):
-        found[rank] = max(place, low if rank == 0 else found[rank - 1] + room)
-    for rank in reversed(range(len(found))):
-        found[rank] = min(found[rank], high if rank == len(found) - 1 else found[rank + 1] - room)
-    return [place for _, place in sorted(zip(order, found, strict=True))]
+    moved = [places[i] for i in order]
+    for rank, place in enumerate(moved):
+        moved[rank] = max(place, low if rank == 0 else moved[rank - 1] + room)
+    for rank in reversed(range(len(moved))):
+        moved[rank] = min(moved[rank], high if rank == len(moved) - 1 else moved[rank + 1] - room)
+    return [place for _, place in sorted(zip(order, moved, strict=True))]

@@ -35,27 +35,26 @@ WORSE = "#BDBDBD"
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """Means over layers and seeds of both errors, by kind and depth, of the model `variant`."""
-    return prepare(run.layers[run.layers["model"] == variant])
+    """Means over layers and seeds of both errors, by kind and depth, of the model `variant`.
 
-
-def prepare(layers: pd.DataFrame) -> pd.DataFrame:
-    """See `data`; recipes and kinds in the order of the run, then by depth. Layers outside of the blocks are at depth -1."""
+    Recipes and kinds stand in the order of the run, then by depth. Layers outside of the blocks are at depth -1.
+    """
+    layers = run.layers[run.layers["model"] == variant]
     measures = [name for name in MEASURES if name in layers]
     blocks = int(layers["block"].max()) + 1 if len(layers) else 0
     depth = layers["block"] if blocks <= DEPTHS else (layers["block"] * DEPTHS // blocks).clip(lower=-1)
     keys = ["model", "recipe", "kind", "depth"]
     long = layers.assign(depth=depth).melt([*keys, "block", "layer", "seed"], measures, "measure", "error")
     long["error"] = pd.to_numeric(long["error"])
-    found = long.dropna(subset="error").groupby([*keys, "measure"], sort=False, as_index=False).agg(
+    means = long.dropna(subset="error").groupby([*keys, "measure"], sort=False, as_index=False).agg(
         error=("error", "mean"), first=("block", "min"), last=("block", "max"), layers=("layer", "nunique"),
         seeds=("seed", "nunique"),
     )  # fmt: skip
-    found["blocks"] = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(found["first"], found["last"], strict=True)]
+    means["blocks"] = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(means["first"], means["last"], strict=True)]
     for name in ("recipe", "kind"):
-        found[name] = pd.Categorical(found[name], categories=layers[name].unique())
-    found = found.sort_values(["recipe", "kind", "depth"], kind="stable").reset_index(drop=True)[COLUMNS]
-    return found.astype({"recipe": str, "kind": str})
+        means[name] = pd.Categorical(means[name], categories=layers[name].unique())
+    means = means.sort_values(["recipe", "kind", "depth"], kind="stable").reset_index(drop=True)[COLUMNS]
+    return means.astype({"recipe": str, "kind": str})
 
 
 def draw(frame: pd.DataFrame) -> Figure:

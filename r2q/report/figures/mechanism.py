@@ -30,20 +30,8 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     second = rows["quantized"] - first
     if not np.allclose(second.abs(), alpha[1], atol=1e-3 * max(alpha)):
         raise ValueError("figure mechanism: the levels are not two signs in a row")
-    return pd.DataFrame(
-        {
-            "model": rows["model"],
-            "layer": rows["layer"],
-            "index": rows["index"],
-            "weight": rows["weight"],
-            "first": first,
-            "residual": rows["weight"] - first,
-            "second": second,
-            "quantized": rows["quantized"],
-            "alpha_1": alpha[0],
-            "alpha_2": alpha[1],
-        }
-    )
+    parts = {"first": first, "residual": rows["weight"] - first, "second": second}
+    return rows.assign(**parts, alpha_1=alpha[0], alpha_2=alpha[1])[COLUMNS]
 
 
 def draw(frame: pd.DataFrame) -> Figure:

@@ -33,13 +33,13 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     whole = rows[rows["method"] == "full_precision"]
     clear = whole[whole["value"] - Z * whole["stderr"] > whole["chance"]]
     full = clear.groupby("task")["value"].mean()
-    found = rows.groupby(["model", "recipe", "task"], sort=False, as_index=False).agg(
+    means = rows.groupby(["model", "recipe", "task"], sort=False, as_index=False).agg(
         value=("value", "mean"), chance=("chance", "first"), n=("n", "first"), seeds=("seed", "nunique")
     )
-    found["full"] = found["task"].map(full)
-    found = found[found["full"].notna()]
-    found["share"] = (found["value"] - found["chance"]) / (found["full"] - found["chance"])
-    return found[COLUMNS]
+    means["full"] = means["task"].map(full)
+    means = means[means["full"].notna()]
+    means["share"] = (means["value"] - means["chance"]) / (means["full"] - means["chance"])
+    return means[COLUMNS]
 
 
 def draw(frame: pd.DataFrame) -> Figure:

@@ -25,13 +25,8 @@ SMOOTHED = 10  # a running median is over the steps divided by this
 
 def data(run: Run, variant: str) -> pd.DataFrame:
     """Of every step the mean over seeds, and mean and range over seeds of the running median."""
-    steps = run.steps
-    return prepare(steps[steps["quantizer"].isin(PAPER)] if variant == "paper" else steps)
-
-
-def prepare(steps: pd.DataFrame) -> pd.DataFrame:
-    """See `data`."""
-    steps = steps[steps["step"] > 0]
+    steps = run.steps[run.steps["step"] > 0]
+    steps = steps[steps["quantizer"].isin(PAPER)] if variant == "paper" else steps
     long = steps.melt(
         ["model", "frame", "granularity", "quantizer", "step", "recipe", "seed"], list(MEASURES), "measure", "mean"
     ).dropna(subset="mean")

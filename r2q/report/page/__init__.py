@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +23,14 @@ from r2q.report.claims.markdown import ENDS, GAINS, STARTS
 from r2q.report.figures import find
 from r2q.report.run import Run
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
-from r2q.report.tables.summary import AVERAGE, Block, Cell, Column, Row, Table, show, summarize
+from r2q.report.tables.summary import Block, Row, Table, show, summarize
 
 HERE = Path(__file__).parent
 HEADLINE = "frontier-bytes"
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A recipe and seed of a model: what is behind the numbers of a row."""
-
-    id: str
-    model: str
-    recipe: str
-    seed: int
-    status: str
-    folder: str
-    command: str
-    options: str
-    provenance: str
-    hashes: dict[str, str]
-    numbers: list[tuple[str, str, str]]  # what, value, items
-
-
-@dataclass(frozen=True)
-class Drawing:
-    name: str
-    caption: str
-    svg: str
-
-
 def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None = None) -> None:
     """Write the page of one run's folder, or of several, to `out`.
-
-    Args:
-        runs: folders results/<run>.
-        out: the HTML file.
-        figures: folder of the drawn figures; None = figures/<run> beside results/.
 
     Raises:
         FileNotFoundError, ValueError: a run lacks its scores, or its CSV are damaged.
@@ -77,8 +47,9 @@ def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None
     )  # fmt: skip
     script = (HERE / "vendor" / "tablesort.min.js").read_text(encoding="utf-8")
     text = environment.get_template("page.html.jinja").render(
-        runs=described, title=" and ".join(run["name"] for run in described), tablesort=script
-    )
+        runs=described, title=" and ".join(run["name"] for run in described), tablesort=script, show=show,
+        show_spread=show_spread,
+    )  # fmt: skip
     write_atomic(out, text)
     sign(Path(out).with_suffix(".sha256"), [out])
 
@@ -96,9 +67,9 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
         "id": prefix + name,
         "sources": run.sources,
         "verdicts": list(_verdicts(folder)),
-        "headline": next((drawing for drawing in drawn if drawing.name == HEADLINE), None),
-        "figures": [drawing for drawing in drawn if drawing.name != HEADLINE],
-        "columns": [_column(column) for column in table.columns],
+        "headline": next((drawing for drawing in drawn if drawing["name"] == HEADLINE), None),
+        "figures": [drawing for drawing in drawn if drawing["name"] != HEADLINE],
+        "columns": table.columns,
         "size_unit": unit,
         "rows": [_row(table, block, row, facts, size, prefix) for block in table.blocks for row in block.rows],
         "filters": _filters(table, facts),
@@ -137,7 +108,7 @@ def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _drawings(folder: Path, prefix: str) -> Iterator[Drawing]:
+def _drawings(folder: Path, prefix: str) -> Iterator[dict[str, str]]:
     """Every figure of the run, the headline first."""
     for path in sorted(folder.glob("*.svg"), key=lambda path: (path.stem != HEADLINE, path.stem)):
         if path.with_suffix(".csv").read_text(encoding="utf-8").count("\n") < 2:
@@ -145,22 +116,11 @@ def _drawings(folder: Path, prefix: str) -> Iterator[Drawing]:
         module, _ = find(path.stem)
         svg = path.read_text(encoding="utf-8")
         svg = svg[svg.index("<svg") :]
-        ids = prefix + re.sub(
-            r"\W", "-", path.stem
-        )  # ids are of one figure: two figures of one page must not share any
+        ids = prefix + re.sub(r"\W", "-", path.stem)  # of one figure: two of one page must not share any
         svg = re.sub(r'\bid="', f'id="{ids}-', svg)
         svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{ids}-", svg)
         label = f'<svg role="img" aria-label="{path.stem}: see the caption"'
-        yield Drawing(path.stem, module.CAPTION, svg.replace("<svg", label, 1))
-
-
-def _column(column: Column) -> dict[str, str]:
-    metric = column.metric if column.task != AVERAGE else "over tasks"
-    return {
-        "task": column.task,
-        "metric": metric,
-        "arrow": "↑ higher is better" if column.higher_is_better else "↓ lower is better",
-    }
+        yield {"name": path.stem, "caption": module.CAPTION, "svg": svg.replace("<svg", label, 1)}
 
 
 def _row(table: Table, block: Block, row: Row, facts: pd.DataFrame, size: Any, prefix: str) -> dict[str, Any]:
@@ -178,17 +138,7 @@ def _row(table: Table, block: Block, row: Row, facts: pd.DataFrame, size: Any, p
         "size_sort": row.file_bytes or "",
         "seeds": row.seeds or "",
         "failed": row.reasons if row.failed else "",
-        "cells": [_cell(cell, column) for cell, column in zip(row.cells, table.columns, strict=True)],
-    }
-
-
-def _cell(cell: Cell, column: Column) -> dict[str, Any]:
-    return {
-        "text": show(cell.value, column),
-        "spread": show_spread(cell, column),
-        "sort": "" if cell.value is None else repr(cell.value),
-        "best": cell.best,
-        "at_chance": cell.at_chance,
+        "cells": list(zip(row.cells, table.columns, strict=True)),
     }
 
 
@@ -209,33 +159,34 @@ def unit_id(model: str, recipe: str, seed: int) -> str:
     return f"unit-{model}-{recipe}-seed{seed}"
 
 
-def _units(run: Run, folder: Path, prefix: str) -> Iterator[Unit]:
+def _units(run: Run, folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    """What is behind the numbers of a row: a recipe and seed of a model."""
     for unit, rows in run.scores.groupby(["model", "recipe", "seed"], sort=False):
         model, recipe, seed = map(str, unit)  # type: ignore[call-overload]
         digest = str(rows["provenance"].iloc[0])
         record = run.provenance.get(digest, {})
         asked = record.get("config", {}).get("recipe", {})
         options = {key: value for key, value in asked.items() if key not in ("name", "seeds")}
-        place = folder / model / recipe / f"seed{seed}"
+        place = (folder / model / recipe / f"seed{seed}").as_posix()
         bad = rows[rows["status"] != OK]
-        yield Unit(
-            prefix + unit_id(model, recipe, int(seed)),
-            model,
-            recipe,
-            int(seed),
-            str(bad["status"].iloc[0]) if len(bad) else OK,
-            place.as_posix(),
-            f"snakemake --cores all --configfile {folder.as_posix()}/config.yaml {place.as_posix()}/evaluation.json",
-            json.dumps(options),
-            digest,
-            {**_texts(record.get("weights")), **_texts(record.get("code")), **_texts(record.get("data"))},
-            [
+        yield {
+            "id": prefix + unit_id(model, recipe, int(seed)),
+            "model": model,
+            "recipe": recipe,
+            "seed": seed,
+            "status": str(bad["status"].iloc[0]) if len(bad) else OK,
+            "folder": place,
+            "command": f"snakemake --cores all --configfile {folder.as_posix()}/config.yaml {place}/evaluation.json",
+            "options": json.dumps(options),
+            "provenance": digest,
+            "hashes": _texts(record.get("weights")) | _texts(record.get("code")) | _texts(record.get("data")),
+            "numbers": [  # what, value, items
                 (f"{row['task']} {row['metric']}", "" if pd.isna(row["value"]) else repr(float(row["value"])),
                  "" if pd.isna(row["n"]) else str(row["n"]))
                 for row in rows.to_dict("records")
                 if row["task"]
             ],
-        )  # fmt: skip
+        }  # fmt: skip
 
 
 def _texts(part: Any) -> dict[str, str]:

@@ -7,17 +7,16 @@ from pathlib import Path
 
 from r2q.records import sign
 from r2q.report.run import Run
-from r2q.report.tables.nine import TABLES
+from r2q.report.tables.paper import TABLES
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Sheet, write
 from r2q.report.tables.summary import summarize
 
-NAMES = tuple(TABLES)
 ENDINGS = ("csv", "md", "tex")
 
 
 def table(results: str | Path, out: str | Path, show: bool = False, published: str | Path | None = None) -> None:
-    """Write every table of `NAMES` into the folder `out`; `show` also prints the main one in a compact form.
+    """Write every table of `TABLES` into the folder `out`; `show` also prints the main one in a compact form.
 
     `published` is the folder of published numbers; without, that of this repository. A table for which the run has no
     rows is a file that says so.

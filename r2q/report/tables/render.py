@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from r2q.records import one_line
 from r2q.report.tables.summary import AVERAGE, Cell, Column, Row, Table, show
 
 CHANCE_MARK = "°"
@@ -51,7 +52,7 @@ def terminal(table: Table) -> str:
         lines += [rule, f"{block.model} ({block.family})"]
         for row in block.rows:
             if row.failed:
-                reason = _one_line(row.reasons)
+                reason = one_line(row.reasons.replace("|", "/"))
                 cut = reason if len(reason) <= TERMINAL_REASON else reason[: TERMINAL_REASON - 1] + "…"
                 lines.append(line([label(row), show_bits(row), size(row)], blank) + f"  {cut}")
                 continue
@@ -109,10 +110,6 @@ def show_spread(cell: Cell, column: Column) -> str:
     if "e" in shown or not shown[-1].isdigit():
         return f"{cell.spread:.1e}"
     return f"{cell.spread * (100 if column.percent else 1):.{len(shown.partition('.')[2])}f}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())
 
 
 def _wrapped_heading(column: Column) -> list[str]:

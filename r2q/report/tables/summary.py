@@ -98,7 +98,6 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    run: str
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...] = field(default=())
 
@@ -118,7 +117,7 @@ def summarize(scores: pd.DataFrame) -> Table:
         _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
         for model in dict.fromkeys(scores["model"])
     ]
-    return Table(scores["run"].iloc[0], tuple(columns), tuple(blocks))
+    return Table(tuple(columns), tuple(blocks))
 
 
 def table_columns(shown: pd.DataFrame) -> list[Column]:
@@ -139,7 +138,8 @@ def table_columns(shown: pd.DataFrame) -> list[Column]:
 def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: Sequence[Column]) -> Block:
     chance = _level_row("chance", model, shown, columns)
     majority = _level_row("majority", model, shown, columns, instead=chance)
-    floor = [_floor(a, b) for a, b in zip(chance.cells, majority.cells, strict=True)]
+    pairs = zip(chance.cells, majority.cells, strict=True)
+    floor = [max((cell.value for cell in pair if cell.value is not None), default=None) for pair in pairs]
     rows = [
         _recipe_row(recipe, everything[everything["recipe"] == recipe], columns, floor)
         for recipe in dict.fromkeys(everything["recipe"])
@@ -165,15 +165,11 @@ def _level_row(
             ]
             values.append(_mean(known))
             continue
-        found = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
-        if len(found) > 1:
-            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(found)}")
-        values.append(float(found.pop()) if found else None)
+        levels = set(shown.loc[(shown["task"] == column.task) & (shown["metric"] == column.metric), level].dropna())
+        if len(levels) > 1:
+            raise ValueError(f"model {model}, {column.name}: {level} should be one number, not {sorted(levels)}")
+        values.append(float(levels.pop()) if levels else None)
     return Row(level, cells=tuple(Cell(value) for value in values))
-
-
-def _floor(chance: Cell, majority: Cell) -> float | None:
-    return max((cell.value for cell in (chance, majority) if cell.value is not None), default=None)
 
 
 def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floor: Sequence[float | None]) -> Row:

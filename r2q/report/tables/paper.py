@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
+from r2q.report.published import beside
 from r2q.report.run import Run
-from r2q.report.tables.published import published
-from r2q.report.tables.render import label, legend, show_spread
+from r2q.report.tables.render import arrow, label, legend, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
-from r2q.report.tables.summary import Column, Table, show, summarize
+from r2q.report.tables.summary import Cell, Column, Table, show, summarize
 
 GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")
 
@@ -33,10 +33,10 @@ def coarse(run: Run) -> Sheet | None:
     return _scores(run, "coarse", "Whole channels and tensors", lambda g: g in ("channel", "tensor"))
 
 
-def _scores(run: Run, name: str, title: str, wanted: Callable[[str], bool]) -> Sheet | None:
+def _scores(run: Run, name: str, title: str, fits: Callable[[str], bool]) -> Sheet | None:
     scores = run.scores
-    chosen = scores[scores["granularity"].map(wanted) | (scores["method"] == "full_precision")]
-    if not chosen["granularity"].map(wanted).any():
+    chosen = scores[scores["granularity"].map(fits) | (scores["method"] == "full_precision")]
+    if not chosen["granularity"].map(fits).any():
         return None
     return _of_table(summarize(chosen), name, f"{title}: {scores['run'].iloc[0]}")
 
@@ -80,7 +80,7 @@ def frames(run: Run) -> Sheet | None:
     return _pivot(rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer")
 
 
-def group_sizes(run: Run) -> Sheet | None:
+def groups(run: Run) -> Sheet | None:
     """Untrained and trained recipes by granularity: average accuracy."""
     rows = by_granularity(run.scores)
     if rows["granularity"].nunique() < 2:
@@ -141,25 +141,15 @@ def cost(run: Run) -> Sheet | None:
                      _number(seconds.get(key), 1), _number(of_training["tokens"], 0),
                      _number(of_training["seconds"], 0), *(_number(used[key][name], 1) for name in processors),
                      _number(row["peak_mib"], 0)])  # fmt: skip
-    head = [
-        "model",
-        "recipe",
-        "bits",
-        "MiB",
-        "s to quantize",
-        "training tokens",
-        "training s",
-        "CPU s to make",
-        "CPU s, evaluation",
-        "peak MiB, evaluation",
-    ]
+    head = ["model", "recipe", "bits", "MiB", "s to quantize", "training tokens", "training s", "CPU s to make",
+            "CPU s, evaluation", "peak MiB, evaluation"]  # fmt: skip
     notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
              "Seconds to quantize: sum over the layers, where a method quantizes layer by layer.",
              "CPU seconds: of all threads and child processes (getrusage), mean over seeds."]  # fmt: skip
     return Sheet("cost", "Cost", head, body, notes, left=(0, 1))
 
 
-def memory_matched(run: Run) -> Sheet | None:
+def memory(run: Run) -> Sheet | None:
     """Every checkpoint by its size, full precision of smaller models among them."""
     points, distance = _indexed(average_scores(run.scores)), _indexed(fidelity_of(run.scores))
     rows = run.scores.drop_duplicates(["model", "recipe"]).dropna(subset="file_bytes").sort_values("file_bytes")
@@ -183,19 +173,29 @@ def main(run: Run) -> Sheet | None:
     return _of_table(summarize(run.scores), "main", f"Every recipe: {run.scores['run'].iloc[0]}")
 
 
-TABLES: dict[str, Callable[[Run], Sheet | None]] = {
-    "main": main,
-    "fine": fine,
-    "coarse": coarse,
-    "families": families,
-    "residual": residual,
-    "frames": frames,
-    "generative": generative,
-    "groups": group_sizes,
-    "cost": cost,
-    "memory": memory_matched,
-    "published": published,
-}
+def published(run: Run) -> Sheet | None:
+    """Ours beside what others published."""
+    body: list[list[Entry | str]] = []
+    for pair in beside(run):
+        ours, theirs = pair.ours, pair.published
+        column = Column(ours["task"], ours["metric"], True, bool(ours["higher_is_better"]))
+        body.append([
+            ours["model"], ours["recipe"], column.name, _beside(ours["value"], ours["stderr"], column),
+            _beside(theirs["value"], theirs["stderr"], column), "yes" if theirs["conflict"] else "",
+            theirs["source"], theirs["harness"], theirs["note"],
+        ])  # fmt: skip
+    notes = [
+        "The same model, method, bits, group, task, metric, window and number of examples; the harness is the "
+        "source's.",
+        "±: standard error over the items, where it is known.",
+        "Disputed: sources give different values for the same definition; all are shown.",
+    ]
+    head = ["model", "recipe", "number", "ours", "published", "disputed", "source", "harness", "note"]
+    return Sheet("published", "Ours beside published numbers", head, body, notes, left=(0, 1, 2, 6, 7, 8))
+
+
+MADE = (main, fine, coarse, families, residual, frames, generative, groups, cost, memory, published)
+TABLES: dict[str, Callable[[Run], Sheet | None]] = {make.__name__: make for make in MADE}  # by the names of their files
 
 
 def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None) -> Sheet:
@@ -208,15 +208,11 @@ def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, or
     rows = rows.assign(**{down: rows[down].mask(rows.duplicated([*keys, across], keep=False), rows["recipe"])})
     body: list[list[Entry | str]] = []
     for key, part in rows.groupby(keys, sort=False):
-        found = {row[across]: row for row in part.to_dict("records")}
-        body.append([*map(str, key), *(_ranged(found.get(column)) for column in columns)])
-    note = "Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."
-    return Sheet(name, title, [*keys, *columns], body, [note, *_chances(rows)], left=tuple(range(len(keys))))
-
-
-def _chances(rows: pd.DataFrame) -> list[str]:
-    chance = rows["chance"].dropna()
-    return [f"Chance: {chance.mean():.1f}."] if len(chance) else []
+        cells = {row[across]: row for row in part.to_dict("records")}
+        body.append([*map(str, key), *(_ranged(cells.get(column)) for column in columns)])
+    notes = ["Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."]
+    notes += [f"Chance: {rows['chance'].mean():.1f}."] if rows["chance"].notna().any() else []
+    return Sheet(name, title, [*keys, *columns], body, notes, left=tuple(range(len(keys))))
 
 
 def _indexed(rows: pd.DataFrame) -> dict[tuple[str, str], dict[Any, Any]]:
@@ -239,9 +235,14 @@ def _ranged(row: dict[Any, Any] | None) -> Entry:
 
 
 def _heading(column: Column) -> str:
-    return (
-        column.task if not column.metric else f"{column.task} {column.metric} {'↑' if column.higher_is_better else '↓'}"
-    )
+    return f"{column.name} {arrow(column)}" if column.metric else column.task
+
+
+def _beside(value: float, stderr: float, column: Column) -> Entry:
+    if pd.isna(value):
+        return Entry("–")
+    cell = Cell(value, None if pd.isna(stderr) else stderr)
+    return Entry(show(value, column), show_spread(cell, column), value)
 
 
 def _number(value: float | None, places: int) -> Entry:
