@@ -4,6 +4,7 @@ CORES ?= all
 CONFIG ?= config/embedded.yaml
 VENV := .venv
 READY := $(VENV)/.ready
+TRITON := $(VENV)/triton
 
 .DEFAULT_GOAL := help
 .PHONY: run test test-cluster check paper clean help lock schema
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 run: $(READY)    ## everything: install, quantize, evaluate, tables, figures (CONFIG=config/smoke.yaml for another run)
 	@$(VENV)/bin/r2q run $(CONFIG) --cores $(CORES)
 
-test: $(READY)   ## install, then all tests, the smoke run of the whole workflow included
+test: $(READY) $(TRITON)  ## install, then all tests, the smoke run of the whole workflow included
 	@$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
 test-cluster: $(READY)  ## as root: profiles/slurm on a SLURM of one node (apt-get install slurmctld slurmd slurm-client munge)
@@ -43,6 +44,9 @@ schema: $(READY) ## the JSON schema of configs and the table of keys in config/R
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(TRITON): | $(READY)  # its interpreter runs the GPU's kernels on a CPU; nothing but that test sees this folder
+	-@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --target $@ triton==3.6.0
 
 $(READY): requirements.lock pyproject.toml bootstrap.py
 	@$(PYTHON) bootstrap.py
