@@ -34,7 +34,7 @@ from r2q.kernels.matmul_triton import Tile, matmul_triton, pick_tile
 from r2q.kernels.matvec_triton import Split, matvec_triton, pick_split
 from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
-from r2q.kernels.quantize_pack_triton import launch
+from r2q.kernels.quantize_pack_triton import quantize_triton
 from r2q.models.packed import PackedLinear
 from r2q.quantization.grid import AffineGrid, BinaryGrid
 
@@ -194,7 +194,8 @@ def packing(copy: float) -> None:
     weight = torch.randn(88064, 4096, device=CUDA, dtype=torch.bfloat16)  # 361 M
     for kind, side in (("r2q", 4), ("rtn", 3)):
         size = weight.numel() * 9 // 4 + weight.numel() // GROUP * side
-        median = record("quantize_pack", "88064x4096", kind, replay(lambda i: launch(weight, GROUP, kind), 2), size)  # noqa: B023
+        times = replay(lambda i: quantize_triton(weight, GROUP, kind), 2)  # noqa: B023
+        median = record("quantize_pack", "88064x4096", kind, times, size)
         print(f"  {size / median / 1e6 / (copy / 1e12):.1%} of copy bandwidth")
 
 

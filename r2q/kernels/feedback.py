@@ -11,6 +11,7 @@ and differences are rounded one by one in both). Tensors are columns first, so t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -29,6 +30,10 @@ class Steps:
     zero: torch.Tensor
     last: int
     float_zero: bool = False
+
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.scale, self.zero
 
     def column(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (float32) and levels of one column ``[rows]``."""
@@ -49,9 +54,19 @@ class Ladder:
         codes: float32 ``[groups, k, rows]``, by rank.
     """
 
+    float_zero: ClassVar[bool] = False
     thresholds: torch.Tensor
     levels: torch.Tensor
     codes: torch.Tensor
+
+    @property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.thresholds, self.levels, self.codes
+
+    @property
+    def last(self) -> int:
+        """The largest rank."""
+        return self.levels.shape[1] - 1
 
     def column(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (float32) and levels of one column ``[rows]``."""

@@ -6,12 +6,15 @@ registers by a masked sum (exact: all other terms are zero), so nothing is excha
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from r2q.kernels.feedback import Ladder, Rule, Steps
+if TYPE_CHECKING:
+    from r2q.kernels.feedback import Rule
 
 TILE, WARPS = 32, 1  # rows of a program; see benchmarks/NOTES.md
 
@@ -65,18 +68,12 @@ def feedback_triton(
     if factor.stride(1) != 1:
         factor = factor.contiguous()
     codes, errors = torch.empty_like(values, dtype=torch.uint8), torch.empty_like(values)
-    if isinstance(rule, Steps):
-        tables = rule.scale.contiguous(), rule.zero.contiguous(), rule.zero
-        levels, steps, float_zero = rule.last + 1, True, rule.float_zero
-    else:
-        assert isinstance(rule, Ladder)
-        tables = rule.thresholds.contiguous(), rule.levels.contiguous(), rule.codes.contiguous()
-        levels, steps, float_zero = rule.levels.shape[1], False, False
+    first, second, *third = (table.contiguous() for table in rule.tables)
     with torch.cuda.device(values.device):
         _feedback[(triton.cdiv(rows, tile),)](
-            values, factor, groups, *tables, codes, errors,
+            values, factor, groups, first, second, *(third or [second]), codes, errors,
             n, rows, factor.stride(0),
-            COLUMNS=triton.next_power_of_2(n), TILE=tile, LEVELS=levels, STEPS=steps, FLOAT_ZERO=float_zero,
-            num_warps=warps, enable_fp_fusion=False,
+            COLUMNS=triton.next_power_of_2(n), TILE=tile, LEVELS=rule.last + 1, STEPS=not third,
+            FLOAT_ZERO=rule.float_zero, num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
     return codes, errors

@@ -24,7 +24,7 @@ def quantize_pack(weight: torch.Tensor, group: int, kind: str) -> tuple[torch.Te
     if weight.is_cuda:
         from r2q.kernels.quantize_pack_triton import quantize_triton
 
-        return quantize_triton(weight, group, kind)
+        return finished(*quantize_triton(weight, group, kind))
     return quantize_plain(weight, group, kind)
 
 

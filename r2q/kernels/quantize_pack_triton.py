@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes_triton import nearest
-from r2q.kernels.quantize_pack import finished
-from r2q.quantization.grid import SMALLEST_SCALE, Grid
+from r2q.quantization.grid import SMALLEST_SCALE
 
 VALUES = 4096  # weights of a program, where a group is not larger; see benchmarks/NOTES.md
 _SMALLEST = tl.constexpr(SMALLEST_SCALE)
@@ -53,17 +52,10 @@ def _quantize(  # type: ignore[no-untyped-def]
 
 def quantize_triton(
     weight: torch.Tensor, group: int, kind: str, values: int = VALUES, warps: int = 4
-) -> tuple[torch.Tensor, Grid]:
-    """See :func:`r2q.kernels.quantize_pack.quantize_pack`."""
-    codes, first, zero = launch(weight.contiguous(), group, kind, values, warps)
-    return finished(codes, first, zero)
-
-
-def launch(
-    weight: torch.Tensor, group: int, kind: str, values: int = VALUES, warps: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The kernel alone, unchecked: int32 codes, float16 scales, uint8 zero points (``rtn``)."""
+    """For :func:`r2q.kernels.quantize_pack.quantize_pack`, unchecked: int32 codes, 16-bit scales, uint8 zero points."""
     rows, columns = weight.shape
+    weight = weight.contiguous()
     groups = columns // group
     residual = kind == "r2q"
     device = weight.device
