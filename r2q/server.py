@@ -77,9 +77,10 @@ def serve(path: str, listener: socket.socket) -> None:
                 request, streams = _receive(connection)
             except (ValueError, OSError):  # who asked was killed
                 continue
-            if request.folder == str(Path.cwd()):
+            cuda = sys.modules["torch"].cuda
+            if request.folder == str(Path.cwd()) and not cuda.is_initialized():
                 _share(*request.arguments)
-            if sys.modules["torch"].cuda.is_initialized():  # by something that was imported: no child could use a GPU
+            if cuda.is_initialized():  # by something that was imported, such as torchao: no child could use a GPU
                 connection.sendall(NO)
             elif os.fork() == 0:
                 listener.close()
