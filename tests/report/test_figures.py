@@ -282,6 +282,8 @@ def test_a_column_of_a_paper_holds_sixty_recipes(large, name):
     names = [text.get_window_extent() for axes in drawn.axes for text in axes.texts]
     assert len(names) >= 4
     assert not [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if _overlap(a, b)]
+    levels = [line.get_window_extent().y0 for axes in drawn.axes for line in axes.lines if line.get_color() == "black"]
+    assert not [a for a in names for y in levels if a.y0 + 2 < y < a.y1 - 2]
 
 
 @pytest.mark.parametrize("name", ["training-all", "training-paper", "drift"])

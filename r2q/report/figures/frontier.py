@@ -174,7 +174,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
             axes.axhline(y, color="black", lw=0.8)
             written = axes.annotate(f"{row['recipe']} ({x:.3g}{size})", (1, y), (0, -2), ha="right", va="top",
                                     xycoords=("axes fraction", "data"), **text)  # fmt: skip
-            marks.append(written.get_window_extent())
+            marks += [written.get_window_extent(), _around(axes.transData.transform([(left, y), (right, y)]))]
         else:
             mark, beside = quantizer_mark(str(row["quantizer"])), [] if row["control"] else kinds[x]
             pixel = axes.transData.transform((x, y))
