@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TextIO, get_args, get_origin, get_type_hints
 
 from r2q import __version__
 from r2q.kept import held
@@ -154,6 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(verb, rest) if status is None else status
 
 
+class Request(NamedTuple):
+    """A verb with its arguments, and with what it runs, as it is handed to the server."""
+
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
+
+
 def ask(arguments: Sequence[str]) -> int | None:
     """The exit status of a verb that the server ran; None where there is no server."""
     with socket.socket(socket.AF_UNIX) as connection:
@@ -162,7 +170,7 @@ def ask(arguments: Sequence[str]) -> int | None:
         except (KeyError, OSError):
             return None
         environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        message = json.dumps([list(arguments), str(Path.cwd()), environment]).encode()
+        message = json.dumps(Request(list(arguments), str(Path.cwd()), environment)).encode()
         try:
             socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
             connection.sendall(message)

@@ -25,9 +25,8 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
-from r2q.cli import ADDRESS, NO, main
+from r2q.cli import ADDRESS, NO, Request, main
 
 ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}  # no GPU, no threads to lose
 IMPORTED = (
@@ -36,14 +35,6 @@ IMPORTED = (
     "r2q.training.frame",
     "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims",
 )  # fmt: skip
-
-
-class Request(NamedTuple):
-    """A verb with its arguments, and with what it runs."""
-
-    arguments: list[str]
-    folder: str
-    environment: dict[str, str]
 
 
 def start() -> None:
