@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, FLOAT_ZERO, WORD, Planes
-from r2q.kernels.planes_triton import INTERPRETED, levels_of, span_words, tables, to_cache
+from r2q.kernels.planes_triton import INTERPRETED, levels, span_words, tables
 
 SEGMENT = 8  # words at most
 MINUS_ONE = {torch.float16: 0xBC00BC00 - (1 << 32), torch.bfloat16: 0xBF80BF80 - (1 << 32)}  # two of them in an int32
@@ -45,6 +45,14 @@ def pick_split(rows: int, width: int, batch: int) -> Split:
     if batch > 2:
         return Split(rows=32, ahead=False)
     return Split(rows=32 if width > 2 * rows else 16)
+
+
+@triton.jit
+def _to_cache(place):  # type: ignore[no-untyped-def]
+    """Ask for the lines of memory that hold ``place``, without waiting for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -118,7 +126,7 @@ def _matvec(  # type: ignore[no-untyped-def]
         tl.extra.cuda.gdc_launch_dependents()
         if LINES > 0:
             line = tl.minimum(32 * tl.arange(0, LINES), WORDS - 1)[None, :]
-            to_cache(codes + tl.minimum(start + tl.arange(0, ROWS), rows - 1)[:, None] * WORDS + line)
+            _to_cache(codes + tl.minimum(start + tl.arange(0, ROWS), rows - 1)[:, None] * WORDS + line)
         tl.extra.cuda.gdc_wait()
     total = tl.zeros([PIECES, ROWS, 8], dtype=tl.float32)
     for turn in tl.static_range(TURNS):
@@ -132,7 +140,7 @@ def _matvec(  # type: ignore[no-untyped-def]
             )
             known = (row < rows) & (s + skip + STEP < SEGMENTS)
             one, two = tables(first, second, group + (s + skip + STEP) * SEGMENT // GROUP, known, FORM)
-        c, a0, a1 = levels_of(now_one, now_two, group + (s + skip) * SEGMENT // GROUP, FORM)
+        c, a0, a1 = levels(now_one, now_two, group + (s + skip) * SEGMENT // GROUP, FORM)
         bit0 = _left(_halves(now, minus_one, 0, DTYPE), PIECES, ROWS, OWN * 64)
         total += _spread(0.5 * a0, PIECES, ROWS) * tl.dot(bit0, value)
         bit1 = _left(_halves(now, minus_one, 1, DTYPE), PIECES, ROWS, OWN * 64)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the form of a group, rounding, decoding a weight."""
+"""What the Triton kernels share: the form of a group, decoding a weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLOAT_ZERO, _SYMMETRIC = tl.constexpr(FLOAT_ZERO), tl.constexpr(SYMMETRIC)
 
 @triton.jit
 def tables(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What is stored of the groups at ``place``: two tensors, for :func:`levels_of`."""
+    """What is stored of the groups at ``place``: two tensors, for :func:`levels`."""
     one = tl.load(first + place, mask=mask, other=0)
     two = one
     if FORM == _AFFINE:
@@ -30,7 +30,7 @@ def tables(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-u
 
 
 @triton.jit
-def levels_of(one, two, place, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
+def levels(one, two, place, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
     """``c, a_0, a_1`` (float32) of what :func:`tables` gave."""
     if FORM == _BINARY:
         a0 = 2 * one.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
@@ -46,27 +46,6 @@ def levels_of(one, two, place, FORM: tl.constexpr):  # type: ignore[no-untyped-d
         else:
             c = -1.5 * a0
     return c, a0, a1
-
-
-@triton.jit
-def levels(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``c, a_0, a_1`` (float32) of the groups at ``place``."""
-    one, two = tables(first, second, place, mask, FORM)
-    return levels_of(one, two, place, FORM)
-
-
-@triton.jit
-def to_cache(place):  # type: ignore[no-untyped-def]
-    """Ask for the lines of memory that hold ``place``, without waiting for them."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def nearest(x):  # type: ignore[no-untyped-def]
-    """The nearest integer, half to even, of a float32 below 2^22."""
-    return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -117,7 +96,9 @@ def weight_tile(  # type: ignore[no-untyped-def]
     inside = (row < rows)[:, None, None] & (word < words)[None, :, :]
     w = tl.load(codes + row[:, None, None] * words + word[None, :, :], mask=inside, other=0)  # [ROWS, SPANS, SPAN]
     known = (row < rows)[:, None] & (span < words)[None, :]
-    c, a0, a1 = levels(first, second, row[:, None] * row_stride + (span // GROUP)[None, :], known, FORM)
+    group = row[:, None] * row_stride + (span // GROUP)[None, :]
+    one, two = tables(first, second, group, known, FORM)
+    c, a0, a1 = levels(one, two, group, FORM)
     zero_one = level_bits(c, DTYPE) | (level_bits(c + a0, DTYPE) << 16)
     two_three = level_bits(c + a1, DTYPE) | (level_bits(c + a0 + a1, DTYPE) << 16)
     low = permute(zero_one, two_three, 0x6420, ASM)[:, :, None]

@@ -6,11 +6,16 @@ import torch
 import triton
 import triton.language as tl
 
-from r2q.kernels.planes_triton import nearest
 from r2q.quantization.grid import SMALLEST_SCALE
 
 VALUES = 4096  # weights of a program, where a group is not larger; see benchmarks/NOTES.md
 _SMALLEST = tl.constexpr(SMALLEST_SCALE)
+
+
+@triton.jit
+def _nearest(x):  # type: ignore[no-untyped-def]
+    """The nearest integer, half to even, of a float32 below 2^22."""
+    return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -39,10 +44,10 @@ def _quantize(  # type: ignore[no-untyped-def]
         broken = tl.sum((w != w).to(tl.int32), axis=1) > 0  # a minimum passes over NaN
         scale = tl.where(broken, float("nan"), scale).to(tl.float16)
         step = scale.to(tl.float32)
-        zero = tl.minimum(tl.maximum(nearest(tl.div_rn(-low, step)), 0.0), 3.0)
+        zero = tl.minimum(tl.maximum(_nearest(tl.div_rn(-low, step)), 0.0), 3.0)
         tl.store(first + group, scale, mask=group < total)
         tl.store(zeros + group, zero.to(tl.uint8), mask=group < total)
-        level = nearest(tl.div_rn(w, step[:, None] + 0 * w)) + zero[:, None]
+        level = _nearest(tl.div_rn(w, step[:, None] + 0 * w)) + zero[:, None]
         q = tl.minimum(tl.maximum(level, 0.0), 3.0).to(tl.int32)
     q = tl.reshape(q, [GROUPS, WIDTH // 16, 16]) << (2 * tl.arange(0, 16))[None, None, :]
     word = tl.arange(0, WIDTH // 16)
