@@ -75,35 +75,34 @@ def options_of(settings: Settings, **more: Any) -> TrainingOptions:
     return TrainingOptions(**plain | {"activation_checkpointing": True} | more | settings)
 
 
+def method_of(settings: Settings) -> tuple[str, dict[str, Any], tuple[int, int], tuple[str, dict[str, Any]] | None]:
+    """Method (GPTQ without one), its options, windows and their length to calibrate on, what it quantizes with."""
+    given = {"method": "gptq"} | dict(settings)
+    method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
+    options = method_info(method).options.model_validate(given)
+    inner = getattr(options, "quantizer", None)
+    if inner is None:
+        return method, options.model_dump(), calibration, None
+    filled = method_info(inner).options.model_validate(options.quantizer_options)
+    return method, options.model_dump(), calibration, (inner, filled.model_dump())
+
+
 def quantize(rates: cost.Rates, device: str, shape: Shape, settings: Settings) -> float:
-    given = dict(settings)
-    method, inner, windows = given.pop("method"), given.pop("quantizer", "rtn"), given.pop("windows")
-    calibration = (windows, given.pop("window"))
-    if method != "gptq":
-        options = method_info(method).options(**given).model_dump()
-        return cost.quantize_seconds(rates, device, shape, method, options, calibration)
-    plain = method_info(inner).options().model_dump()
-    seconds = cost.quantize_seconds(rates, device, shape, method, {}, calibration, (inner, plain))
-    return seconds if device == "cpu" else seconds - cost.errors_seconds(rates, device, shape, *calibration)
+    method, options, calibration, inner = method_of(settings)
+    seconds = cost.quantize_seconds(rates, device, shape, method, options, calibration, inner)
+    with_errors = device == "cpu" or inner is None
+    return seconds if with_errors else seconds - cost.errors_seconds(rates, device, shape, *calibration)
 
 
 def unit(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
     """A unit at g128 as its report.json times it: a model read, quantized, its errors measured, packed and written."""
-    given = dict(settings)
-    method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
-    options = method_info(method).options.model_validate(given)
-    inner = getattr(options, "quantizer", None)
-    filled = inner and method_info(inner).options.model_validate(options.quantizer_options).model_dump()
-    seconds = cost.quantize_seconds(
-        rates, "gpu", shape, method, options.model_dump(), calibration, (inner, filled) if inner else None
-    )
+    method, options, calibration, inner = method_of(settings)
+    seconds = cost.quantize_seconds(rates, "gpu", shape, method, options, calibration, inner)
     return seconds + (2 * shape.total + shape.quantized * (2 + 32 / 128) / 8) / rates["disk.rate"]
 
 
 def quantize_memory(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
-    given = {"method": "gptq"} | dict(settings)
-    method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
-    options = method_info(method).options.model_validate(given).model_dump()
+    method, options, calibration, _ = method_of(settings)
     return cost.quantize_bytes(rates, shape, method, options, calibration, False)
 
 

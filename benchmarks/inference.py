@@ -113,19 +113,19 @@ def rotated(out: int, width: int, bits: float) -> int:
 
 def prepared(part: int, parts: int) -> None:
     """Every parts-th candidate, run once: fills Triton's cache."""
-    for i, (batch, tile, (out, width)) in enumerate(candidates()):
-        if i % parts == part:
-            try:
-                product(packed(out, width), torch.randn(batch, width, device=CUDA).bfloat16(), tile)
-            except Exception as error:
-                print(f"{tile}: {type(error).__name__}: {error}")
+    every = [(batch, shape, tile) for batch, shape, tried in candidates() for tile in tried]
+    for batch, (out, width), tile in every[part::parts]:
+        try:
+            product(packed(out, width), torch.randn(batch, width, device=CUDA).bfloat16(), tile)
+        except Exception as error:
+            print(f"{tile}: {type(error).__name__}: {error}")
 
 
-def candidates() -> Iterator[tuple[int, Tile | Split, tuple[int, int]]]:
-    for batch, tiles in TILES.items():
-        for tile in tiles:
-            for shape in SHAPES + SMALL if batch <= 8 else SHAPES:
-                yield batch, tile, shape
+def candidates() -> Iterator[tuple[int, tuple[int, int], list[Any]]]:
+    """Vectors, shape of the weight, what may be fastest there."""
+    for batch, tried in TILES.items():
+        for shape in SHAPES + SMALL if batch <= 8 else SHAPES:
+            yield batch, shape, tried
 
 
 def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor:
@@ -134,21 +134,20 @@ def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor
 
 def tiles() -> None:
     """Candidates of the kernels, and what the package picks of them."""
-    for batch, candidates in TILES.items():
-        for out, width in SHAPES + SMALL if batch <= 8 else SHAPES:
-            weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
-            x = torch.randn(batch, width, device=CUDA).bfloat16()
-            found = {}
-            for tile in candidates:
-                try:
-                    times = replay(lambda i: product(weights[i], x, tile), len(weights))  # noqa: B023
-                except Exception as error:  # too much shared memory
-                    print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
-                    continue
-                found[tile] = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
-            best = min(found, key=lambda tile: found[tile])
-            picked = pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
-            print(f"best of batch {batch}, {out}x{width}: {best} {found[best]:.2f}; picked {picked}")
+    for batch, (out, width), tried in candidates():
+        weights = [packed(out, width) for _ in range(min(400, rotated(out, width, 2.25)))]
+        x = torch.randn(batch, width, device=CUDA).bfloat16()
+        found = {}
+        for tile in tried:
+            try:
+                times = replay(lambda i: product(weights[i], x, tile), len(weights))  # noqa: B023
+            except Exception as error:  # too much shared memory
+                print(f"{tile}: {type(error).__name__}: {str(error)[:100]}")
+                continue
+            found[tile] = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
+        best = min(found, key=lambda tile: found[tile])
+        picked = pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
+        print(f"best of batch {batch}, {out}x{width}: {best} {found[best]:.2f}; picked {picked}")
     weight = packed(11008, 4096)
     for shape in DECODE:
         record("decode", "11008x4096", str(shape), replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4))  # noqa: B023

@@ -44,7 +44,8 @@ class Rows:
         return Rows(self.tokens[rows], self.start[rows], self.end[rows], states)
 
     def share(self, rank: int, count: int) -> Rows:
-        """One process's rows; all have the same number, filled up with rows that are nothing but padding."""
+        """One process's rows; all have the same number, filled up with rows that are nothing but padding; of several
+        processes, each computes the states itself."""
         if count == 1:
             return self
         short = -len(self) % count
