@@ -103,7 +103,8 @@ def unit(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
 
 def quantize_memory(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
     method, options, calibration, _ = method_of(settings)
-    return cost.quantize_bytes(rates, shape, method, options, calibration, False)
+    calibrated = method_info(method).needs == "calibration"
+    return cost.quantize_bytes(rates, shape, method, options, calibration if calibrated else None, False)
 
 
 def cpu_train(rates: cost.Rates, shape: Shape, settings: Settings) -> float:

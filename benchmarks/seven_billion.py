@@ -139,8 +139,7 @@ def costs(run: Path) -> str:
         elif report.granularity is not None:
             options |= {"windows": text.windows, "window": text.window}
             line("unit", report.model, options, record.seconds or 0.0, "s")
-            if configuration.method_info(report.method).needs == "calibration":
-                line("quantize memory", report.model, options, gpu, "GiB")
+            line("quantize memory", report.model, options, gpu, "GiB")
     for model, gpu in evaluated.items():
         settings = {"batch": config.limits.batch_size, "window": shown.window}
         line("evaluate memory", model, settings, gpu, "GiB")

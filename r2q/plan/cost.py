@@ -90,13 +90,16 @@ def step_seconds(r: Rates, device: str, shape: Shape, options: TrainingOptions, 
 def train_seconds(
     r: Rates, device: str, shape: Shape, options: TrainingOptions, length: int, held_out: int, processes: int
 ) -> float:
-    """A whole training: its steps, the held-out losses, the confidence coefficient, compiling."""
+    """A whole training: its steps, held-out losses, the confidence coefficient, states to resume from, compiling."""
     teacher = options.loss != "ce"
     looks = 1 + math.ceil(options.steps / options.evaluate_every)
     tokens = looks * held_out * length * (1 + teacher)
     tokens += options.coefficient_batches * options.batch_rows * length if options.loss == "cakld" else 0
     seconds = options.steps * step_seconds(r, device, shape, options, length, processes)
     seconds += forward_seconds(r, device, shape, tokens, length) / processes
+    if options.checkpoint_every:  # written, and read for their hashes
+        states = math.ceil(options.steps / options.checkpoint_every)
+        seconds += states * 2 * resume_bytes(shape, options) / r["disk.rate"]
     return seconds + (r["gpu.compile"] if options.compiled and device == "gpu" else 0)
 
 
@@ -198,13 +201,18 @@ def errors_seconds(r: Rates, device: str, shape: Shape, windows: int, length: in
 def quantize_bytes(
     r: Rates, shape: Shape, method: str, options: Mapping[str, Any], calibration: tuple[int, int] | None, offload: bool
 ) -> float:
-    """Peak of the device: a block at a time, and the inputs of all windows where they are not kept in main memory."""
-    trained = 0.0
+    """Peak of the device: a block, its largest weight in work or all of them in training, and what is kept beside.
+
+    That are GPTQ's second moments, and the inputs of all windows where they are not kept in main memory.
+    """
+    work = r["gpu.weight"] * shape.width * shape.widest
     if COPIES.get(method, 0) > 2 and calibration is not None:
-        trained = options["batch"] * calibration[1] * (shape.width + shape.inner) * r["gpu.saved"]
-        trained += 4 * FLOAT * shape.block
+        work = options["batch"] * calibration[1] * (shape.width + shape.inner) * r["gpu.saved"]
+        work += r["gpu.trained"] * shape.block
+    if method == "gptq":
+        work += FLOAT * (shape.moments + r["gptq.factors"] * shape.widest**2)
     kept = 0.0 if offload else input_bytes(shape, method, calibration)
-    return r["gpu.block"] * shape.block + kept + trained
+    return shape.bytes_each * shape.block + work + kept
 
 
 def input_bytes(shape: Shape, method: str, calibration: tuple[int, int] | None) -> float:

@@ -35,6 +35,8 @@ class Shape:
         active: those of them that a token is multiplied with.
         attention: query features, all heads together.
         keys: key features, of the heads that are kept for later tokens.
+        widest: the most input features that a linear layer has.
+        moments: numbers in the second moments of all inputs of a block's linear layers, of each expert's too.
         bytes_each: bytes of a parameter in the checkpoint.
     """
 
@@ -47,6 +49,8 @@ class Shape:
     active: int
     attention: int
     keys: int
+    widest: int
+    moments: int
     bytes_each: int = 2
 
     @property
@@ -101,8 +105,9 @@ def _gated(config: Mapping[str, Any]) -> dict[str, int]:
     embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings", False) else 2)
     quantized, active = attention + experts * expert, attention + chosen * expert
     total = layers * (quantized + router + norms + biases) + width + embeddings
+    moments = width**2 + queries**2 + experts * (width**2 + inner**2)
     return {"inner": chosen * inner, "total": total, "quantized": layers * quantized, "active": layers * active,
-            "attention": queries, "keys": keys}  # fmt: skip
+            "attention": queries, "keys": keys, "widest": max(width, queries, inner), "moments": moments}  # fmt: skip
 
 
 def _opt(config: Mapping[str, Any]) -> dict[str, int]:
@@ -116,7 +121,7 @@ def _opt(config: Mapping[str, Any]) -> dict[str, int]:
     around += 0 if config.get("tie_word_embeddings", True) else config["vocab_size"] * outer
     total = layers * (quantized + rest) + around
     return {"inner": inner, "total": total, "quantized": layers * quantized, "active": layers * quantized,
-            "attention": width, "keys": width}  # fmt: skip
+            "attention": width, "keys": width, "widest": inner, "moments": 3 * width**2 + inner**2}  # fmt: skip
 
 
 def shape_of(name: str, entry: Model, ask_hub: bool) -> Shape:

@@ -138,7 +138,7 @@ class Trainer:
             self.rows.append(row)
             if time.monotonic() - self.spoken > SILENCE:
                 self._say(row)
-        if step == options.steps or (options.checkpoint_every and step % options.checkpoint_every == 0):
+        if options.checkpoint_every and (step == options.steps or step % options.checkpoint_every == 0):
             self._save(step)
         return after if following else None
 

@@ -165,6 +165,12 @@ def test_a_damaged_checkpoint_heals(
         assert "goes on after step 6 of 6" in capsys.readouterr().out
 
 
+def test_without_checkpoints_no_state_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIONS, "checkpoint_every", 0)
+    train(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drift.csv", "gradients.csv", "training.csv"]
+
+
 def test_the_last_two_states_are_kept(interrupted: Path) -> None:
     names = {path.name for path in (interrupted / "run").glob("checkpoint*")}
     assert names == {*LATEST, *BEFORE}
