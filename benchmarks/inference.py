@@ -65,10 +65,8 @@ def write(row: dict[str, Any]) -> None:
 
 def replay(call: Callable[[int], Any], n: int) -> list[float]:
     """Microseconds a call, of 20 replays of a graph of calls 0 .. n - 1."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for i in range(3):
-            call(i % n)
+    for i in range(3):
+        call(i % n)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
