@@ -1,4 +1,9 @@
-"""The Triton twin of ``r2q.kernels.quantize_pack.quantize_plain``: a program holds a few groups in its registers."""
+"""The Triton twin of ``r2q.kernels.quantize_pack.quantize_plain``: a program holds a few groups in its registers.
+
+A GPU issues about ten instructions in the time in which it reads one 16-bit weight, so each of them counts. A thread
+holds whole words of 16 weights, in pieces of eight (16 bytes, one load). The bits of a code are the signs of two
+numbers: one instruction each shifts them into the word. A weight is never divided, see :func:`_threshold`.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +13,122 @@ import triton.language as tl
 
 from r2q.quantization.grid import SMALLEST_SCALE
 
-VALUES = 4096  # weights of a program, where a group is not larger; see benchmarks/NOTES.md
+VALUES, WARPS, PIECES = 4096, 4, 2  # weights and warps of a program, pieces of a thread; see benchmarks/NOTES.md
 _SMALLEST = tl.constexpr(SMALLEST_SCALE)
+_ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _nearest(x):  # type: ignore[no-untyped-def]
-    """The nearest integer, half to even, of a float32 below 2^22."""
-    return (x + 12582912.0) - 12582912.0
+def _bits(x):  # type: ignore[no-untyped-def]
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _floats(x):  # type: ignore[no-untyped-def]
+    return x.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _sum(x):  # type: ignore[no-untyped-def]
+    """Over all but the groups of ``x [CHUNKS, GROUPS, PIECES, 8]``: within a thread first."""
+    return tl.sum(tl.sum(tl.sum(x, axis=3), axis=2), axis=0)
+
+
+@triton.jit
+def _mean(x, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """:func:`_sum` divided by N, correctly rounded."""
+    return _sum(x) * (1.0 / N) if N & (N - 1) == 0 else tl.div_rn(_sum(x), N * 1.0)
+
+
+@triton.jit
+def _larger(a, b):  # type: ignore[no-untyped-def]
+    return tl.maximum(a, b, _ALL)
+
+
+@triton.jit
+def _max(x):  # type: ignore[no-untyped-def]
+    """The largest of each group as in :func:`_sum`, or NaN where there is one; 0 at least."""
+    return _larger(tl.reduce(tl.reduce(tl.reduce(x, 3, _larger), 2, _larger), 0, _larger), 0.0)
+
+
+@triton.jit
+def _threshold(step, n):  # type: ignore[no-untyped-def]
+    """The least w of which ``round(w / step)``, half to even, is above the integer n (float32, broadcast to weights).
+
+    That is ``t = (n + 1/2) step``, or the next number where half goes down to an even n. t is exact: step has 11 bits.
+    No quotient of another w is rounded to n + 1/2: the next numbers are at least 2^-24 t away (more, on the far
+    side), so their quotients are 2^-24 (n + 1/2) away, which is more than half of the last place there.
+    """
+    t = _bits(step * (n + 0.5))
+    return _floats(t + (((t >> 31) | 1) & ((n & 1) - 1)))[None, :, None, None]
+
+
+@triton.jit
+def _eight(x):  # type: ignore[no-untyped-def]
+    """The bits of the last axis of ``x``, which has eight entries."""
+    even, odd = tl.split(tl.reshape(_bits(x), [x.shape[0], x.shape[1], x.shape[2], 2, 2, 2]))
+    x04, x26 = tl.split(even)
+    x15, x37 = tl.split(odd)
+    x0, x4 = tl.split(x04)
+    x1, x5 = tl.split(x15)
+    x2, x6 = tl.split(x26)
+    x3, x7 = tl.split(x37)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _below(word, sign):  # type: ignore[no-untyped-def]
+    """``word`` with the top bit of ``sign`` shifted in at the bottom: one instruction."""
+    return (word << 1) | ((sign >> 31) & 1)
+
+
+@triton.jit
+def _pack(high, low):  # type: ignore[no-untyped-def]
+    """Codes of eight weights (the last axis), 16 bits: a bit is set where ``high`` or ``low`` has no minus."""
+    h0, h1, h2, h3, h4, h5, h6, h7 = _eight(high)
+    l0, l1, l2, l3, l4, l5, l6, l7 = _eight(low)
+    word = _below(_below(_below(h7 >> 31, l7), h6), l6)
+    word = _below(_below(_below(_below(word, h5), l5), h4), l4)
+    word = _below(_below(_below(_below(word, h3), l3), h2), l2)
+    return (~_below(_below(_below(_below(word, h1), l1), h0), l0)).to(tl.int16)
 
 
 @triton.jit
 def _quantize(  # type: ignore[no-untyped-def]
     weight, codes, first, zeros, total,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, RESIDUAL: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, PIECES: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
-    k = tl.arange(0, WIDTH)
-    inside = (group < total)[:, None] & (k < GROUP)[None, :]
-    w = tl.load(weight + group[:, None] * GROUP + k[None, :], mask=inside, other=0.0).to(tl.float32)
+    begin = tl.program_id(0).to(tl.int64) * GROUPS
+    group = tl.arange(0, GROUPS)
+    known = group < total - begin
+    piece = tl.arange(0, CHUNKS)[:, None, None] * PIECES + tl.arange(0, PIECES)[None, None, :]
+    inside = known[None, :, None] & (piece < GROUP // 8)  # [CHUNKS, GROUPS, PIECES]: lanes take the first axis first
+    place = group[None, :, None] * (GROUP // 8) + piece
+    eight = place[:, :, :, None] * 8 + tl.arange(0, 8)
+    w = tl.load(weight + begin * GROUP + eight, mask=inside[:, :, :, None], other=0.0).to(tl.float32)
     if RESIDUAL:
-        size = tl.abs(w)
-        a0 = tl.div_rn(tl.sum(size, axis=1), GROUP * 1.0).to(tl.float16)
-        outer = a0.to(tl.float32)[:, None]
-        rest = tl.where(inside, tl.abs(size - outer), 0.0)
-        a1 = tl.div_rn(tl.sum(rest, axis=1), GROUP * 1.0).to(tl.float16)
-        tl.store(first + group * 2, a0, mask=group < total)
-        tl.store(first + group * 2 + 1, a1, mask=group < total)
-        left = tl.where(w >= 0, w - outer, w + outer)
-        q = (w >= 0).to(tl.int32) + 2 * (left >= 0).to(tl.int32)
+        w += 0.0  # -0 becomes +0
+        a0 = _mean(tl.abs(w), GROUP).to(tl.float16)
+        outer = _bits(a0.to(tl.float32))[None, :, None, None]
+        rest = w - _floats(outer | (_bits(w) & -0x80000000))
+        a1 = _mean(tl.where(inside[:, :, :, None], tl.abs(rest), 0.0), GROUP).to(tl.float16)
+        both = a0.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF | a1.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        tl.store(first + begin + group, both, mask=known)
+        packed = _pack(rest, w)
     else:
-        low, high = tl.min(w, axis=1), tl.max(w, axis=1)  # zeros outside: the range holds zero
-        low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
-        scale = tl.maximum(tl.div_rn(high - low, 3.0 + 0 * low), _SMALLEST)
-        broken = tl.sum((w != w).to(tl.int32), axis=1) > 0  # a minimum passes over NaN
-        scale = tl.where(broken, float("nan"), scale).to(tl.float16)
+        low, high = _max(-w), _max(w)  # zeros outside: the range holds zero
+        scale = _larger(tl.div_rn(low + high, 3.0 + 0 * low), _SMALLEST).to(tl.float16)
         step = scale.to(tl.float32)
-        zero = tl.minimum(tl.maximum(_nearest(tl.div_rn(-low, step)), 0.0), 3.0)
-        tl.store(first + group, scale, mask=group < total)
-        tl.store(zeros + group, zero.to(tl.uint8), mask=group < total)
-        level = _nearest(tl.div_rn(w, step[:, None] + 0 * w)) + zero[:, None]
-        q = tl.minimum(tl.maximum(level, 0.0), 3.0).to(tl.int32)
-    q = tl.reshape(q, [GROUPS, WIDTH // 16, 16]) << (2 * tl.arange(0, 16))[None, None, :]
-    word = tl.arange(0, WIDTH // 16)
-    place = group[:, None] * (GROUP // 16) + word[None, :]
-    tl.store(codes + place, tl.sum(q, axis=2), mask=(group < total)[:, None] & (word < GROUP // 16)[None, :])
+        zero = (low > 0.5 * step).to(tl.int32) + (low >= 1.5 * step).to(tl.int32) + (low > 2.5 * step).to(tl.int32)
+        tl.store(first + begin + group, scale, mask=known)
+        tl.store(zeros + begin + group, zero.to(tl.uint8), mask=known)
+        one, two, three = w - _threshold(step, -zero), w - _threshold(step, 1 - zero), w - _threshold(step, 2 - zero)
+        packed = _pack(two, _bits(one) ^ _bits(two) ^ _bits(three))  # 0 to 3 are ---, +--, ++-, +++
+    tl.store(codes + begin * (GROUP // 8) + place, packed, mask=inside)
 
 
 def quantize_triton(
-    weight: torch.Tensor, group: int, kind: str, values: int = VALUES, warps: int = 4
+    weight: torch.Tensor, group: int, kind: str, values: int = VALUES, warps: int = WARPS
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """For :func:`r2q.kernels.quantize_pack.quantize_pack`, unchecked: int32 codes, 16-bit scales, uint8 zero points."""
     rows, columns = weight.shape
@@ -70,7 +142,9 @@ def quantize_triton(
     width = triton.next_power_of_2(group)
     at_once = max(1, values // width)
     _quantize[(triton.cdiv(rows * groups, at_once),)](
-        weight, codes, first, first if zero is None else zero, rows * groups,
-        GROUP=group, GROUPS=at_once, WIDTH=width, RESIDUAL=residual, num_warps=max(warps, width // 2048),
+        weight, codes.view(torch.int16), first.view(torch.int32) if residual else first,
+        first if zero is None else zero, rows * groups,
+        GROUP=group, GROUPS=at_once, CHUNKS=width // 8 // PIECES, PIECES=PIECES, RESIDUAL=residual,
+        num_warps=max(warps, width // 2048), enable_fp_fusion=False,
     )  # fmt: skip
     return codes, first, zero

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from r2q.kernels.planes import Planes, decode_plain, planes, supports
 from r2q.kernels.quantize_pack import finished, quantize_pack, quantize_plain
 from r2q.quantization.grid import AffineGrid, BinaryGrid, Grid, SymmetricGrid
 from r2q.quantization.packing import pack
+from r2q.quantization.residual import residual_codes
 
 GRIDS = ("binary", "affine", "float zero", "symmetric", "tensor")
 SHAPES = [(7, 192, 32), (5, 576, 64), (3, 576, 576), (6, 256, 128), (5, 48, 16)]  # out, in, group
@@ -108,7 +110,6 @@ def kernels_against_float64() -> None:
     from r2q.kernels.matmul_triton import Tile, matmul_triton
     from r2q.kernels.matvec_triton import Split, matvec_triton
     from r2q.kernels.planes_triton import decode_triton
-    from r2q.kernels.quantize_pack_triton import quantize_triton
 
     empty = torch.empty
     poison = {torch.float16: 999.0, torch.bfloat16: 999.0, torch.float32: 1e9}
@@ -134,14 +135,39 @@ def kernels_against_float64() -> None:
                     width,
                     split,
                 )
-    for kind in ("r2q", "rtn"):
-        for out, width, group in ((7, 192, 32), (3, 576, 576), (5, 96, 48)):
-            values = torch.randn(out, width, generator=torch.Generator().manual_seed(group)).bfloat16()
-            packed, grid = quantize_plain(values, group, kind)
-            found, other = finished(*quantize_triton(values, group, kind))
-            assert torch.equal(packed, found)
-            for name, tensor in grid.tensors().items():
-                assert torch.allclose(tensor.float(), other.tensors()[name].float(), rtol=1e-3)
+    for group, dtype in ((32, torch.float32), (48, torch.bfloat16), (144, torch.float16)):
+        for values in to_pack(group, dtype):
+            for kind in ("r2q", "rtn"):
+                compare_packing(values, group, kind)
+
+
+def to_pack(group: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Weights ``[4, 2 * group]``: normal ones, mostly zeros of both signs, and steps and half steps of a range."""
+    draw = torch.Generator().manual_seed(group)
+    values = torch.randn(4, 2 * group, generator=draw)
+    yield values.to(dtype)
+    yield (values * (torch.rand(values.shape, generator=draw) < 0.2)).to(dtype)
+    for low in (0, -0.5, -1, -1.5):
+        steps = low + torch.randint(7, (4, 2, group), generator=draw) / 2
+        steps[..., 0], steps[..., 1] = low, low + 3
+        if dtype == torch.float32:  # beside half a step, where a quotient is rounded
+            steps[..., 2:] *= 1 + torch.tensor([-1.0, 1.0, -2.0, 2.0])[:, None, None] * 2**-23
+        yield (0.37 * steps if low == -1.5 else steps).view(4, 2 * group).to(dtype)
+
+
+def compare_packing(values: torch.Tensor, group: int, kind: str) -> None:
+    """Scales are the twin's to one place, and codes its codes for these scales."""
+    from r2q.kernels.quantize_pack_triton import quantize_triton
+
+    packed, found = finished(*quantize_triton(values, group, kind))
+    _, grid = quantize_plain(values.cpu(), group, kind)
+    for name, tensor in grid.tensors().items():
+        assert torch.allclose(tensor.float(), found.tensors()[name].cpu().float(), rtol=1e-3)
+    groups = values.cpu().float().view(len(values), -1, group)
+    tensors = {name: tensor.cpu() for name, tensor in found.tensors().items()}
+    grid = type(found).from_tensors(tensors, 2, found.shape)
+    codes = residual_codes(groups, tensors["alpha"]) if kind == "r2q" else grid.encode(groups)
+    assert torch.equal(packed.cpu(), pack(codes.view(values.shape), 2)), (kind, group, values.dtype)
 
 
 TRITON = Path(sys.prefix, "triton")  # where `make test` puts it
@@ -188,6 +214,15 @@ def test_the_kernels_on_a_gpu(kind: str, out: int, width: int, group: int) -> No
                 found = product(weight, x)
                 assert distance(found, wanted) < 2 * rounding, (product, batch, dtype)
                 assert torch.equal(found, product(weight, x))
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", ["r2q", "rtn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("group", [16, 32, 48, 64, 128, 576, 11008])
+def test_packing_on_a_gpu(group: int, dtype: torch.dtype, kind: str) -> None:
+    for values in to_pack(group, dtype):
+        compare_packing(values.cuda(), group, kind)
 
 
 @needs_gpu
