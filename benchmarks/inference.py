@@ -50,7 +50,8 @@ GROUP, CUDA = 128, torch.device("cuda")
 FEW = [Split(rows, warps, ahead) for rows in (16, 32) for warps in (2, 4, 8, 16) for ahead in (True, False)]
 SOME = [Tile(rows, batch, 8, programs, warps) for rows in (64, 128) for batch in (32, 64) for programs in (264, 528)
         for warps in (4, 8)]  # fmt: skip
-TILES = {1: FEW, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: SOME}  # vectors: candidates
+MANY = [Tile(rows, 128, 8, programs, warps) for rows in (64, 128) for programs in (132, 264) for warps in (4, 8)]
+TILES = {1: FEW, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: MANY, 256: MANY}  # vectors: candidates
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip

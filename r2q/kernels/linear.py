@@ -13,7 +13,7 @@ from r2q.kernels.matmul import decode, matmul
 from r2q.kernels.matvec import matvec
 from r2q.kernels.planes import Planes
 
-MATVEC, MATMUL = 8, 64
+MATVEC, MATMUL = 8, 256
 DTYPES = (torch.float16, torch.bfloat16)
 
 _ARGUMENTS = "Tensor x, Tensor codes, Tensor first, Tensor second, Tensor? in_scale, int form, int rows, int groups"

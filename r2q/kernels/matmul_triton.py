@@ -35,7 +35,7 @@ class Tile:
 
 def pick_tile(batch: int) -> Tile:
     """The tile for so many vectors; see benchmarks/NOTES.md."""
-    return Tile(batch=32 if batch <= 32 else 64)
+    return Tile(rows=64, batch=128) if batch > 64 else Tile(batch=32 if batch <= 32 else 64)
 
 
 @triton.jit(do_not_specialize=["batch"])

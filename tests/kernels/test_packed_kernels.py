@@ -89,7 +89,7 @@ def test_what_the_kernels_take() -> None:
     assert not supports("affine", 2, (4, 8, 96), 1)  # a stack of experts
 
 
-@pytest.mark.parametrize("batch", [1, 9, 70])
+@pytest.mark.parametrize("batch", [1, 9, 300])
 def test_the_operator_picks_by_the_number_of_vectors(batch: int) -> None:
     weight, exact = example("affine", 6, 256, 128)
     x = vectors(batch, 256, torch.float32).unsqueeze(0)
@@ -207,7 +207,7 @@ def test_the_kernels_on_a_gpu(kind: str, out: int, width: int, group: int) -> No
     for dtype in (torch.float16, torch.bfloat16) if width == 4096 else (torch.float16,):
         rounding = torch.finfo(dtype).eps / 2
         assert torch.allclose(decode_triton(weight, dtype).double(), exact, rtol=1.1 * rounding, atol=1e-6)
-        for batch in (1, 3, 12, 17, 70):
+        for batch in (1, 3, 17, 40, 150):
             x = vectors(batch, width, dtype).cuda()
             wanted = x.double() @ exact.T
             for product in (matmul_triton, matvec_triton):
