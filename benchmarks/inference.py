@@ -2,9 +2,10 @@
 
     python benchmarks/inference.py FOLDER [STEP ...]
 
-Steps, in this order (all but the peers unless some are named): tests (tests/kernels on the GPU, in several processes,
-one log each in FOLDER), tiles (candidates of the kernels), products (from one vector to 512), models, packing, humming,
-compiled (whole models through ``torch.compile``), gemlite. FOLDER/inference.csv gets each row as it is measured.
+Steps, in this order (all but the peers unless some are named): tests (tests/kernels and tests/models/test_joined.py on
+the GPU, in several processes, one log each in FOLDER), tiles (candidates of the kernels), products (from one vector to
+512), models, packing, humming, compiled (whole models through ``torch.compile``), gemlite. FOLDER/inference.csv gets
+each row as it is measured.
 
 Weights rotate so that each read comes from memory and not from the L2 cache; every time is a CUDA graph's, divided by
 its calls: median and quartiles of 20 replays. Peers (gemlite, humming-kernels) have to be importable; gemlite is tuned
@@ -35,6 +36,7 @@ from r2q.kernels.matvec_triton import Split, matvec_triton, pick_split
 from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
 from r2q.kernels.quantize_pack_triton import quantize_triton
+from r2q.models.joined import join
 from r2q.models.packed import PackedLinear
 from r2q.quantization.grid import AffineGrid, BinaryGrid
 
@@ -227,7 +229,7 @@ def model_times(
 
 
 def shrink(model: Any) -> None:
-    """Random packed layers in place of all but the head, in groups of 128 (or 64 where 128 does not divide)."""
+    """Random packed layers in place of all but the head, in groups of 128 (or 64 where 128 does not divide), joined."""
     for name, module in list(model.named_modules()):
         if not isinstance(module, torch.nn.Linear) or name == "lm_head":
             continue
@@ -240,6 +242,7 @@ def shrink(model: Any) -> None:
         layer.codes.random_(256)
         layer.alpha.normal_(0, 0.01)
         model.set_submodule(name, layer)
+    join(model)
 
 
 def gemlite_layers(bits: int, out: int, width: int, n: int) -> list[Any]:
@@ -315,6 +318,7 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
         for kinds in ("binary and 576", "binary and not 576", "affine", "float", "symmetric", "tensor"):
             commands[f"tests-{kinds.replace(' ', '-')}"] = [*path, "-k", f"on_a_gpu and {kinds}"]
         commands["tests-other"] = [*path, "-k", "not on_a_gpu and not interpreter"]
+        commands["tests-joined"] = ["-m", "pytest", "-q", "tests/models/test_joined.py"]
     if "tiles" in steps:
         parts = max(1, cores - len(commands))
         commands |= {f"tiles-{i}": [__file__, str(OUT), "--part", str(i), str(parts)] for i in range(parts)}

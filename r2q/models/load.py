@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from r2q.config import nearest
 from r2q.models.checks import read_config, read_tokenizer, some
+from r2q.models.joined import join
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
@@ -64,7 +65,7 @@ def load_packed(
     model = _load(str(path), dtype=dtype)
     if dense and quantization is not None:
         make_dense(model)
-    return model.to(device)
+    return join(model.to(device))
 
 
 def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, device: str | torch.device) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from r2q.kernels.linear import DTYPES, linear
+from r2q.kernels.linear import DTYPES, MATMUL, linear
 from r2q.kernels.planes import stored_form, supports
 from r2q.models.targets import Target
 from r2q.quantization.grid import GRIDS, SCALE_DTYPE, stored_shapes
@@ -94,17 +94,28 @@ class PackedLinear(PackedWeight):
         self.out_features, self.in_features = self.shape
         self.kernels = supports(spec["grid"], spec["bits"], self.shape, spec["groups"])  # else PyTorch, on a GPU, too
         self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype), requires_grad=False) if bias else None
+        self.joined: tuple[Any, int] | None = None  # with the layers of r2q.models.joined, and its place there
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kernels and x.is_cuda and x.dtype in DTYPES and not (torch.is_grad_enabled() and x.requires_grad):
-            form, first, second = stored_form(self.spec["grid"], self._buffers)
-            scale, rows, groups = getattr(self, "in_scale", None), self.spec["rows"], self.spec["groups"]
-            out = linear(x, self.codes.view(torch.int32), first, second, scale, form, rows, groups)
-            return out if self.bias is None else out + self.bias
+            return self.multiply(x)
         return nn.functional.linear(x, self.dequantize(x.dtype), self.bias)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """By the kernels: many vectors one layer at a time, as these decode its weight into memory."""
+        joined = self.joined if x.numel() <= MATMUL * self.in_features else None
+        out = joined[0].product(joined[1], x) if joined else self.product(x)
+        return out if self.bias is None else out + self.bias
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """The result of the operator, without bias."""
+        form, first, second = stored_form(self.spec["grid"], self._buffers)
+        scale, rows, groups = getattr(self, "in_scale", None), self.spec["rows"], self.spec["groups"]
+        return linear(x, self.codes.view(torch.int32), first, second, scale, form, rows, groups)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
+        self.joined = None
         if self.bias is not None:
             self.bias = nn.Parameter(fn(self.bias.data), requires_grad=False)
         return self

@@ -23,6 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from r2q.kept import file_sha256, share, write_json
+from r2q.models.joined import join
 from r2q.models.packed import PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
 
@@ -92,7 +93,7 @@ class R2QQuantizer(HfQuantizer):
         if missing:
             raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
         model.save_pretrained = MethodType(_save_pretrained, model)
-        return model
+        return join(model)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return make_dense(model)
