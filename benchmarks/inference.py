@@ -57,7 +57,7 @@ TILES = {1: FEW, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: MANY, 256: MANY}  # ve
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
-OUT = Path()
+OUT, COPY = Path(), 0.0
 
 
 def write(row: dict[str, Any]) -> None:
@@ -200,7 +200,12 @@ def packing(copy: float) -> None:
 
 
 def model_times(
-    name: str, sizes: dict[str, Any], batches: tuple[int, ...], prefill: bool, compiled: bool = False
+    name: str,
+    sizes: dict[str, Any],
+    batches: tuple[int, ...],
+    prefill: bool,
+    compiled: bool = False,
+    whose: tuple[str, ...] = ("torch bf16", "here"),
 ) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -208,7 +213,7 @@ def model_times(
     with CUDA:
         model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     torch.set_default_dtype(torch.float32)
-    for who in ("torch bf16", "here"):
+    for who in whose:
         if who == "here":
             shrink(model)
         if compiled:
@@ -322,6 +327,10 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
     if "tiles" in steps:
         parts = max(1, cores - len(commands))
         commands |= {f"tiles-{i}": [__file__, str(OUT), "--part", str(i), str(parts)] for i in range(parts)}
+    if "compiled" in steps:
+        for who in ("torch bf16", "here"):
+            folder = OUT / f"compiling-{who.split()[0]}"
+            commands[folder.name] = [__file__, str(folder), "--compile", who]
     if "gemlite" in steps:
         parts = min(12, cores)
         commands |= {f"gemlite-{i}": [__file__, str(OUT), "--gemlite", str(i), str(parts)] for i in range(parts)}
@@ -330,6 +339,13 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
         with (OUT / f"{name}.log").open("wb") as log:
             begun[name] = subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT)
     return begun
+
+
+def compiled_part(who: str) -> None:
+    """Fill the compiler's cache for one side of whole models; nothing of it is told."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, sizes in (("Llama-7B", LLAMA), ("SmolLM2-135M", SMOL)):
+        model_times(name, sizes, (1,), False, compiled=True, whose=(who,))
 
 
 def finished(processes: dict[str, subprocess.Popen[bytes]], limit: float) -> None:
@@ -351,6 +367,9 @@ if __name__ == "__main__":
         sys.exit()
     if "--gemlite" in sys.argv:
         gemlite_part(*map(int, sys.argv[3:]))
+        sys.exit()
+    if "--compile" in sys.argv:
+        compiled_part(sys.argv[3])
         sys.exit()
     steps = sys.argv[2:] or [step for step in STEPS if step not in ("humming", "gemlite")]
     if unknown := set(steps) - set(STEPS):

@@ -58,11 +58,12 @@ def join(model: Any, device: str = "cuda") -> Any:
 
 
 def alike(layers: list[PackedLinear]) -> bool:
-    """Whether layers can be rows of one: the same form, groups and factor per input; no byte is of two layers."""
+    """Whether layers can be rows of one: the same device, form, groups and factor per input; no byte is of two layers."""
     first, spec = layers[0], layers[0].spec
     return first.kernels and all(
         layer.spec == spec | {"shape": list(layer.shape), "rows": layer.out_features}
         and layer.in_features == first.in_features
+        and layer.codes.device == first.codes.device
         and layer.out_features * spec["groups"] % 4 == 0  # four zero points a byte
         and (not spec["in_scale"] or torch.equal(layer.in_scale, first.in_scale))
         for layer in layers

@@ -156,6 +156,9 @@ def test_what_cannot_be_one_layer_stays_apart() -> None:
     assert not alike(layers("grid", grid="symmetric"))
     assert not alike(layers("width of a code", bits=3))
     assert not alike(layers("a factor", in_scale=True))
+    here, there = layers("another device")
+    there.codes = there.codes.to("meta")
+    assert not alike([here, there])
     scaled = [PackedLinear(layers("")[0].spec | {"in_scale": True}) for _ in range(2)]
     scaled[0].in_scale.fill_(1)
     scaled[1].in_scale.fill_(1)
