@@ -159,6 +159,17 @@ def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) ->
     return ["training.engine: vllm is not installed in this environment; install it there, or use transformers"]
 
 
+def optimizer_problems(config: Config) -> list[str]:
+    """A sentence for every recipe whose optimizer is of a package that is not installed here."""
+    if find_spec("torchao") is not None:
+        return []
+    return [
+        f"recipes.{name}.options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao"
+        for name in config.recipes
+        if getattr(config.options_of(name), "optimizer", None) == "adamw_8bit"
+    ]
+
+
 def _as_asked(rows: Path, section: dict[str, Any]) -> bool:
     """Whether training rows are there whose description has all of the section `training`."""
     described = rows.with_suffix(".json")

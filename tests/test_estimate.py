@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import costs
 from r2q import cli
-from r2q.config import ConfigError, built_in_methods, consistency, load, method_info, parse
+from r2q.config import ConfigError, built_in_methods, load, method_info, parse
 from r2q.kept import ROOT
 from r2q.models.targets import list_targets
 from r2q.plan import cost
@@ -238,7 +238,6 @@ def _plain(value: str) -> str:
 def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(
     gib: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consistency, "find_spec", lambda name: True)  # torchao need not be here
     given = Machine(gpus=1, gpu_bytes=gib * GIB, cpu_jobs=4)
     (problem,) = [line for line in Estimate(run_of(), given).problems() if line.startswith("train ")]
     assert problem.startswith("train llama: trained-g128 seed 0 takes about 114 GiB of a GPU, ")  # measured: 113.7

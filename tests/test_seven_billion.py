@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import costs, seven_billion
 from r2q import config as configuration
-from r2q.config import consistency
 from r2q.models.load import load_full
 from r2q.plan import cost
 from r2q.prepare import prepare
@@ -32,7 +31,6 @@ def test_a_model_has_as_many_parameters_as_the_published_one(name: str) -> None:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small OPT, rounded, in the folder of a run; the working folder is elsewhere."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(consistency, "find_spec", lambda name: True)  # torchao need not be here
     seven_billion.make("opt-6.7b", small=True)
     text = (seven_billion.MODELS / "opt-6.7b.yaml").read_text()
     for name in ("results/prepared/mini/tasks/mini_text.jsonl", "results/prepared/mini/train.txt"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
@@ -226,11 +225,9 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
             if (value := getattr(entry, field)) != default:
                 lines.append(f".{field}: method {entry.method} has none, not {_text(value)}")
     try:
-        options = info.options.model_validate(entry.options)
+        info.options.model_validate(entry.options)
     except ValidationError as error:
         return lines + [f".options.{line}" for line in describe(error, info.options)]
-    if getattr(options, "optimizer", None) == "adamw_8bit" and find_spec("torchao") is None:
-        lines.append(".options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao")
     return lines
 
 

@@ -58,7 +58,7 @@ def join(model: Any, device: str = "cuda") -> Any:
 
 
 def alike(layers: list[PackedLinear]) -> bool:
-    """Whether layers can be rows of one: the same device, form, groups and factor per input; no byte is of two layers."""
+    """Whether layers can be rows of one: device, form, groups and factor per input the same, and no byte of two."""
     first, spec = layers[0], layers[0].spec
     return first.kernels and all(
         layer.spec == spec | {"shape": list(layer.shape), "rows": layer.out_features}

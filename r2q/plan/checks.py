@@ -50,7 +50,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
     sentences += plan.hub.missing()
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
-    sentences += prepare.engine_problems(config, rows)
+    sentences += prepare.engine_problems(config, rows) + prepare.optimizer_problems(config)
     for model in config.models:
         sentences += _of_model(plan, model)
     return sentences

@@ -70,7 +70,7 @@ def make_optimizer(
     """AdamW, in one pass over the parameters on a GPU.
 
     Raises:
-        ImportError: `optimizer: adamw_8bit` without torchao; a config is checked for it before any work.
+        ImportError: `optimizer: adamw_8bit` without torchao; a run is checked for it before any work.
     """
     betas = (0.9, options.beta2)
     if options.optimizer == "adamw":
