@@ -32,6 +32,8 @@ from torch.nn.functional import linear
 
 from r2q.bench import copy_bandwidth, measure
 from r2q.kernels.matmul_triton import Tile, matmul_triton, pick_tile
+from r2q.kernels.matvec import matvec
+from r2q.kernels.matvec_bits_triton import Strip, matvec_bits, pick_strip
 from r2q.kernels.matvec_triton import Split, matvec_triton, pick_split
 from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
@@ -49,11 +51,12 @@ SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, 
         "tie_word_embeddings": True}  # fmt: skip
 SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
+ONE = [Strip(rows, warps) for rows in (16, 32) for warps in (2, 4, 8, 16)]
 FEW = [Split(rows, warps, ahead) for rows in (16, 32) for warps in (2, 4, 8, 16) for ahead in (True, False)]
 SOME = [Tile(rows, batch, 8, programs, warps) for rows in (64, 128) for batch in (32, 64) for programs in (264, 528)
         for warps in (4, 8)]  # fmt: skip
 MANY = [Tile(rows, 128, 8, programs, warps) for rows in (64, 128) for programs in (132, 264) for warps in (4, 8)]
-TILES = {1: FEW, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: MANY, 256: MANY}  # vectors: candidates
+TILES = {1: ONE, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: MANY, 256: MANY}  # vectors: candidates
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
@@ -129,8 +132,16 @@ def candidates() -> Iterator[tuple[int, tuple[int, int], list[Any]]]:
             yield batch, shape, tried
 
 
-def product(weight: Planes, x: torch.Tensor, tile: Tile | Split) -> torch.Tensor:
+def product(weight: Planes, x: torch.Tensor, tile: Tile | Split | Strip) -> torch.Tensor:
+    if isinstance(tile, Strip):
+        return matvec_bits(weight, x, tile)
     return matvec_triton(weight, x, tile) if isinstance(tile, Split) else matmul_triton(weight, x, tile)
+
+
+def picked(out: int, width: int, batch: int) -> Tile | Split | Strip:
+    if batch == 1:
+        return pick_strip(out, width)
+    return pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
 
 
 def tiles() -> None:
@@ -147,8 +158,7 @@ def tiles() -> None:
                 continue
             found[tile] = record(f"tile, batch {batch}", f"{out}x{width}", str(tile), times)
         best = min(found, key=lambda tile: found[tile])
-        picked = pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
-        print(f"best of batch {batch}, {out}x{width}: {best} {found[best]:.2f}; picked {picked}")
+        print(f"best of batch {batch}, {out}x{width}: {best} {found[best]:.2f}; picked {picked(out, width, batch)}")
     weight = packed(11008, 4096)
     for shape in DECODE:
         record("decode", "11008x4096", str(shape), replay(lambda i: decode_triton(weight, torch.bfloat16, shape), 4))  # noqa: B023
@@ -171,9 +181,9 @@ def products() -> None:
             timed("torch bf16", lambda i: linear(x, full[i]), len(full), 2 * out * width)  # noqa: B023
             size, n = out * width // 4 + out * width // GROUP * 4, len(weights)
             if batch <= 16:
-                timed("here, matvec", lambda i: matvec_triton(weights[i], x), n, size)  # noqa: B023
+                timed("here, matvec", lambda i: matvec(weights[i], x), n, size)  # noqa: B023
             if batch == 1:
-                timed("here, affine", lambda i: matvec_triton(affine[i], x), n)  # noqa: B023
+                timed("here, affine", lambda i: matvec(affine[i], x), n)  # noqa: B023
             if batch >= 4:
                 timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
             if batch >= 64:
@@ -186,7 +196,7 @@ def products() -> None:
 def accuracy() -> None:
     weight, x = packed(4096, 4096), torch.randn(1, 4096, device=CUDA).bfloat16()
     exact = x.double() @ decode_plain(weight, torch.float64).T
-    for who, found in (("matvec", matvec_triton(weight, x)), ("matmul", matmul_triton(weight, x))):
+    for who, found in (("matvec", matvec(weight, x)), ("matmul", matmul_triton(weight, x))):
         print(f"{who}: relative error against float64: {float((found.double() - exact).norm() / exact.norm()):.1e}")
 
 

@@ -1,5 +1,7 @@
 """The Triton twin of ``r2q.kernels.matvec.matvec_plain``: the two bits of a code as signs for the matrix units.
 
+For two to eight vectors, and for one where ``counts_bits`` of ``matvec_bits_triton`` says no.
+
 A warp takes 16 rows or more of a few inputs at a time. Two codes of a word, 16 bits apart, become two numbers of -1 or
 1 by one shift and one logical instruction a bit, in the registers in which the matrix units expect them: nothing
 passes through shared memory before the sums of the warps are added, in a fixed order.
@@ -18,7 +20,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, FLOAT_ZERO, WORD, Planes
-from r2q.kernels.planes_triton import INTERPRETED, levels, span_words, tables
+from r2q.kernels.planes_triton import INTERPRETED, signs, span_words, tables
 
 SEGMENT = 8  # words at most
 MINUS_ONE = {torch.float16: 0xBC00BC00 - (1 << 32), torch.bfloat16: 0xBF80BF80 - (1 << 32)}  # two of them in an int32
@@ -140,14 +142,14 @@ def _matvec(  # type: ignore[no-untyped-def]
             )
             known = (row < rows) & (s + skip + STEP < SEGMENTS)
             one, two = tables(first, second, group + (s + skip + STEP) * SEGMENT // GROUP, known, FORM)
-        c, a0, a1 = levels(now_one, now_two, group + (s + skip) * SEGMENT // GROUP, FORM)
+        z, h0, h1 = signs(now_one, now_two, group + (s + skip) * SEGMENT // GROUP, FORM)
         bit0 = _left(_halves(now, minus_one, 0, DTYPE), PIECES, ROWS, OWN * 64)
-        total += _spread(0.5 * a0, PIECES, ROWS) * tl.dot(bit0, value)
+        total += _spread(h0, PIECES, ROWS) * tl.dot(bit0, value)
         bit1 = _left(_halves(now, minus_one, 1, DTYPE), PIECES, ROWS, OWN * 64)
-        total += _spread(0.5 * a1, PIECES, ROWS) * tl.dot(bit1, value)
+        total += _spread(h1, PIECES, ROWS) * tl.dot(bit1, value)
         if FORM == _AFFINE or FORM == _FLOAT_ZERO:  # noqa: SIM109 (Triton knows no `in`); the others are symmetric
             ones = _left(_halves(now & 0, minus_one, 0, DTYPE), PIECES, ROWS, OWN * 64)
-            total -= _spread(c + 0.5 * (a0 + a1), PIECES, ROWS) * tl.dot(ones, value)
+            total -= _spread(z, PIECES, ROWS) * tl.dot(ones, value)
     if APART:
         total = tl.sum(tl.reshape(total, [PIECES, ROWS, 4, 2]), axis=2)
     found = tl.sum(total, axis=0)

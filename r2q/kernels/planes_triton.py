@@ -30,22 +30,29 @@ def tables(first, second, place, mask, FORM: tl.constexpr):  # type: ignore[no-u
 
 
 @triton.jit
+def signs(one, two, place, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``z, h_0, h_1`` (float32) of what :func:`tables` gave; see :mod:`r2q.kernels.matvec`."""
+    if FORM == _BINARY:
+        h0 = one.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        h1 = (one >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        z = 0 * h0
+    else:
+        h1 = one.to(tl.float32)
+        h0 = 0.5 * h1
+        if FORM == _AFFINE:
+            z = h1 * (1.5 - ((two.to(tl.int32) >> (2 * (place % 4))) & 3).to(tl.float32))
+        elif FORM == _FLOAT_ZERO:
+            z = h1 * (1.5 - two.to(tl.float32))
+        else:
+            z = 0 * h1
+    return z, h0, h1
+
+
+@triton.jit
 def levels(one, two, place, FORM: tl.constexpr):  # type: ignore[no-untyped-def]
     """``c, a_0, a_1`` (float32) of what :func:`tables` gave."""
-    if FORM == _BINARY:
-        a0 = 2 * one.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        a1 = 2 * (one >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        c = -0.5 * (a0 + a1)
-    else:
-        a0 = one.to(tl.float32)
-        a1 = 2 * a0
-        if FORM == _AFFINE:
-            c = -a0 * ((two.to(tl.int32) >> (2 * (place % 4))) & 3).to(tl.float32)
-        elif FORM == _FLOAT_ZERO:
-            c = -a0 * two.to(tl.float32)
-        else:
-            c = -1.5 * a0
-    return c, a0, a1
+    z, h0, h1 = signs(one, two, place, FORM)
+    return z - (h0 + h1), 2 * h0, 2 * h1
 
 
 @triton.jit

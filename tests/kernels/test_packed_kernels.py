@@ -15,7 +15,7 @@ import torch
 
 from r2q.kernels.linear import linear
 from r2q.kernels.matmul import matmul_plain
-from r2q.kernels.matvec import matvec_plain
+from r2q.kernels.matvec import matvec, matvec_plain
 from r2q.kernels.planes import Planes, decode_plain, planes, supports
 from r2q.kernels.quantize_pack import finished, quantize_pack, quantize_plain
 from r2q.quantization.grid import AffineGrid, BinaryGrid, Grid, SymmetricGrid
@@ -108,6 +108,7 @@ def test_groups_that_do_not_fit_are_refused() -> None:
 def kernels_against_float64() -> None:
     """Run in a process of its own: Triton decides at import whether it interprets."""
     from r2q.kernels.matmul_triton import Tile, matmul_triton
+    from r2q.kernels.matvec_bits_triton import Strip, matvec_bits
     from r2q.kernels.matvec_triton import Split, matvec_triton
     from r2q.kernels.planes_triton import decode_triton
 
@@ -135,6 +136,14 @@ def kernels_against_float64() -> None:
                     width,
                     split,
                 )
+    strips = (Strip(16, 1), Strip(32, 2), Strip(16, 2))
+    for i, (kind, out, width, group) in enumerate([(kind, 19, 192, 64) for kind in GRIDS] + [("affine", 35, 640, 128)]):
+        weight, exact = example(kind, out, width, group)
+        x = vectors(1, width, torch.float32)
+        found = matvec_bits(weight, x, strips[i % 3])
+        assert distance(found, x.double() @ exact.T) < 1e-4, (kind, width)  # of 16 bits, in float32
+    x[0, 300] = torch.inf
+    assert not matvec_bits(weight, x).isfinite().any()
     for group, dtype in ((32, torch.float32), (48, torch.bfloat16), (144, torch.float16)):
         for values in to_pack(group, dtype):
             for kind in ("r2q", "rtn"):
@@ -210,7 +219,7 @@ def test_the_kernels_on_a_gpu(kind: str, out: int, width: int, group: int) -> No
         for batch in (1, 3, 17, 40, 150):
             x = vectors(batch, width, dtype).cuda()
             wanted = x.double() @ exact.T
-            for product in (matmul_triton, matvec_triton):
+            for product in (matmul_triton, matvec_triton, matvec):
                 found = product(weight, x)
                 assert distance(found, wanted) < 2 * rounding, (product, batch, dtype)
                 assert torch.equal(found, product(weight, x))
