@@ -44,8 +44,9 @@ class Strip:
 
 def pick_strip(rows: int, width: int) -> Strip:
     """The strips of a weight ``[rows, width]``; see benchmarks/NOTES.md."""
-    warps = min(8, triton.next_power_of_2(triton.cdiv(width, 32 * WORD)))
-    return Strip(32 if rows >= 8192 else 16, warps)
+    tall = rows >= 8192
+    warps = triton.next_power_of_2(triton.cdiv(width, 1024 if tall else 512))  # a warp takes two turns, or one
+    return Strip(32 if tall else 16, min(8, warps))
 
 
 def counts_bits(weight: Planes, device: torch.device) -> bool:
