@@ -207,6 +207,11 @@ def packing(copy: float) -> None:
         times = replay(lambda i: quantize_triton(weight, GROUP, kind), 2)  # noqa: B023
         median = record("quantize_pack", "88064x4096", kind, times, size)
         print(f"  {size / median / 1e6 / (copy / 1e12):.1%} of copy bandwidth")
+    block = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    whole = [torch.randn(*shape, device=CUDA, dtype=torch.bfloat16) for shape in 32 * block]
+    times = replay(lambda i: quantize_triton(whole[i], GROUP, "r2q"), len(whole))
+    size = sum(w.numel() * 9 // 4 + w.numel() // GROUP * 4 for w in whole)
+    record("quantize_pack", "Llama-7B", "r2q", [len(whole) * each for each in times], size)
 
 
 def model_times(
@@ -342,7 +347,7 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
             folder = OUT / f"compiling-{who.split()[0]}"
             commands[folder.name] = [__file__, str(folder), "--compile", who]
     if "gemlite" in steps:
-        parts = min(12, cores)
+        parts = min(8, cores)
         commands |= {f"gemlite-{i}": [__file__, str(OUT), "--gemlite", str(i), str(parts)] for i in range(parts)}
     begun = {}
     for name, command in commands.items():
