@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, FLOAT_ZERO, WORD, Planes
-from r2q.kernels.planes_triton import INTERPRETED, permute, signs, span_words, tables
+from r2q.kernels.planes_triton import INTERPRETED, eight, permute, signs, span_words, tables
 
 BLOCK = 8  # words whose bits one instruction takes of a row
 _AFFINE, _FLOAT_ZERO = tl.constexpr(AFFINE), tl.constexpr(FLOAT_ZERO)
@@ -115,20 +115,6 @@ def _transpose(p, MASK: tl.constexpr, SHIFT: tl.constexpr, ASM: tl.constexpr):  
 
 
 @triton.jit
-def _split(p):  # type: ignore[no-untyped-def]
-    """The eight columns of ``p [n, 8]``."""
-    p = tl.reshape(p, [p.shape[0], 2, 2, 2])
-    a, b = tl.split(p)
-    aa, ab = tl.split(a)
-    ba, bb = tl.split(b)
-    p0, p4 = tl.split(aa)
-    p2, p6 = tl.split(ab)
-    p1, p5 = tl.split(ba)
-    p3, p7 = tl.split(bb)
-    return p0, p1, p2, p3, p4, p5, p6, p7
-
-
-@triton.jit
 def _bits(x, word, INSIDE: tl.constexpr, WORDS: tl.constexpr, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
     """Columns of x for the four blocks of a warp, the even bits and the odd of each, and the step."""
     THREADS: tl.constexpr = word.shape[0]
@@ -143,11 +129,11 @@ def _bits(x, word, INSIDE: tl.constexpr, WORDS: tl.constexpr, ASM: tl.constexpr)
     unit = (32767.0 / largest)[:, None]
     v0 = (x0 * unit + 12582912.0).to(tl.int32, bitcast=True)  # 1.5 2^23: the integer is in the lower bits
     v1 = (x1 * unit + 12582912.0).to(tl.int32, bitcast=True)
-    p = _split(permute(v0, v1, 0x5410, ASM))
+    p = eight(permute(v0, v1, 0x5410, ASM))
     p = _transpose(_transpose(_transpose(p, 0x00FF00FF, 8, ASM), 0x0F0F0F0F, 4, ASM), 0x33333333, 2, ASM)
     p = tl.join(tl.join(tl.join(p[0], p[4]), tl.join(p[2], p[6])), tl.join(tl.join(p[1], p[5]), tl.join(p[3], p[7])))
     p = tl.reshape(p, [THREADS // 32, 4, 4, 2, 8])  # [warp, block, lane, word, column]: bits 2 column, 2 column + 1
-    p = _split(tl.reshape(tl.permute(p, [0, 4, 2, 1, 3]), [THREADS, 8]))
+    p = eight(tl.reshape(tl.permute(p, [0, 4, 2, 1, 3]), [THREADS, 8]))
     blocks = _planes(p[0], p[1], ASM), _planes(p[2], p[3], ASM), _planes(p[4], p[5], ASM), _planes(p[6], p[7], ASM)
     return blocks, largest / 32767.0
 

@@ -71,6 +71,20 @@ def permute(a, b, selector, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def eight(x):  # type: ignore[no-untyped-def]
+    """The eight entries of the last axis of ``x [..., 8]``."""
+    x = tl.reshape(x, x.shape[:-1] + [2, 2, 2])
+    a, b = tl.split(x)
+    aa, ab = tl.split(a)
+    ba, bb = tl.split(b)
+    x0, x4 = tl.split(aa)
+    x2, x6 = tl.split(ab)
+    x1, x5 = tl.split(ba)
+    x3, x7 = tl.split(bb)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
 def level_bits(level, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The 16 bits of a level rounded to ``DTYPE``, in an int32."""
     return level.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF

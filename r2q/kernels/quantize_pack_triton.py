@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from r2q.kernels.planes_triton import eight
 from r2q.quantization.grid import SMALLEST_SCALE
 
 VALUES, WARPS, PIECES = 4096, 4, 2  # weights and warps of a program, pieces of a thread; see benchmarks/NOTES.md
@@ -64,19 +65,6 @@ def _threshold(step, n):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _eight(x):  # type: ignore[no-untyped-def]
-    """The bits of the last axis of ``x``, which has eight entries."""
-    even, odd = tl.split(tl.reshape(_bits(x), [x.shape[0], x.shape[1], x.shape[2], 2, 2, 2]))
-    x04, x26 = tl.split(even)
-    x15, x37 = tl.split(odd)
-    x0, x4 = tl.split(x04)
-    x1, x5 = tl.split(x15)
-    x2, x6 = tl.split(x26)
-    x3, x7 = tl.split(x37)
-    return x0, x1, x2, x3, x4, x5, x6, x7
-
-
-@triton.jit
 def _below(word, sign):  # type: ignore[no-untyped-def]
     """``word`` with the top bit of ``sign`` shifted in at the bottom: one instruction."""
     return (word << 1) | ((sign >> 31) & 1)
@@ -85,8 +73,8 @@ def _below(word, sign):  # type: ignore[no-untyped-def]
 @triton.jit
 def _pack(high, low):  # type: ignore[no-untyped-def]
     """Codes of eight weights (the last axis), 16 bits: a bit is set where ``high`` or ``low`` has no minus."""
-    h0, h1, h2, h3, h4, h5, h6, h7 = _eight(high)
-    l0, l1, l2, l3, l4, l5, l6, l7 = _eight(low)
+    h0, h1, h2, h3, h4, h5, h6, h7 = eight(_bits(high))
+    l0, l1, l2, l3, l4, l5, l6, l7 = eight(_bits(low))
     word = _below(_below(_below(h7 >> 31, l7), h6), l6)
     word = _below(_below(_below(_below(word, h5), l5), h4), l4)
     word = _below(_below(_below(_below(word, h3), l3), h2), l2)
