@@ -24,7 +24,8 @@ def encode(values: Iterable[float]) -> str:
     numbers = list(values)
     if all(number in (0, 1) for number in numbers):
         return "".join(str(int(number)) for number in numbers)
-    return " ".join(f"{number:.7g}" for number in numbers)
+    text = " ".join(f"{number:.7g}" for number in numbers)
+    return text if set(text) - {"0", "1"} else f"{text}."  # one number like 10 is no answers
 
 
 def decode(text: str) -> np.ndarray:

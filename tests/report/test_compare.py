@@ -10,7 +10,7 @@ from r2q.records import ItemRow, columns, write_csv
 from r2q.report.collect import collect
 from r2q.report.compare import compare, differences
 from r2q.report.compare.numbers import side_of as side
-from r2q.report.items import encode
+from r2q.report.items import decode, encode
 
 
 @pytest.fixture
@@ -155,3 +155,8 @@ def test_missing_file_and_column(two, tmp_path):
     (tmp_path / "bad.csv").write_text("run,model\nx,y\n")
     with pytest.raises(ValueError, match=r"bad\.csv has no column family, recipe"):
         compare(scores, tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize("values", [[1, 0, 0], [1], [0.5, 1], [10], [100], [11.0], [-1.25e-10], [10, 11]])
+def test_items_come_back_from_their_field(values):
+    assert decode(encode(values)).tolist() == values

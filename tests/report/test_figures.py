@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.text import Text
 
 from r2q.config import describe_recipe, load
@@ -182,6 +183,10 @@ def test_a_task_at_which_full_precision_guesses_is_left_out(run):
     assert "mini_who" not in set(tasks.data(found, "mini-llama")["task"])
     found.scores.loc[guessed, "stderr"] = 0.005
     assert "mini_who" in set(tasks.data(found, "mini-llama")["task"])
+    found.scores.loc[found.scores["method"] == "full_precision", "stderr"] = 1.0
+    assert tasks.data(found, "mini-llama").empty
+    found.scores["chance"] = float("nan")  # of a run whose tasks are texts, or failed
+    assert tasks.data(found, "mini-llama").empty
 
 
 def test_the_mechanism_adds_up(tmp_path):
@@ -318,6 +323,19 @@ def test_the_best_of_sixty_recipes_are_named(large):
         front = part[part["front"]].sort_values("value")
         best = front["recipe"].iloc[-1 if part["higher_is_better"].iloc[0] else 0]
         assert best in [text.get_text().replace("\n", "") for text in axes.texts]
+
+
+def test_names_are_measured_on_one_canvas(large, monkeypatch):
+    """A canvas a name is as large as the figure: of thirty models they took 10 GB."""
+    made = []
+    make = RendererAgg.__init__
+    monkeypatch.setattr(RendererAgg, "__init__", lambda self, *args: made.append(make(self, *args)))
+    module, variant = find("frontier-bytes")
+    data = module.data(Run(large), variant)
+    with style():
+        drawn = module.draw(data)
+    assert sum(len(axes.texts) for axes in drawn.axes) > 4
+    assert len(made) <= 2
 
 
 def _overlap(one, other) -> bool:

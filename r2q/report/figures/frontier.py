@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -120,6 +121,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         drawn.append((axes, part))
         _scale(axes, part, ticks=5 if columns == 1 else 3)
     _legend(figure, frame)
+    FigureCanvasAgg(figure)  # names are measured on it: without one, each measurement makes and keeps another
     figure.draw_without_rendering()  # from here on points have their places
     for axes, part in drawn:
         _panel(axes, part)

@@ -36,8 +36,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     means = rows.groupby(["model", "recipe", "task"], sort=False, as_index=False).agg(
         value=("value", "mean"), chance=("chance", "first"), n=("n", "first"), seeds=("seed", "nunique")
     )
-    means["full"] = means["task"].map(full)
-    means = means[means["full"].notna()]
+    means = means.merge(full.rename("full"), on="task")  # in the order of the recipes; without rows where none is clear
     means["share"] = (means["value"] - means["chance"]) / (means["full"] - means["chance"])
     return means[COLUMNS]
 
