@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2q.config import ConfigError, parse
+from r2q.evaluation.adapter import Scorer
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full
 from r2q.prepare import missing_paths, prepare, recipe_problems
+from r2q.tokens import Encoder
 from tests.models.tiny import LINEARS, byte_tokenizer, tiny_folder, tiny_model
 
 
@@ -72,6 +75,25 @@ def test_what_is_written_is_true_of_the_model(models: Path, tmp_path: Path) -> N
         if not tied:
             assert facts[name]["head"] == {"name": "lm_head", "shape": list(weights["lm_head.weight"].shape)}
     assert len({facts[name]["fingerprint"] for name in facts}) == 3
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_that_is_stored_beside_the_embedding_is_what_was_stored(same: bool, models: Path, tmp_path: Path) -> None:
+    """Where config.json calls it tied and its numbers are others, transformers does not tie it; lm-eval would."""
+    folder = shutil.copytree(models / "llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    weights = load_file(folder / "model.safetensors")
+    if same:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    facts = run(tmp_path, data(tmp_path, models={"llama": {"path": str(folder)}}))["llama"]
+    assert (facts["head"] is None) == same
+    model = load_full(str(folder))
+    Scorer(model, Encoder(byte_tokenizer(), False), 1)  # which ties the weights
+    head = model.get_output_embeddings().weight
+    assert torch.equal(head, weights["lm_head.weight"])
+    assert (head is model.get_input_embeddings().weight) == same
 
 
 def test_one_model_alone_gives_the_same_facts(models: Path, tmp_path: Path) -> None:

@@ -144,7 +144,29 @@ def meta_model(folder: Path, config: Any) -> Any:
         raise ValueError(f"lacks weights that {name} needs: {some(sorted(info['missing_keys']))}")
     if info.get("unexpected_keys"):
         raise ValueError(f"has weights that {name} does not know: {some(sorted(info['unexpected_keys']))}")
+    if not _ties_as_stored(folder, model.all_tied_weights_keys):
+        say_untied(model.config)
     return model
+
+
+def _ties_as_stored(folder: Path, tied: dict[str, str]) -> bool:
+    """Whether weights that are tied are stored once, or with the same numbers; else transformers does not tie them."""
+    files = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as content:
+            files |= dict.fromkeys(content.keys(), file)
+
+    def numbers(name: str) -> torch.Tensor:
+        with safe_open(files[name], "pt") as content:
+            return content.get_tensor(name)
+
+    return all(torch.equal(numbers(a), numbers(b)) for a, b in tied.items() if a in files and b in files)
+
+
+def say_untied(config: Any) -> None:
+    """Let a configuration say that the head is not the embedding."""
+    for part in (config, config.get_text_config(decoder=True)):
+        part.tie_word_embeddings = False
 
 
 def read_tokenizer(path: str | Path) -> Any:

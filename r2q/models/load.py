@@ -13,7 +13,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.config import nearest
-from r2q.models.checks import read_config, read_tokenizer, some
+from r2q.models.checks import read_config, read_tokenizer, say_untied, some
 from r2q.models.joined import join
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
@@ -94,7 +94,7 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
     except (SafetensorError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
         raise ValueError(f"{path} has the format {method} and cannot be loaded here: {one_line(error)}") from None
     _refuse_keys(f"{path} has the format {method};", info, ("missing_keys", "mismatched_keys"))
-    return model.eval()
+    return _as_loaded(model)
 
 
 def _load(path: str, **options: Any) -> Any:
@@ -105,6 +105,18 @@ def _load(path: str, **options: Any) -> Any:
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
     _refuse_keys(f"{path}:", info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return _as_loaded(model)
+
+
+def _as_loaded(model: Any) -> Any:
+    """The model in evaluation mode, its config saying what transformers did about the head.
+
+    A head that the config calls tied, and that is stored beside the embedding with other numbers, stays as it is
+    stored; whoever ties the weights again later, as lm-eval does, would replace it.
+    """
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    if head is not None and head is not model.get_input_embeddings().weight:
+        say_untied(model.config)
     return model.eval()
 
 
