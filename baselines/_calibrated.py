@@ -36,8 +36,9 @@ def group_sizes(recipe: Recipe, targets: Sequence[Target]) -> dict[str, int]:
 
 
 def is_query_or_key(name: str) -> bool:
-    """Whether a layer makes queries or keys, whose ranges AWQ and BitDistiller leave alone."""
-    return name.rsplit(".", 1)[-1].startswith(("q_", "k_"))
+    """Whether a layer makes queries or keys, alone or with values, whose ranges AWQ and BitDistiller leave alone."""
+    last = name.rsplit(".", 1)[-1]
+    return last.startswith(("q_", "k_", "kv_")) or any(word in last for word in ("qkv", "query", "key"))
 
 
 def matrices(weight: torch.Tensor) -> list[tuple[int | None, torch.Tensor]]:

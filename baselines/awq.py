@@ -13,7 +13,7 @@ layer sees full-precision activations. The first of equals wins, and at r = 0 th
 
 Ranges. For each row and group of w s the symmetric bound is shrunk from max |w s| by 1, 0.95, ..., 0.55 (``n_grid`` 20,
 ``max_shrink`` 0.5) to where the group's share of the output changes least (see ``baselines/_calibrated.py``), on 512
-tokens spread evenly. Queries and keys keep their whole range.
+tokens spread evenly. Queries and keys keep their whole range, also where one layer makes them with the values.
 
 Where the scales go. The repository divides them out of the operation before (a norm's weight, the rows of v_proj or
 up_proj), for the four families it knows and not where v_proj has fewer heads than o_proj. Here every layer keeps its
@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from baselines._calibrated import (
+    Inputs,
     encode,
     error_roots,
     group_sizes,
@@ -49,7 +50,7 @@ from r2q.models.blocks import Block, walk
 from r2q.models.capture import hidden_of
 from r2q.models.targets import Target
 from r2q.quantization.grid import AffineGrid, stored
-from r2q.quantization.method import Method, Quantized
+from r2q.quantization.method import Method, Quantized, QuantizedWeight
 
 
 def lattice(values: torch.Tensor, bits: int) -> AffineGrid:
@@ -67,6 +68,7 @@ class AWQ(Method):
     """Activation-aware scales and symmetric range search."""
 
     needs = "calibration"
+    version = 2
     scales_inputs = True
     Options = Options
 
@@ -83,19 +85,26 @@ class AWQ(Method):
                 exponent, scale = scales[group[0].name]
                 for target in group:
                     start = time.perf_counter()
-                    weight = target.weight.to(data.device).float() * (1 if scale is None else scale.float())
-                    parts = []
-                    for expert, matrix in matrices(weight):
-                        values = matrix.reshape(len(matrix), -1, self.sizes[target.name])
-                        if self.options.clip and not is_query_or_key(target.name):
-                            x = inputs[group[0].name, expert]
-                            values = self.clip(values, x if scale is None else x / scale.float())
-                        parts.append(values)
-                    in_scale = None if scale is None else scale.clone()  # tensors that share memory are saved as one
-                    layers[target.name] = encode(weight, torch.cat(parts), lattice, self.recipe.bits, in_scale)
+                    with self.at(target.name):
+                        layers[target.name] = self.encoded(target, scale, inputs, group[0].name, data.device)
                     seconds = searching + time.perf_counter() - start
                     notes[target.name] = {"seconds": round(seconds, 4), "exponent": exponent}
         return Quantized({t.name: layers[t.name] for t in targets}, notes={"layers": notes})
+
+    def encoded(
+        self, target: Target, scale: torch.Tensor | None, inputs: Inputs, reads: str, device: torch.device
+    ) -> QuantizedWeight:
+        """A weight scaled, clipped by the ``inputs`` of the group that ``reads`` stands for, and put on its levels."""
+        weight = target.weight.to(device).float() * (1 if scale is None else scale.float())
+        parts = []
+        for expert, matrix in matrices(weight):
+            values = matrix.reshape(len(matrix), -1, self.sizes[target.name])
+            if self.options.clip and not is_query_or_key(target.name):
+                x = inputs[reads, expert]
+                values = self.clip(values, x if scale is None else x / scale.float())
+            parts.append(values)
+        in_scale = None if scale is None else scale.clone()  # tensors that share memory are saved as one
+        return encode(weight, torch.cat(parts), lattice, self.recipe.bits, in_scale)
 
     def clip(self, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """``values [rows, groups, n]``, clamped to the best symmetric bounds for ``inputs [tokens, in]``."""
@@ -122,7 +131,10 @@ class AWQ(Method):
             counts[name] = counts.get(name, 0) + len(x)
 
         block.observe(add)
-        candidates = {name: [channel_scale(total / counts[name], r) for r in tried] for name, total in sums.items()}
+        candidates = {}
+        for name, total in sums.items():
+            with self.at(name):
+                candidates[name] = [channel_scale(total / counts[name], r) for r in tried]
         losses = self.output_errors(block, candidates)
         best = {name: min(range(len(tried)), key=values.__getitem__) for name, values in losses.items()}
         return {name: (tried[i], candidates[name][i] if i else None) for name, i in best.items()}
@@ -167,7 +179,8 @@ class AWQ(Method):
     def rounded(self, name: str, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """``Q(w s) / s`` for a weight or a stack."""
         values = (weight * scale).reshape(-1, weight.shape[-1] // self.sizes[name], self.sizes[name])
-        grid = lattice(values, self.recipe.bits)
+        with self.at(name):
+            grid = lattice(values, self.recipe.bits)
         return grid.decode(grid.encode(values)).reshape(weight.shape) / scale
 
 

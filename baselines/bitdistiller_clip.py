@@ -7,8 +7,9 @@ row and group, the largest and the smallest weight are shrunk independently by t
     mean over tokens of (x . Q(clamp(w)) - x . w)^2
 
 is least, x running over the group's inputs alone (a partial output), on 512 tokens spread evenly over the calibration
-text. Queries and keys keep their whole range. Every layer sees full-precision activations: the repository computes a
-block's outputs before it clips the block. In the paper this is the start of training; the row is that start.
+text. Queries and keys keep their whole range, alone or in one layer with values. Every layer sees full-precision
+activations: the repository computes a block's outputs before it clips the block. In the paper this is the start of
+training; the row is that start.
 
 Q is AWQ's quantizer (``quantization/quantizer.py``), not quite RTN's: the range is that of the clamped weights without
 widening it to zero, while the zero point is clamped to the codes. A group without a sign change loses one end.
@@ -66,6 +67,7 @@ class BitDistillerClip(Method):
     """Round to nearest in ranges whose two ends are searched by output error."""
 
     needs = "calibration"
+    version = 2
     Options = Options
 
     @torch.no_grad()
@@ -80,15 +82,16 @@ class BitDistillerClip(Method):
                 for target in group:
                     start, size = time.perf_counter(), sizes[target.name]
                     weight = target.weight.to(data.device).float()
-                    parts = []
-                    for expert, matrix in matrices(weight):
-                        values = matrix.reshape(len(matrix), -1, size)
-                        if not is_query_or_key(target.name):
-                            if (expert, size) not in roots:
-                                roots[expert, size] = error_roots(inputs[group[0].name, expert], size)
-                            low, high = search_range(values, roots[expert, size], ranges, awq_lattice, bits)
-                            values = values.clamp(low, high)
-                        parts.append(values)
-                    layers[target.name] = encode(weight, torch.cat(parts), awq_lattice, bits)
+                    with self.at(target.name):
+                        parts = []
+                        for expert, matrix in matrices(weight):
+                            values = matrix.reshape(len(matrix), -1, size)
+                            if not is_query_or_key(target.name):
+                                if (expert, size) not in roots:
+                                    roots[expert, size] = error_roots(inputs[group[0].name, expert], size)
+                                low, high = search_range(values, roots[expert, size], ranges, awq_lattice, bits)
+                                values = values.clamp(low, high)
+                            parts.append(values)
+                        layers[target.name] = encode(weight, torch.cat(parts), awq_lattice, bits)
                     notes[target.name] = {"seconds": round(time.perf_counter() - start, 4)}
         return Quantized({t.name: layers[t.name] for t in targets}, notes={"layers": notes})

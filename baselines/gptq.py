@@ -101,15 +101,13 @@ class GPTQ(Method):
     ) -> None:
         """Quantize targets with the same input, and give the block's copy the result."""
         names = ", ".join(target.name for target in group)
-        try:
+        with self.at(names):
             if group[0].is_stack:
                 codes, grid, factors = self._stack(original(block, group[0]), group[0].name, moment)
                 results = [QuantizedWeight.from_codes(codes, grid)]
             else:
                 factors = [factorize(moment, self.options.damping, self.options.act_order)]
                 results = self._together(block, group, factors[0])
-        except ValueError as error:
-            raise ValueError(f"recipe {self.recipe.name}, layer {names}: {error}") from None
         for target, quantized in zip(group, results, strict=True):
             shown = seen[target.name]
             decoded = quantized.dequantize()

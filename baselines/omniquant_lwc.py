@@ -60,7 +60,8 @@ class OmniQuantLWC(Method):
             optimizer = torch.optim.AdamW(trained, lr=options.rate, weight_decay=0)
             fit(block, quantized, references, optimizer, options.epochs)
             for name, each in ranges.items():
-                layers[name] = each.encoded(self.recipe.bits)
+                with self.at(name):
+                    layers[name] = each.encoded(self.recipe.bits)
                 block.set_weight(name, layers[name].dequantize())
             after = block_mse(block, {}, outputs)
             seconds = round((time.perf_counter() - start) / len(ranges), 4)

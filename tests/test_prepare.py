@@ -78,7 +78,9 @@ def test_what_is_written_is_true_of_the_model(models: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_head_that_is_stored_beside_the_embedding_is_what_was_stored(same: bool, models: Path, tmp_path: Path) -> None:
+def test_a_head_that_is_stored_beside_the_embedding_is_what_was_stored(
+    same: bool, models: Path, tmp_path: Path
+) -> None:
     """Where config.json calls it tied and its numbers are others, transformers does not tie it; lm-eval would."""
     folder = shutil.copytree(models / "llama", tmp_path / "llama")
     config = json.loads((folder / "config.json").read_text())

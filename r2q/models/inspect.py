@@ -18,6 +18,8 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import QuantizedWeight
 from r2q.records import OK, Report, read_json, sign, write_csv
 
+COLUMNS = ("method", "recipe", "model", "layer", "row", "group", "percentile", "index", "weight", "code", "quantized")
+
 
 def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> None:
     """Write where recipes put every weight of one group, for the figures lattice and mechanism.
@@ -26,18 +28,18 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     summed over the recipes, is the median of the layer (of the row). Columns of the CSV: recipe, method, model, layer,
     row, group, percentile (of the group's relative error among all of the layer, 0 to 100), index (of the weight in
     its group), weight, code, quantized, level_0 ... (the level of each code). Weights of a method that scales inputs
-    are scaled: what is put on levels.
+    are scaled: what is put on levels. A recipe of which the unit failed is left out, and said.
 
     Raises:
-        ValueError: no two recipes to show, an unknown layer, or a row or group outside of it; a unit that failed.
+        ValueError: no two recipes to show, an unknown layer, or a row or group outside of it.
         FileNotFoundError: a unit is not there.
     """
     config = configuration.load(config_path)
     figure = config.figures.lattice
-    units = config.lattice_units()
-    if units is None:
+    chosen = config.lattice_units()
+    if chosen is None:
         raise ValueError(f"{config_path}: {configuration.lattice_lacks(config)}")
-    model, recipes = units
+    model, recipes = chosen
     quiet()
     entry = config.models[model]
     targets = {target.name: target.weight for target in list_targets(load_full(str(model_folder(entry))))}
@@ -45,27 +47,31 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     for problem in configuration.lattice_problems(config, model, {"targets": layers}):
         raise ValueError(problem)
     layer = figure.layer or next(iter(targets))
-    shown = {recipe: _quantized(config, Path(results), model, recipe, layer) for recipe in recipes}
+    units = {recipe: _quantized(config, Path(results), model, recipe, layer) for recipe in recipes}
+    shown = {recipe: unit for recipe, unit in units.items() if unit is not None}
     errors = {recipe: _relative_errors(unit, targets[layer]) for recipe, unit in shown.items()}
-    row, group = _pick(torch.stack([*errors.values()]).sum(0), figure.row, figure.group)
+    if shown:
+        row, group = _pick(torch.stack([*errors.values()]).sum(0), figure.row, figure.group)
     rows: list[dict[str, Any]] = []
     for recipe, unit in shown.items():
         place: dict[str, Any] = {"method": config.recipes[recipe].method, "recipe": recipe, "model": model}
         place |= {"layer": layer, "row": row, "group": group}
         place["percentile"] = 100 * float((errors[recipe] <= errors[recipe][row, group]).float().mean())
         rows += [place | point for point in _points(unit, targets[layer], row, group)]
-    levels = max((list(point) for point in rows), key=len)  # of the most bits
-    write_csv(out, levels, [dict.fromkeys(levels) | point for point in rows])
+    columns = [*COLUMNS, *(f"level_{j}" for j in range(2 ** max(config.recipes[recipe].bits for recipe in recipes)))]
+    write_csv(out, columns, [dict.fromkeys(columns) | point for point in rows])
     sign(Path(out).with_suffix(".sha256"), [out])
 
 
-def _quantized(config: Config, results: Path, model: str, recipe: str, layer: str) -> QuantizedWeight:
+def _quantized(config: Config, results: Path, model: str, recipe: str, layer: str) -> QuantizedWeight | None:
+    """What a unit made of a layer; None, with a word, of one that failed."""
     folder = results / model / recipe / f"seed{config.seeds_of(recipe, model)[0]}"
     if not (folder / "report.json").is_file():
         raise FileNotFoundError(f"no {folder / 'report.json'}: the lattice figure needs this unit")
     record = read_json(folder / "report.json", Report)
     if record.status != OK:
-        raise ValueError(f"the lattice figure needs {recipe} of {model}, which {record.status}: {record.reason}")
+        print(f"lattice: without {recipe} of {model}, which {record.status}: {record.reason}", flush=True)
+        return None
     packed = load_packed(folder).get_submodule(layer)
     if not isinstance(packed, PackedWeight):
         raise ValueError(f"{folder}: {layer} is not packed")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -180,6 +181,14 @@ class Method(ABC):
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
         return method
 
+    @contextmanager
+    def at(self, layer: str) -> Iterator[None]:
+        """Name recipe and layer in a ValueError that is raised inside."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"recipe {self.recipe.name}, layer {layer}: {error}") from None
+
     @abstractmethod
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         """Quantize the target layers of ``model``, whose weights stay as they are."""
@@ -211,14 +220,12 @@ class WeightMethod(Method):
         rows = max(1, CHUNK.get(weight.device.type, CHUNK["cpu"]) // blocks[0].numel())
         grids, codes = [], []
         self.begin(name)
-        try:
+        with self.at(name):
             for chunk in blocks.split(rows):
                 values = chunk.float()
                 grids.append(self.fit_groups(values))
                 chosen = self.encode_groups(values, grids[-1]).reshape(-1, weight.shape[-1])
                 codes.append(pack(chosen, self.recipe.bits))
-        except ValueError as error:
-            raise ValueError(f"recipe {self.recipe.name}, layer {name}: {error}") from None
         return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
 
     def begin(self, name: str) -> None:

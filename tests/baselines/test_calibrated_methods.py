@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+import transformers
 
 from baselines._calibrated import error_roots, matrices, sample_inputs
 from r2q.models.apply import apply
@@ -61,6 +64,40 @@ def test_weights_that_are_not_finite_are_refused_with_the_layer(name: str) -> No
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"layer model\.layers\.1\.mlp\.up_proj: weights are not finite"):
         quantize(name, model)
+
+
+@pytest.mark.parametrize("name", ["awq", "bitdistiller_clip", "omniquant_lwc"])  # efficientqat_block bounds its scales
+@pytest.mark.parametrize("case", ["llama", "mixtral"])
+def test_weights_beyond_the_largest_scale_are_refused_with_the_layer(name: str, case: str) -> None:
+    model = tiny_model(case)
+    target = list_targets(model)[-1]
+    target.weight.data.flatten()[0] = 1e7
+    with pytest.raises(ValueError, match=rf"layer {re.escape(target.name)}: weights exceed 65504"):
+        quantize(name, model, **SHORT[name])
+
+
+@pytest.mark.parametrize("name", ["awq", "bitdistiller_clip"])
+@pytest.mark.parametrize(
+    ("config", "fused"),
+    [("FalconConfig", "query_key_value"), ("Phi3Config", "qkv_proj"), ("MptConfig", "Wqkv"), ("LlamaConfig", "k_proj")],
+)
+def test_queries_and_keys_keep_their_range_also_in_one_layer_with_values(name: str, config: str, fused: str) -> None:
+    """Without scales, such a layer is then round to nearest in a range that was not searched."""
+    options = {"vocab_size": 272, "num_hidden_layers": 1, "pad_token_id": 0}
+    options |= (
+        {"d_model": 64, "n_heads": 4, "n_layers": 1}
+        if config == "MptConfig"
+        else {"hidden_size": 64, "num_attention_heads": 4}
+    )
+    options |= {"num_key_value_heads": 4} if config in ("Phi3Config", "LlamaConfig") else {}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**options)).eval()
+    found = quantize(name, model, **({"exponents": 1} if name == "awq" else {}))
+    plain = make_method(Recipe("rtn", "rtn", "g32"))
+    for target in list_targets(model):
+        whole = plain.quantize_weight(target.weight).dequantize()
+        kept = torch.allclose(found.layers[target.name].dequantize(), whole, atol=1e-6)
+        assert kept == target.name.endswith((fused, *(("q_proj",) if fused == "k_proj" else ()))), target.name
 
 
 def test_sampled_inputs_are_strided() -> None:

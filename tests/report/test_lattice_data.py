@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+
+from r2q.report.figures import figure
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "mini" / "models" / "mini-qwen"
@@ -138,3 +141,24 @@ def test_a_missing_unit_is_named(units):
     root, config = units
     with pytest.raises(FileNotFoundError, match=r"elsewhere/qwen/rtn-g64/seed0/report\.json"):
         lattice(config(), root / "elsewhere", root / "none.csv")
+
+
+def test_a_unit_that_failed_is_left_out_and_the_run_goes_on(units, tmp_path, capsys):
+    from dataclasses import replace
+
+    from r2q.models.inspect import lattice
+    from r2q.records import Report, read_json, write_record
+
+    root, config = units
+    failed = shutil.copytree(root / "qwen", tmp_path / "qwen")
+    for recipe, others in (("r2q-g64", {"rtn-g64"}), ("rtn-g64", set())):
+        report = failed / recipe / "seed0" / "report.json"
+        write_record(report, replace(read_json(report, Report), status="failed", reason="of weights", layers=[]))
+        lattice(config(), tmp_path, tmp_path / "lattice.csv")
+        assert f"lattice: without {recipe} of qwen, which failed: of weights" in capsys.readouterr().out
+        assert set(pd.read_csv(tmp_path / "lattice.csv")["recipe"]) == others
+        for name in ("lattice", "mechanism"):
+            figure(name, tmp_path, tmp_path / name)
+            assert set(pd.read_csv(tmp_path / f"{name}.csv").get("recipe", [])) == (
+                others if name == "lattice" else set()
+            )
