@@ -151,7 +151,7 @@ def meta_model(folder: Path, config: Any) -> Any:
 
 def _ties_as_stored(folder: Path, tied: dict[str, str]) -> bool:
     """Whether weights that are tied are stored once, or with the same numbers; else transformers does not tie them."""
-    files = {}
+    files: dict[str, Path] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as content:
             files |= dict.fromkeys(content.keys(), file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -53,7 +54,12 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
                 low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
                 mean = sum(values) / len(values)
                 averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], len(values), items))
-    return pd.DataFrame(averages, columns=COLUMNS)
+    return _numbers(averages)
+
+
+def _numbers(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    """Rows of COLUMNS; a measure that a run does not have is a frame without rows, whose numbers are still numbers."""
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("value", "low", "high", "chance"), float))
 
 
 def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +107,7 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
     else:
         rows = in_table(rows[rows["metric"].str.contains("ppl|perplexity")])
         if rows.empty:
-            return pd.DataFrame(columns=COLUMNS)
+            return _numbers([])
         task, metric = rows[["task", "metric"]].iloc[0]
         rows, measure = rows[(rows["task"] == task) & (rows["metric"] == metric)], f"{task} {metric}"
     means = []
@@ -111,7 +117,7 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
         mean = sum(values) / len(values)
         low = mean * math.exp(-(mean - low) / mean) if low <= 0 else low  # a positive number's interval is positive
         means.append((model, recipe, measure, False, mean, low, high, math.nan, len(values), int(part["n"].iloc[0])))
-    return pd.DataFrame(means, columns=COLUMNS)
+    return _numbers(means)
 
 
 def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:

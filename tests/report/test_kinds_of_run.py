@@ -1,0 +1,64 @@
+"""Tables, every figure and the page of runs that measure little, or of which little went well."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from r2q.records import read_drawn
+from r2q.report.collect import collect
+from r2q.report.figures import figure
+from r2q.report.page import page
+from r2q.report.tables import table
+from tests.report.conftest import RECIPES, score
+
+MODELS = ("mini-llama", "mini-opt")
+FIGURES = [
+    "frontier-bytes",
+    "frontier-bits",
+    "granularity",
+    *(f"{f}-{m}" for f in ("tasks", "layer_errors") for m in MODELS),
+]
+TEXT = {"chance": None, "majority": None, "higher_is_better": False}
+KINDS = {
+    "a text": [score("wiki", "token_ppl_64", 12.5, **TEXT)],
+    "a distance": [score("fidelity", "kl", 0.25, **TEXT), score("fidelity", "top1_agreement", 0.5, in_table=False)],
+    "a score of no choice": [score("mine", "bleu", 31.5, chance=None, majority=None)],
+    "one item": [score("mini_who", "acc", 1.0, stderr=None, n=1)],
+    "tasks that failed": [
+        score("mini_who", "acc", None, status="failed", reason="no"),
+        score("wiki", "token_ppl_64", 2.0, **TEXT),
+    ],
+    "never right": [score("mini_who", "acc", 0.0, stderr=0.0)],
+}
+
+
+def all_of_it(run, out) -> None:
+    collect(run.config_path, run.results)
+    for name in FIGURES:
+        figure(name, run.results, out / "figures" / name)
+    table(run.results, run.results / "tables", show=True)
+    page([run.results], out / "report.html", figures=out / "figures")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_measures_one_thing(kind, make_run, tmp_path, capsys):
+    run = make_run(models=MODELS)
+    for path in run.results.rglob("evaluation.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": KINDS[kind]}))
+    all_of_it(run, tmp_path)
+    assert KINDS[kind][0]["task"].split("_")[0] in capsys.readouterr().out
+    means = read_drawn(tmp_path / "figures" / "frontier-bits.csv", ["model"])
+    assert ("mean of models" in set(means["model"])) == (kind != "a score of no choice")
+
+
+@pytest.mark.parametrize("left", ["full-precision", "r2q-g64"])
+def test_a_run_of_which_one_recipe_went_well(left, make_run, tmp_path, capsys):
+    run = make_run(models=MODELS)
+    for model, recipe in itertools.product(MODELS, RECIPES):
+        if recipe != left:
+            run.fail(model, recipe, "weights are not finite")
+    all_of_it(run, tmp_path)
+    assert "weights are not finite" in capsys.readouterr().out
