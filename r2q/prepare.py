@@ -93,6 +93,11 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
     problems = []
     for recipe in config.recipes_of(name):
         wants = config.recipes[recipe]
+        if config.trains(recipe) and not facts.get("plain_logits", True):
+            problems.append(
+                f"recipes.{recipe}.method: the logits of model {name} are not what its output layer gives (they are "
+                f"scaled or capped), which training needs; name the recipes of models.{name} without it"
+            )
         if wants.lm_head and facts["head"] is None:
             problems.append(f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding")
         granularity = wants.granularity or ""
@@ -198,6 +203,7 @@ def _describe(entry: Model) -> dict[str, Any]:
     from r2q.models import checks
     from r2q.models.fingerprint import describe_files
     from r2q.models.load import load_full, quiet
+    from r2q.models.rehearsal import has_plain_logits
     from r2q.models.source import made_folder, make_folder, model_folder, source_facts
     from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
     from r2q.tokens import Encoder
@@ -226,6 +232,7 @@ def _describe(entry: Model) -> dict[str, Any]:
         "family": config.model_type,
         "architecture": type(model).__name__,
         "attention": model.config._attn_implementation,
+        "plain_logits": has_plain_logits(model),
         "total_parameters": sum(p.numel() for p in model.parameters()),
         "fingerprint": digest_sums({name: file["sha256"] for name, file in files.items()}),
         "files": files,

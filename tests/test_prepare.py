@@ -133,6 +133,16 @@ def test_only_the_recipes_of_a_model_are_held_against_it(models: Path, tmp_path:
     assert len(recipe_problems(parse(config, "x"), "llama", facts["llama"])) == 1
 
 
+def test_scaled_logits_are_refused_where_a_recipe_trains(models: Path, tmp_path: Path) -> None:
+    facts = run(tmp_path, data(models))["llama"]
+    assert facts["plain_logits"]
+    recipes = data(models)["recipes"] | {"qat-g32": {"method": "qat_ce", "granularity": "g32"}}
+    config = parse(data(models, recipes=recipes, training={"texts": [{"path": "a.txt", "rows": 999}]}), "x")
+    assert recipe_problems(config, "llama", facts) == []
+    (problem,) = recipe_problems(config, "llama", facts | {"plain_logits": False})
+    assert problem.startswith("recipes.qat-g32.method: the logits of model llama are not what its output layer gives")
+
+
 def test_a_group_that_divides_the_layers_but_not_the_head_is_refused_with_the_head(
     models: Path, tmp_path: Path
 ) -> None:

@@ -106,17 +106,42 @@ def observe_use(model: Any, experts: set[str]) -> Use:
     """
     twin = stand_in(model)
     watch = Watch(twin, experts)
-    tokens = torch.full((1, TOKENS), 3)
-    with watch.hooks(), without_cache(twin), torch.enable_grad(), watch:
-        try:
-            watch.note("", twin(input_ids=tokens).logits)
-        except Exception as error:
-            raise ValueError(
-                f"{type(model).__name__}: its forward pass cannot be followed on token ids alone "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            ) from None
+    logits = _rehearse(twin, watch).logits
+    with torch.enable_grad(), watch:
+        watch.note("", logits)
     with torch.enable_grad():  # also for a caller who wants none
         return watch.result()
+
+
+def has_plain_logits(model: Any) -> bool:
+    """Whether a model's logits are its linear output layer on what its decoder gives, neither of them scaled or capped.
+
+    A decoder that gives nothing on token ids alone has none.
+    """
+    twin = stand_in(model)
+    head, watch = twin.get_output_embeddings(), Watch(twin)
+    if not isinstance(head, nn.Linear):
+        return False
+    passed: list[tuple[torch.Tensor, torch.Tensor]] = []  # what the head reads and gives
+    head.register_forward_hook(lambda _, args, output: passed.append((args[0], output)))
+    logits = _rehearse(twin, watch).logits
+    try:
+        hidden = _rehearse(twin.base_model, watch).last_hidden_state
+    except (ValueError, AttributeError):
+        return False
+    return len(passed) == 1 and torch.equal(passed[0][0], hidden) and torch.equal(passed[0][1], logits)
+
+
+def _rehearse(twin: Any, watch: Watch) -> Any:
+    """What a model, or its decoder, gives on a few tokens, watched; raises ValueError where it does not run."""
+    with watch.hooks(), without_cache(twin), torch.enable_grad(), watch:
+        try:
+            return twin(input_ids=torch.full((1, TOKENS), 3))
+        except Exception as error:
+            raise ValueError(
+                f"{type(twin).__name__}: its forward pass cannot be followed on token ids alone "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from None
 
 
 class Watch(TorchFunctionMode):

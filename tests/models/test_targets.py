@@ -1,5 +1,6 @@
 """Which weights are quantized, in every supported class."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 import transformers
 from torch import nn
 
+from r2q.models.rehearsal import has_plain_logits
 from r2q.models.targets import decoder_blocks, list_targets
+from r2q.training.losses import SplitModel
 from tests.models.tiny import CASES, LINEARS, tiny_model
 
 
@@ -122,6 +125,27 @@ def test_linear_maps_whatever_they_are_called(config: str, options: dict[str, An
 def test_matrices_the_other_way_round_are_refused(config: str) -> None:
     with pytest.raises(ValueError, match=r"cannot be quantized \(\S+ \[.*\] goes into \w+\); allowed are nn.Linear"):
         list_targets(small(config, num_local_experts=4))
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        ("LlamaConfig", True), ("OPTConfig", True), ("Gemma3TextConfig", True),
+        ("Gemma2Config", False), ("Cohere2Config", False), ("GraniteConfig", False), ("MiniCPM3Config", False),
+    ],
+)  # fmt: skip
+def test_scaled_and_capped_logits_are_known_before_any_weight_is_read(config: str, plain: bool) -> None:
+    """Training, which multiplies by the head itself, refuses the same models."""
+    options: dict[str, Any] = {"head_dim": 16} if config.startswith("Gemma") else {"pad_token_id": 0}
+    options |= {"word_embed_proj_dim": 32} if config == "OPTConfig" else {}
+    options |= {"logits_scaling": 8.0} if config == "GraniteConfig" else {}
+    options |= {"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32} if config == "MiniCPM3Config" else {}
+    model = small(config, **options)
+    with torch.device("meta"):
+        hollow = transformers.AutoModelForCausalLM.from_config(model.config)
+    assert has_plain_logits(hollow) == has_plain_logits(model) == plain
+    with contextlib.nullcontext() if plain else pytest.raises(ValueError, match="its logits are not"):
+        SplitModel(model)
 
 
 def test_names_lead_to_the_weights() -> None:
