@@ -8,6 +8,7 @@ first hour. Weights are hashed, and loaded only to try out whether a model that 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -205,7 +206,7 @@ def _describe(entry: Model) -> dict[str, Any]:
     from r2q.models.load import load_full, quiet
     from r2q.models.rehearsal import has_plain_logits
     from r2q.models.source import made_folder, make_folder, model_folder, source_facts
-    from r2q.models.targets import has_tied_head, list_targets, refuse_quantized
+    from r2q.models.targets import decoder_blocks, has_tied_head, list_targets, refuse_quantized
     from r2q.tokens import Encoder
 
     quiet()
@@ -234,6 +235,7 @@ def _describe(entry: Model) -> dict[str, Any]:
         "attention": model.config._attn_implementation,
         "plain_logits": has_plain_logits(model),
         "total_parameters": sum(p.numel() for p in model.parameters()),
+        "block_parameters": sum(p.numel() for p in decoder_blocks(model)[1].parameters()),
         "fingerprint": digest_sums({name: file["sha256"] for name, file in files.items()}),
         "files": files,
         "head": None if tied else layers.pop(),  # comes last
@@ -244,5 +246,6 @@ def _describe(entry: Model) -> dict[str, Any]:
 def _summary(facts: dict[str, Any]) -> str:
     weights = f"{facts['total_parameters'] / 1e6:.2f} M parameters"
     made = f" dequantized from {facts['source_format']}" if facts["source_format"] else ""
-    layers = f"{len(facts['targets'])} layers to quantize"
+    share = sum(math.prod(target["shape"]) for target in facts["targets"]) / facts["block_parameters"]
+    layers = f"{len(facts['targets'])} layers to quantize ({share:.1%} of its decoder blocks)"
     return f"{facts['architecture']}{made}, {weights}, {layers}, {facts['attention']} attention"

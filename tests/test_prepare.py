@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,9 @@ def test_what_is_written_is_true_of_the_model(models: Path, tmp_path: Path) -> N
             weight = weights.get(target["name"] + ".weight", weights.get(target["name"]))
             assert weight is not None
             assert list(weight.shape) == target["shape"]
+        taken = sum(math.prod(target["shape"]) for target in facts[name]["targets"])
+        kept = sum(w.numel() for n, w in weights.items() if "layers." in n and (w.dim() == 1 or ".gate." in n))
+        assert facts[name]["block_parameters"] == taken + kept  # norms, biases and routers
         tied = model.config.tie_word_embeddings
         assert (facts[name]["head"] is None) == tied
         if not tied:

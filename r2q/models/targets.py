@@ -53,16 +53,18 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     Raises:
         ValueError: there is no such list, or more than one.
     """
-    config = model.config.get_text_config(decoder=True)
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if count is None:
+        raise ValueError(f"{type(model).__name__}: config.json has no num_hidden_layers to find its blocks by")
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers and _holds_matrices(module)
+        if isinstance(module, nn.ModuleList) and len(module) == count and _holds_matrices(module)
     ]
     outer = [(name, m) for name, m in lists if not any(name.startswith(other + ".") for other, _ in lists)]
     if len(outer) != 1:
         raise ValueError(
-            f"{type(model).__name__}: expected one list of {config.num_hidden_layers} decoder blocks, "
+            f"{type(model).__name__}: expected one list of {count} decoder blocks, "
             f"found {len(outer)} ({', '.join(name for name, _ in outer) or 'none'})"
         )
     return outer[0]

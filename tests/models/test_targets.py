@@ -59,6 +59,14 @@ def test_a_model_without_decoder_blocks_is_refused() -> None:
         list_targets(model)
 
 
+def test_a_model_that_does_not_count_its_blocks_is_refused_in_one_sentence() -> None:
+    """Such as BLT, whose configuration has several decoders; transformers' own error would be a traceback."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.BltConfig())
+    with pytest.raises(ValueError, match=r"BltForCausalLM: config\.json has no num_hidden_layers"):
+        list_targets(model)
+
+
 SMALL = {
     "vocab_size": 272,
     "hidden_size": 64,
