@@ -20,7 +20,8 @@ class Encoder:
         adds_bos: whether ordinary text starts with the begin-of-text token.
 
     Raises:
-        ConfigError: add_bos is true and the tokenizer has no such token.
+        ConfigError: add_bos is true and the tokenizer has no such token; or it is None and the tokenizer ends every
+            text with a token, which would stand between a question and its answers, and be scored in their place.
     """
 
     def __init__(self, tokenizer: Any, add_bos: bool | None = None) -> None:
@@ -29,6 +30,12 @@ class Encoder:
         if add_bos and self.bos is None:
             raise ConfigError("add_bos: true, but the tokenizer has no begin-of-text token; use null or false")
         self._known: dict[tuple[str, bool], array[int]] = {}  # 4 bytes a token; lists take 36
+        last = self.encode("a")[-1:]
+        if last != self.encode("a", special=False)[-1:]:
+            raise ConfigError(
+                f"add_bos: the tokenizer ends every text with {tokenizer.convert_ids_to_tokens(last)[0]!r}, also a "
+                "prompt; true (begin-of-text first) or false leaves that out"
+            )
         self.adds_bos = self.bos is not None and self.encode("a")[:1] == [self.bos]
 
     def encode(self, text: str, special: bool = True) -> list[int]:

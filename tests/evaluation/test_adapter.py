@@ -9,6 +9,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from r2q.config import ConfigError
@@ -157,6 +158,22 @@ def test_begin_of_text_is_put_where_the_tokenizer_forgets_it() -> None:
     assert value == pytest.approx(expected, abs=1e-4)
     assert not Encoder(tokenizer, None).adds_bos
     assert Encoder(tokenizer, True).encode("<s>ab").count(tokenizer.bos_token_id) == 1
+
+
+def test_a_tokenizer_that_ends_every_text_is_refused_unless_told_not_to() -> None:
+    """lm-eval takes the answer for what follows as many tokens as the question has alone: here that is its end."""
+    tokenizer = byte_tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    with pytest.raises(ConfigError, match=r"add_bos: the tokenizer ends every text with '</s>'"):
+        Encoder(tokenizer, None)
+    asked = requests("loglikelihood", [("The cat sat on the", " mat")])
+    for add_bos in (True, False):
+        ours = Scorer(tiny.model(), Encoder(tokenizer, add_bos), 4)
+        context, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in asked[0].args)
+        expected = brute_force(ours.model, [1] * add_bos + context, answer)
+        assert ours.loglikelihood(asked) == [pytest.approx(expected, abs=1e-4)]
 
 
 def test_begin_of_text_without_such_a_token_is_refused() -> None:
