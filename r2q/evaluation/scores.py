@@ -126,8 +126,10 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
         metric, filter_ = key.split(",", 1)
         if metric.endswith("_stderr"):
             continue
-        known = [levels(tasks.items[leaf], single[leaf].OUTPUT_TYPE, metric) for leaf in leaves]
-        counts = [tasks.limits[leaf] for leaf in leaves]
+        counted = [leaf for leaf in leaves if key in raw["results"].get(leaf, {})]  # a group is over those alone
+        known = [levels(tasks.items[leaf], single[leaf].OUTPUT_TYPE, metric) for leaf in counted]
+        counts = [tasks.limits[leaf] for leaf in counted]
+        weights = counts if _by_size(tasks.dictionary["groups"].get(name), metric) else [1] * len(counts)
         rows.append(
             {
                 "task": name,
@@ -136,8 +138,8 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
                 "value": _number(value),
                 "stderr": _stderr(name, metric, results.get(f"{metric}_stderr,{filter_}"), tasks),
                 "n": sum(counts),
-                "chance": _mean([chance for chance, _ in known], counts),
-                "majority": _mean([majority for _, majority in known], counts),
+                "chance": _mean([chance for chance, _ in known], weights),
+                "majority": _mean([majority for _, majority in known], weights),
                 "higher_is_better": _direction(metric, raw["higher_is_better"].get(name) or {}),
                 "in_table": False,
                 "version": str(raw["versions"].get(name)),
@@ -153,11 +155,17 @@ def _shots(leaves: list[str], raw: Mapping[str, Any]) -> int | None:
     return shots.pop() if len(shots) == 1 else None
 
 
-def _mean(values: list[float | None], counts: list[int]) -> float | None:
-    """Mean over items; None when a task has no such level."""
+def _by_size(group: Any, metric: str) -> bool:
+    """Whether a group's score is the mean over all items, as by default, and not over its tasks."""
+    listed = () if group is None else group.aggregate_metric_list or ()
+    return all(entry.weight_by_size for entry in listed if entry.metric == metric)
+
+
+def _mean(values: list[float | None], weights: list[int]) -> float | None:
+    """Mean of a level as the score itself is one; None when a task has no such level."""
     if any(value is None for value in values):
         return None
-    return math.fsum(v * n for v, n in zip(values, counts, strict=True) if v is not None) / sum(counts)
+    return math.fsum(v * n for v, n in zip(values, weights, strict=True) if v is not None) / sum(weights)
 
 
 def _number(value: Any) -> float | None:

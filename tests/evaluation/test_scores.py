@@ -58,6 +58,20 @@ def test_a_group_stands_in_the_table_and_its_tasks_follow(tasks: tuple[Config, T
     assert rows[-1]["stderr"] is None
 
 
+def test_levels_of_a_group_are_over_what_its_score_is_over(tasks: tuple[Config, TaskSet], tmp_path: Path) -> None:
+    """The mean over tasks, where the group says so; of the tasks that have the metric."""
+    file = tmp_path / "both.yaml"
+    file.write_text(file.read_text().replace("true", "false"))
+    config, loaded = tasks[0], load_tasks(tasks[0], SEEDS)
+    group = task_scores(raw(), loaded, config)[0]
+    assert (group["chance"], group["majority"]) == (pytest.approx((1 / 3 + 1 / 2) / 2),) * 2
+    assert group["n"] == 8
+    without = raw()
+    del without["results"]["two"]["acc,none"]
+    group = task_scores(without, loaded, config)[0]
+    assert (group["chance"], group["n"]) == (pytest.approx(1 / 3), 6)
+
+
 @pytest.mark.parametrize("wanted", ["exact_match/loose", "exact_match,loose"])
 def test_the_config_chooses_metric_and_filter(tasks: tuple[Config, TaskSet], wanted: str) -> None:
     config, loaded = tasks
