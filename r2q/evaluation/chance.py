@@ -1,7 +1,8 @@
 """What a score is worth: the level of a blind answer, from the task's own items.
 
 - chance: expected score of an answer picked uniformly among the item's choices, averaged over the items (which may
-  differ in their number of choices). For exact match of generated text it is 0: no finite set of answers to pick from.
+  differ in their number of choices). For exact match of generated text, and of a continuation that decoding has to give,
+  it is 0: no finite set of answers to pick from.
 - majority: score of always giving the same answer, the most frequent one: the share of the commonest gold index.
   None where no such answer exists: generated text, and tasks whose file lists the right choice at the same place in
   every item (sciq), where the index says nothing.
@@ -20,6 +21,7 @@ from r2q.config import ConfigError
 
 CHOICE_METRICS = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
 MATCH_METRICS = frozenset({"exact_match"})
+GREEDY = "loglikelihood", "acc"  # whether decoding gives the answer, as of LAMBADA
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def levels(items: Items | None, output_type: str | None, metric: str) -> tuple[f
     """(chance, majority) of one metric of a task."""
     if items is not None and metric in CHOICE_METRICS:
         return items.chance, items.majority
-    if output_type == "generate_until" and metric in MATCH_METRICS:
+    if (output_type == "generate_until" and metric in MATCH_METRICS) or (output_type, metric) == GREEDY:
         return 0.0, None
     return None, None
 

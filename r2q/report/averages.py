@@ -32,8 +32,9 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
 def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """Per model and recipe the mean accuracy in percent, over tasks that every recipe of the model has.
 
-    A seed that lacks one of them has no average. The interval is over the items (tasks as independent samples); with
-    several seeds it is Student's over the seeds, or the one over items where that is wider.
+    A seed that lacks one of them has no average; where a task has no chance level, the average has none. The interval
+    is over the items (tasks as independent samples); with several seeds it is Student's over the seeds, or the one over
+    items where that is wider.
     """
     rows = accuracies(scores)
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
@@ -48,7 +49,7 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
                     continue
                 values.append(100 * float(seed["value"].mean()))
                 errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
-                chances.append(100 * float(seed["chance"].mean()))
+                chances.append(100 * float(seed["chance"].mean(skipna=False)))
                 items = int(seed["n"].sum())
             if values:
                 low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))

@@ -40,6 +40,8 @@ def test_levels_by_kind_of_score() -> None:
     assert levels(items, "multiple_choice", "acc_norm") == (0.5, 0.5)
     assert levels(items, "multiple_choice", "brier_score") == (None, None)
     assert levels(None, "generate_until", "exact_match") == (0.0, None)
+    assert levels(None, "loglikelihood", "acc") == (0.0, None)
+    assert levels(None, "loglikelihood", "perplexity") == (None, None)
     assert levels(None, "loglikelihood_rolling", "word_perplexity") == (None, None)
 
 

@@ -8,9 +8,11 @@ import json
 import pytest
 
 from r2q.records import read_drawn
+from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
+from r2q.report.run import read_scores
 from r2q.report.tables import table
 from tests.report.conftest import RECIPES, score
 
@@ -62,3 +64,11 @@ def test_a_run_of_which_one_recipe_went_well(left, make_run, tmp_path, capsys):
             run.fail(model, recipe, "weights are not finite")
     all_of_it(run, tmp_path)
     assert "weights are not finite" in capsys.readouterr().out
+
+
+def test_an_average_has_a_chance_level_where_all_its_tasks_have_one(run):
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    assert set(average_scores(scores)["chance"]) == {37.5}  # of 25 and 50
+    scores.loc[scores["task"] == "mini_who", "chance"] = float("nan")
+    assert average_scores(scores)["chance"].isna().all()
