@@ -1,8 +1,8 @@
 """What a score is worth: the level of a blind answer, from the task's own items.
 
 - chance: expected score of an answer picked uniformly among the item's choices, averaged over the items (which may
-  differ in their number of choices). For exact match of generated text, and of a continuation that decoding has to give,
-  it is 0: no finite set of answers to pick from.
+  differ in their number of choices). For exact match of generated text, and of a continuation that decoding has to
+  give, it is 0: no finite set of answers to pick from.
 - majority: score of always giving the same answer, the most frequent one: the share of the commonest gold index.
   None where no such answer exists: generated text, and tasks whose file lists the right choice at the same place in
   every item (sciq), where the index says nothing.
