@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
     wrong = [f"{kind.replace('_', ' ')} {', '.join(sorted(map(str, info[kind]))[:3])}" for kind in info if info[kind]]
     if wrong:
         raise ValueError(f"its tensors are not those of {type(model).__name__}: {'; '.join(wrong)}")
+    there, taken = (sum(sizes) for sizes in ((t[3] for t in types), _numbers(model)))
+    if there != taken:  # transformers passes over what it does not know, such as biases
+        raise ValueError(f"it holds {there} numbers, but {type(model).__name__} takes {taken}: another model than that")
     model.config.__dict__.pop("quantization_config", None)  # nothing is quantized any more
     model.config.__dict__.pop("_name_or_path", None)
     model.hf_quantizer = None
@@ -69,7 +73,7 @@ def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
     """(name, type, dimensions, parameters) of every tensor of a GGUF file, and the number of its tokens.
 
     Raises:
-        ValueError: it is not a GGUF file, is cut off, or is one part of several.
+        ValueError: it is not a GGUF file, is cut off, is one part of several, or scales its positions.
     """
     from gguf import GGUFReader
 
@@ -83,13 +87,31 @@ def read_header(file: Path) -> tuple[list[tuple[str, str, int, int]], int]:
         count = 1 if parts is None else int(parts.contents())
         tokens = reader.get_field("tokenizer.ggml.tokens")
         tensors = [(t.name, t.tensor_type.name, len(t.shape), int(t.n_elements)) for t in reader.tensors]
+        scaled = [name for name, field in reader.fields.items() if _scales(name, field.contents)]
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise ValueError(f"is a damaged or truncated GGUF file ({one_line(error)})") from None
     if count > 1:
         raise ValueError(f"is one of {count} parts of a GGUF file; join them first (llama-gguf-split --merge)")
+    scaled += [name for name, *_ in tensors if name.startswith("rope_")]  # rope_freqs.weight, of Llama 3.1 and later
+    if scaled:
+        raise ValueError(
+            f"is a GGUF file whose position encoding is scaled ({', '.join(scaled)}), which transformers leaves out; "
+            "take the model's own folder in place of it"
+        )
     if tokens is None:
         raise ValueError("is a GGUF file without a tokenizer")
     return tensors, len(tokens.data)
+
+
+def _numbers(model: Any) -> Iterable[int]:
+    """Numbers in each of a model's tensors, tied ones once."""
+    return {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}.values()
+
+
+def _scales(name: str, value: Callable[[], Any]) -> bool:
+    """Whether a key of a header says that positions are scaled: linearly, by YaRN, ..."""
+    kind = name.endswith(".rope.scaling.type") and value() != "none"
+    return kind or (name.endswith((".rope.scaling.factor", ".rope.scale_linear")) and value() != 1)
 
 
 def source_format(types: list[tuple[str, str, int, int]]) -> str:

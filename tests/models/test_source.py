@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,12 @@ QUANT = gguf.GGMLQuantizationType
 HEADS, KV_HEADS = COMMON["num_attention_heads"], GQA["num_key_value_heads"]
 
 
-def tiny_gguf(file: Path, architecture: str = "llama", extra: dict[str, int] | None = None) -> dict[str, np.ndarray]:
+def tiny_gguf(
+    file: Path,
+    architecture: str = "llama",
+    extra: dict[str, int] | None = None,
+    also: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+) -> dict[str, np.ndarray]:
     """A Llama whose matrices are Q4_1 and whose embedding is Q8_0, written as llama.cpp does.
 
     Returns the values of the matrices by their transformers name, decoded with the gguf library.
@@ -88,6 +94,7 @@ def tiny_gguf(file: Path, architecture: str = "llama", extra: dict[str, int] | N
         if parts[-2] in ("q_proj", "k_proj"):
             plain = plain.reshape(heads, -1, 2, 64).swapaxes(1, 2).reshape(-1, 64)
         decoded[name] = plain
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -171,6 +178,32 @@ def test_a_gguf_file_becomes_the_folder_that_every_verb_reads(here: Path) -> Non
     quantize("config.yaml", "results/test/tiny/prepared.json", "tiny", "rtn-g32", 0, "results/test/tiny/rtn-g32/seed0")
     report = json.loads(Path("results/test/tiny/rtn-g32/seed0/report.json").read_text())
     assert report["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "also"),
+    [
+        ("rope_freqs.weight", lambda w: w.add_tensor("rope_freqs.weight", np.linspace(1, 8, 8, dtype=np.float32))),
+        ("llama.rope.scaling.type", lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)),
+        ("llama.rope.scaling.factor", lambda w: w.add_rope_scaling_factor(4.0)),
+    ],
+)
+def test_scaled_positions_are_refused_and_never_left_out(name: str, also: Any, here: Path) -> None:
+    """As in the files of Llama 3.1 and later: transformers reads them as if there were no scaling."""
+    tiny_gguf(here / "tiny.gguf", also=also)
+    assert refused(path="tiny.gguf").startswith(f"is a GGUF file whose position encoding is scaled ({name}), which")
+    tiny_gguf(here / "plain.gguf", also=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE))
+    source(write(path="plain.gguf"), "tiny")
+
+
+@pytest.mark.parametrize(("name", "size"), [("blk.0.attn_q.bias", 64), ("blk.1.attn_q_norm.weight", 16), ("more", 8)])
+def test_tensors_that_the_model_does_not_take_are_refused(name: str, size: int, here: Path) -> None:
+    """transformers passes over them without a word, and another model would be called full precision."""
+    tiny_gguf(here / "tiny.gguf", also=lambda w: w.add_tensor(name, np.ones(size, dtype=np.float32)))
+    held = (
+        64 * 272 + 2 * (64 * 64 * 3 + 3 * 64 * 128) + 5 * 64
+    )  # embedding, blocks with half the heads for k, v, norms
+    assert refused(path="tiny.gguf").startswith(f"it holds {held + size} numbers, but LlamaForCausalLM takes {held}:")
 
 
 def test_dtype_is_what_the_file_is_dequantized_to(here: Path) -> None:
