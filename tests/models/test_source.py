@@ -200,9 +200,7 @@ def test_scaled_positions_are_refused_and_never_left_out(name: str, also: Any, h
 def test_tensors_that_the_model_does_not_take_are_refused(name: str, size: int, here: Path) -> None:
     """transformers passes over them without a word, and another model would be called full precision."""
     tiny_gguf(here / "tiny.gguf", also=lambda w: w.add_tensor(name, np.ones(size, dtype=np.float32)))
-    held = (
-        64 * 272 + 2 * (64 * 64 * 3 + 3 * 64 * 128) + 5 * 64
-    )  # embedding, blocks with half the heads for k, v, norms
+    held = 64 * 272 + 2 * (64 * 64 * 3 + 3 * 64 * 128) + 5 * 64  # embedding, blocks with half the heads for k, v, norms
     assert refused(path="tiny.gguf").startswith(f"it holds {held + size} numbers, but LlamaForCausalLM takes {held}:")
 
 
