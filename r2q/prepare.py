@@ -100,7 +100,9 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
                 f"scaled or capped), which training needs; name the recipes of models.{name} without it"
             )
         if wants.lm_head and facts["head"] is None:
-            problems.append(f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding")
+            problems.append(
+                f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding, or no linear map"
+            )
         granularity = wants.granularity or ""
         size = int(granularity[1:]) if granularity.startswith("g") else 1
         layers = facts["targets"] + ([facts["head"]] if wants.lm_head and facts["head"] else [])
@@ -206,7 +208,7 @@ def _describe(entry: Model) -> dict[str, Any]:
     from r2q.models.load import load_full, quiet
     from r2q.models.rehearsal import has_plain_logits
     from r2q.models.source import made_folder, make_folder, model_folder, source_facts
-    from r2q.models.targets import decoder_blocks, has_tied_head, list_targets, refuse_quantized
+    from r2q.models.targets import NoHead, decoder_blocks, list_targets, refuse_quantized
     from r2q.tokens import Encoder
 
     quiet()
@@ -217,8 +219,10 @@ def _describe(entry: Model) -> dict[str, Any]:
     refuse_quantized(config, entry.path)
     checks.check_files(folder)
     model = checks.meta_model(folder, config)
-    tied = has_tied_head(model)
-    layers = [{"name": t.name, "shape": list(t.weight.shape)} for t in list_targets(model, lm_head=not tied)]
+    try:
+        *targets, head = list_targets(model, lm_head=True)
+    except NoHead:
+        targets, head = list_targets(model), None
     tokenizer = checks.read_tokenizer(folder)
     checks.check_tokenizer(tokenizer, model)
     Encoder(tokenizer, entry.add_bos)
@@ -238,9 +242,13 @@ def _describe(entry: Model) -> dict[str, Any]:
         "block_parameters": sum(p.numel() for p in decoder_blocks(model)[1].parameters()),
         "fingerprint": digest_sums({name: file["sha256"] for name, file in files.items()}),
         "files": files,
-        "head": None if tied else layers.pop(),  # comes last
-        "targets": layers,
+        "head": None if head is None else _named_shape(head),
+        "targets": [_named_shape(target) for target in targets],
     }
+
+
+def _named_shape(target: Any) -> dict[str, Any]:
+    return {"name": target.name, "shape": list(target.weight.shape)}
 
 
 def _summary(facts: dict[str, Any]) -> str:

@@ -102,6 +102,21 @@ def test_a_head_that_is_stored_beside_the_embedding_is_what_was_stored(
     assert (head is model.get_input_embeddings().weight) == same
 
 
+def test_a_head_that_cannot_be_quantized_stops_no_recipe_that_leaves_it_alone(tmp_path: Path) -> None:
+    """xLSTM multiplies by its head outside of the module."""
+    torch.manual_seed(0)
+    config = transformers.xLSTMConfig(vocab_size=272, hidden_size=64, num_hidden_layers=2, num_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    byte_tokenizer().save_pretrained(tmp_path / "m")
+    asked = data(tmp_path, models={"m": {"path": str(tmp_path / "m")}})
+    facts = run(tmp_path, asked)["m"]
+    assert facts["head"] is None
+    assert len(facts["targets"]) == 20
+    asked["recipes"]["rtn-g32"]["lm_head"] = True
+    (problem,) = recipe_problems(parse(asked, "x"), "m", facts)
+    assert problem.endswith("lm_head: the output head of model m is tied to its embedding, or no linear map")
+
+
 def test_one_model_alone_gives_the_same_facts(models: Path, tmp_path: Path) -> None:
     both = run(tmp_path, data(models))
     assert run(tmp_path, data(models), "opt") == {"opt": both["opt"]}
@@ -122,7 +137,7 @@ def test_all_problems_of_all_models_come_at_once(models: Path, tmp_path: Path) -
         "model.layers.0.self_attn.q_proj and 13 more layers of model llama",
         "recipes.rtn-g48.granularity: group size 48 does not divide the 64 input features of "
         "model.decoder.layers.0.self_attn.k_proj and 11 more layers of model opt",
-        "recipes.head-g32.lm_head: the output head of model opt is tied to its embedding",
+        "recipes.head-g32.lm_head: the output head of model opt is tied to its embedding, or no linear map",
     ]
     assert refused(tmp_path, data(models, recipes=recipes, tasks={"piqaa": None}), "llama") == found[2:3]
 

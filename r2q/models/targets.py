@@ -47,6 +47,10 @@ class Target:
         return not isinstance(self.owner, nn.Linear)
 
 
+class NoHead(ValueError):
+    """The output head is asked for, and is not one that can be quantized."""
+
+
 def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """The dotted name and the list of decoder blocks.
 
@@ -79,7 +83,7 @@ def has_tied_head(model: Any) -> bool:
     head = model.get_output_embeddings()
     if head is None:
         return False
-    return bool(model.config.tie_word_embeddings) or head.weight is model.get_input_embeddings().weight
+    return getattr(model.config, "tie_word_embeddings", False) or head.weight is model.get_input_embeddings().weight
 
 
 def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
@@ -87,7 +91,8 @@ def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
 
     Raises:
         ValueError: the model is already quantized; it has no decoder blocks that are understood; too much of them is
-            used otherwise than as linear maps; ``lm_head`` is asked for but tied to the embedding, or used otherwise.
+            used otherwise than as linear maps.
+        NoHead: ``lm_head`` is asked for but tied to the embedding, or used otherwise.
     """
     refuse_quantized(model.config, type(model).__name__)
     prefix, blocks = decoder_blocks(model)
@@ -181,11 +186,11 @@ def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -
 
 def _head(model: Any, use: Use) -> Target:
     if has_tied_head(model):
-        raise ValueError("lm_head: true needs an untied output head; this one is the embedding itself")
+        raise NoHead("lm_head: true needs an untied output head; this one is the embedding itself")
     head = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is head and name), None)
     if name is None or f"{name}.weight" not in use.linear:
-        raise ValueError(f"lm_head: true needs an output head that is a linear map; {type(model).__name__} has none")
+        raise NoHead(f"lm_head: true needs an output head that is a linear map; {type(model).__name__} has none")
     return Target(name, head, "weight", -1)
 
 
