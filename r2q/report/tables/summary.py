@@ -242,13 +242,15 @@ def _mark_best(rows: list[Row], columns: Sequence[Column]) -> list[Row]:
 
 
 def show(value: float | None, column: Column) -> str:
-    """A number as the table prints it: percent with one decimal; others with about four digits, so 5469 and 1.2e+05."""
+    """A number as the table prints it: percent with one decimal; others with three or four digits: 5469, 0.0123."""
     if value is None:
         return "–"
     if column.percent:
         return f"{100 * value:.1f}"
     if not math.isfinite(value) or abs(value) >= 1e5:
         return f"{value:.1e}"
+    if 0 < abs(value) < 0.9995:  # a distance between models of four bits, say
+        return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
     return f"{value:.{max(0, 2 - max(0, len(str(int(abs(value)))) - 2))}f}"
 
 
