@@ -19,6 +19,7 @@ from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, TEXT_KIND
 
 RESERVED_RUNS = ("prepared", "reference", "published")  # other folders of results/
 RESERVED_MODELS = ("logs", "tables", "benchmarks")  # other folders of results/<run>/
+FILES = (".csv", ".html", ".json", ".safetensors", ".sha256", ".yaml")  # files beside the folders of models and recipes
 SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
 
 
@@ -37,6 +38,12 @@ def find_problems(config: Config) -> list[str]:
             if recipe not in config.recipes:
                 lines.append(f"models.{name}.recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
         lines += _twice(f"models.{name}.recipes", model.recipes or [])
+    for section in ("models", "recipes"):
+        lines += [
+            f"{section}.{name}: the name ends as files of a run do ({', '.join(FILES)}); choose another"
+            for name in getattr(config, section)
+            if name.endswith(FILES)
+        ]
     wrong = [
         f"recipes.{name}{line}" for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)
     ]

@@ -92,6 +92,12 @@ def problems(data: dict[str, Any]) -> list[str]:
         ("models/hub/recipes", ["fp", "fp"], "models.hub.recipes: fp stands twice"),
         ("models/small/revision", "main", "models.small.revision: only a hub model has one"),
         ("models/logs", {"path": "x"}, "models.logs: the name is reserved"),
+        ("models/scores.csv", {"path": "x"}, "models.scores.csv: the name ends as files of a run do (.csv, "),
+        (
+            "recipes/prepared.json",
+            {"method": "rtn", "granularity": "g8"},
+            "recipes.prepared.json: the name ends as files",
+        ),
         ("run", "published", "run: published is reserved"),
         ("run", "../up", "run: '../up' must be letters, digits and . _ -"),
         ("device", "gpu", "device: 'gpu' must be auto, cpu, cuda or cuda:<number>"),
