@@ -31,6 +31,7 @@ from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.estimate import CONTROLS, Estimate, machine, report
 from r2q.plan.jobs import Machine
 from r2q.plan.shapes import catalogue, count, shape_of
+from r2q.quantization.method import Recipe, WeightMethod, make_method
 
 ONE = Machine(gpus=1, gpu_bytes=None, cpu_jobs=4)
 
@@ -53,8 +54,18 @@ def test_a_model_of_the_catalogue_has_as_many_parameters_as_transformers_makes(p
         {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
         {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
         {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        {
+            "model_type": "qwen3_moe",
+            "num_experts": 8,
+            "moe_intermediate_size": 32,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 5,
+            "mlp_only_layers": [0],
+            "decoder_sparse_step": 2,
+        },
         {"model_type": "qwen2", "tie_word_embeddings": True},
         {"model_type": "qwen3", "head_dim": 32},
+        {"model_type": "qwen3"},
     ],
     ids=lambda change: change.get("model_type", "opt"),
 )
@@ -300,6 +311,18 @@ def test_a_unit_takes_the_disk_that_its_format_says() -> None:
     jobs = Estimate(run_of(), ONE).rules()
     assert jobs["train"][0].disk_bytes == pytest.approx(blocks * 2.25 / 8 + rest * 2)
     assert jobs["train"][0].passing_bytes == pytest.approx(2 * 12 * (blocks + rest))  # weights and two moments, twice
+
+
+@pytest.mark.parametrize(("method", "bits"), [("rtn", 2), ("hqq", 4), ("r2q", 2), ("r2q", 3), ("r2q", 4)])
+def test_no_method_stores_more_than_is_counted(method: str, bits: int) -> None:
+    """Bytes of one packed weight a number, against what a model's disk has for each beside its other parameters."""
+    quantizer, weight = make_method(Recipe("x", method, "g32", bits)), torch.randn(64, 128)
+    assert isinstance(quantizer, WeightMethod)
+    stored = quantizer.quantize_weight(weight).nbytes / weight.numel()
+    made = Estimate(run_of(recipes={"x": {"method": method, "granularity": "g32", "bits": bits}}, training=None), ONE)
+    shape = made.shapes["llama"]
+    counted = made.rules()["quantize"][0].disk_bytes - 2 * (shape.total - shape.quantized)
+    assert stored <= counted / shape.quantized * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", ["paper", "modern", "tinyllama", "smollm2"])

@@ -259,12 +259,12 @@ class Jobs:
         return windows, cost.forward_seconds(self.rates, self.device, shape, windows * window, window, passes)
 
     def _stored(self, unit: Unit) -> float:
-        """Bytes of a unit's weights; codes with two 16-bit numbers a group, which no format here exceeds."""
+        """Bytes of a unit's weights, with the most that methods here keep of a group: two numbers, or a scale a bit."""
         shape, recipe = self.shapes[unit.model], self.config.recipes[unit.recipe]
         if recipe.granularity is None:
             return self._size(unit.model)
         group = int(recipe.granularity[1:]) if recipe.granularity.startswith("g") else shape.width
-        packed = shape.quantized * (recipe.bits + 32 / group) / 8
+        packed = shape.quantized * (recipe.bits + 16 * max(2, recipe.bits) / group) / 8
         return packed + (shape.total - shape.quantized) * shape.bytes_each
 
 

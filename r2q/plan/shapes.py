@@ -91,7 +91,7 @@ def _gated(config: Mapping[str, Any]) -> dict[str, int]:
     family, width, layers = config["model_type"], config["hidden_size"], config["num_hidden_layers"]
     heads = config["num_attention_heads"]
     shared = config.get("num_key_value_heads") or heads
-    head = config.get("head_dim") or width // heads
+    head = config.get("head_dim") or (128 if family == "qwen3" else width // heads)  # as transformers does
     queries, keys = heads * head, shared * head
     biases = queries + 2 * keys if family == "qwen2" or config.get("attention_bias") else 0
     biases += width if config.get("attention_bias") else 0
@@ -101,13 +101,21 @@ def _gated(config: Mapping[str, Any]) -> dict[str, int]:
     chosen = config["num_experts_per_tok"] if experts > 1 else 1
     inner = config["moe_intermediate_size"] if family == "qwen3_moe" else config["intermediate_size"]
     attention, expert = 2 * width * (queries + keys), 3 * width * inner
+    mixtures = _mixtures(config) if family == "qwen3_moe" else layers
+    dense = (layers - mixtures) * 3 * width * config["intermediate_size"] if mixtures < layers else 0
     router = width * experts if experts > 1 else 0
     embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings", False) else 2)
-    quantized, active = attention + experts * expert, attention + chosen * expert
-    total = layers * (quantized + router + norms + biases) + width + embeddings
+    quantized, active = (layers * attention + mixtures * number * expert + dense for number in (experts, chosen))
+    total = quantized + mixtures * router + layers * (norms + biases) + width + embeddings
     moments = width**2 + queries**2 + experts * (width**2 + inner**2)
-    return {"inner": chosen * inner, "total": total, "quantized": layers * quantized, "active": layers * active,
+    return {"inner": chosen * inner, "total": total, "quantized": quantized, "active": active,
             "attention": queries, "keys": keys, "widest": max(width, queries, inner), "moments": moments}  # fmt: skip
+
+
+def _mixtures(config: Mapping[str, Any]) -> int:
+    """Blocks of a Qwen3-MoE whose MLP is a mixture of experts; of the others it is a dense one."""
+    dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
+    return sum(block not in dense and (block + 1) % step == 0 for block in range(config["num_hidden_layers"]))
 
 
 def _opt(config: Mapping[str, Any]) -> dict[str, int]:
