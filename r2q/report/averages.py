@@ -14,6 +14,7 @@ from r2q.report import statistics
 SCORE = "average accuracy, %"
 MANY = 20  # recipes of a model; of more the end of a run shows the best of each family
 FIDELITY = ("kl", "KL to full precision, nats")
+OTHER_SCALES = frozenset({"mcc", "bleu", "chrf", "chrf++"})  # of lm-eval: no shares, even where all lie between 0 and 1
 COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "seeds", "n"]
 
 
@@ -25,8 +26,16 @@ def in_table(scores: pd.DataFrame) -> pd.DataFrame:
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main table that are shares of right answers."""
     shown = in_table(scores)
-    share = shown.groupby(["task", "metric"])["value"].transform(lambda v: v.dropna().between(0, 1).all())
-    return shown[share.astype(bool) & shown["higher_is_better"].fillna(False).astype(bool)]
+    by_metric = shown.groupby(["task", "metric"], sort=False)["value"]
+    shares = {name for name, values in by_metric if are_shares(str(name[1]), values)}  # type: ignore[index]
+    share = [name in shares for name in zip(shown["task"], shown["metric"], strict=True)]
+    higher = shown["higher_is_better"].fillna(False).astype(bool)
+    return shown[pd.Series(share, shown.index, dtype=bool) & higher]
+
+
+def are_shares(metric: str, values: pd.Series) -> bool:
+    """Whether a metric's values are shares of a whole: a correlation is none because no recipe's is negative."""
+    return metric.partition("/")[0] not in OTHER_SCALES and bool(values.dropna().between(0, 1).all())
 
 
 def average_scores(scores: pd.DataFrame) -> pd.DataFrame:

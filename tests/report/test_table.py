@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from r2q.records import Score, columns
+from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
@@ -340,3 +341,21 @@ def test_a_table_of_frames_has_every_training(tmp_path):
     sheet = frames(run)
     numbers = [cell for row in sheet.body for cell in row[2:] if cell.value is not None]
     assert len(numbers) == run.scores.loc[run.scores["kind"] == "training", "recipe"].nunique() == 36
+
+
+@pytest.mark.parametrize("other", [-0.1, 0.2])
+def test_no_recipe_decides_whether_a_correlation_is_an_accuracy(other):
+    """Matthews correlations are no shares of right answers, whether or not one of them is negative."""
+    mcc = {"metric": "mcc", "chance": None, "majority": None}
+    values = {("rtn-g64", 2.28): (0.5, 0.3, 0.1), ("r2q-g64", 2.5): (0.6, 0.4, other)}
+    scores = frame(
+        (*recipe, 0, task, value, mcc if task == "cola" else {})
+        for recipe, row in values.items()
+        for task, value in zip(("one", "two", "cola"), row, strict=True)
+    )
+    summary = summarize(scores)
+    assert {column.task: column.percent for column in summary.columns} == {
+        "one": True, "two": True, "cola": False, AVERAGE: True
+    }  # fmt: skip
+    assert rows_of(summary)["rtn-g64"].cells[-1].value == pytest.approx(0.4)
+    assert dict(average_scores(scores)[["recipe", "value"]].to_numpy()) == pytest.approx({"rtn-g64": 40, "r2q-g64": 50})

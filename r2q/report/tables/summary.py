@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from r2q.records import FAILED, OK
-from r2q.report.averages import in_table
+from r2q.report.averages import are_shares, in_table
 
 FULL_PRECISION = "full_precision"  # stands before the others
 AVERAGE = "average"
@@ -125,10 +125,10 @@ def table_columns(shown: pd.DataFrame) -> list[Column]:
     columns = []
     for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
         higher = bool(rows["higher_is_better"].iloc[0])
-        known = pd.concat([rows["value"], rows["chance"], rows["majority"]]).dropna()
+        known = pd.concat([rows["value"], rows["chance"], rows["majority"]])
         counts = rows["n"].dropna()
         n = (int(counts.min()), int(counts.max())) if len(counts) else None
-        columns.append(Column(str(task), str(metric), higher, higher and bool(known.between(0, 1).all()), n))
+        columns.append(Column(str(task), str(metric), higher, higher and are_shares(str(metric), known), n))
     columns.sort(key=lambda column: column.higher_is_better)  # stable
     if sum(column.percent for column in columns) > 1:
         columns.append(Column(AVERAGE, "", True, True))
