@@ -92,6 +92,18 @@ def test_a_single_seed_has_an_interval_over_items() -> None:
     assert (alone["over"], alone["low"], alone["verdict"]) == ("seeds", None, "undecided")
 
 
+def test_seeds_that_moved_alike_have_an_interval_over_items() -> None:
+    """Ten points each, which items of a standard error of 30 cannot tell from none; a point of no width could."""
+    units = [
+        unit(name, value, seed=s, error=e)
+        for s in (0, 1)
+        for name, value, e in (("r2q", 60.0, 18.0), ("rtn", 50.0, 24.0))
+    ]
+    (row,) = _rows(HIGHER, units, "r2q", "rtn")
+    assert [row["low"], row["high"]] == pytest.approx([10 - 58.8, 10 + 58.8], abs=1e-2)  # 1.96 * 30
+    assert (row["n"], row["over"], row["verdict"]) == (2, "items", "undecided")
+
+
 def test_a_single_seed_has_an_interval_over_windows() -> None:
     """KL of 2 and 1 nats with standard errors of 0.06 and 0.04: 0.03 and 0.04 of their logarithms, 0.05 together."""
     scores = pd.DataFrame(

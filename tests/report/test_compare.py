@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from r2q.records import ItemRow, columns, write_csv
 from r2q.report.collect import collect
 from r2q.report.compare import compare, differences
+from r2q.report.compare.numbers import Side
 from r2q.report.compare.numbers import side_of as side
-from r2q.report.items import decode, encode
+from r2q.report.items import Items, decode, encode
 
 
 @pytest.fixture
@@ -99,6 +102,22 @@ def test_items_make_the_test_a_paired_one(two):
     assert compare(a, b) == 1
     assert compare(a, b, fail_on_regression=True) == 0
     assert compare(b, a, fail_on_regression=True) == 1
+
+
+@pytest.mark.parametrize("right", [(6, 6), (6, 7)])
+def test_seeds_that_moved_alike_are_no_certainty(right):
+    """Two seeds of eight items, each with one more right: a spread of 0 would make p 0."""
+    row = {"model": "m", "task": "t", "metric": "acc", "stderr": 0.17, "n": 8, "status": "ok", "reason": "",
+           "higher_is_better": True}  # fmt: skip
+    frames = [
+        pd.DataFrame([row | {"recipe": name, "seed": s, "value": (5 + k * (right[s] - 5)) / 8} for s in seeds])
+        for k, name, seeds in ((0, "a", (0, 1)), (1, "b", (1, 0)))
+    ]
+    (found,) = differences(*(Side(f["recipe"][0], Path(), f, Items({})) for f in frames), over_seeds=True)
+    assert found.p > 0.05
+    assert found.verdict == "no difference found"
+    assert found.low < 0 < found.high
+    assert found.test == ("Fisher" if right == (6, 6) else "t over seeds")
 
 
 def test_other_task_versions_and_shots_are_not_compared(two):

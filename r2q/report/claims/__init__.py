@@ -154,8 +154,9 @@ def _rows(
             here = [f"{model} seed {seed}" if len(pairs) > 1 else model for seed in lost]
             missing += here
             means += [fmean(changes)] if finite else []
-            if len(finite) == 1 and math.isfinite(finite[0].error):
-                interval, over = (finite[0].change, statistics.Z * finite[0].error), "items"
+            error = fmean(pair.error for pair in finite) if finite else math.nan
+            if (len(finite) == 1 or statistics.alike(changes)) and math.isfinite(error):
+                interval, over = (fmean(changes), statistics.Z * error), "items"
             else:
                 interval, over = statistics.student(changes), "seeds"
             ends = _verdict(claim, *interval, changes)

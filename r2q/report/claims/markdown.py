@@ -42,8 +42,9 @@ The ratio of the held-out losses (to the teacher, where the frame distils) befor
 
 MODELS = """\
 Intervals are over the seeds of a model where it has several; before training these are alike, so there it is a point.
-Average scores and divergences of a single seed have an interval over items and windows, as if both quantizers had
-answered different ones: rather too wide. The rest of a single seed has neither interval nor verdict."""
+Average scores and divergences of a single seed, or of seeds with one and the same difference, have an interval over
+items and windows, as if both quantizers had answered different ones: rather too wide. The rest of a single seed has
+neither interval nor verdict."""
 
 
 def page(

@@ -120,10 +120,13 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     assert values[0] is not None
     assert values[1] is not None
     change = 0.0 if values[0] == values[1] else values[1] - values[0]
-    if len(a) > 1:
-        test, half = _over_seeds(a, b)
-    else:
-        test, half = _one_seed(a.iloc[0], b.iloc[0], change, side_a, side_b)
+    pairs = a.merge(b, on="seed", suffixes=("_a", "_b"))
+    changes = [float(y - x) for x, y in zip(pairs["value_a"], pairs["value_b"], strict=True)]
+    if len(a) > 1 and not statistics.alike(changes):
+        test, (_, half) = statistics.one_sample_t(changes), statistics.student(changes)
+    else:  # or seeds that moved alike: the items of one have to tell
+        other = b[b["seed"] == a["seed"].iloc[0]] if changes else b
+        test, half = _one_seed(a.iloc[0], other.iloc[0], change, side_a, side_b)
     known = not math.isnan(half)
     fields |= {"difference": change, "low": change - half if known else None, "high": change + half if known else None}
     return Difference(**fields, p=None if math.isnan(test.p) else test.p, test=test.name, paired=test.paired)
@@ -144,14 +147,6 @@ def _apart(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, side_b:
             if not (pd.isna(old) and pd.isna(new)) and (pd.isna(old) or pd.isna(new) or old != new):
                 return f"{words}: {'none' if pd.isna(old) else old} and {'none' if pd.isna(new) else new}"
     return ""
-
-
-def _over_seeds(a: pd.DataFrame, b: pd.DataFrame) -> tuple[statistics.Test, float]:
-    """Student's t over the differences of each seed, and half the width of the 95 % interval."""
-    both = a.set_index("seed")["value"].to_frame("a").join(b.set_index("seed")["value"].rename("b"), how="inner")
-    changes = [float(y - x) for x, y in zip(both["a"], both["b"], strict=True)]
-    _, half = statistics.student(changes)
-    return statistics.one_sample_t(changes), half
 
 
 def _one_seed(a: pd.Series, b: pd.Series, change: float, side_a: Side, side_b: Side) -> tuple[statistics.Test, float]:
