@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -75,21 +76,32 @@ def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
     if isinstance(grid, AffineGrid) and encode is WeightMethod.encode_groups:
         zero = grid.zero.float().t().contiguous()
         return Steps(grid.scale.float().t().contiguous(), zero, 2**grid.bits - 1, grid.zero.dtype != torch.uint8)
-    if (
-        isinstance(lattice, R2Q)
-        and encode is R2Q.encode_groups
-        and lattice.options.refine == "none"
-        and isinstance(grid, BinaryGrid)
-        and grid.bits == 2
-    ):
-        first = grid.alpha.float()[..., 0]  # signs of the residual, which need not be the nearest level
-        thresholds = torch.stack([-first, torch.zeros_like(first), first], -1)
-        codes = torch.tensor([0, 2, 1, 3], device=first.device).expand(*first.shape, 4)
+    if isinstance(grid, BinaryGrid) and encode is R2Q.encode_groups and lattice.options.refine == "none":
+        thresholds, codes = _signs(grid.alpha.float())
         return _ladder(thresholds, grid.levels().gather(-1, codes), codes)
     if isinstance(grid, BinaryGrid | CodebookGrid) and encode in (R2Q.encode_groups, WeightMethod.encode_groups):
         levels, codes = grid.levels().sort(dim=-1, stable=True)
         return _ladder((levels[..., 1:] + levels[..., :-1]) / 2, levels, codes)
     return None
+
+
+def _signs(alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Signs of the residual, one after the other, as thresholds ``[..., 2^bits - 1]`` and codes in their order.
+
+    Each sign cuts every interval at the sum of the scales so far. Beyond two bits that is not always the nearest level,
+    and a cut may lie outside of its interval, of which one half is then empty.
+
+    Args:
+        alpha: float32 ``[rows, groups, bits]``.
+    """
+    none = torch.zeros_like(alpha[..., 0])
+    sums, codes, cuts = [none], [0], [none - torch.inf, none + torch.inf]
+    for i, scale in enumerate(alpha.unbind(-1)):
+        inside = [at.clamp(*ends) for at, ends in zip(sums, pairwise(cuts), strict=True)]
+        cuts = [*chain.from_iterable(zip(cuts[:-1], inside, strict=True)), cuts[-1]]
+        sums = [part for s in sums for part in (s - scale, s + scale)]
+        codes = [part for code in codes for part in (code, code | 1 << i)]
+    return torch.stack(cuts[1:-1], -1), torch.tensor(codes, device=alpha.device).expand(*none.shape, -1)
 
 
 def _ladder(thresholds: torch.Tensor, levels: torch.Tensor, codes: torch.Tensor) -> Ladder:

@@ -56,6 +56,7 @@ class GPTQ(Method):
     needs = "calibration"
     leaves_latent = True
     Options = Options
+    version = 2
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

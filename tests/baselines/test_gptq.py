@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import baselines.gptq
-from baselines._error_feedback import BLOCK, blocks_of, factorize, quantize_rows, runs_of
+from baselines._error_feedback import BLOCK, blocks_of, columns_of, factorize, quantize_rows, runs_of
+from r2q.kernels.feedback import Ladder
 from r2q.models.blocks import walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
 from r2q.models.targets import list_targets
-from r2q.quantization.grid import Grid
+from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import Quantized, Recipe, WeightMethod, make_method
-from r2q.quantization.residual import R2Q
+from r2q.quantization.residual import R2Q, residual_codes
 from tests.models.tiny import CASES, tiny_model
 
 DAMPING = 0.01
@@ -96,6 +97,26 @@ def test_it_is_optimal_brain_quantization(name: str, granularity: str, width: in
     own = lattice(name, granularity)
     found = decode(*quantize_rows(weight, factorize(hessian, DAMPING), own, size))
     assert torch.equal(found, brute_force(weight, hessian, own, size))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("name", [name for name in LATTICES if name != "r2q-optimal"])  # which is for two bits
+def test_more_bits_are_coded_as_the_lattice_codes_them(name: str, bits: int) -> None:
+    """R2Q's successive signs, which from three bits on are not always the nearest level, among them."""
+    weight, hessian = problem(6, 96)
+    own = lattice(name, bits=bits)
+    found = decode(*quantize_rows(weight, factorize(hessian, DAMPING), own, 32))
+    assert torch.equal(found, brute_force(weight, hessian, own, 32))
+
+
+def test_signs_cut_where_they_change_even_outside_of_their_interval() -> None:
+    """Scales in no order, so that some cuts are outside, and values on every cut."""
+    alpha = torch.tensor([[[1.0, 0.5, 0.25]], [[0.5, 1.0, 0.25]], [[0.25, 0.5, 2.0]], [[0.0, 0.0, 0.0]]])
+    grid, values = BinaryGrid(alpha.half()), torch.arange(-40, 41).div(8).expand(4, 1, -1)
+    rule = columns_of(lattice("r2q", bits=3), grid)
+    assert isinstance(rule, Ladder)
+    found = torch.stack([rule.column(column, 0)[0] for column in values[:, 0].t()], -1)
+    assert torch.equal(found.to(torch.uint8), residual_codes(values, alpha)[:, 0])
 
 
 @pytest.mark.parametrize("name", ["rtn", "r2q"])
