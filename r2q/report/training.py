@@ -11,6 +11,8 @@ from r2q import config as configuration
 from r2q.plan import units_of
 from r2q.records import OK, Drift, Gradient, Report, Step, columns, read_json, sign, write_csv
 
+BITS = 2  # of a code, where the name of a frame says nothing: what differs in them is not held against each other
+
 
 def gather_training(config_path: str | Path, results: str | Path) -> None:
     """Write `training.csv`, `gradients.csv` and `drift.csv` into the folder of one run, in the order of its config.
@@ -30,7 +32,8 @@ def gather_training(config_path: str | Path, results: str | Path) -> None:
             continue
         folder = results / unit.path
         report, records = read_json(folder / "report.json", Report), folder / "training"
-        facts = {"run": config.run, **vars(unit), "frame": report.facts.frame}
+        frame = report.facts.frame if report.bits == BITS else f"{report.facts.frame}, {report.bits} bits"
+        facts = {"run": config.run, **vars(unit), "frame": frame}
         facts |= {"quantizer": report.facts.label, "granularity": report.granularity, "steps": report.options["steps"]}
         places = {layer.name: {"block": layer.block, "kind": layer.kind} for layer in report.layers}
         whole = report.status == OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from r2q.kept import write_json
 from r2q.report.claims import Claim, _rows, claims, judge
 from r2q.report.claims import markdown as claims_page
 from r2q.report.claims.measures import divergences, measure, trained_units
@@ -200,6 +202,17 @@ def test_two_recipes_with_one_name_for_the_quantizer_are_not_mixed(results: Path
     units, twice = trained_units(both, scores)
     assert (len(units), twice) == (20, ["faster"])
     assert len(measure(units, both, len)) == 20
+
+
+def test_codes_of_other_widths_are_not_held_against_each_other(results: Path) -> None:
+    """Round to nearest of three bits at g64: R2Q of two has no rival there, and one where both have two."""
+    for path in results.glob("*/bitdistiller-rtn-g64/seed*/report.json"):
+        write_json(path, json.loads(path.read_text()) | {"bits": 3})
+    rows = judged(results)
+    equal = rows[rows["pairing"] == "granularity"]
+    assert len(equal) > 0
+    assert set(equal["granularity"]) == {"channel"}
+    assert set(Run(results).steps["frame"]) == {"bitdistiller", "bitdistiller, 3 bits"}
 
 
 @pytest.mark.parametrize(
