@@ -77,3 +77,13 @@ def with_budgets(steps: pd.DataFrame) -> pd.DataFrame:
     several = steps.groupby("frame")["steps"].transform("nunique") > 1
     named = steps["frame"] + ", " + steps["steps"].astype(str) + " steps"
     return steps.assign(frame=steps["frame"].where(~several, named))
+
+
+def first_of_alike(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of training without recipes that an earlier one of the model equals in frame, quantizer and granularity.
+
+    Such recipes differ in a learning rate, say: a mean over them is none over seeds.
+    """
+    named = records[["model", "recipe", "frame", "quantizer", "granularity"]].drop_duplicates(["model", "recipe"])
+    first = named.drop_duplicates(["model", "frame", "quantizer", "granularity"])[["model", "recipe"]]
+    return records[pd.MultiIndex.from_frame(records[["model", "recipe"]]).isin(pd.MultiIndex.from_frame(first))]

@@ -291,6 +291,19 @@ def test_a_column_of_a_paper_holds_sixty_recipes(large, name):
     assert not [a for a in names for y in levels if a.y0 + 2 < y < a.y1 - 2]
 
 
+@pytest.mark.parametrize(("module", "name"), [(training, "training"), (drift, "drift")])
+def test_recipes_that_differ_in_a_learning_rate_are_no_seeds(results, module, name):
+    """A second recipe with the first one's frame, quantizer and granularity, and ten times its numbers."""
+    gather_training(results / "config.yaml", results)
+    run = Run(results)
+    known = run.steps if name == "training" else run.drift
+    again = known[known["recipe"] == "bitdistiller-r2q-g64"].assign(recipe="faster")
+    large = {c: 10 * again[c] for c in ("gradient_norm", "loss", "latent_moved", "quantized_after") if c in again}
+    other = Run(results)
+    other.__dict__ |= {"steps" if name == "training" else "drift": pd.concat([known, again.assign(**large)])}
+    pd.testing.assert_frame_equal(module.data(other, "all"), module.data(run, "all"))
+
+
 @pytest.mark.parametrize("name", ["training-all", "training-paper", "drift"])
 def test_a_column_of_a_paper_holds_the_figures_of_training(results, name):
     gather_training(results / "config.yaml", results)

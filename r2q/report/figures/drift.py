@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from r2q.report.figures.style import GREY, quantizer_legend, quantizer_line, training_panels
-from r2q.report.run import Run
+from r2q.report.run import Run, first_of_alike
 
 CAPTION = (
     "Squared distances over the squared weights, block by block, mean over seeds. Left: the stored (quantized) weights "
-    "to full precision, before (dotted) and after training (solid). Right: how far training moved the latent weights."
+    "to full precision, before (dotted) and after training (solid). Right: how far training moved the latent weights. "
+    "Of recipes of one name, such as with several learning rates, the first."
 )
 KINDS = {  # columns before and after training
     "quantized": ("quantized_before", "quantized_after"),
@@ -28,7 +29,7 @@ COLUMNS = ["model", "frame", "granularity", "quantizer", "block", "measure", "be
 
 def data(run: Run, variant: str) -> pd.DataFrame:
     """Of each block, means over seeds before and after training, and the range after it; of layers in blocks."""
-    drift = run.drift[run.drift["block"] >= 0]
+    drift = first_of_alike(run.drift[run.drift["block"] >= 0])
     unit = ["model", "frame", "granularity", "quantizer", "block", "seed"]
     parts = []
     for measure, columns in KINDS.items():

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r2q.report.figures.style import quantizer_legend, quantizer_line, training_panels
-from r2q.report.run import Run
+from r2q.report.run import Run, first_of_alike
 
 CAPTION = (
     "Gradient norm before clipping and training loss per token, by step: pale the mean over seeds of every step, dark "
-    "its running median over a tenth of the steps; shade: the range over seeds of that median."
+    "its running median over a tenth of the steps; shade: the range over seeds of that median. Of recipes of one name, "
+    "such as with several learning rates, the first."
 )
 VARIANTS = ("paper", "all")
 PAPER = ("r2q", "rtn (clipped start)")  # what the paper's figure shows
@@ -25,7 +26,7 @@ SMOOTHED = 10  # a running median is over the steps divided by this
 
 def data(run: Run, variant: str) -> pd.DataFrame:
     """Of every step the mean over seeds, and mean and range over seeds of the running median."""
-    steps = run.steps[run.steps["step"] > 0]
+    steps = first_of_alike(run.steps[run.steps["step"] > 0])
     steps = steps[steps["quantizer"].isin(PAPER)] if variant == "paper" else steps
     long = steps.melt(
         ["model", "frame", "granularity", "quantizer", "step", "recipe", "seed"], list(MEASURES), "measure", "mean"
