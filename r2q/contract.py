@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +20,13 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r2q.config import ConfigError, method_info
+from r2q.config.base import GRANULARITY
 from r2q.models.apply import FAILURES, apply
 from r2q.models.calibration import Calibration, tokens_sha256
 from r2q.models.load import load_packed
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, WeightMethod, make_method
+from r2q.quantization.method import Method, Recipe, WeightMethod, make_method
 from r2q.training.data import Rows, TrainingData
 
 WIDTH, VOCABULARY, WINDOW = 64, 272, 16
@@ -78,10 +80,16 @@ class Bench:
     def quantize(self, recipe: Recipe, model: Any) -> tuple[Any, list[dict[str, Any]]]:
         """A model quantized in place, and what is said of its layers."""
         method = make_method(recipe)
-        text = self.calibration() if method.needs == "calibration" else None
-        rows = self.rows() if method.needs == "training" else None
+        text, rows = self.data(method)
         layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), text, rows)
         return model, layers
+
+    def data(self, method: Method) -> tuple[Calibration | None, TrainingData | None]:
+        """What a method works from besides the weights."""
+        return (
+            self.calibration() if method.needs == "calibration" else None,
+            self.rows() if method.needs == "training" else None,
+        )
 
 
 def _need(holds: bool, sentence: str) -> None:
@@ -154,12 +162,12 @@ def an_unknown_option_is_refused(recipe: Recipe, bench: Bench) -> None:
 
 
 def weights_stay_untouched(recipe: Recipe, bench: Bench) -> None:
-    """A function of one weight leaves it as it is."""
-    method, weight = make_method(recipe), bench.model().get_submodule(LAYER).weight.detach()
-    before = weight.clone()
-    assert isinstance(method, WeightMethod)
-    method.quantize_weight(weight, LAYER)
-    _need(torch.equal(weight, before), "quantize_weight changes the weight that it is given")
+    """A method leaves the model that it is given as it is; what it changes is in its result."""
+    method, model = make_method(recipe), bench.model()
+    before, (text, rows) = copy.deepcopy(model.state_dict()), bench.data(method)
+    method.quantize(model, list_targets(model), text or rows)
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    _need(not changed, f"quantize changes {', '.join(changed[:1])} of the model that it is given")
 
 
 def a_group_that_does_not_divide_is_refused(recipe: Recipe, bench: Bench) -> None:
@@ -204,15 +212,14 @@ CHECKS: tuple[Check, ...] = (
     weights_stay_untouched,
     more_bits_mean_less_error,
 )
-OF_ONE_WEIGHT = (weights_stay_untouched, more_bits_mean_less_error)
 
 
 def checks_of(recipe: Recipe) -> list[Check]:
-    """The checks that a recipe has to pass: those of one weight only where the method is a function of one."""
+    """The checks that a recipe has to pass: that of bits only for a function of one weight."""
     info = method_info(recipe.method)
     checks = CHECKS if info.quantizes else CHECKS[:2]
-    less = (*(() if info.weight_method else OF_ONE_WEIGHT), *((more_bits_mean_less_error,) if info.control else ()))
-    return [check for check in checks if check not in less]
+    less = more_bits_mean_less_error if info.control or not info.weight_method else None
+    return [check for check in checks if check is not less]
 
 
 def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]) -> int:
@@ -221,6 +228,12 @@ def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]
     Raises:
         ConfigError: the name leads to no method, or the options are not its.
     """
+    if not re.fullmatch(GRANULARITY, granularity):
+        raise ConfigError(f"granularity: {granularity} is none of g<size>, channel, tensor")
+    if granularity.startswith("g") and WIDTH % int(granularity[1:]):
+        raise ConfigError(
+            f"granularity: {granularity} does not divide the {WIDTH} input features of the model to check on"
+        )
     info = method_info(name.replace(":", "."))
     if info.needs == "checkpoint":
         raise ConfigError(f"{name} quantizes nothing by itself: there is nothing to check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from r2q.cli import main
 from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
-from r2q.quantization.method import Recipe, make_method
+from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.models.tiny import tiny_folder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
@@ -93,7 +94,7 @@ class Broken(WeightMethod):
     ("factor", "noise", "message"),
     [
         ("1", "", "all promises kept"),
-        ("2", "", "weights stay untouched: quantize_weight changes the weight that it is given"),
+        ("2", "", "weights stay untouched: quantize changes "),
         (
             "1",
             "levels = levels * torch.rand(1)",
@@ -117,3 +118,95 @@ def test_there_must_be_a_method_to_check(capsys: Any) -> None:
     assert main(["check-method", "baselines.rtn:RTM"]) == 2
     assert main(["check-method", "rtn", "--options", '{"clop": "mse"}']) == 2
     assert "clop" in capsys.readouterr().err
+    for granularity in ("g7", "x", "g0"):  # its own mistake breaks no promise of a method
+        assert main(["check-method", "rtn", "--granularity", granularity]) == 2
+        assert f"granularity: {granularity} " in capsys.readouterr().err
+
+
+WHOLE = """
+import math, torch
+from dataclasses import replace
+from baselines.rtn import RTN
+from r2q.quantization.method import Method, Quantized, QuantizedWeight
+
+class Mine(Method):
+    def quantize(self, model, targets, data):
+        def rtn(bits=2, granularity="g32"):
+            one = RTN(replace(self.recipe, bits=bits, granularity=granularity, options={}))
+            return {t.name: one.quantize_weight(t.weight, t.name) for t in targets}
+        layers, other, notes = rtn(), {}, {}
+        first = targets[0].name
+        CHANGE
+        return Quantized(layers, other, notes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("pass", "all promises kept"),
+        ("del layers[first]", "recipe Mine: model.layers.0.self_attn.q_proj is not quantized (1 such)"),
+        ("layers['lm_head'] = layers[first]", "lm_head is none of the layers to quantize"),
+        ("layers = rtn(bits=4)", "levels are for 4 bits and [64, 2] [rows, groups], not 2 bits and [64, 2]"),
+        ("layers = rtn(granularity='g16')", "levels are for 2 bits and [64, 4] [rows, groups], not 2 bits and [64, 2]"),
+        ("layers[first] = layers[targets[1].name]", "q_proj: the weight is [64, 64], not [32, 64]"),
+        (
+            "g = layers[first].grid; layers[first] = replace(layers[first], grid=replace(g, scale=g.scale.float()))",
+            "q_proj: scale is stored as torch.float16 [64, 2], not torch.float32 [64, 2]",
+        ),
+        (
+            "g = layers[first].grid; layers[first] = replace(layers[first], grid=replace(g, scale=g.scale * math.nan))",
+            "q_proj: scale is not finite",
+        ),
+        (
+            "layers[first] = replace(layers[first], in_scale=torch.zeros(64).half())",
+            "q_proj: in_scale is torch.float16 [64], above zero",
+        ),
+        ("other['model.norm.weight'] = torch.ones(3)", "model.norm.weight, which it changes, is finite [64]"),
+        ("other[first + '.weight'] = targets[0].weight", "q_proj.weight, which it changes, is no parameter that stays"),
+        ("notes['x'] = math.nan", "notes are plain JSON (Out of range float values"),
+        ("targets[0].weight.data.mul_(2)", "quantize changes model.layers.0.self_attn.q_proj.weight of the model"),
+        ("model.model.norm.weight.data.mul_(2)", "quantize changes model.norm.weight of the model"),
+        ("return layers", "recipe Mine: quantize gives a Quantized, not dict"),
+    ],
+)
+def test_what_a_method_of_whole_models_gives_is_held_against_its_recipe(
+    change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    module = f"whole_{abs(hash(change))}"
+    (tmp_path / f"{module}.py").write_text(WHOLE.replace("CHANGE", change))
+    monkeypatch.syspath_prepend(tmp_path)
+    status = main(["check-method", f"{module}:Mine"])
+    assert message in capsys.readouterr().out
+    assert status == (0 if change == "pass" else 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("fit_groups = lambda self, values: None", "levels are a Grid of r2q.quantization.grid, not NoneType"),
+        ("fit_groups = lambda self, values: CodebookGrid(values[:1, :1, :4].half())", "not 2 bits and [64, 2]"),
+        (
+            "fit_groups = lambda self, values: CodebookGrid(values[..., :4])",
+            "book is stored as torch.float16 [64, 2, 4], not torch.float32 [64, 2, 4]",
+        ),
+        (
+            "fit_groups = lambda self, values: CodebookGrid(values[..., :5].half())",
+            "book is stored as torch.float16 [64, 2, 4], not torch.float16 [64, 2, 5]",
+        ),
+        ("encode_groups = lambda self, values, grid: grid.encode(values)[:1]", "shape of the weights, [64, 2, 32]"),
+        ("encode_groups = lambda self, values, grid: None", "codes have the shape of the weights, [64, 2, 32]"),
+    ],
+)
+def test_levels_and_codes_of_a_method_of_one_weight_are_checked(
+    change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"levels_{abs(hash(change))}"
+    head = "from baselines.rtn import RTN\nfrom r2q.quantization.grid import CodebookGrid\n"
+    (tmp_path / f"{module}.py").write_text(f"{head}class Mine(RTN):\n    {change}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    method = make_method(Recipe("mine", f"{module}.Mine", "g32"))
+    assert isinstance(method, WeightMethod)
+    with pytest.raises(ValueError, match=re.escape("recipe mine, layer q_proj: ")) as error:
+        method.quantize_weight(torch.randn(64, 64), "q_proj")
+    assert message in str(error.value)

@@ -24,6 +24,7 @@ from r2q.kept import ROOT
 
 R2Q = "r2q.quantization.residual"
 CONTRACT = "r2q.quantization.method"
+NEEDS = ("weights", "calibration", "training", "checkpoint")
 FACTS = ("needs", "stochastic", "version", "control", "quantizes", "leaves_latent", "scales_inputs")  # of the contract
 
 
@@ -93,6 +94,12 @@ def method_info(name: str) -> MethodInfo:
     options = facts.pop("Options")
     if not (isinstance(options, type) and issubclass(options, MethodOptions)):
         raise ConfigError(f"method {name}: Options of {cls} in {path} must be a subclass of MethodOptions")
+    if facts["needs"] not in NEEDS:
+        raise ConfigError(f"method {name}: needs of {cls} is {facts['needs']!r}; valid: {', '.join(NEEDS)}")
+    for fact in FACTS[1:]:
+        kind = int if fact == "version" else bool
+        if type(facts[fact]) is not kind:
+            raise ConfigError(f"method {name}: {fact} of {cls} is {facts[fact]!r}, not of type {kind.__name__}")
     return MethodInfo(module, cls, path, options, weight_method="WeightMethod" in ancestors, **facts)
 
 
@@ -104,7 +111,11 @@ def import_method(name: str) -> type:
 
 def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
     """Facts and names of ancestors, of the class itself."""
-    imported = getattr(_import(module), cls, None)
+    content = vars(_import(module))
+    if cls not in content:
+        classes = [name for name, value in content.items() if isinstance(value, type)]
+        raise ConfigError(f"{module} has no class {cls}{nearest(cls, classes)}")
+    imported = content[cls]
     if not isinstance(imported, type) or not all(hasattr(imported, fact) for fact in FACTS):
         raise ConfigError(f"{cls} of {module} does not build on r2q.quantization.method.Method")
     return {fact: getattr(imported, fact) for fact in (*FACTS, "Options")}, [base.__name__ for base in imported.__mro__]
@@ -211,8 +222,7 @@ def _attribute(module: str, cls: str, fact: str) -> Any:
     """The value of a class attribute: a plain value, or the options by importing them."""
     for where, owner in _ancestors(module, cls):
         for statement in _read(where).classes[owner].body:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-            if not any(isinstance(target, ast.Name) and target.id == fact for target in targets):
+            if fact not in _bound(statement):
                 continue
             value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
             if value is None:
@@ -224,6 +234,14 @@ def _attribute(module: str, cls: str, fact: str) -> Any:
                 raise _Unread
             return getattr(_import(source), name)
     raise _Unread
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Names that a statement in the body of a class may give a value; of a class or function only its own."""
+    if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return {statement.name}
+    names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return names | {n.name for n in ast.walk(statement) if isinstance(n, ast.ClassDef | ast.FunctionDef)}
 
 
 def _method_class(name: str, path: Path, classes: dict[str, ast.ClassDef]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from typing import Any
@@ -13,8 +14,9 @@ from r2q.models.calibration import describe as describe_calibration
 from r2q.models.moments import output_errors
 from r2q.models.packed import PackedWeight, replace
 from r2q.models.targets import Target
-from r2q.quantization.grid import SMALLEST_SCALE
-from r2q.quantization.method import Method, Quantized, QuantizedWeight, WeightMethod
+from r2q.quantization.grid import SCALE_DTYPE, SMALLEST_SCALE, check_grid
+from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
+from r2q.quantization.packing import packed_width
 
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
 
@@ -39,7 +41,8 @@ def apply(
         One description per layer (see :func:`describe`), and the method's notes.
 
     Raises:
-        ValueError: the method needs calibration or training data and there is none.
+        ValueError: the method needs calibration or training data and there is none, or gives what :class:`Quantized`
+            does not allow.
     """
     if method.needs == "calibration" and data is None:
         raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
@@ -48,6 +51,7 @@ def apply(
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
         result = method.quantize(model, targets, training if method.needs == "training" else data)
+        _refuse_other_than_said(method, model, targets, result)
         weights = {target.name: target.weight for target in targets}
         layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
     if latent is not None:
@@ -67,6 +71,49 @@ def apply(
     for name, quantized in result.layers.items():
         replace(model, by_name[name], to_device(quantized, "cpu"))
     return layers, notes
+
+
+def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], result: Quantized) -> None:
+    """Raises ValueError where a result leaves layers out, or holds what could not be stored as it is.
+
+    Levels and codes of a :class:`WeightMethod` are checked as they come.
+    """
+    who = f"recipe {method.recipe.name}"
+    if not isinstance(result, Quantized):
+        raise ValueError(f"{who}: quantize gives a Quantized, not {type(result).__name__}")
+    by_name = {target.name: target for target in targets}
+    if method.quantizes and (wrong := sorted(by_name.keys() ^ result.layers.keys())):
+        which = "is not quantized" if wrong[0] in by_name else "is none of the layers to quantize"
+        raise ValueError(f"{who}: {wrong[0]} {which} ({len(wrong)} such)")
+    for name, quantized in result.layers.items():
+        try:
+            _check_weight(method.recipe, by_name[name], quantized)
+        except ValueError as error:
+            raise ValueError(f"{who}, layer {name}: {error}") from None
+    taken = {id(target.weight) for target in targets}
+    left = {name: parameter.shape for name, parameter in model.named_parameters() if id(parameter) not in taken}
+    for name, tensor in result.other.items():
+        if left.get(name) != tensor.shape or not torch.isfinite(tensor).all():
+            kept = f"finite {list(left[name])}" if name in left else "no parameter that stays in full precision"
+            raise ValueError(f"{who}: {name}, which it changes, is {kept}")
+    try:
+        json.dumps(result.notes, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{who}: notes are plain JSON ({error})") from None
+
+
+def _check_weight(recipe: Recipe, target: Target, quantized: QuantizedWeight) -> None:
+    shape = tuple(target.weight.shape)
+    rows, width = math.prod(shape[:-1]), shape[-1]
+    if quantized.shape != shape:
+        raise ValueError(f"the weight is {list(shape)}, not {list(quantized.shape)}")
+    size = recipe.group_size(width, target.name)
+    check_grid(quantized.grid, recipe.bits, (math.prod(shape[:-2]), 1) if size is None else (rows, width // size))
+    if quantized.packed.shape != (rows, packed_width(width, recipe.bits)) or quantized.packed.dtype != torch.uint8:
+        raise ValueError("codes are packed as r2q.quantization.packing.pack does")
+    scale = quantized.in_scale
+    if scale is not None and (scale.shape != (width,) or scale.dtype != SCALE_DTYPE or not (scale > 0).all()):
+        raise ValueError(f"in_scale is {SCALE_DTYPE} [{width}], above zero")
 
 
 def _one_by_one(

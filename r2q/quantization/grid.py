@@ -255,3 +255,25 @@ def stored_shapes(
         packed = torch.Size([packed_width(shape[0] * shape[1], bits)]), torch.uint8
         shapes["zero"] = (torch.Size(shape), SCALE_DTYPE) if float_zero else packed
     return shapes
+
+
+def check_grid(grid: Grid, bits: int, shape: tuple[int, int]) -> None:
+    """Refuse what is no grid of ``bits`` for ``shape`` (rows, groups), or would not be stored as it is.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if not isinstance(grid, Grid):
+        raise ValueError(f"levels are a Grid of r2q.quantization.grid, not {type(grid).__name__}")
+    if grid.bits != bits or grid.shape != shape:
+        raise ValueError(
+            f"levels are for {grid.bits} bits and {list(grid.shape)} [rows, groups], not {bits} bits and {list(shape)}"
+        )
+    tensors, zero = grid.tensors(), getattr(grid, "zero", None)
+    floats = torch.is_tensor(zero) and zero.dtype != torch.uint8
+    for name, (size, dtype) in stored_shapes(grid.kind, bits, shape, floats).items():
+        found = tensors[name]
+        if found.shape != size or found.dtype != dtype:
+            raise ValueError(f"{name} is stored as {dtype} {list(size)}, not {found.dtype} {list(found.shape)}")
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{name} is not finite")

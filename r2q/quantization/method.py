@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 
 from r2q.config import MethodOptions, import_method
-from r2q.quantization.grid import Grid
+from r2q.quantization.grid import Grid, check_grid
 from r2q.quantization.packing import pack, packed_width, unpack
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # weights handled at once: half the cache of a core; a small part of a GPU
@@ -210,7 +210,8 @@ class WeightMethod(Method):
         """Quantize one weight ``[out, in]``, or a stack of expert weights ``[experts, out, in]``.
 
         Raises:
-            ValueError: the group size does not divide in_features, or a weight is not finite; names the layer.
+            ValueError: the group size does not divide in_features, a weight is not finite, or the method's levels or
+                codes are not as they are stored; names the layer.
         """
         size = self.recipe.group_size(weight.shape[-1], name)
         if size is None:
@@ -224,8 +225,11 @@ class WeightMethod(Method):
             for chunk in blocks.split(rows):
                 values = chunk.float()
                 grids.append(self.fit_groups(values))
-                chosen = self.encode_groups(values, grids[-1]).reshape(-1, weight.shape[-1])
-                codes.append(pack(chosen, self.recipe.bits))
+                check_grid(grids[-1], self.recipe.bits, (values.shape[0], values.shape[1]))
+                chosen = self.encode_groups(values, grids[-1])
+                if getattr(chosen, "shape", None) != values.shape:
+                    raise ValueError(f"codes have the shape of the weights, {list(values.shape)}")
+                codes.append(pack(chosen.reshape(-1, weight.shape[-1]), self.recipe.bits))
         return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
 
     def begin(self, name: str) -> None:

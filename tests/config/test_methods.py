@@ -82,6 +82,17 @@ def test_a_method_in_one_file_with_its_options(folder: Path) -> None:
     assert config.resolved()["recipes"]["mine"]["options"] == {"power": 3.0}
 
 
+def test_options_and_facts_that_no_plain_assignment_gives_are_those_of_the_class(folder: Path) -> None:
+    (folder / "nested_options.py").write_text(
+        "from r2q.config import MethodOptions\nfrom baselines.random_codes import RandomCodes\n"
+        "class Mine(RandomCodes):\n    class Options(MethodOptions):\n        rounds: int = 3\n"
+        "    if True:\n        stochastic = False\n    version, other = 4, 5\n"
+    )
+    info = method_info("nested_options.Mine")
+    assert info.options.model_validate({"rounds": 5}).model_dump() == {"rounds": 5}
+    assert (info.stochastic, info.version) == (False, 4)
+
+
 @pytest.mark.parametrize("how", ["from baselines.rtn import RTN", "import baselines.rtn as other\nRTN = other.RTN"])
 def test_a_subclass_of_rtn_is_a_weight_method(folder: Path, how: str) -> None:
     name = f"subclass_{len(how)}"
@@ -123,6 +134,15 @@ def test_a_class_two_files_away_and_relative_imports(folder: Path) -> None:
             "from r2q.quantization.method import WeightMethod\nclass Mine(WeightMethod):\n    Options = dict\n",
             "must be a subclass of MethodOptions",
         ),
+        (
+            "from baselines.rtn import RTN\nclass Mine(RTN):\n    needs = 'calibraton'\n",
+            "needs of Mine is 'calibraton'; valid: weights, calibration",
+        ),
+        (
+            "from baselines.rtn import RTN\nclass Mine(RTN):\n    version = '2'\n",
+            "version of Mine is '2', not of type int",
+        ),
+        ("from baselines.rtn import RTN\nclass Min(RTN):\n    pass\n", "has no class Mine; nearest valid: Min"),
     ],
 )
 def test_a_method_file_that_breaks_the_rules_is_refused(folder: Path, body: str, message: str) -> None:
