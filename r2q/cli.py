@@ -25,6 +25,7 @@ from r2q.kept import held
 from r2q.measure import Measured
 
 ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
+PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # wrong ones
 NO = b"no"  # the answer of a server that cannot help
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
 EPILOG = (
@@ -193,7 +194,11 @@ def _run(verb: str, rest: list[str]) -> int:
     log, out = args.pop("log"), args.get("out")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a method of your own, named with dots, may stand in the working folder
-    terminal = _log_to(log) if log else None
+    try:
+        terminal = _log_to(log) if log else None
+    except PATHS as error:
+        _print_error(f"error: --log: {_said(error)}\n", None)
+        return 2
     try:
         with Measured() as cost, held(out) if out is not None else nullcontext():
             plain = [args.pop(p.name) for p, *_ in _arguments(of) if p.kind is p.POSITIONAL_ONLY]
@@ -202,10 +207,12 @@ def _run(verb: str, rest: list[str]) -> int:
             what = " ".join(filter(None, [verb, args.get("model"), args.get("recipe")]))
             print(f"{what}: done in {cost.seconds:.1f} s, {cost.cpu_seconds:.1f} s of CPU")
         return status
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, *PATHS) as error:
         if log or os.environ.get("R2Q_TRACEBACK"):
             traceback.print_exc()
-        _print_error("".join(f"error: {line}\n" for line in str(error).splitlines()) or f"error: {error!r}\n", terminal)
+        _print_error(
+            "".join(f"error: {line}\n" for line in _said(error).splitlines()) or f"error: {error!r}\n", terminal
+        )
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left, as `head` does
@@ -218,6 +225,14 @@ def _run(verb: str, rest: list[str]) -> int:
         if terminal is not None:
             _print_error(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
         return 1
+
+
+def _said(error: BaseException) -> str:
+    """The message of an error; of one that the system raises, the file that was asked for and why not."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    file = error.filename if error.filename2 is None else error.filename2  # of a rename: what it was to be
+    return f"{file}: {error.strerror}"
 
 
 def _print_error(text: str, terminal: TextIO | None) -> None:

@@ -168,6 +168,52 @@ def test_the_last_word_of_a_failure_reaches_terminal_and_log(tmp_path: Path, err
     assert log.rstrip().endswith(done.stderr.rstrip())
 
 
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("file/x.html", "File exists"), ("file", "Is a directory"), ("file/deep/x.html", "Not a directory")],
+)
+@pytest.mark.parametrize("option", ["--out", "--log"])
+def test_a_place_that_cannot_be_written_is_a_sentence(
+    option: str,
+    out: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "file"
+    place.mkdir() if out == "file" else place.touch()
+    monkeypatch.delenv("R2Q_TRACEBACK", raising=False)
+    others = [] if option == "--out" else ["--out", str(tmp_path / "page.html")]
+    results = ROOT / "results" / "reference" / "smollm2-cpu"
+    assert cli.main(["page", str(results), option, str(tmp_path / out), *others]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith(f": {reason}\n")
+    assert str(place) in said
+    assert said.count("\n") == 1
+
+
+def test_a_config_and_models_that_come_with_r2q_are_found_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["estimate", "config/smoke.yaml"]) == 0
+    assert "config/smoke.yaml: 6 units" in capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_bytes((ROOT / "config" / "smoke.yaml").read_bytes())
+    assert cli.main(["estimate", "mine.yaml"]) == 0
+
+
+def test_a_figure_without_its_variant_and_a_folder_of_figures_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = str(ROOT / "results" / "reference" / "smollm2-cpu")
+    assert cli.main(["figure", "frontier", "--results", results, "--out", str(tmp_path / "f")]) == 2
+    assert "there are frontier-bytes, frontier-bits" in capsys.readouterr().err
+    assert cli.main(["page", results, "--out", str(tmp_path / "p.html"), "--figures", str(tmp_path / "none")]) == 2
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
 def test_schema_is_printed_and_checked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from r2q.config import schema
 

@@ -32,14 +32,17 @@ from r2q.config.run import Config
 from r2q.config.sections import HUB_GGUF, PYPI, Model
 from r2q.config.strict_yaml import read_yaml
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE, Calibration
+from r2q.kept import here_or_shipped
 
 
 def load(path: str | Path, model: str | None = None, section: str | None = None) -> Config:
     """Read and check a config file, which must have this model and this section, where a verb is about one.
 
+    A config, or a model of one, that is not in the working folder may be one that comes with r2q.
+
     Raises ConfigError naming file, key and nearest valid key for every problem.
     """
-    config = parse(read_yaml(path), source=str(path))
+    config = parse(with_shipped_models(read_yaml(here_or_shipped(path))), source=str(path))
     if section is not None and getattr(config, section) is None:
         raise ConfigError(f"{path}: {section}: this key is required here; name at least its path")
     if model is not None and model not in config.models:
@@ -52,6 +55,16 @@ def load_to_run(path: str | Path) -> Config:
     config = load(path)
     if problems := leaks(config):
         raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
+    return config
+
+
+def with_shipped_models(config: dict[str, Any]) -> dict[str, Any]:
+    """The models that come with this repository, also in another working folder than the repository's."""
+    models = config.get("models")
+    for entry in models.values() if isinstance(models, dict) else []:
+        path = entry.get("path") if isinstance(entry, dict) else None
+        if isinstance(path, str) and path.startswith("mini/"):
+            entry["path"] = str(here_or_shipped(path))
     return config
 
 

@@ -19,7 +19,7 @@ from r2q import server
 from r2q.config import Config, ConfigError
 from r2q.config.strict_yaml import parse_yaml, read_yaml
 from r2q.inputs.hub import Hub, pin
-from r2q.kept import LIBRARY, ROOT, busy, held, here_or_shipped, write_atomic
+from r2q.kept import LIBRARY, ROOT, busy, held, write_atomic
 from r2q.plan import Plan
 from r2q.records import Damaged
 
@@ -39,7 +39,7 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
             for path in files:
                 update_config(data, read_yaml(path))
             update_config(data, _typed(given))
-        return _pinned(configuration.parse(_with_shipped_models(data), source=source)), source
+        return _pinned(configuration.parse(configuration.with_shipped_models(data), source=source)), source
     except (ConfigError, Damaged) as error:
         raise WorkflowError(f"the config is not valid\n{error}") from None
 
@@ -87,16 +87,6 @@ def _typed(value: Any) -> Any:
     if isinstance(value, list):
         return [_typed(part) for part in value]
     return parse_yaml(value) if isinstance(value, str) else value
-
-
-def _with_shipped_models(config: dict[str, Any]) -> dict[str, Any]:
-    """The models that come with this repository, also in another working folder than the repository's."""
-    models = config.get("models")
-    for entry in models.values() if isinstance(models, dict) else []:
-        path = entry.get("path") if isinstance(entry, dict) else None
-        if isinstance(path, str) and path.startswith("mini/"):
-            entry["path"] = str(here_or_shipped(path))
-    return config
 
 
 def stop_with(source: str, problems: Iterable[str]) -> None:

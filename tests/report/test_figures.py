@@ -229,7 +229,7 @@ def test_every_block_is_a_point_of_the_drift_and_no_head(results, tmp_path):
 def test_an_unknown_figure_names_those_there_are(run, tmp_path):
     with pytest.raises(ValueError, match=r"there is no figure latice; there are .*lattice"):
         figure("latice", run.results, tmp_path / "x")
-    with pytest.raises(ValueError, match="figure frontier has the variants bytes, bits, not size"):
+    with pytest.raises(ValueError, match="there is no figure frontier-size; there are frontier-bytes, frontier-bits"):
         figure("frontier-size", run.results, tmp_path / "x")
 
 

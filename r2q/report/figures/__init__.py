@@ -38,8 +38,9 @@ def find(name: str) -> tuple[Any, str]:
     if module not in names():
         raise ValueError(f"there is no figure {name}; there are {', '.join(names())}")
     drawing = importlib.import_module(f"{__name__}.{module}")
-    if variant and variant not in getattr(drawing, "VARIANTS", (variant,)):
-        raise ValueError(f"figure {module} has the variants {', '.join(drawing.VARIANTS)}, not {variant}")
+    if variant not in getattr(drawing, "VARIANTS", (variant,)):
+        variants = ", ".join(f"{module}-{known}" for known in drawing.VARIANTS)
+        raise ValueError(f"there is no figure {name}; there are {variants}")
     return drawing, variant
 
 

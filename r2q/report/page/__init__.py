@@ -33,8 +33,10 @@ def page(runs: Sequence[str | Path], out: str | Path, figures: str | Path | None
     """Write the page of one run's folder, or of several, to `out`.
 
     Raises:
-        FileNotFoundError, ValueError: a run lacks its scores, or its CSV are damaged.
+        FileNotFoundError, ValueError: a run lacks its scores, or its CSV are damaged; there is no folder `figures`.
     """
+    if figures is not None and not Path(figures).is_dir():
+        raise FileNotFoundError(f"figures: there is no folder {figures}")
     if figures is not None and len(runs) > 1:
         raise ValueError(f"figures: {figures} is of one run, not of {len(runs)}; each has its own in figures/<run>")
     described = [
