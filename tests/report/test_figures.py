@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from r2q.config import describe_recipe, load
 from r2q.records import read_drawn, write_csv
@@ -368,6 +370,36 @@ def test_trainings_of_two_lengths_are_two_lines(large):
     lines = module.data(Run(large), variant)
     assert not lines.duplicated(["family", "granularity"]).any()
     assert {"bitdistiller-r2q", "bitdistiller-long-r2q", "gptq r2q", "r2q"} <= set(lines["family"])
+
+
+@pytest.mark.parametrize("name", ["frontier-bytes", "tasks-LONG", "layer_errors-LONG"])
+def test_long_names_leave_room_for_what_is_drawn(run, name):
+    """They took all of it: the map had no width, and titles ended beyond the figure."""
+    model, recipe = "a-model-with-a-long-name-of-many-words", "-".join(["a-very-long-name-of-a-recipe"] * 3) + "-"
+    module, variant = find(name.replace("LONG", "mini-opt"))
+    collect(run.config_path, run.results)
+    frame = module.data(Run(run.results), variant).assign(model=model)
+    frame["recipe"] = recipe + frame["recipe"]
+    if name.startswith("frontier"):
+        frame = frame.drop_duplicates("recipe").assign(measure="accuracy, %")  # one panel
+    with style():
+        drawn = module.draw(frame)
+        drawn.draw_without_rendering()
+        pixels = drawn.bbox
+        assert drawn.axes[0].get_window_extent().width > 0.2 * pixels.width
+        titles = [t for axes in drawn.axes for t in (axes._left_title, axes._right_title) if t.get_text().strip()]
+        for title in [*titles, *filter(None, [drawn._suptitle])]:
+            assert pixels.x0 <= title.get_window_extent().x0
+            assert title.get_window_extent().x1 <= pixels.x1
+        assert not any(_overlap(_ink(a), _ink(b)) for a, b in combinations(titles, 2) if a.axes is b.axes)
+
+
+def _ink(title):
+    """The box of a title without its last, empty line."""
+    box = title.get_window_extent()
+    lines = title.get_text().split("\n")
+    share = len([line for line in lines if line]) / len(lines)
+    return Bbox.from_extents(box.x0, box.y1 - share * box.height, box.x1, box.y1)
 
 
 def test_nothing_to_draw_is_said(run, tmp_path):

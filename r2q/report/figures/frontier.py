@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of
-from r2q.report.figures.labels import name_points
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
 from r2q.report.run import Run
 
@@ -111,7 +111,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             continue
         least, most, of = int(part["n"].min()), int(part["n"].max()), PARTS.get(measure, "texts")
         name = model if model != MEAN else f"mean of {most} models"
-        axes.set_title(f"{name}\n" if columns > 1 else name)  # what n is over stands beside it, or below
+        title = broken(name, OF_A_TITLE if columns == 1 else OF_A_ROW // columns)
+        axes.set_title(f"{title}\n" if columns > 1 or len(name) > OF_A_ROW else name)  # what n is over stands beside it, or below
         if model != MEAN:
             count = f"n = {least if least == most else f'{least} to {most}'} {of}"
             axes.set_title(count, loc="right", fontsize=SMALLEST, fontweight="normal")
@@ -163,7 +164,7 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda of_size: [k for k in KINDS if k in set(of_size)])
     for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
         x, y = row["x"], row["value"]
-        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST}
+        text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST, "in_layout": False}
         if not low <= y <= high:  # a control beyond the scale
             up = y > high
             shift = 2 + 1.2 * SMALLEST * sum(other == up for other in beyond)

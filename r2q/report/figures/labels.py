@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
+OF_A_ROW = 36  # of a name beside a row of a heat map
+OF_A_TITLE = 54  # of a title as wide as a figure
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 DISTANCES = (3, 6, 10, 15, 21, 28)  # points from a mark to its name
 GAP = 1  # points between names
@@ -31,7 +33,7 @@ def name_points(
     inside, taken = axes.get_window_extent(), list(marks)
     for x, y, text in names:
         at = axes.transData.transform((x, y))
-        written = axes.annotate(_broken(text), (x, y), fontsize=6, linespacing=1.0, in_layout=False, zorder=4)
+        written = axes.annotate(broken(text), (x, y), fontsize=6, linespacing=1.0, in_layout=False, zorder=4)
         size = np.add(written.get_window_extent().size, GAP * pixels)
         boxes = [(d, _box(at, size, side, d * pixels)) for d in DISTANCES for side in SIDES]
         boxes = [(d, box) for d, box in boxes if inside.containsx(box.x0) and inside.containsx(box.x1)
@@ -55,8 +57,9 @@ def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: floa
     return Bbox.from_bounds(low[0], low[1], size[0], size[1])
 
 
-def _broken(name: str) -> str:
-    return textwrap.fill(name, LETTERS, break_long_words=False) if len(name) > LETTERS + 4 else name
+def broken(name: str, letters: int = LETTERS) -> str:
+    """A name in lines of so many letters, broken at spaces and hyphens; where a few are too many, in one."""
+    return textwrap.fill(name, letters, break_long_words=False) if len(name) > letters + 4 else name
 
 
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:

@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken
 from r2q.report.figures.style import GREY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
@@ -62,8 +63,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     of_weights = frame[frame["measure"] == "relative_error"]
     recipes = list(of_weights.groupby("recipe")["error"].median().sort_values().index)
     measures = [name for name in MEASURES if name in set(frame["measure"])]
-    figure = Figure(figsize=(WIDTH, ROW * len(recipes) + HEADER), layout="constrained")
-    figure.suptitle(f"{frame['model'].iloc[0]}: relative squared error, median at the right", fontsize=7, fontweight="bold")
+    names = [broken(recipe, OF_A_ROW) for recipe in recipes]
+    lines = max(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(WIDTH, ROW * lines * len(recipes) + HEADER), layout="constrained")
+    title = f"{frame['model'].iloc[0]}: relative squared error, median at the right"
+    figure.suptitle(broken(title, OF_A_TITLE), fontsize=7, fontweight="bold")
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, measures, strict=True):
         part = frame[frame["measure"] == measure]
@@ -75,7 +79,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         bar.ax.xaxis.set_major_locator(FixedLocator([low, high]))
         bar.ax.xaxis.set_major_formatter(FixedFormatter([f"{low:.2g}", f"{high:.2g}"]))
         bar.ax.xaxis.set_minor_locator(NullLocator())
-    axes[0].set_yticks(np.arange(len(recipes)) + 0.5, recipes)
+    axes[0].set_yticks(np.arange(len(recipes)) + 0.5, names)
     return figure
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from r2q.report.averages import accuracies
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken
 from r2q.report.figures.style import SMALLEST, WIDTH
 from r2q.report.run import Run
 from r2q.report.statistics import Z
@@ -47,7 +48,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     order = frame.groupby("recipe")["share"].mean().sort_values(ascending=False)
     table = frame.pivot(index="recipe", columns="task", values="share").reindex(index=order.index, columns=tasks)
     table.insert(0, "mean", order)
-    figure = Figure(figsize=(WIDTH, ROW * len(table) + 1.3), layout="constrained")
+    recipes = [broken(recipe, OF_A_ROW) for recipe in table.index]
+    lines = max(recipe.count("\n") + 1 for recipe in recipes)
+    figure = Figure(figsize=(WIDTH, ROW * lines * len(table) + 1.3), layout="constrained")
     axes = figure.subplots()
     colours = mpl.colormaps["viridis"]
     axes.imshow(np.clip(table.to_numpy(dtype=float), 0, 1), cmap=colours, vmin=0, vmax=1, aspect="auto")
@@ -60,9 +63,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
     names = [f"{name} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
     axes.set_xticks(range(len(table.columns)), ["mean", *names], rotation=90, linespacing=0.95)
-    axes.set_yticks(range(len(table)), list(table.index))
+    axes.set_yticks(range(len(table)), recipes)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.axvline(0.5, color="white", lw=1.5)
-    axes.set_title(f"{frame['model'].iloc[0]}: % of the way from chance to full precision", loc="right")
+    title = f"{frame['model'].iloc[0]}: % of the way from chance to full precision"
+    axes.set_title(broken(title, OF_A_TITLE), loc="right")
     return figure
