@@ -118,6 +118,8 @@ def test_there_must_be_a_method_to_check(capsys: Any) -> None:
     assert main(["check-method", "baselines.rtn:RTM"]) == 2
     assert main(["check-method", "rtn", "--options", '{"clop": "mse"}']) == 2
     assert "clop" in capsys.readouterr().err
+    assert main(["check-method", "rtn", "--options", "{clip}"]) == 2
+    assert "--options: {clip} is not JSON" in capsys.readouterr().err
     for granularity in ("g7", "x", "g0"):  # its own mistake breaks no promise of a method
         assert main(["check-method", "rtn", "--granularity", granularity]) == 2
         assert f"granularity: {granularity} " in capsys.readouterr().err

@@ -16,4 +16,8 @@ def check_method(
 ) -> int:
     from r2q.contract import check_method
 
-    return min(check_method(method, granularity, int(bits), json.loads(options)), 1)
+    try:
+        chosen = json.loads(options)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--options: {options} is not JSON ({error})") from None
+    return min(check_method(method, granularity, int(bits), chosen), 1)
