@@ -83,7 +83,7 @@ def test_several_runs_share_a_page_and_no_anchor(make_run, tmp_path: Path) -> No
 def test_names_are_escaped(run, tmp_path: Path) -> None:
     run.fail("mini-opt", "r2q-g64", "<script>alert(1)</script> & more")
     collect(run.config_path, run.results)
-    page([run.results], tmp_path / "report.html", tmp_path / "none")
+    page([run.results], tmp_path / "report.html", None)
     assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 

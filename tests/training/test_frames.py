@@ -49,7 +49,7 @@ def test_one_step(method: str, quantizer: str, granularity: str, case: str, monk
             assert len(group.unique()) <= 4
     with torch.no_grad():
         trained = students[0].model(tokens()).logits
-        apply(_Done(result), model, list_targets(model), torch.device("cpu"))
+        apply(_Done(result, granularity), model, list_targets(model), torch.device("cpu"))
         assert torch.equal(model(tokens()).logits, trained)
     started = students[0].layers
     assert any(not torch.equal(layer.latent(), before_of(before, name)) for name, layer in started.items())
@@ -65,10 +65,10 @@ def before_of(before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 class _Done:
     """A method that has already run."""
 
-    needs = "weights"
+    needs, quantizes = "weights", True
 
-    def __init__(self, result: Any) -> None:
-        self.result = result
+    def __init__(self, result: Any, granularity: str) -> None:
+        self.result, self.recipe = result, recipe("rtn", granularity)
 
     def quantize(self, *_: Any) -> Any:
         return self.result
