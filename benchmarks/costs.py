@@ -180,11 +180,7 @@ KINDS = (("s", "gpu", "times on a GPU"), ("GiB", "gpu", "its memory"), ("s", "cp
 def stated(rates: cost.Rates) -> str:
     """The errors in one sentence, as config/README.md has them."""
     parts = []
-    for unit, device, what in (
-        ("s", "gpu", "times on a GPU"),
-        ("GiB", "gpu", "its memory"),
-        ("s", "cpu", "times on a CPU"),
-    ):
+    for unit, device, what in KINDS:
         found = held_back(unit, device, rates)
         parts.append(f"{what} {min(found):+.0%} to {max(found):+.0%} ({len(found)})")
     return ", ".join(parts)

@@ -60,6 +60,7 @@ TILES = {1: ONE, 4: FEW, 8: FEW, 16: SOME, 64: SOME, 128: MANY, 256: MANY}  # ve
 DECODE = [(8, 64, 4), (8, 64, 8), (4, 64, 4), (4, 128, 4), (2, 128, 4), (8, 32, 4), (16, 32, 4), (4, 256, 8)]
 COLUMNS = ("what", "shape", "who", "us", "first_quartile_us", "third_quartile_us", "terabytes_per_second",
            "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth")  # fmt: skip
+SIDES = "torch bf16", "here"
 OUT, COPY = Path(), 0.0
 
 
@@ -220,7 +221,7 @@ def model_times(
     batches: tuple[int, ...],
     prefill: bool,
     compiled: bool = False,
-    whose: tuple[str, ...] = ("torch bf16", "here"),
+    whose: tuple[str, ...] = SIDES,
 ) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -343,7 +344,7 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
         parts = max(1, cores - len(commands))
         commands |= {f"tiles-{i}": [__file__, str(OUT), "--part", str(i), str(parts)] for i in range(parts)}
     if "compiled" in steps:
-        for who in ("torch bf16", "here"):
+        for who in SIDES:
             folder = OUT / f"compiling-{who.split()[0]}"
             commands[folder.name] = [__file__, str(folder), "--compile", who]
     if "gemlite" in steps:
@@ -356,11 +357,12 @@ def background() -> dict[str, subprocess.Popen[bytes]]:
     return begun
 
 
-def compiled_part(who: str) -> None:
-    """Fill the compiler's cache for one side of whole models; nothing of it is told."""
-    OUT.mkdir(parents=True, exist_ok=True)
+def whole_models(compiled: bool = False, whose: tuple[str, ...] = SIDES) -> None:
     for name, sizes in (("Llama-7B", LLAMA), ("SmolLM2-135M", SMOL)):
-        model_times(name, sizes, (1,), False, compiled=True, whose=(who,))
+        if compiled:
+            model_times(f"{name}, compiled,", sizes, (1,), False, True, whose)
+        else:
+            model_times(name, sizes, (1, 4, 16), True)
 
 
 def finished(processes: dict[str, subprocess.Popen[bytes]], limit: float) -> None:
@@ -384,7 +386,8 @@ if __name__ == "__main__":
         gemlite_part(*map(int, sys.argv[3:]))
         sys.exit()
     if "--compile" in sys.argv:
-        compiled_part(sys.argv[3])
+        OUT.mkdir(parents=True, exist_ok=True)
+        whole_models(compiled=True, whose=(sys.argv[3],))  # fills the compiler's cache; its rows are nobody's
         sys.exit()
     steps = sys.argv[2:] or [step for step in STEPS if step not in ("humming", "gemlite")]
     if unknown := set(steps) - set(STEPS):
@@ -401,14 +404,8 @@ if __name__ == "__main__":
     actions: dict[str, Callable[[], None]] = {
         "tiles": tiles,
         "products": products,
-        "models": lambda: (
-            model_times("Llama-7B", LLAMA, (1, 4, 16), True),
-            model_times("SmolLM2-135M", SMOL, (1, 4, 16), True),
-        )[0],
-        "compiled": lambda: (
-            model_times("Llama-7B, compiled,", LLAMA, (1,), False, compiled=True),
-            model_times("SmolLM2-135M, compiled,", SMOL, (1,), False, compiled=True),
-        )[0],
+        "models": whole_models,
+        "compiled": lambda: whole_models(compiled=True),
         "packing": lambda: packing(COPY),
         "humming": lambda: peer("humming", humming_times),
         "gemlite": lambda: peer("gemlite", gemlite_times),

@@ -86,10 +86,8 @@ def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], r
         which = "is not quantized" if wrong[0] in by_name else "is none of the layers to quantize"
         raise ValueError(f"{who}: {wrong[0]} {which} ({len(wrong)} such)")
     for name, quantized in result.layers.items():
-        try:
+        with method.at(name):
             _check_weight(method.recipe, by_name[name], quantized)
-        except ValueError as error:
-            raise ValueError(f"{who}, layer {name}: {error}") from None
     taken = {id(target.weight) for target in targets}
     left = {name: parameter.shape for name, parameter in model.named_parameters() if id(parameter) not in taken}
     for name, tensor in result.other.items():

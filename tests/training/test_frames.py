@@ -16,7 +16,7 @@ from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, make_method
+from r2q.quantization.method import Method, Recipe, make_method
 from r2q.training import frame as frames
 from tests.models.tiny import tiny_folder, tiny_model, tokens
 from tests.training.rows import random_data
@@ -62,13 +62,12 @@ def before_of(before: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     return before[name if name in before else f"{name}.weight"]
 
 
-class _Done:
+class _Done(Method):
     """A method that has already run."""
 
-    needs, quantizes = "weights", True
-
     def __init__(self, result: Any, granularity: str) -> None:
-        self.result, self.recipe = result, recipe("rtn", granularity)
+        super().__init__(Recipe("recipe", "rtn", granularity))
+        self.result = result
 
     def quantize(self, *_: Any) -> Any:
         return self.result
