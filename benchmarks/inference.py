@@ -46,12 +46,13 @@ STEPS = ("tests", "tiles", "products", "models", "packing", "humming", "compiled
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (8192, 8192)]
 LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
          "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
+JOINED = [(12288, 4096), (22016, 4096)]  # query, key and value, gate and up
 SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
         "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 4096,
         "tie_word_embeddings": True}  # fmt: skip
 SMALL = [(576, 576), (1536, 576), (576, 1536)]  # SmolLM2's
 GROUP, CUDA = 128, torch.device("cuda")
-ONE = [Strip(rows, warps) for rows in (16, 32) for warps in (2, 4, 8, 16)]
+ONE = [Strip(rows, warps, resident) for rows in (16, 32) for warps in (2, 4, 8, 16) for resident in (0, 2, 3)]
 FEW = [Split(rows, warps, ahead) for rows in (16, 32) for warps in (2, 4, 8, 16) for ahead in (True, False)]
 SOME = [Tile(rows, batch, 8, programs, warps) for rows in (64, 128) for batch in (32, 64) for programs in (264, 528)
         for warps in (4, 8)]  # fmt: skip
@@ -129,7 +130,7 @@ def prepared(part: int, parts: int) -> None:
 def candidates() -> Iterator[tuple[int, tuple[int, int], list[Any]]]:
     """Vectors, shape of the weight, what may be fastest there."""
     for batch, tried in TILES.items():
-        for shape in SHAPES + SMALL if batch <= 8 else SHAPES:
+        for shape in SHAPES + (JOINED if batch == 1 else []) + SMALL if batch <= 8 else SHAPES:
             yield batch, shape, tried
 
 
@@ -141,7 +142,7 @@ def product(weight: Planes, x: torch.Tensor, tile: Tile | Split | Strip) -> torc
 
 def picked(out: int, width: int, batch: int) -> Tile | Split | Strip:
     if batch == 1:
-        return pick_strip(out, width)
+        return pick_strip(packed(out, width))
     return pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
 
 
@@ -169,10 +170,10 @@ def products() -> None:
     """Products of all shapes, from one vector to 512, and the bounds of the operator that they speak for."""
     total: dict[tuple[str, int], float] = defaultdict(float)
     batches = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    for out, width in SHAPES:
+    for out, width in SHAPES + JOINED:
         full = [torch.randn(out, width, device=CUDA, dtype=torch.bfloat16) for _ in range(rotated(out, width, 16))]
         weights, affine = ([packed(out, width, a) for _ in range(rotated(out, width, 2.25))] for a in (False, True))
-        for batch in batches:
+        for batch in batches if (out, width) in SHAPES else (1,):
             x = torch.randn(batch, width, device=CUDA).bfloat16()
 
             def timed(who: str, call: Callable[[int], Any], n: int, size: int | None = None) -> None:
@@ -185,6 +186,9 @@ def products() -> None:
                 timed("here, matvec", lambda i: matvec(weights[i], x), n, size)  # noqa: B023
             if batch == 1:
                 timed("here, affine", lambda i: matvec(affine[i], x), n)  # noqa: B023
+                other = statistics.median(replay(lambda i: torch.add(x, 1), n))  # noqa: B023
+                pairs = replay(lambda i: matvec(weights[i], torch.add(x, 1)), n)  # noqa: B023
+                record("batch 1", f"{out}x{width}", "here, after another kernel", [pair - other for pair in pairs])
             if batch >= 4:
                 timed("here, matmul", lambda i: matmul_triton(weights[i], x), n, size)  # noqa: B023
             if batch >= 64:

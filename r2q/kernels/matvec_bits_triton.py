@@ -21,6 +21,7 @@ choice of a layout. A warp takes 32 words of a row, four blocks; a thread makes 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -36,17 +37,28 @@ _AFFINE, _FLOAT_ZERO = tl.constexpr(AFFINE), tl.constexpr(FLOAT_ZERO)
 
 @dataclass(frozen=True)
 class Strip:
-    """How a product is shared: ``rows`` of the weight (16 or 32) a program, its inputs over ``warps``."""
+    """How a product is shared: ``rows`` of the weight (16 or 32) at a time, their inputs over ``warps`` of a program.
+
+    There are ``resident`` programs a multiprocessor, each for every so-manieth strip; 0: a program for each.
+    """
 
     rows: int = 16
     warps: int = 8
+    resident: int = 0
 
 
-def pick_strip(rows: int, width: int) -> Strip:
-    """The strips of a weight ``[rows, width]``; see benchmarks/NOTES.md."""
-    tall = rows >= 8192
-    warps = triton.next_power_of_2(triton.cdiv(width, 1024 if tall else 512))  # a warp takes two turns, or one
-    return Strip(32 if tall else 16, min(8, warps))
+def pick_strip(weight: Planes) -> Strip:
+    """The strips of a weight; see benchmarks/NOTES.md."""
+    rows, words = weight.codes.shape
+    warps = triton.next_power_of_2(triton.cdiv(words, 32))
+    if warps > 8:  # x anew at every turn
+        return Strip(32 if rows >= 8192 else 16, 8)
+    return Strip(16, warps, (24 if span_words(weight, BLOCK) == BLOCK else 16) // warps)  # as registers allow
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def counts_bits(weight: Planes, device: torch.device) -> bool:
@@ -206,26 +218,22 @@ def _zeros(N: tl.constexpr, THREADS: tl.constexpr):  # type: ignore[no-untyped-d
 
 
 @triton.jit
-def _matvec_bits(  # type: ignore[no-untyped-def]
-    x, codes, first, second, out, rows, row_stride,
-    IN: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, SEGMENT: tl.constexpr, GROUP: tl.constexpr,
-    FORM: tl.constexpr, ASM: tl.constexpr,
+def _strip(  # type: ignore[no-untyped-def]
+    x, columns, step, held, codes, first, second, out, start, rows, row_stride,
+    IN: tl.constexpr, ROWS: tl.constexpr, THREADS: tl.constexpr, MORE: tl.constexpr, SEGMENT: tl.constexpr,
+    GROUP: tl.constexpr, FORM: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
+    """The results of ``ROWS`` rows, and what is held of the first inputs of the program's next ones, if ``MORE``."""
     WORDS: tl.constexpr = IN // 16
-    THREADS: tl.constexpr = 32 * WARPS
     TURNS: tl.constexpr = (WORDS + THREADS - 1) // THREADS
     INSIDE: tl.constexpr = WORDS % THREADS == 0
-    thread, start = tl.arange(0, THREADS), tl.program_id(0) * ROWS
+    thread = tl.arange(0, THREADS)
     lane, row, word = thread % 4, start + thread // 4 % 8, thread // 32 * 32
-    top = tl.where(lane == 3, -8, 8)
-    if ASM:  # starts while the kernel before ends; all but x is asked for before the wait
-        tl.extra.cuda.gdc_launch_dependents()
-    held = _rows(codes, first, second, row, rows, word, row_stride, ROWS, INSIDE, WORDS, SEGMENT, GROUP, FORM)
-    if ASM:
-        tl.extra.cuda.gdc_wait()
+    top, unit = tl.where(lane == 3, -8, 8), (1 << (4 * lane)).to(tl.float32)  # the lowest bit of a lane's two columns
     total = _zeros(ROWS // 8, THREADS)
     for turn in range(TURNS):
-        columns, step = _bits(x, thread + turn * THREADS, INSIDE, WORDS, ASM)
+        if TURNS > 1:
+            columns, step = _bits(x, thread + turn * THREADS, INSIDE, WORDS, ASM)
         y = _zeros(ROWS // 8, THREADS)
         for i in tl.static_range(4):
             even, odd = columns[i]
@@ -247,32 +255,74 @@ def _matvec_bits(  # type: ignore[no-untyped-def]
                     y0 = _add(before[n], low[1 + p], place, s, s0, t0, FORM)
                     y1 = _add(before[n + 1], high[1 + p], place + 8 * row_stride, s, s1, t1, FORM)
                     y += (y0, y1)
-        step = step * (1 << (4 * lane)).to(tl.float32)  # of the lowest bit of a lane's two columns
         before = total
         total = ()
         for n in tl.static_range(ROWS // 8):
-            total += (before[n] + step * y[n],)
+            total += (before[n] + step * unit * y[n],)
         if TURNS > 1:
             word += THREADS
             held = _rows(codes, first, second, row, rows, word, row_stride, ROWS, False, WORDS, SEGMENT, GROUP, FORM)
+    if MORE:
+        ahead = ROWS * tl.num_programs(0)
+        if start + ahead < rows:  # on its way while this is summed up
+            held = _rows(
+                codes, first, second, row + ahead, rows, thread // 32 * 32, row_stride,
+                ROWS, INSIDE, WORDS, SEGMENT, GROUP, FORM,
+            )  # fmt: skip
     found = tl.join(total[0], total[1])
     if ROWS == 32:
         found = tl.join(tl.join(total[0], total[2]), tl.join(total[1], total[3]))
-    found = tl.sum(tl.sum(tl.reshape(found, [WARPS, 8, 4, ROWS // 8]), axis=2), axis=0)
+    found = tl.sum(tl.sum(tl.reshape(found, [THREADS // 32, 8, 4, ROWS // 8]), axis=2), axis=0)
     place = start + tl.arange(0, 8)[:, None] + 8 * tl.arange(0, ROWS // 8)[None, :]
     tl.store(out + place, found.to(out.dtype.element_ty), mask=place < rows)
+    return held
+
+
+@triton.jit
+def _matvec_bits(  # type: ignore[no-untyped-def]
+    x, codes, first, second, out, rows, row_stride,
+    IN: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, MORE: tl.constexpr, SEGMENT: tl.constexpr,
+    GROUP: tl.constexpr, FORM: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    WORDS: tl.constexpr = IN // 16
+    THREADS: tl.constexpr = 32 * WARPS
+    INSIDE: tl.constexpr = WORDS % THREADS == 0
+    thread, start = tl.arange(0, THREADS), tl.program_id(0) * ROWS
+    if ASM:  # starts while the kernel before ends; all but x is asked for before the wait
+        tl.extra.cuda.gdc_launch_dependents()
+    held = _rows(
+        codes, first, second, start + thread // 4 % 8, rows, thread // 32 * 32, row_stride,
+        ROWS, INSIDE, WORDS, SEGMENT, GROUP, FORM,
+    )  # fmt: skip
+    if ASM:
+        tl.extra.cuda.gdc_wait()
+    columns, step = _bits(x, thread, INSIDE, WORDS, ASM)
+    if MORE:
+        while start < rows:
+            held = _strip(
+                x, columns, step, held, codes, first, second, out, start, rows, row_stride,
+                IN, ROWS, THREADS, MORE, SEGMENT, GROUP, FORM, ASM,
+            )  # fmt: skip
+            start += ROWS * tl.num_programs(0)
+    else:
+        _strip(
+            x, columns, step, held, codes, first, second, out, start, rows, row_stride,
+            IN, ROWS, THREADS, MORE, SEGMENT, GROUP, FORM, ASM,
+        )  # fmt: skip
 
 
 def matvec_bits(weight: Planes, x: torch.Tensor, strip: Strip | None = None) -> torch.Tensor:
     """See :func:`r2q.kernels.matvec.matvec`; one vector, ``x [1, in]``."""
     rows, words = weight.codes.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
-    strip = strip or pick_strip(rows, words * WORD)
+    strip = strip or pick_strip(weight)
+    strips = triton.cdiv(rows, strip.rows)
+    programs = min(strips, strip.resident * multiprocessors(x.device) or strips)
     out = torch.empty(1, rows, dtype=x.dtype, device=x.device)
     asm = not INTERPRETED
-    _matvec_bits[(triton.cdiv(rows, strip.rows),)](
+    _matvec_bits[(programs,)](
         x, weight.codes, weight.first, weight.second, out, rows, weight.row_stride,
-        IN=words * WORD, ROWS=strip.rows, WARPS=strip.warps, SEGMENT=span_words(weight, BLOCK),
+        IN=words * WORD, ROWS=strip.rows, WARPS=strip.warps, MORE=strips > programs, SEGMENT=span_words(weight, BLOCK),
         GROUP=weight.group_words, FORM=weight.form, ASM=asm,
         num_warps=strip.warps, num_stages=1, **({"launch_pdl": True} if asm else {}),
     )  # fmt: skip

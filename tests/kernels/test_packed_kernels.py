@@ -136,8 +136,8 @@ def kernels_against_float64() -> None:
                     width,
                     split,
                 )
-    strips = (Strip(16, 1), Strip(32, 2), Strip(16, 2))
-    for i, (kind, out, width, group) in enumerate([(kind, 19, 192, 64) for kind in GRIDS] + [("affine", 35, 640, 128)]):
+    strips = (Strip(16, 1), Strip(32, 2, 1), Strip(16, 2, 1))  # a program for each strip, one for all
+    for i, (kind, out, width, group) in enumerate([(kind, 39, 192, 64) for kind in GRIDS] + [("affine", 35, 640, 128)]):
         weight, exact = example(kind, out, width, group)
         x = vectors(1, width, torch.float32)
         found = matvec_bits(weight, x, strips[i % 3])
@@ -198,7 +198,7 @@ def on_gpu(weight: Planes) -> Planes:
     return replace(weight, **{n: getattr(weight, n).cuda() for n in ("codes", "first", "second")})
 
 
-WIDE = [(37, 576, 32), (130, 4096, 128), (33, 11008, 11008)]
+WIDE = [(37, 576, 32), (130, 4096, 128), (33, 11008, 11008), (6500, 4096, 128), (4300, 4096, 64)]
 
 
 @needs_gpu
