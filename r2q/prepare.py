@@ -167,13 +167,13 @@ def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) ->
     return ["training.engine: vllm is not installed in this environment; install it there, or use transformers"]
 
 
-def optimizer_problems(config: Config) -> list[str]:
-    """A sentence for every recipe whose optimizer is of a package that is not installed here."""
+def optimizer_problems(config: Config, recipes: Iterable[str]) -> list[str]:
+    """A sentence for every one of these recipes whose optimizer is of a package that is not installed here."""
     if find_spec("torchao") is not None:
         return []
     return [
         f"recipes.{name}.options.optimizer: adamw_8bit needs torchao, which is not installed here: pip install torchao"
-        for name in config.recipes
+        for name in dict.fromkeys(recipes)
         if getattr(config.options_of(name), "optimizer", None) == "adamw_8bit"
     ]
 

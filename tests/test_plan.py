@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from r2q.config import load
+from r2q import prepare
+from r2q.config import load, parse
 from r2q.kept import ROOT, source_files
 from r2q.plan import Plan, Unit, model_files
-from r2q.plan.sources import SOURCES
+from r2q.plan.checks import problems
+from r2q.plan.sources import SOURCES, method_code
+from r2q.records import Facts, Report, write_record
 
 # What says, checks, finds or writes, and computes no number; words of a recipe are asked for by their values.
 NO_NUMBERS = {
@@ -97,3 +101,42 @@ def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else(
     assert moved(limits=config.limits.model_copy(update={"batch_size": 8})) == (False, True)
     assert moved(limits=config.limits.model_copy(update={"threads": 3})) == (False, False)
     assert moved(device="cpu") == (True, True)
+
+
+def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is imported to find out. Where all is trained, tables can be made without it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
+    data: dict[str, Any] = {"run": "test", "perplexity": {"test": {"path": "test.txt"}}}
+    data["models"] = {name: {"path": f"a/{name}", "recipes": ["a-g64"]} for name in ("one", "two")}
+    data |= {"recipes": recipes | {"of_no_model-g64": recipes["a-g64"]}}
+    data |= {"training": {"texts": [{"path": "train.txt", "rows": 200}], "held_out": 8}}
+    plan = Plan(parse(data, "x.yaml"))
+    recipe = plan.recipes["a-g64"]
+
+    def train(model: str, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "key": "k", "model": model, "family": "llama", "recipe": "a-g64", "seed": 0, "method": recipe["method"],
+            "granularity": "g64", "group_size": 64, "bits": 2, "options": recipe["options"], "facts": Facts(),
+            "status": "ok", "reason": "", "bits_per_weight": 2.3, "quantized_weights": 1, "total_parameters": 1,
+            "file_bytes": 1, "formula_bytes": 1, "layers": [], "notes": {}, "seconds": 1.0, "peak_mib": 1.0,
+            "versions": {}, "hashes": {"code": method_code(recipe["method"], recipe["options"])}, "files": {},
+        }  # fmt: skip
+        write_record(Path(plan.results, model, "a-g64", "seed0", "report.json"), Report(**fields | changes))
+
+    monkeypatch.setattr(prepare, "find_spec", lambda name: None)
+    missing = "recipes.a-g64.options.optimizer: adamw_8bit needs torchao, which is not installed here"
+    assert [line.partition(": pip")[0] for line in problems(plan, [])] == [missing]
+    train("one")
+    assert len(problems(plan, [])) == 1
+    train("two", status="diverged")  # stays as it is
+    assert problems(plan, []) == []
+    for change in ({"retry": True}, {"options": recipe["options"] | {"steps": 7}}, {"hashes": {}}, {"files": {"x": 1}}):
+        train("one", **change)
+        assert len(problems(plan, [])) == 1, change
+    monkeypatch.setattr(prepare, "find_spec", lambda name: name)
+    assert problems(plan, []) == []

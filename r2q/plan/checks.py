@@ -14,7 +14,8 @@ from typing import Any
 
 from r2q import prepare
 from r2q.kept import file_sha256
-from r2q.plan import Plan, model_files
+from r2q.plan import Plan, Unit, model_files
+from r2q.plan.sources import method_code
 from r2q.records import (
     OK,
     Damaged,
@@ -50,10 +51,23 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
     sentences += plan.hub.missing()
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
-    sentences += prepare.engine_problems(config, rows) + prepare.optimizer_problems(config)
+    sentences += prepare.engine_problems(config, rows)
+    sentences += prepare.optimizer_problems(config, (u.recipe for u in plan.trained if not _is_trained(plan, u)))
     for model in config.models:
         sentences += _of_model(plan, model)
     return sentences
+
+
+def _is_trained(plan: Plan, unit: Unit) -> bool:
+    """Whether a training has come to its end, good or bad, by its recipe and code as they are now."""
+    folder, recipe = Path(plan.results, unit.path), plan.recipes[unit.recipe]
+    try:
+        report = read_json(folder / "report.json", Report)
+    except (FileNotFoundError, Damaged):
+        return False
+    same = all(getattr(report, name) == recipe[name] for name in ("method", "granularity", "bits", "options"))
+    same = same and report.hashes.get("code") == method_code(recipe["method"], recipe["options"])
+    return same and not report.retry and not (report.status == OK and missing_files(folder, report.files))
 
 
 def _of_model(plan: Plan, model: str) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from r2q import prepare
 from r2q.config import ConfigError, load, method_info, parse
 from r2q.config.schema import key_table, readme_path, readme_text, schema_path, schema_text
 from r2q.kept import ROOT
@@ -269,18 +268,6 @@ def test_every_key_is_explained() -> None:
         "perplexity",
     }
     assert rows["training.texts[].rows"] == "how many are drawn"
-
-
-def test_a_missing_optimizer_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Like the engine of teacher data: found out without importing anything. Where nothing is run it is not needed."""
-    recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
-    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
-    data |= {"training": {"texts": [{"path": "a.txt", "rows": 200}], "held_out": 8}}
-    monkeypatch.setattr(prepare, "find_spec", lambda name: name)
-    assert prepare.optimizer_problems(parse(data, "x.yaml")) == []
-    monkeypatch.setattr(prepare, "find_spec", lambda name: None)
-    (sentence,) = prepare.optimizer_problems(parse(data, "x.yaml"))
-    assert sentence.startswith("recipes.a-g64.options.optimizer: adamw_8bit needs torchao")
 
 
 def test_several_processes_and_one_gpu_by_number_are_refused() -> None:
