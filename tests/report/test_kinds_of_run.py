@@ -56,8 +56,8 @@ def test_a_run_that_measures_one_thing(kind, make_run, tmp_path, capsys):
     assert ("mean of models" in set(means["model"])) == (kind != "a score of no choice")
 
 
-@pytest.mark.parametrize("left", ["full-precision", "r2q-g64"])
-def test_a_run_of_which_one_recipe_went_well(left, make_run, tmp_path, capsys):
+@pytest.mark.parametrize("left", ["full-precision", "r2q-g64", "none"])
+def test_a_run_of_which_one_recipe_or_none_went_well(left, make_run, tmp_path, capsys):
     run = make_run(models=MODELS)
     for model, recipe in itertools.product(MODELS, RECIPES):
         if recipe != left:

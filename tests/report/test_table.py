@@ -10,7 +10,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from r2q.records import Score, columns
+from r2q.records import Score, columns, read_drawn
 from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.run import Run, read_scores
@@ -318,12 +318,32 @@ def test_score_above_one_is_not_an_accuracy():
 
 
 def test_nothing_to_show_is_an_error(run, tmp_path):
+    collect(run.config_path, run.results)
+    path = run.results / "scores.csv"
+    path.write_text(path.read_text().replace(",True,ok,", ",False,ok,"))
+    (run.results / "collected.sha256").unlink()
+    with pytest.raises(ValueError, match=r"no score has in_table = True"):
+        table(run.results, tmp_path)
+
+
+def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
+    """Also where groups alone failed, of which there is a table of their own."""
     for model in ("mini-llama", "mini-opt"):
         for recipe in run.config["recipes"]:
-            run.fail(model, recipe, "no memory")
+            run.fail(model, recipe, f"no {recipe} memory", status="diverged" if recipe == "r2q-g64" else "failed")
     collect(run.config_path, run.results)
-    with pytest.raises(ValueError, match=r"no score has in_table = True.*failed: no memory"):
-        table(run.results, tmp_path)
+    table(run.results, tmp_path, show=True)
+    for name, recipes in (("main", list(run.config["recipes"])), ("fine", ["r2q-g64", "rtn-g64"])):
+        rows = read_drawn(tmp_path / f"{name}.csv", ["model", "recipe", "status"])
+        found = {row["recipe"]: row["status"] for row in rows.to_dict("records") if row["model"] == "mini-opt"}
+        assert {recipe: found[recipe] for recipe in recipes} == {
+            recipe: "diverged" if recipe == "r2q-g64" else "failed" for recipe in recipes
+        }
+        assert len(rows) == 2 * len(run.config["recipes"])
+        assert "mini-opt, rtn-g64 failed: no rtn-g64 memory." in (tmp_path / f"{name}.md").read_text()
+    printed = capsys.readouterr().out
+    assert printed.count("diverged: no r2q-g64 memory") == 2
+    assert "chance" not in printed.split("*")[0]
 
 
 def test_missing_column_is_named(run, tmp_path):

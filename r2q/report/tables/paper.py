@@ -54,9 +54,9 @@ def _of_table(table: Table, name: str, title: str) -> Sheet:
                 for c, k in zip(row.cells, table.columns, strict=True)
             ]
             if row.failed:
-                cells[0] = Entry(row.status)
+                cells = [Entry(row.status), *cells[1:]]
             body.append([block.model, label(row), _number(row.bits, 2), _mib(row.file_bytes), *cells])
-    head = ["model", "recipe", "bits", "MiB", *(_heading(column) for column in table.columns)]
+    head = ["model", "recipe", "bits", "MiB", *(map(_heading, table.columns) if table.columns else ["status"])]
     return Sheet(name, title, head, body, [*lost, *legend(table)], left=(0, 1))
 
 

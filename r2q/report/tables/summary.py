@@ -106,13 +106,13 @@ def summarize(scores: pd.DataFrame) -> Table:
     """The main table of one run's scores (records `Score`).
 
     A block per model in the order of the scores; in it chance, majority, full precision, then the recipes by effective
-    bits. Raises ValueError when nothing stands in the table, or when one task has two chance levels for one model.
+    bits. Where all failed there are no columns. Raises ValueError when something went well and nothing of it stands in
+    the table, or when one task has two chance levels for one model.
     """
     shown = in_table(scores)
     columns = table_columns(shown)
-    if not columns:
-        reasons = "; ".join(dict.fromkeys(scores["status"] + ": " + scores["reason"])) or "there are no rows"
-        raise ValueError(f"no score has in_table = True, so there is no table to write ({reasons})")
+    if not columns and (scores.empty or (scores["status"] == OK).any()):
+        raise ValueError("no score has in_table = True, so there is no table to write")
     blocks = [
         _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
         for model in dict.fromkeys(scores["model"])
@@ -145,7 +145,8 @@ def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: S
         for recipe in dict.fromkeys(everything["recipe"])
     ]
     rows.sort(key=lambda row: (row.method != FULL_PRECISION, row.bits is None, row.bits or 0.0))  # stable
-    return Block(model, str(everything["family"].iloc[0]), (chance, majority, *_mark_best(rows, columns)))
+    levels = (chance, majority) if columns else ()
+    return Block(model, str(everything["family"].iloc[0]), (*levels, *_mark_best(rows, columns)))
 
 
 def _level_row(
