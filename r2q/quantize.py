@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from dataclasses import replace as replace_fields
 from fnmatch import fnmatch
@@ -73,7 +75,8 @@ def quantize(
     ``out/training/``.
 
     A unit whose key (recipe, model weights, code, libraries) and files have not changed is kept. A recipe that fails
-    is a report with status ``failed``, or ``diverged`` where its training did, and the reason.
+    is a report with status ``failed``, or ``diverged`` where its training did, and the reason; where that is a fault in
+    the method's code, its traceback is printed.
 
     Raises:
         ConfigError: the config is wrong, or does not have this model or recipe.
@@ -217,9 +220,13 @@ def _identity(
 
 def _packages(recipe: Recipe) -> list[str]:
     """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
-    names = dict.fromkeys([recipe.method, recipe.options.get("quantizer") or recipe.method])
-    packages = (package_of(configuration.method_info(name).module) for name in names)
+    packages = (package_of(configuration.method_info(name).module) for name in _methods(recipe))
     return sorted({package for package in packages if package is not None})
+
+
+def _methods(recipe: Recipe) -> list[str]:
+    """The recipe's method and, where its options name one, the quantizer inside of it."""
+    return [recipe.method, *filter(None, [recipe.options.get("quantizer")])]
 
 
 def _unit(
@@ -254,11 +261,12 @@ def _unit(
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
     try:
-        method = make_method(recipe)
-        if isinstance(method, CheckpointMethod):
-            return record | adopt(method, model, targets, tokenizer, folder, device)
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
-        layers, notes = apply(method, model, targets, device, data, training, latent)
+        with _faults_named(recipe):
+            method = make_method(recipe)
+            if isinstance(method, CheckpointMethod):
+                return record | adopt(method, model, targets, tokenizer, folder, device)
+            layers, notes = apply(method, model, targets, device, data, training, latent)
         about = {**(about or {}), "errors": mean_errors(layers)}
         digests = save(model, tokenizer, folder, dict(vars(recipe)), about)
         if latent is not None:
@@ -266,7 +274,7 @@ def _unit(
     except (*FAILURES, *OUTSIDE) as error:
         for stale in (*folder.glob("*.safetensors"), *folder.glob(CARD)):  # of an earlier attempt
             stale.unlink()
-        reason, diverged = one_line(error), isinstance(error, Diverged)
+        reason, diverged = _noted(error, error), isinstance(error, Diverged)
         if diverged:  # "diverged at step 4: loss nan": the status says the first word
             reason = reason.removeprefix("diverged at ").replace(": ", ", ", 1)
         return record | {"status": DIVERGED if diverged else FAILED, "reason": reason, "retry": passing(error)}
@@ -282,6 +290,32 @@ def _unit(
         "notes": notes,
         "hashes": {"weights": folder_digest(folder)},
     }
+
+
+@contextmanager
+def _faults_named(recipe: Recipe) -> Iterator[None]:
+    """Make a sentence of what a method raises by mistake, and print its traceback: the other recipes go on.
+
+    Trouble of the machine (a full disk, a lost GPU) stays what it is, and ends the job.
+
+    Raises:
+        ValueError: names the method, the layer where it is known, and the error.
+    """
+    try:
+        yield
+    except (*FAILURES, *OUTSIDE):
+        raise
+    except Exception as error:
+        if passing(error):
+            raise
+        traceback.print_exc()
+        kind_and_text = traceback.format_exception_only(error)[0]
+        raise ValueError(f"method {' on '.join(_methods(recipe))}: {_noted(error, kind_and_text)}") from error
+
+
+def _noted(error: Exception, text: object) -> str:
+    """What is said of an error as one line, after the layer that `Method.at` added to it."""
+    return ": ".join([*getattr(error, "__notes__", []), one_line(text)])
 
 
 def _summary(report: Report) -> str:

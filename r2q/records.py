@@ -454,10 +454,16 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+OF_THE_MACHINE = ("OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException")  # torch's
+ALSO = ("can't allocate memory", "CUDA error")  # what torch says in a plain RuntimeError
+
+
 def passing(error: BaseException | None) -> bool:
-    """Whether an error may be gone the next time, all else equal: a file, library or memory that was not there."""
+    """Whether an error may be gone the next time, all else equal: a file, library, memory or GPU that was not there."""
     while error is not None:
-        if isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ in OF_THE_MACHINE:
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in ALSO):
             return True
         error = error.__cause__ or error.__context__
     return False

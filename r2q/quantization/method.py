@@ -183,11 +183,15 @@ class Method(ABC):
 
     @contextmanager
     def at(self, layer: str) -> Iterator[None]:
-        """Name recipe and layer in a ValueError that is raised inside."""
+        """Name recipe and layer in a ValueError that is raised inside; to another error they are added as a note."""
+        where = f"recipe {self.recipe.name}, layer {layer}"
         try:
             yield
         except ValueError as error:
-            raise ValueError(f"recipe {self.recipe.name}, layer {layer}: {error}") from None
+            raise ValueError(f"{where}: {error}") from error
+        except Exception as error:
+            error.add_note(where)
+            raise
 
     @abstractmethod
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:

@@ -95,14 +95,12 @@ class FakeQuantizer:
         """Quantize once."""
         values, codes, grids = [], [], []
         self.method.begin(self.name)
-        try:
+        with self.method.at(self.name):
             for chunk in self.chunks(weight):
                 wide = chunk.float()
                 grids.append(self.method.fit_groups(wide))
                 codes.append(self.method.encode_groups(wide, grids[-1]))
                 values.append(grids[-1].decode(codes[-1]).to(weight.dtype))
-        except ValueError as error:
-            raise ValueError(f"recipe {self.method.recipe.name}, layer {self.name}: {error}") from None
         return Pass(torch.cat(values).reshape(weight.shape), torch.cat(codes).reshape(weight.shape), grids)
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:

@@ -134,10 +134,10 @@ def spread(work: Callable[[Group], Any], count: int, device: torch.device, folde
         threads = torch.get_num_threads()
         try:
             torch.multiprocessing.spawn(_process, (count, device.type, threads, scratch), nprocs=count)
-        except torch.multiprocessing.ProcessRaisedException:
+        except torch.multiprocessing.ProcessRaisedException as error:  # has the traceback of that process
             reasons = sorted(scratch.glob("error-*.pt"), key=lambda path: path.stat().st_mtime_ns)
             if reasons:  # the first one; others may only say that they were left alone
-                raise torch.load(reasons[0], weights_only=False) from None
+                raise torch.load(reasons[0], weights_only=False) from error
             raise
         return torch.load(scratch / "result.pt", map_location=device, weights_only=False)
     finally:

@@ -210,3 +210,75 @@ def test_a_method_that_lacks_something_is_a_row_and_tried_again(
         (tmp_path / "needed.txt").write_text("")
         run.quantize("mine-g32")
         assert run.report("mine-g32")["status"] == "ok"
+
+
+FAULTY = """
+from baselines.rtn import RTN
+from r2q.quantization.method import Method, WeightMethod
+
+
+class One(RTN):
+    def fit_groups(self, values):
+        FAULT
+
+
+class Whole(Method):
+    def quantize(self, model, targets, data):
+        FAULT
+"""
+
+
+def faulty(run: Run, folder: Path, fault: str) -> str:
+    """Two recipes whose methods run into a fault; the name of their module."""
+    name = f"faulty_{abs(hash(fault))}"
+    (folder / f"{name}.py").write_text(FAULTY.replace("FAULT", fault))
+    for kind in ("One", "Whole"):
+        run.recipes[f"{kind.lower()}-g32"] = {"method": f"{name}.{kind}", "granularity": "g32"}
+    return name
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("return {}['scale']", "KeyError: 'scale'"),
+        ("values = None; return values @ values", "TypeError: unsupported operand type(s) for @"),
+        ("raise RuntimeError('two\\n  lines')", "RuntimeError: two lines"),
+        ("assert False", "AssertionError"),
+    ],
+)
+def test_a_fault_in_a_method_is_a_row_and_its_traceback_is_printed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, fault: str, said: str
+) -> None:
+    """The next recipe is quantized."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = faulty(run, tmp_path, fault)
+    run.quantize("one-g32", "whole-g32", "r2q-g32")
+    layer = "recipe one-g32, layer model.layers.0.self_attn.q_proj: "
+    starts = {"one-g32": f"method {name}.One: {layer}{said}", "whole-g32": f"method {name}.Whole: {said}"}
+    for recipe, start in starts.items():
+        report = run.report(recipe)
+        assert (report["status"], report["retry"], report["hashes"]["weights"]) == ("failed", False, None)
+        assert report["reason"].startswith(start)
+    printed = capsys.readouterr()
+    assert f"quantize tiny one-g32 seed 0: FAILED: {starts['one-g32']}" in printed.out
+    assert printed.err.count(f'{name}.py", line') >= 2  # of both
+    assert run.report("r2q-g32")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "raise OSError(28, 'No space left')",
+        "import torch; raise torch.AcceleratorError('unplugged')",
+        "raise RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory: 9 bytes')",
+    ],
+)
+def test_trouble_of_the_machine_is_no_row(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The same command tries again, on a cluster with more memory."""
+    monkeypatch.syspath_prepend(tmp_path)
+    faulty(run, tmp_path, fault)
+    with pytest.raises((OSError, RuntimeError)):
+        run.quantize("one-g32")
+    assert not (run.results / "tiny" / "one-g32" / "seed0" / "report.json").exists()
