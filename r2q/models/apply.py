@@ -18,6 +18,7 @@ from r2q.quantization.grid import SCALE_DTYPE, SMALLEST_SCALE, check_grid
 from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
 from r2q.quantization.packing import packed_width
 
+OF_THE_MODEL = "of the model that it is given; what it changes belongs into its result"
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
 
 
@@ -41,8 +42,8 @@ def apply(
         One description per layer (see :func:`describe`), and the method's notes.
 
     Raises:
-        ValueError: the method needs calibration or training data and there is none, or gives what :class:`Quantized`
-            does not allow.
+        ValueError: the method needs calibration or training data and there is none, changes the model by itself, or
+            gives what :class:`Quantized` does not allow.
     """
     if method.needs == "calibration" and data is None:
         raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
@@ -50,7 +51,10 @@ def apply(
     if isinstance(method, WeightMethod):
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
+        before = _checksums(model)
         result = method.quantize(model, targets, training if method.needs == "training" else data)
+        if changed := dict(before.items() ^ _checksums(model).items()):
+            raise ValueError(f"recipe {method.recipe.name}: quantize changes {min(changed)} {OF_THE_MODEL}")
         _refuse_other_than_said(method, model, targets, result)
         weights = {target.name: target.weight for target in targets}
         layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
@@ -71,6 +75,22 @@ def apply(
     for name, quantized in result.layers.items():
         replace(model, by_name[name], to_device(quantized, "cpu"))
     return layers, notes
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """A number that tells a changed tensor, at the speed of memory; the same on every device.
+
+    Not by `Tensor._version`, which does not count what is done to `.data`, nor by address: methods move parts to a GPU.
+    """
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if data.storage_offset() % 8:
+        data = data.clone()
+    whole = data.numel() // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+
+
+def _checksums(model: Any) -> dict[str, int]:
+    return {name: checksum(tensor) for name, tensor in model.state_dict().items()}
 
 
 def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], result: Quantized) -> None:
@@ -123,7 +143,10 @@ def _one_by_one(
     for target in targets:
         start = time.perf_counter()
         weight = target.weight.to(device)
+        before = checksum(weight)
         quantized = method.quantize_weight(weight, target.name)
+        if checksum(weight) != before:
+            raise ValueError(f"recipe {method.recipe.name}: quantize_weight changes {target.name} {OF_THE_MODEL}")
         seconds = round(time.perf_counter() - start, 4)
         layers.append(describe(target.name, quantized, weight) | {"seconds": seconds})
         del weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import r2q.quantize as module
-from r2q.models.apply import describe
+from r2q.models.apply import apply, checksum, describe
 from r2q.models.devices import pick_device
 from r2q.models.save import folder_digest
+from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training.trainer import Diverged
-from tests.models.tiny import tiny_folder
+from tests.models.tiny import tiny_folder, tiny_model
 from tests.units import quantize
 
 
@@ -282,3 +284,58 @@ def test_trouble_of_the_machine_is_no_row(
     with pytest.raises((OSError, RuntimeError)):
         run.quantize("one-g32")
     assert not (run.results / "tiny" / "one-g32" / "seed0" / "report.json").exists()
+
+
+CHANGING = """
+from baselines.rtn import RTN
+from r2q.quantization.method import Method, Quantized
+
+
+class One(RTN):
+    def fit_groups(self, values):
+        grid = super().fit_groups(values)
+        CHANGE_VALUES
+        return grid
+
+
+class Whole(Method):
+    def quantize(self, model, targets, data):
+        rtn = RTN(self.recipe)
+        layers = {target.name: rtn.quantize_weight(target.weight, target.name) for target in targets}
+        CHANGE_MODEL
+        return Quantized(layers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "model", "name"),
+    [
+        ("values.mul_(2)", "targets[3].weight.mul_(2)", "model.layers.0.self_attn.o_proj.weight"),
+        ("values.data[0, 0, 0] += 1", "model.model.norm.weight.data[5] += 1", "model.norm.weight"),
+        ("values.clamp_(0)", "targets[0].weight.data = targets[0].weight.data * 2", "model.layers.0.self_attn.q_proj."),
+    ],
+)
+def test_a_method_that_changes_the_model_that_it_is_given_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: str, model: str, name: str
+) -> None:
+    """Its errors would be to weights that the model never had, and a part of the change in no one's account."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"changing_{abs(hash(values))}"
+    text = CHANGING.replace("CHANGE_VALUES", values).replace("CHANGE_MODEL", model)
+    (tmp_path / f"{module}.py").write_text(text)
+    for method, said in (("One", "quantize_weight changes model.layers.0."), ("Whole", f"quantize changes {name}")):
+        given = tiny_model("llama", torch.float32)  # whose weights a method sees as they are, not as a copy in float32
+        recipe = Recipe("mine", f"{module}.{method}", "g32")
+        with pytest.raises(ValueError, match=f"recipe mine: {re.escape(said)}.* of the model that it is given"):
+            apply(make_method(recipe), given, list_targets(given), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.uint8])
+def test_a_checksum_tells_any_change_and_no_place(dtype: torch.dtype) -> None:
+    whole = torch.arange(3 * 37).reshape(3, 37).to(dtype)
+    for tensor in (whole, whole[1], whole[1, 1:], whole.T, whole[0, 0]):
+        before = checksum(tensor)
+        assert checksum(tensor.clone()) == before
+        changed = tensor.contiguous().clone().view(-1)
+        changed[-1] = changed[-1] == 0
+        assert checksum(changed) != before
