@@ -261,6 +261,8 @@ def _unit(
             recipe.group_size(target.weight.shape[-1], target.name)
     element_bits = 8 * targets[0].weight.element_size()
     try:
+        if training is not None and training.reason:
+            raise ValueError(f"there are no rows to train on: {training.reason}")
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
         with _faults_named(recipe):
             method = make_method(recipe)

@@ -56,7 +56,7 @@ class Reference:
         ids: int32 ``[windows, window - 1, k]``; the k likeliest.
         log_probs: float32 of the same shape; theirs, in nats.
         tail: float32 ``[windows, window - 1]``; log of the probability of all other tokens, -inf where there are none.
-        facts: where they come from.
+        facts: where they come from; `reason` is why there are no distributions, where the teacher is not finite.
         digest: sha256 of the file.
     """
 
@@ -87,9 +87,11 @@ class Distance:
 def reference(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
     """Run the full-precision ``model`` over the text of ``fidelity`` and write its distributions to ``out``.
 
+    Of a model that is not finite on the text the file says so: no unit of it has a distance.
+
     Raises:
         ConfigError: the config is wrong, has no section ``fidelity`` or no such model; the window exceeds the
-            positions; the model is not finite on the text.
+            positions.
         ValueError: the text is shorter than a window, damaged, or lacks a column.
         FileNotFoundError: there is no such text, or ``prepared`` is not there.
     """
@@ -107,18 +109,24 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     ids = encoder.encode(text.separator.join(read_documents(text.path, text.field, Hub.of(config))))
     try:
         tokens = cut(ids, text.window, text.windows)
-        made = distributions(teacher.to(device), tokens, text.top_k, config.limits.batch_size)
-    except NotFinite as error:
-        raise ConfigError(f"models.{model}: fidelity.path: {text.path}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"fidelity.path: {text.path}, read with the tokenizer of {model}: {error}") from None
+    reason = ""
+    try:
+        made = distributions(teacher.to(device), tokens, text.top_k, config.limits.batch_size)
+    except NotFinite as error:
+        none, reason = torch.empty(0), str(error)
+        made = Reference(tokens.int(), none, none, none, none, {})
     settings = text.model_dump(mode="json") | {"model": model, "fingerprint": facts["fingerprint"]}
     settings |= {
         "dtype": str(teacher.dtype).removeprefix("torch."),
         "device": device.type,
         "adds_bos": encoder.adds_bos,
     }
-    write(Path(out), made, settings)
+    write(Path(out), made, settings | ({"reason": reason} if reason else {}))
+    if reason:
+        print(f"reference {model}: FAILED: {reason}; no recipe of it has a distance to full precision", flush=True)
+        return
     tail = float(made.tail.double().exp().mean())
     print(
         f"reference {model}: {len(tokens)} windows of {text.window} tokens, top {made.ids.shape[-1]}, "
@@ -158,7 +166,9 @@ def distributions(model: Any, tokens: torch.Tensor, top_k: int, batch_size: int)
 
 
 def distance(model: Any, teacher: Reference, batch_size: int) -> Distance:
-    """The student's side; raises NotFinite."""
+    """The student's side; raises NotFinite, also where the teacher was not."""
+    if "reason" in teacher.facts:
+        raise NotFinite(f"of full precision: {teacher.facts['reason']}")
     tokens = teacher.tokens.long()
     kl, equal = [], []
     flat = [part.flatten(0, 1) for part in (teacher.top1, teacher.ids, teacher.log_probs, teacher.tail)]

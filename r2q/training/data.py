@@ -74,6 +74,7 @@ class TrainingData:
         processes: how many share the work, each on a device of that type; several need a folder.
         start: the packed folder whose levels bound the latent weights at the start; None: nothing does.
         identity: hash of everything that can move the result; a checkpoint of another identity is not used.
+        reason: why there are no rows, where the full-precision model could not write any.
     """
 
     train: Rows
@@ -85,6 +86,7 @@ class TrainingData:
     processes: int = 1
     start: Path | None = None
     identity: str = ""
+    reason: str = ""
 
     def loss_on(self, wanted: str) -> str:
         """``all`` or ``response`` for an option that may be ``auto``."""

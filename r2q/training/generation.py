@@ -63,7 +63,7 @@ def sampling(wanted: Training) -> dict[str, Any]:
 
 
 def with_transformers(teacher: Any, end: int | None, wanted: Training) -> Continue:
-    """Continue prompts with a model on its device."""
+    """Continue prompts with a model on its device; raises ArithmeticError where its logits are not finite."""
     teacher.generation_config = GenerationConfig()
     how = {"do_sample": True, "top_k": 0, **sampling(wanted)} if wanted.temperature > 0 else {"do_sample": False}
 
@@ -81,6 +81,8 @@ def with_transformers(teacher: Any, end: int | None, wanted: Training) -> Contin
             stopping_criteria=StoppingCriteriaList([] if end is None else [_Ended(prompts)]),
             **how,
         )
+        if bool(prompts.broken):
+            raise ArithmeticError("the logits of a generated token are not finite")
         full = torch.full((len(heads), wanted.length), 0 if end is None else end)  # all rows may have ended early
         full[:, : output.shape[1]] = output.cpu()
         return [_cut(row, len(head), end) for row, head in zip(full.tolist(), heads, strict=True)]
@@ -91,16 +93,20 @@ def with_transformers(teacher: Any, end: int | None, wanted: Training) -> Contin
 class _Prompts(LogitsProcessor):
     """Has each row say the rest of its prompt, and then at least one token before it may end.
 
-    Nothing here waits for the GPU.
+    Logits that are no numbers are noted (`broken`) and made 0: they cannot be sampled, and the likeliest of them is the
+    first. Nothing here waits for the GPU.
     """
 
     def __init__(self, heads: list[list[int]], end: int | None, device: torch.device) -> None:
         self.end, self.longest = end, max(map(len, heads))
         self.lengths = torch.tensor([len(head) for head in heads], device=device)
         self.tokens = torch.tensor([head + [0] * (self.longest - len(head)) for head in heads], device=device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        place = input_ids.shape[1]
+        place, wrong = input_ids.shape[1], scores.isnan() | scores.isposinf()
+        self.broken |= wrong.any()
+        scores = scores.masked_fill(wrong, 0.0)
         if self.end is not None and place <= self.longest:
             scores[:, self.end].masked_fill_(self.lengths == place, -torch.inf)
         if place < self.longest:

@@ -59,7 +59,8 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     On a CPU the model's hidden states of the rows are kept with them, for all recipes that learn from it.
 
     Generated rows are also kept in a file ``.<out>.unfinished`` while they come. It goes when all are there; a run that
-    was killed goes on from it, to the same bits.
+    was killed goes on from it, to the same bits. Of a model whose logits are not finite there are no rows, and the file
+    says so.
 
     Raises:
         ConfigError: the config is wrong, has no section ``training`` or no such model; rows are longer than the model
@@ -114,7 +115,13 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         rest = {"heads": heads, "threads": config.limits.threads, "code": code("teacher_data")}
         unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), key(settings | rest))
         say = _engine(str(folder), dtype, device, tokenizer.eos_token_id, wanted)
-        rows = generated_rows(heads, wanted, say, unfinished)
+        try:
+            rows = generated_rows(heads, wanted, say, unfinished)
+        except ArithmeticError as error:
+            write(out, none := padded([], wanted.length), none, settings | {"reason": str(error)})
+            unfinished.remove()
+            print(f"teacher-data {model}: FAILED: {error}; no recipe can be trained on it", flush=True)
+            return
     width = model_config.get_text_config(decoder=True).hidden_size
     if device.type == "cpu" and rows.tokens.numel() * width * 4 <= KEPT:  # else every training computes them
         rows = replace(rows, states=_states(str(folder), rows.tokens))

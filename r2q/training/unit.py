@@ -20,7 +20,8 @@ CHECKPOINTS = ("checkpoint.json", "checkpoint-before.json", "checkpoint-*.pt")
 def read_training(path: Path, device: torch.device, processes: int = 1) -> TrainingData:
     """The rows in a file of the verb ``teacher-data``, for training on such devices; see :func:`read` for errors."""
     train, held_out, settings, digest = read(path)
-    return TrainingData(train, held_out, settings["kind"], digest, device=device, processes=processes)
+    facts = {"kind": settings["kind"], "digest": digest, "reason": settings.get("reason", "")}
+    return TrainingData(train, held_out, **facts, device=device, processes=processes)
 
 
 def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:

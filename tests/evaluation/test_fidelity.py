@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.evaluate import evaluate
 from r2q.evaluation.fidelity import bucketed_kl, distance, distributions, read, reference, write
 from r2q.evaluation.perplexity import cut
+from r2q.records import Evaluation, read_json
 from tests.evaluation import tiny
 from tests.units import quantize
 
@@ -151,3 +153,21 @@ def test_what_cannot_be_read_is_one_sentence(config: Path, change: dict[str, int
     config.write_text(yaml.safe_dump(data))
     with pytest.raises(ConfigError, match=message):
         reference(config, config.parent / "prepared.json", "m", config.parent / "reference.safetensors")
+
+
+def test_units_of_a_model_that_is_not_finite_fail_and_its_job_does_not(
+    config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = config.parent
+    state = load_file(folder / "model" / "model.safetensors")
+    state["model.norm.weight"][3] = math.nan
+    save_file(state, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+    reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
+    assert "reference m: FAILED: fidelity: a log-probability is not finite; no recipe" in capsys.readouterr().out
+    quantize(config, folder / "prepared.json", "m", ["full_precision", "rtn-g64"], folder / "m")
+    for recipe in ("full_precision", "rtn-g64"):
+        unit = folder / "m" / recipe / "seed0"
+        evaluate(config, "m", unit, folder / "reference.safetensors")
+        record = read_json(unit / "evaluation.json", Evaluation)
+        assert (record.status, record.scores) == ("failed", [])
+        assert record.reason == "of full precision: fidelity: a log-probability is not finite"

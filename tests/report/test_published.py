@@ -163,6 +163,19 @@ def test_wrong_full_precision_stops_the_run(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_full_precision_that_failed_is_said_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made = llama(tmp_path / "run", 5.475)
+    lost = score("wiki", PPL, None, status="failed", reason="not finite")
+    made.change("m", "full-precision", "evaluation.json", scores=[lost, score("piqa", "acc", 0.781, num_fewshot=0)])
+    collect(made.config_path, made.results)
+    controls(made.results, tmp_path / "controls.csv")
+    said = (
+        f"controls: m, full-precision wiki {PPL} failed (not finite): nothing says what the other rows"
+    )
+    assert capsys.readouterr().out.startswith(said)
+    assert list(read_csv(tmp_path / "controls.csv", Control)["published"]) == [0.7786, 0.7807]
+
+
 def test_of_disputed_numbers_one_is_enough_and_the_tolerance_is_the_files(tmp_path: Path) -> None:
     made = llama(tmp_path / "run", 5.60)
     folder = tmp_path / "published"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,10 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from r2q.config import ConfigError
 from r2q.config.texts import Training
 from r2q.models.load import load_full, load_tokenizer
+from r2q.quantize import quantize
+from r2q.records import Report, read_json
 from r2q.training.data import Rows
 from r2q.training.generation import _seed, with_transformers
 from r2q.training.teacher_data import draw
@@ -296,3 +301,23 @@ def test_without_vllm_nothing_is_begun(folder: Path, tmp_path: Path, monkeypatch
     make_text = {"engine": "vllm", "kind": "text", "held_out": 2, "length": 16}  # no engine is needed
     monkeypatch.undo()
     make(folder, tmp_path / "rows.safetensors", **make_text)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_model_that_is_not_finite_writes_no_rows_and_what_trains_on_them_is_a_failed_row(
+    folder: Path, tmp_path: Path, temperature: float
+) -> None:
+    """The likeliest of logits that are no numbers would be a token like any other."""
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    state = load_file(broken / "model.safetensors")
+    state["model.norm.weight"][3] = math.nan
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    train, held_out, settings, _ = make(broken, tmp_path / "rows.safetensors", temperature=temperature)
+    assert (len(train), len(held_out), settings["reason"]) == (0, 0, "the logits of a generated token are not finite")
+    assert not list(tmp_path.glob(".*unfinished"))
+    (tmp_path / "prepared.json").write_text(json.dumps({"models": {"tiny": {"fingerprint": "f1", "family": "llama"}}}))
+    inputs = {"prepared": tmp_path / "prepared.json", "training": tmp_path / "rows.safetensors"}
+    quantize(tmp_path / "config.yaml", model="tiny", recipe="bitdistiller-g32", seed=0, out=tmp_path / "unit", **inputs)
+    report = read_json(tmp_path / "unit" / "report.json", Report)
+    assert (report.status, report.retry) == ("failed", False)
+    assert report.reason == "there are no rows to train on: the logits of a generated token are not finite"
