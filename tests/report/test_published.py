@@ -169,9 +169,7 @@ def test_full_precision_that_failed_is_said_and_stops_nothing(tmp_path: Path, ca
     made.change("m", "full-precision", "evaluation.json", scores=[lost, score("piqa", "acc", 0.781, num_fewshot=0)])
     collect(made.config_path, made.results)
     controls(made.results, tmp_path / "controls.csv")
-    said = (
-        f"controls: m, full-precision wiki {PPL} failed (not finite): nothing says what the other rows"
-    )
+    said = f"controls: m, full-precision wiki {PPL} failed (not finite): nothing says what the other rows"
     assert capsys.readouterr().out.startswith(said)
     assert list(read_csv(tmp_path / "controls.csv", Control)["published"]) == [0.7786, 0.7807]
 
