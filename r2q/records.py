@@ -246,6 +246,7 @@ class Score:
         in_table: whether the main table shows it.
         seconds: of the task (of the unit where it has no task); peak_mib: of the unit's evaluation.
         quantize_cpu_seconds, evaluate_cpu_seconds: of processors, for the whole unit; None in older runs.
+        bits: of a code; None where a checkpoint was quantized elsewhere, and in older runs.
         provenance: key of provenance.json.
         status, reason: see `Report`.
         version, num_fewshot: of the task; numbers with other ones are not compared.
@@ -285,6 +286,7 @@ class Score:
     control: bool = False
     quantize_cpu_seconds: float | None = None
     evaluate_cpu_seconds: float | None = None
+    bits: int | None = None
 
 
 @dataclass(frozen=True)

@@ -69,3 +69,6 @@ def test_of_many_recipes_the_best_of_each_family_is_shown() -> None:
     shown = set(best_of_families(lost)["recipe"])
     # families: rtn (i % 4 = 0), gptq rtn (1), r2q (2), gptq r2q (3); the last one of each is best
     assert shown == {"full_precision", "recipe24", "recipe21", "recipe22", "recipe23", "recipe2"}
+    assert lost.loc[11, "recipe"] == "recipe10"
+    lost.loc[11, "bits"] = 3  # no rival of two bits
+    assert set(best_of_families(lost)["recipe"]) == shown | {"recipe10"}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from r2q.records import OK
 from r2q.report import statistics
+from r2q.report.run import of_bits
 
 SCORE = "average accuracy, %"
 MANY = 20  # recipes of a model; of more the end of a run shows the best of each family
@@ -75,19 +76,18 @@ def _numbers(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
 def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
     """`average_scores` of what has a granularity, with it, its place among all, finest first, and the recipe's family.
 
-    A family is all but the granularity: frame, method and quantizer; of recipes that have these in common and are not
-    the same, such as trainings of two lengths, it is the name without the granularity.
+    A family is all but the granularity: frame, method, quantizer and bits; of recipes that have these in common and are
+    not the same, such as trainings of two lengths, it is the name without the granularity.
     """
     scores = scores[scores["granularity"] != ""]
-    rows = average_scores(scores).join(
-        scores.drop_duplicates("recipe").set_index("recipe")[["granularity", "kind", "frame", "method", "quantizer"]],
-        on="recipe",
-    )
+    facts = ["granularity", "kind", "frame", "method", "quantizer", "bits"]
+    rows = average_scores(scores).join(scores.drop_duplicates("recipe").set_index("recipe")[facts], on="recipe")
     order = sorted(set(rows["granularity"]), key=group_width)
     rows["place"] = rows["granularity"].map(order.index)
     method = rows["method"].where(rows["kind"] == "calibration", "")
     parts = zip(rows["frame"].fillna(""), method, rows["quantizer"], strict=True)
-    rows["family"] = [" ".join(dict.fromkeys(filter(None, names))) for names in parts]
+    families = (" ".join(dict.fromkeys(filter(None, names))) for names in parts)
+    rows["family"] = [of_bits(family, bits) for family, bits in zip(families, rows["bits"], strict=True)]
     shared = rows.duplicated(["model", "family", "granularity"], keep=False)
     shared = rows["family"].isin(rows.loc[shared, "family"])
     stems = [recipe.replace(f"-{width}", "") for recipe, width in zip(rows["recipe"], rows["granularity"], strict=True)]
@@ -141,8 +141,8 @@ def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, f
 def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of recipes to show at the end of a run, of its `Score` rows.
 
-    All, where no model has more than MANY recipes; else, per model, controls, what failed, and of every family (frame
-    and quantizer, whatever its options and granularity) the recipe with the best average accuracy.
+    All, where no model has more than MANY recipes; else, per model, controls, what failed, and of every family (frame,
+    quantizer and bits, whatever its options and granularity) the recipe with the best average accuracy.
     """
     if scores.groupby("model")["recipe"].nunique().max() <= MANY:
         return scores
@@ -151,6 +151,7 @@ def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
         return scores
     facts = scores.drop_duplicates("recipe").set_index("recipe")
     family = facts["frame"].fillna("") + " " + facts["quantizer"].str.split(r"[- ]").str[0]
+    family = pd.Series(list(map(of_bits, family, facts["bits"])), facts.index, dtype=object)
     average = average[~average["recipe"].map(facts["control"]).fillna(False).astype(bool)]
     average["family"] = average["recipe"].map(family)
     best = average.loc[average.groupby(["model", "family"])["value"].idxmax(), ["model", "recipe"]]

@@ -33,6 +33,7 @@ from r2q.report.items import encode
 SHOWN_MISSING = 10  # files named in the error about missing ones
 UNIT_FIELDS = (
     "model", "family", "recipe", "method", "granularity", "group_size", "bits_per_weight", "file_bytes", "seed",
+    "bits",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from r2q.kept import ROOT
 from r2q.records import Drift, LayerRow, Score, Step, read_csv, read_drawn
 
 PUBLISHED = ROOT / "results" / "published"
+BITS = 2  # of a code, where the name of a frame or family says nothing
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
 
 
@@ -70,6 +71,11 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         row = frame[twice].iloc[0]
         raise ValueError(f"{path} has two rows for {', '.join(f'{column} {row[column]}' for column in KEY)}")
     return frame
+
+
+def of_bits(name: str, bits: Any) -> str:
+    """A name of recipes that are compared, with the bits of their codes where these are not the usual two."""
+    return name if pd.isna(bits) or bits == BITS else f"{name}, {bits} bits"
 
 
 def with_budgets(steps: pd.DataFrame) -> pd.DataFrame:

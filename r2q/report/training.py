@@ -10,8 +10,7 @@ from typing import Any
 from r2q import config as configuration
 from r2q.plan import units_of
 from r2q.records import OK, Drift, Gradient, Report, Step, columns, read_json, sign, write_csv
-
-BITS = 2  # of a code, where the name of a frame says nothing: what differs in them is not held against each other
+from r2q.report.run import of_bits
 
 
 def gather_training(config_path: str | Path, results: str | Path) -> None:
@@ -32,8 +31,7 @@ def gather_training(config_path: str | Path, results: str | Path) -> None:
             continue
         folder = results / unit.path
         report, records = read_json(folder / "report.json", Report), folder / "training"
-        frame = report.facts.frame if report.bits == BITS else f"{report.facts.frame}, {report.bits} bits"
-        facts = {"run": config.run, **vars(unit), "frame": frame}
+        facts = {"run": config.run, **vars(unit), "frame": of_bits(str(report.facts.frame), report.bits)}
         facts |= {"quantizer": report.facts.label, "granularity": report.granularity, "steps": report.options["steps"]}
         places = {layer.name: {"block": layer.block, "kind": layer.kind} for layer in report.layers}
         whole = report.status == OK

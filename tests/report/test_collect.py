@@ -14,7 +14,7 @@ from r2q.report.tables import table
 HEADER = (
     "run,model,family,recipe,method,granularity,group_size,bits_per_weight,file_bytes,seed,task,metric,value,stderr,n,"
     "chance,majority,higher_is_better,in_table,status,seconds,peak_mib,provenance,reason,version,num_fewshot,kind,frame,"
-    "quantizer,control,quantize_cpu_seconds,evaluate_cpu_seconds"
+    "quantizer,control,quantize_cpu_seconds,evaluate_cpu_seconds,bits"
 )
 
 
@@ -43,6 +43,7 @@ def test_values_of_a_row(run):
     rows = collected(run)
     row = rows[(rows["recipe"] == "rtn-g64") & (rows["model"] == "mini-opt") & (rows["task"] == "mini_who")].iloc[0]
     assert (row["method"], row["granularity"], row["group_size"], row["seed"]) == ("rtn", "g64", 64, 0)
+    assert row["bits"] == 2
     assert (row["value"], row["stderr"], row["n"], row["chance"], row["majority"]) == (0.7, 0.02, 400, 0.5, 0.5)
     assert (row["seconds"], row["peak_mib"]) == (0.5, 300.0)  # of this task; of the evaluation
     assert (row["quantize_cpu_seconds"], row["evaluate_cpu_seconds"]) == (3.5, 1.5)

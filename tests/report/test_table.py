@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.paper import frames
+from r2q.report.tables.paper import frames, groups
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
@@ -361,6 +362,29 @@ def test_a_table_of_frames_has_every_training(tmp_path):
     sheet = frames(run)
     numbers = [cell for row in sheet.body for cell in row[2:] if cell.value is not None]
     assert len(numbers) == run.scores.loc[run.scores["kind"] == "training", "recipe"].nunique() == 36
+
+
+def test_codes_of_other_widths_have_rows_and_families_of_their_own(tmp_path):
+    """At one granularity round to nearest has 2 bits and R2Q 3; at the other both have both."""
+    trained = [("rtn", 2, "g64"), ("r2q", 3, "g64"), *itertools.product(("rtn", "r2q"), (2, 3), ("channel",))]
+    facts = {"method": "bitdistiller", "frame": "bitdistiller", "kind": "training", "file_bytes": 9}
+    scores = frame(
+        (f"{q}-{bits}-{width}", bits + 0.5, 0, "task", 0.4,
+         facts | {"quantizer": q, "granularity": width, "bits": bits})
+        for q, bits, width in trained
+    )  # fmt: skip
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    run = Run(tmp_path)
+    rows = {str(row[1]): [cell.value is not None for cell in row[2:]] for row in frames(run).body}
+    assert rows == {
+        "bitdistiller, g64": [True, False], "bitdistiller, 3 bits, g64": [False, True],
+        "bitdistiller, channel": [True, True], "bitdistiller, 3 bits, channel": [True, True],
+    }  # fmt: skip
+    rows = {str(row[1]): [cell.value is not None for cell in row[2:]] for row in groups(run).body}
+    assert rows == {
+        "bitdistiller rtn": [True, True], "bitdistiller r2q, 3 bits": [True, True],
+        "bitdistiller rtn, 3 bits": [False, True], "bitdistiller r2q": [False, True],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("other", [-0.1, 0.2])

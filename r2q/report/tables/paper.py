@@ -15,7 +15,7 @@ import pandas as pd
 
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.published import beside
-from r2q.report.run import Run
+from r2q.report.run import Run, of_bits
 from r2q.report.tables.render import arrow, label, legend, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
 from r2q.report.tables.summary import Cell, Column, Table, show, summarize
@@ -75,7 +75,8 @@ def frames(run: Run) -> Sheet | None:
         return None
     facts = scores.drop_duplicates("recipe").set_index("recipe")
     rows = average_scores(scores)
-    rows["frame"] = [f"{facts['frame'][r]}, {facts['granularity'][r]}" for r in rows["recipe"]]
+    named = {r: of_bits(frame, bits) for r, frame, bits in facts[["frame", "bits"]].itertuples(name=None)}
+    rows["frame"] = [f"{named[r]}, {facts['granularity'][r]}" for r in rows["recipe"]]
     rows["quantizer"] = [facts["quantizer"][r] for r in rows["recipe"]]
     return _pivot(rows, "frames", "Training frames and quantizers: average accuracy in percent", "frame", "quantizer")
 
