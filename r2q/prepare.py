@@ -90,8 +90,17 @@ def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("finger
 
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:
-    """What the recipes of model `name` cannot do with it, by the facts that `prepare` wrote of it."""
-    problems = []
+    """What recipes of model `name`, and rows for them, cannot do with it, by the facts that `prepare` wrote of it."""
+    positions, asked = facts.get("positions"), dict[str, int]()
+    if config.calibration is not None and config.calibrates(name):
+        asked["calibration.window"] = config.calibration.window
+    if config.training is not None and any(map(config.trains, config.recipes_of(name))):
+        asked["training.length"] = config.training.length
+    problems = [
+        f"{key}: {tokens} tokens, but model {name} has only {positions} positions"
+        for key, tokens in asked.items()
+        if positions is not None and tokens > positions
+    ]
     for recipe in config.recipes_of(name):
         wants = config.recipes[recipe]
         if config.trains(recipe) and not facts.get("plain_logits", True):
@@ -238,6 +247,7 @@ def _describe(entry: Model) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "attention": model.config._attn_implementation,
         "plain_logits": has_plain_logits(model),
+        "positions": checks.max_positions(config),
         "total_parameters": sum(p.numel() for p in model.parameters()),
         "block_parameters": sum(p.numel() for p in decoder_blocks(model)[1].parameters()),
         "fingerprint": digest_sums({name: file["sha256"] for name, file in files.items()}),

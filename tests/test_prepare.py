@@ -25,6 +25,8 @@ from r2q.prepare import missing_paths, prepare, recipe_problems
 from r2q.tokens import Encoder
 from tests.models.tiny import LINEARS, byte_tokenizer, tiny_folder, tiny_model
 
+ROWS = {"texts": [{"path": "a.txt", "rows": 999}], "length": 64}
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -156,10 +158,32 @@ def test_scaled_logits_are_refused_where_a_recipe_trains(models: Path, tmp_path:
     facts = run(tmp_path, data(models))["llama"]
     assert facts["plain_logits"]
     recipes = data(models)["recipes"] | {"qat-g32": {"method": "qat_ce", "granularity": "g32"}}
-    config = parse(data(models, recipes=recipes, training={"texts": [{"path": "a.txt", "rows": 999}]}), "x")
+    config = parse(data(models, recipes=recipes, training=ROWS), "x")
     assert recipe_problems(config, "llama", facts) == []
     (problem,) = recipe_problems(config, "llama", facts | {"plain_logits": False})
     assert problem.startswith("recipes.qat-g32.method: the logits of model llama are not what its output layer gives")
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "problem"),
+    [
+        ("gptq", {"calibration": {"path": "a.txt", "window": 65}}, "calibration.window: 65 tokens"),
+        ("qat_ce", {"training": ROWS | {"length": 65}}, "training.length: 65 tokens"),
+    ],
+)
+def test_rows_that_are_longer_than_the_model_are_refused_where_a_recipe_takes_them(
+    models: Path, tmp_path: Path, method: str, section: dict[str, Any], problem: str
+) -> None:
+    facts = run(tmp_path, data(models))
+    assert facts["llama"]["positions"] == 64
+    config = data(
+        models, recipes={"fp": {"method": "full_precision"}, "x-g32": {"method": method, "granularity": "g32"}}
+    )
+    config["models"]["opt"]["recipes"] = ["fp"]
+    asked = parse(config | section, "x")
+    assert recipe_problems(asked, "llama", facts["llama"]) == [f"{problem}, but model llama has only 64 positions"]
+    assert recipe_problems(asked, "opt", facts["opt"]) == []
+    assert recipe_problems(asked, "llama", facts["llama"] | {"positions": None}) == []
 
 
 def test_a_group_that_divides_the_layers_but_not_the_head_is_refused_with_the_head(

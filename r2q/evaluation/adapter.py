@@ -24,21 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from r2q.evaluation.rows import Request, Row, arrange, rows_at_once, split_long
+from r2q.models.checks import max_positions
 from r2q.tokens import Encoder
 
 
 class NotFinite(ArithmeticError):
     """The model gave NaN or infinity where a score needs a number."""
-
-
-def max_positions(config: Any) -> int | None:
-    """Longest input of a model in tokens, from its config; None when the config does not say."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        value = getattr(text, name, None)
-        if isinstance(value, int):
-            return value
-    return None
 
 
 def encode(encoder: Encoder, requests: Sequence[Any]) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from r2q.config import ConfigError
-from r2q.evaluation.adapter import NotFinite, max_positions
+from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import delta_exp_mean
 from r2q.evaluation.rows import rows_at_once
+from r2q.models.checks import max_positions
 
 
 @dataclass(frozen=True)

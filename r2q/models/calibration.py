@@ -31,7 +31,7 @@ from r2q.config import ConfigError
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
-from r2q.models.checks import read_config
+from r2q.models.checks import max_positions, read_config
 from r2q.models.load import load_tokenizer
 from r2q.models.source import model_folder
 from r2q.tokens import Encoder
@@ -81,7 +81,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         raise ConfigError(f"{config_path}: {problem}")
     entry = config.models[model]
     folder = model_folder(entry)
-    positions = getattr(read_config(folder).get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = max_positions(read_config(folder))
     if positions is not None and section.window > positions:
         raise ConfigError(
             f"{config_path}: calibration.window: {section.window} tokens, but {model} has only {positions} positions"

@@ -26,7 +26,7 @@ from r2q.inputs.hub import Hub
 from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.calibration import vocabulary_sha256
-from r2q.models.checks import read_config
+from r2q.models.checks import max_positions, read_config
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
@@ -81,7 +81,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     check_unchanged(folder, facts)
     model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
-    positions = getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = max_positions(model_config)
     if positions is not None and wanted.length > positions:
         raise ConfigError(f"{config_path}: training.length: {wanted.length}, but {model} has {positions} positions")
     tokenizer = load_tokenizer(str(folder))

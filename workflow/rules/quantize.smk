@@ -1,4 +1,5 @@
-# Tokens for the recipes that look at text, once per model; only for models that have such a recipe.
+# Tokens for the recipes that look at text, once per model; only for models that have such a recipe. Before other models'
+# units, as are rows: what is wrong with a text is found there.
 rule calibrate:
     input:
         prepared=PLAN.of_model("prepared.json"),
@@ -8,6 +9,7 @@ rule calibrate:
         f"{RESULTS}/{{model}}/calibration.safetensors",
     log:
         f"{RESULTS}/logs/calibrate-{{model}}.log",
+    priority: 10
     conda:
         "../../environment.yml"
     params:
@@ -35,6 +37,7 @@ rule teacher_data:
         f"{RESULTS}/{{model}}/training_data.safetensors",
     log:
         f"{RESULTS}/logs/teacher_data-{{model}}.log",
+    priority: 10
     conda:
         "../../environment.yml"
     threads: CONFIG.limits.threads
