@@ -17,7 +17,7 @@ def gather_training(config_path: str | Path, results: str | Path) -> None:
     """Write `training.csv`, `gradients.csv` and `drift.csv` into the folder of one run, in the order of its config.
 
     A unit that diverged has the steps it made, with their gradients, and no drift; a unit that failed before its first
-    step has nothing.
+    step has nothing. Of a run that trains nothing they have no rows, which tables, figures and claims take.
 
     Raises:
         FileNotFoundError: a unit's report is missing, or the records of a unit whose status is `ok`.

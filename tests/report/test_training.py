@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from r2q.records import Drift, Gradient, Step, columns, read_csv
+from r2q.report.claims import claims
+from r2q.report.collect import collect
+from r2q.report.figures import figure
 from r2q.report.run import Run
+from r2q.report.tables import table
 from r2q.report.training import gather_training
+from tests.report.conftest import Run as Made
 from tests.report.trained import diverge
 
 
@@ -53,3 +59,16 @@ def test_a_unit_that_diverged_keeps_its_steps(results: Path) -> None:
     assert unit not in (results / "drift.csv").read_text()
     assert "test,three,bitdistiller-rtn-g64," not in (results / "training.csv").read_text()
     assert len(Run(results).drift) == (5 * 4 - 2) * 6
+
+
+def test_a_run_that_trains_nothing_has_records_without_rows_that_all_readers_take(run: Made, tmp_path: Path) -> None:
+    collect(run.config_path, run.results)
+    gather_training(run.config_path, run.results)
+    for name, kind in (("training", Step), ("gradients", Gradient), ("drift", Drift)):
+        assert list(read_csv(run.results / f"{name}.csv", kind)) == columns(kind)
+        assert read_csv(run.results / f"{name}.csv", kind).empty
+    table(run.results, tmp_path)
+    claims(run.results, tmp_path / "claims")
+    assert "trained no model" in (tmp_path / "claims.md").read_text()
+    for name in ("training-paper", "training-all", "drift"):
+        figure(name, run.results, tmp_path / name)
