@@ -49,7 +49,7 @@ from r2q.records import (
 from r2q.training.data import TrainingData
 from r2q.training.start import LATENT, leave
 from r2q.training.trainer import Diverged
-from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity
+from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity, with_folders
 
 # in a unit's folder, but no result of quantizing
 NOT_OURS = ("report.json", "evaluation.json", "lm_eval.json", "items.json", "samples.jsonl")
@@ -108,7 +108,7 @@ def quantize(
     identity, rows = _identity(unit, facts["fingerprint"], device, data), None
     if training is not None and needs == "training":
         rows = read_training(Path(training), device, config.limits.training_processes)
-        rows = replace_fields(rows, folder=out / "training", start=None if start is None else Path(start))
+        rows = with_folders(rows, out / "training", None if start is None else Path(start))
         identity |= training_identity(unit, rows)
         rows = replace_fields(rows, identity=key(identity))
     progress = f"quantize {model} {recipe} seed {seed}:"
@@ -262,7 +262,7 @@ def _unit(
     element_bits = 8 * targets[0].weight.element_size()
     try:
         if training is not None and training.reason:
-            raise ValueError(f"there are no rows to train on: {training.reason}")
+            raise ValueError(training.reason)
         latent: dict[str, torch.Tensor] | None = {} if leaves else None
         with _faults_named(recipe):
             method = make_method(recipe)

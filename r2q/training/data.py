@@ -74,7 +74,7 @@ class TrainingData:
         processes: how many share the work, each on a device of that type; several need a folder.
         start: the packed folder whose levels bound the latent weights at the start; None: nothing does.
         identity: hash of everything that can move the result; a checkpoint of another identity is not used.
-        reason: why there are no rows, where the full-precision model could not write any.
+        reason: why nothing can be trained: full precision could not write rows, the recipe to start from failed.
     """
 
     train: Rows

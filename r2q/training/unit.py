@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from r2q import config as configuration
 from r2q.kept import file_sha256
 from r2q.models.save import folder_digest
 from r2q.quantization.method import Recipe
+from r2q.records import OK, Report, read_json
 from r2q.training.data import TrainingData, read
 from r2q.training.start import LATENT
 
@@ -20,8 +22,18 @@ CHECKPOINTS = ("checkpoint.json", "checkpoint-before.json", "checkpoint-*.pt")
 def read_training(path: Path, device: torch.device, processes: int = 1) -> TrainingData:
     """The rows in a file of the verb ``teacher-data``, for training on such devices; see :func:`read` for errors."""
     train, held_out, settings, digest = read(path)
-    facts = {"kind": settings["kind"], "digest": digest, "reason": settings.get("reason", "")}
-    return TrainingData(train, held_out, **facts, device=device, processes=processes)
+    reason = f"there are no rows to train on: {settings['reason']}" if "reason" in settings else ""
+    return TrainingData(train, held_out, settings["kind"], digest, device=device, processes=processes, reason=reason)
+
+
+def with_folders(data: TrainingData, folder: Path, start: Path | None) -> TrainingData:
+    """The rows with the folder of the records, and the one to start from, unless its recipe has failed."""
+    if start is not None and (start / "report.json").is_file():
+        report = read_json(start / "report.json", Report)
+        if report.status != OK:
+            lost = f"start: {report.recipe} {report.status}: {report.reason}"
+            return replace(data, folder=folder, reason=data.reason or lost)
+    return replace(data, folder=folder, start=start)
 
 
 def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:

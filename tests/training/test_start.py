@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import r2q.quantize as module
 from baselines._error_feedback import factorize, quantize_rows
 from r2q import config as configuration
 from r2q.models.apply import apply
@@ -190,3 +191,23 @@ def test_weights_are_left_where_a_recipe_starts_from_them(tmp_path: Path, capsys
     other = Run(tmp_path / "levels", "levels")
     other.quantize("gptq-g32")
     assert not other.latent.parent.exists()
+
+
+@pytest.mark.parametrize("start_from", ["levels", "weights"])
+def test_what_starts_from_a_recipe_that_failed_is_a_failed_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_from: str
+) -> None:
+    run = Run(tmp_path, start_from)
+    with pytest.raises(FileNotFoundError, match="has no packed weights; quantize that recipe first"):
+        run.quantize("trained-g32")
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no solution")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "apply", fail)
+        assert run.quantize("gptq-g32")["status"] == "failed"
+    failed = run.quantize("trained-g32")
+    assert (failed["status"], failed["reason"]) == ("failed", "start: gptq-g32 failed: no solution")
+    run.quantize("gptq-g32")
+    assert run.quantize("trained-g32")["status"] == "ok"
