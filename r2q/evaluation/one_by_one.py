@@ -9,7 +9,6 @@ from typing import Any
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
 from r2q.evaluation.texts import release
-from r2q.records import one_line
 
 BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
@@ -65,9 +64,3 @@ def evaluate_tasks(
     if not samples:
         raw.pop("samples")
     return raw, failed, seconds
-
-
-def reason(error: Exception) -> str:
-    """An error as one line."""
-    text = one_line(error)
-    return text if isinstance(error, ArithmeticError | ValueError) else f"{type(error).__name__}: {text}"

@@ -179,12 +179,12 @@ class Session:
         import torch
 
         from r2q.evaluation.adapter import Scorer
-        from r2q.evaluation.one_by_one import evaluate_tasks, reason
+        from r2q.evaluation.one_by_one import evaluate_tasks
         from r2q.evaluation.per_item import task_items
         from r2q.evaluation.perplexity import check_window
         from r2q.evaluation.scores import task_scores
         from r2q.evaluation.sharing import plain
-        from r2q.evaluation.texts import measure
+        from r2q.evaluation.texts import measure, reason
         from r2q.models.load import load_packed
         from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
 

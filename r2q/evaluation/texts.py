@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,13 +73,21 @@ def _tried(run: Callable[[], Measurement], name: str, metric: str, where: str) -
     with Measured() as cost:
         try:
             measurement = run()
-        except LOST as error:
+        except Exception as error:
+            if not isinstance(error, LOST):
+                traceback.print_exc()
             error = error.with_traceback(None)  # which holds on to the model's tensors
-            measurement = Measurement([failed_text(name, metric, f"{where}: {one_line(error)}")], error=error)
+            measurement = Measurement([failed_text(name, metric, f"{where}: {reason(error)}")], error=error)
     if measurement.error is not None:
         release()
     measurement.seconds = cost.seconds or 0.0
     return measurement
+
+
+def reason(error: Exception) -> str:
+    """An error as one line."""
+    text = one_line(error)
+    return text if isinstance(error, ArithmeticError | ValueError) else f"{type(error).__name__}: {text}"
 
 
 def release() -> None:

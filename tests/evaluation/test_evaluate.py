@@ -312,18 +312,30 @@ def test_comparisons_are_paired_by_what_was_kept_of_every_item(run: Run) -> None
     assert rows["acc"].p == pytest.approx(min(1.0, 2 * tail * 0.5 ** len(changed)))
 
 
-def test_nan_in_one_text_is_a_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason", "retry"),
+    [
+        (NotFinite("a window's loss is not finite"), "a window's loss is not finite", False),
+        (RuntimeError("no kernel for 3 rows"), "RuntimeError: no kernel for 3 rows", False),
+        (RuntimeError("CUDA error: lost"), "RuntimeError: CUDA error: lost", True),
+    ],
+)
+def test_what_fails_in_one_text_leaves_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception, reason: str, retry: bool
+) -> None:
     before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
     (run.unit("rtn-g64") / "evaluation.json").unlink()
 
-    def not_finite(*_: Any, **__: Any) -> None:
-        raise NotFinite("a window's negative log-likelihood is not finite")
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr("r2q.evaluation.texts.token_perplexity", not_finite)
+    monkeypatch.setattr("r2q.evaluation.texts.token_perplexity", fail)
     record = run.evaluate("rtn-g64")["rtn-g64"]
     rows = scores(record)
-    assert (record["status"], record["retry"]) == ("ok", False)
+    assert (record["status"], record["retry"]) == ("ok", retry)
     assert rows["book", "token_ppl_16"]["status"] == "failed"
+    assert rows["book", "token_ppl_16"]["reason"].endswith(f": {reason}")
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
     for row in before.keys() - {("book", "token_ppl_16")}:
         assert rows[row] == before[row]
 
