@@ -10,10 +10,11 @@ from r2q.training.options import TrainingOptions
 
 
 class Options(TrainingOptions):
-    """Options of the phase; `train` and `gradient` do not apply, the rest is shared with the other frames."""
+    """Options of the phase; `train`, `gradient` and `start` do not apply, the rest is shared with the other frames."""
 
     loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "ce"
     train: Literal["layers"] = "layers"  # type: ignore[assignment]
+    start: None = None  # only latent weights have one
     gradient: Literal["identity"] = "identity"  # type: ignore[assignment]
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_rows: int = Field(default=32, ge=1, le=10**6)

@@ -38,6 +38,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif kind == "literal_error":
             close = nearest(item["input"], [w.strip("' ") for w in context["expected"].replace(" or ", ",").split(",")])
             lines.append(f"{key}: {_short(item['input'])} is not allowed{close}")
+        elif kind == "none_required":
+            lines.append(f"{key}: {_short(item['input'])} is not allowed; valid: null")
         elif kind == "value_error" and not isinstance(item["input"], str):  # of several keys at once, which it names
             lines.append(".".join([*map(str, where), str(context["error"])]))
         else:

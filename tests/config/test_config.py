@@ -84,6 +84,11 @@ def problems(data: dict[str, Any]) -> list[str]:
             "g128",
             "recipes.rtn-g64.granularity: the name ends in -g64 but the value is g128",
         ),
+        (
+            "recipes/scales",
+            {"method": "e2e_scales", "granularity": "g64", "options": {"start": "rtn-g64"}},
+            "recipes.scales.options.start: 'rtn-g64' is not allowed; valid: null",
+        ),
         ("recipes/noise/granularity", None, "recipes.noise.granularity: method random_codes needs one"),
         ("recipes/fp/granularity", "g64", "recipes.fp.granularity: method full_precision has none"),
         ("recipes/noise/seeds", [1, 1], "recipes.noise.seeds: 1 stands twice"),
