@@ -179,6 +179,19 @@ def test_a_machine_that_lacks_what_is_asked_for_stops_the_run(fresh: Copy) -> No
     assert fresh.run("--dry-run", *asked).returncode == 0
 
 
+def test_tables_of_a_finished_run_need_no_machine_that_could_make_it_again(finished: Copy, tmp_path: Path) -> None:
+    asked = ("--config", "limits={items: 8, threads: 1000}")
+    with moved(finished.path("tables/main.md"), tmp_path):
+        done = finished.run(*asked)
+        assert done.returncode == 0, done.stdout
+        assert finished.path("tables/main.md").read_text() == (tmp_path / "main.md").read_text()
+        with moved(finished.path("mini-opt/r2q-g64/seed0/report.json"), tmp_path):
+            done = finished.run(*asked)
+    assert done.returncode == 1
+    assert "limits.threads: 1000, but this machine has" in done.stdout
+    assert finished.run().returncode == 0  # as it was
+
+
 def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     done = finished.run("--dry-run", "--config", "limits={itms: 3}")
     assert done.returncode == 1

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 
 from r2q.config.run import Config
 
 
-def machine_problems(config: Config) -> list[str]:
-    """One sentence for everything that this machine does not have: GPUs, processors. Asks torch only about GPUs."""
+def machine_problems(config: Config, jobs: Collection[str]) -> list[str]:
+    """One sentence for everything that this machine does not have: GPUs, processors. Asks torch only about GPUs.
+
+    `jobs` are the rules with jobs to run that compute with a model; without any, a machine lacks nothing.
+    """
+    if not jobs:
+        return []
     problems, limits = [], config.limits
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    trains = any(config.trains(recipe) for model in config.models for recipe in config.recipes_of(model))
-    spread = limits.training_processes if trains else 1
+    spread = limits.training_processes if "train" in jobs else 1
     if limits.threads > processors:
         problems.append(f"limits.threads: {limits.threads}, but this machine has {processors} processors")
     gpus = count_gpus() if config.device.startswith("cuda") or (config.device == "auto" and spread > 1) else 0

@@ -106,6 +106,11 @@ def again(workflow: Any, stale: Mapping[str, str]) -> None:
         print("\n".join(dict.fromkeys(stale.values())), file=sys.stderr)
 
 
+def computing(workflow: Any) -> set[str]:
+    """Rules with jobs to run that compute with a model, which are those that may hold a GPU."""
+    return {job.rule.name for job in workflow.dag.needrun_jobs() if "gpu" in job.rule.resources}
+
+
 def one_of(names: Iterable[str]) -> str:
     """A wildcard's constraint: one of these names, of which there may be none."""
     return "|".join(map(re.escape, names)) or "(?!)"

@@ -10,7 +10,7 @@ import pytest
 from r2q.config import machine, parse
 from r2q.config.lattice import lattice_problems
 from r2q.config.machine import machine_problems
-from tests.config.test_config import GOOD, changed, problems
+from tests.config.test_config import changed, problems
 
 TRAINED = {"method": "bitdistiller", "granularity": "g64"}
 
@@ -163,8 +163,8 @@ def test_what_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(machine, "count_gpus", count)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
-    def said(**more: Any) -> list[str]:
-        return machine_problems(parse(trained({}, **more), "x.yaml"))
+    def said(*jobs: str, **more: Any) -> list[str]:
+        return machine_problems(parse(trained({}, **more), "x.yaml"), jobs or ("quantize", "train"))
 
     assert said() == []
     assert not asked  # nothing to ask torch about
@@ -179,8 +179,8 @@ def test_what_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None
     assert said(device="cuda:1") == []
     assert said(device="cuda:2") == ["device: cuda:2 is asked for, but this machine has cuda:0 to cuda:1"]
     assert said(limits={"training_processes": 3}) == ["limits.training_processes: 3, but this machine has 2 GPUs"]
-    plain = parse(GOOD | {"limits": {"training_processes": 64}}, "x.yaml")
-    assert machine_problems(plain) == []  # nothing trains
+    assert said("quantize", limits={"training_processes": 64}) == []  # nothing trains
+    assert machine_problems(parse(trained({}, limits={"threads": 64}, device="cuda:2"), "x.yaml"), ()) == []
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from r2q.plan.terminal import show_progress, without_colour
 from r2q.plan.snakemake import (
     again,
     checked,
+    computing,
     is_module,
     one_of,
     print_estimate,
