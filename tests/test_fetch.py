@@ -19,6 +19,8 @@ from r2q.config import ConfigError, parse
 from r2q.evaluation.before import check
 from r2q.inputs.hub import Hub, lock_file, pin, snapshot
 from r2q.kept import ROOT
+from r2q.plan import Plan
+from r2q.plan.checks import problems
 from r2q.prepare import prepare
 from r2q.records import Inputs, read_json
 from tests.fake_hub import FakeHub, fake_hub
@@ -255,9 +257,10 @@ def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, mon
         f"models.n.path: tiny/other {end}",
         f"models.v.path: tiny/llama at v2 {end}",
     ]
+    config = pin(parse(CONFIG, "c.yaml"), Hub.of(config))
     hub = Hub.of(config)
     assert [*hub.missing(), *hub.check(without=())] == []
-    Path("pinned.yaml").write_text(yaml.safe_dump(pin(parse(CONFIG, "c.yaml"), hub).resolved()))
+    Path("pinned.yaml").write_text(yaml.safe_dump(config.resolved()))
     with pytest.raises(ConfigError, match=r"tiny/questions with .*nothing.* is not in .*inputs.lock.json; run"):
         hub.load(lambda *_, **__: None, "tiny/questions", "nothing")
     rows = snapshot(hub.find("dataset", "tiny/questions", None)) / "main/validation.jsonl"
@@ -268,6 +271,11 @@ def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, mon
         assert [*hub.missing()] == [
             f"{lock_file(config)}: {hub_id(file)}: {file} missing or cut off; run `python -m r2q fetch` again"
         ]
+        assert problems(Plan(config), []) == []  # of a finished run, tables are made without
+        record = Path("results", config.run, "m/rtn-g64/seed0/evaluation.json")
+        record.rename("away.json")
+        assert problems(Plan(config), []) == [*hub.missing()]
+        Path("away.json").rename(record)
         file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same length
         assert [*hub.missing()] == []
     with pytest.raises(ConfigError, match=r"models.m.path: .*model.safetensors has sha256 .*, not .* as when it was"):

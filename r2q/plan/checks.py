@@ -48,7 +48,9 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
             }
         )
     sentences = prepare.missing_paths(checkable) + prepare.future_paths(checkable) or prepare.task_problems(checkable)
-    sentences += plan.hub.missing()
+    made = [*plan.intermediates, *plan.files("report.json", "evaluation.json")]
+    if not all(Path(file).is_file() for file in made):  # else no job reads the hub's cache
+        sentences += plan.hub.missing()
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
     sentences += prepare.engine_problems(config, rows)
