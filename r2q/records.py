@@ -456,7 +456,10 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-OF_THE_MACHINE = ("OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException")  # torch's
+OF_THE_MACHINE = (  # errors of torch; the last two of a compiler
+    "OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException", "InductorError",
+    "BackendCompilerFailed",
+)  # fmt: skip
 ALSO = ("can't allocate memory", "CUDA error")  # what torch says in a plain RuntimeError
 
 

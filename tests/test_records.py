@@ -164,6 +164,8 @@ def test_which_failures_may_pass() -> None:
     assert passing(raised(ImportError("no library")))
     assert not passing(raised(KeyError("weight")))
     assert not passing(ArithmeticError("not finite"))
+    assert passing(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
+    assert not passing(RuntimeError("shapes differ"))
 
 
 def test_a_record_of_which_a_number_was_edited_is_damaged(tmp_path: Path) -> None:
