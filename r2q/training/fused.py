@@ -88,7 +88,7 @@ class Together:
                 values, codes = self._run(part)
                 place.copy_(values)
                 packed += [pack(codes, self.method.recipe.bits)] if self.keep_codes else []
-        except ValueError:
+        except Exception:
             for layer in self.layers:  # which one is it?
                 layer.quantizer.run(layer.target.weight)
             raise

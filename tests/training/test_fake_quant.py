@@ -187,6 +187,22 @@ def test_of_layers_quantized_together_the_wrong_one_is_named() -> None:
         together.run()
 
 
+def test_of_layers_quantized_together_the_one_with_a_fault_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer = method("r2q", "g32")
+    layers = [Latent(target, quantizer, "identity") for target in list_targets(tiny_model("llama"))]
+    (together,) = batches(layers, torch.float32, keep_codes=False)
+    layers[3].target.weight.data[0, 0] = 9.0
+    fit = quantizer.fit_groups
+
+    def fit_groups(values: torch.Tensor) -> Any:
+        return {}["levels"] if (values == 9.0).any() else fit(values)
+
+    monkeypatch.setattr(quantizer, "fit_groups", fit_groups)
+    with pytest.raises(KeyError) as error:
+        together.run()
+    assert error.value.__notes__ == [f"recipe r2q, layer {layers[3].target.name}"]
+
+
 @pytest.mark.parametrize("case", ["llama", "mixtral", "qwen2-moe"])
 def test_a_model_with_fake_layers_computes_with_quantized_weights(case: str) -> None:
     """Its logits are those of the model whose weights were replaced, also where experts are stacked."""
