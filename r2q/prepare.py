@@ -126,12 +126,13 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
 
 
 def local_paths(config: Config) -> list[tuple[str, str, str]]:
-    """(key, path, `file` or `folder`) of everything that the config names on this machine."""
+    """(key, path, `file` or `folder`) of everything on this machine that the config's jobs read."""
     paths = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
     paths += [(f"models.{name}.path", m.path, "file") for name, m in config.models.items() if m.kind == "gguf"]
-    paths += [(key, path, "file") for key, path in config.texts().items() if TEXT_FILE.search(path)]
+    paths += [(key, path, "file") for key, path in config.texts_to_read().items() if TEXT_FILE.search(path)]
     paths += [(f"task_include[{i}]", path, "folder") for i, path in enumerate(config.task_include)]
-    for name, recipe in config.recipes.items():
+    for name in config.used_recipes():
+        recipe = config.recipes[name]
         if configuration.method_info(recipe.method).needs == "checkpoint":
             checkpoint = configuration.Model(path=recipe.options["path"])
             paths += [(f"recipes.{name}.options.path", checkpoint.path, "folder")] if checkpoint.is_folder else []

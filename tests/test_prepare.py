@@ -236,6 +236,26 @@ def test_paths_that_are_not_there_are_all_named(models: Path, tmp_path: Path) ->
     assert refused(tmp_path, config) == expected
 
 
+def test_what_no_recipe_of_a_model_reads_may_be_missing(models: Path) -> None:
+    recipes = data(models)["recipes"] | {
+        "gptq-g32": {"method": "gptq", "granularity": "g32"},
+        "qat-g32": {"method": "qat_ce", "granularity": "g32"},
+        "theirs": {"method": "external", "options": {"path": "./no/checkpoint"}},
+    }
+    config = data(models, recipes=recipes, fidelity={"path": "no/test.txt"})
+    config |= {"calibration": {"path": "no/text.txt"}, "training": {"texts": [{"path": "no/rows.txt", "rows": 999}]}}
+    expected = {
+        "fp": ["fidelity.path: there is no file no/test.txt"],
+        "gptq-g32": ["calibration.path: there is no file no/text.txt"],
+        "qat-g32": ["training.texts[0].path: there is no file no/rows.txt"],
+        "theirs": ["recipes.theirs.options.path: there is no folder ./no/checkpoint"],
+    }
+    for name, lines in expected.items():
+        for model in config["models"].values():
+            model["recipes"] = ["fp", name] if name != "fp" else ["fp"]
+        assert set(missing_paths(parse(config, "x"))) == {*expected["fp"], *lines}
+
+
 def test_the_fingerprint_follows_weights_and_config_and_nothing_else(models: Path, tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path / "model")
     config = data(models, models={"m": {"path": str(folder)}})

@@ -87,8 +87,7 @@ def _claims_problems(config: Config) -> list[str]:
     """Quantizers that no recipe trains with; the default subject may be one. All recipes are right by themselves."""
     subject, against = config.claims.subject, config.claims.against
     named = {"subject": [subject] if subject != type(config.claims)().subject or against else [], "against": against}
-    trained = [name for model in config.models for name in config.recipes_of(model) if config.trains(name)]
-    known = sorted({describe_recipe(config, name).label for name in trained})
+    known = sorted({describe_recipe(config, name).label for name in config.used_recipes() if config.trains(name)})
     hint = f"there are {', '.join(known)}" if known else "no recipe trains"
     lines = [
         f"claims.{key}: no recipe trains with quantizer {label}{nearest(label, known)}; {hint}"
@@ -128,8 +127,7 @@ def _training_problems(config: Config) -> list[str]:
 
 def _missing(config: Config, section: str, key: str) -> list[str]:
     """A sentence where a section is not there and recipes of some model need it."""
-    used = dict.fromkeys(name for model in config.models for name in config.recipes_of(model))
-    needy = [name for name in used if _needs(config.recipes[name].method, section)]
+    needy = [name for name in config.used_recipes() if _needs(config.recipes[name].method, section)]
     names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
     return [f"{section}: required by recipes {names}; name at least its {key}"] if needy else []
 

@@ -57,6 +57,16 @@ class Config(Section):
             named[f"training.texts[{number}]"] = source.path
         return {f"{key}.path": path for key, path in named.items()}
 
+    def texts_to_read(self) -> dict[str, str]:
+        """The same without calibration or training text that no recipe of a model looks at."""
+        calibrates, trains = any(map(self.calibrates, self.models)), any(map(self.trains, self.used_recipes()))
+        idle = tuple(name for name, used in (("calibration", calibrates), ("training", trains)) if not used)
+        return {key: path for key, path in self.texts().items() if not key.startswith(idle)}
+
+    def used_recipes(self) -> list[str]:
+        """Names of the recipes that some model gets."""
+        return list(dict.fromkeys(name for model in self.models for name in self.recipes_of(model)))
+
     def recipes_of(self, model: str) -> list[str]:
         """Names of the recipes that a model gets, in the order of the section `recipes`."""
         chosen = self.models[model].recipes

@@ -49,7 +49,7 @@ class HubInput:
 
 
 def hub_inputs(config: Config) -> Iterator[HubInput]:
-    """All of the hub that a config names itself: models, checkpoints, texts. What tasks read, they say when loaded."""
+    """All of the hub that a config's jobs read: models, checkpoints, texts. What tasks read, they say when loaded."""
     for name, entry in config.models.items():
         if entry.kind == "hub":
             yield HubInput(f"models.{name}.path", "model", entry.path, entry.revision)
@@ -58,7 +58,7 @@ def hub_inputs(config: Config) -> Iterator[HubInput]:
             yield HubInput(f"models.{name}.path", "model", repository, entry.revision, file)
     for name, options in _checkpoints(config):
         yield HubInput(f"recipes.{name}.options.path", "model", options["path"], options.get("revision"))
-    for key, path in config.texts().items():
+    for key, path in config.texts_to_read().items():
         path = CALIBRATION_PRESETS.get(path, path) if key == "calibration.path" else path
         if HUB_FILE.fullmatch(path):
             repository, folder, file = path.split(":")
@@ -70,7 +70,8 @@ def hub_inputs(config: Config) -> Iterator[HubInput]:
 
 def _checkpoints(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     """Recipes that take a checkpoint of the hub, with their options."""
-    for name, recipe in config.recipes.items():
+    for name in config.used_recipes():
+        recipe = config.recipes[name]
         if method_info(recipe.method).needs == "checkpoint" and Model(path=recipe.options["path"]).kind == "hub":
             yield name, recipe.options
 
