@@ -90,13 +90,14 @@ def step_seconds(r: Rates, device: str, shape: Shape, options: TrainingOptions, 
 def train_seconds(
     r: Rates, device: str, shape: Shape, options: TrainingOptions, length: int, held_out: int, processes: int
 ) -> float:
-    """A whole training: its steps, held-out losses, the confidence coefficient, states to resume from, compiling."""
+    """A whole training: steps, held-out losses, the confidence coefficient, states to resume from, compiling, packing."""
     teacher = options.loss != "ce"
     looks = 1 + math.ceil(options.steps / options.evaluate_every)
     tokens = looks * held_out * length * (1 + teacher)
     tokens += options.coefficient_batches * options.batch_rows * length if options.loss == "cakld" else 0
     seconds = options.steps * step_seconds(r, device, shape, options, length, processes)
     seconds += forward_seconds(r, device, shape, tokens, length) / processes
+    seconds += shape.quantized * (2 * r[f"{device}.sweep"] + r[f"{device}.handling"])
     if options.checkpoint_every:  # written, and read for their hashes
         states = math.ceil(options.steps / options.checkpoint_every)
         seconds += states * 2 * resume_bytes(shape, options) / r["disk.rate"]
