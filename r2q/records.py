@@ -394,8 +394,8 @@ class _Trained:
 class Step(_Trained):
     """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it.
 
-    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed since the
-    last look, `tokens` and `seconds` count from the start. Step 0 is before training.
+    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed in it,
+    `tokens` count from the start, `seconds` are of the step, without held-out losses. Step 0 is before training.
     """
 
     step: float
@@ -430,8 +430,8 @@ class Gradient(_Trained):
 class Drift(_Trained):
     """A line of drift.csv, one layer of a unit: written by the trainer; the drift figure and claims read it.
 
-    All but `weights` (their number) are sums of squares: `power` of the full-precision weights; distances to them of
-    the latent and the quantized weights before and after training; how far training moved the latent weights.
+    All but `weights` (their number) are mean squares over them: `power` of the full-precision weights; distances to
+    them of the latent and the quantized weights before and after training; how far training moved the latent weights.
     """
 
     layer: str

@@ -11,12 +11,12 @@ import subprocess
 import pandas as pd
 import pytest
 
-from r2q.records import Score, columns, read_drawn
+from r2q.records import Score, Step, columns, read_drawn, write_csv
 from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.paper import frames, groups
+from r2q.report.tables.paper import cost, frames, groups
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
@@ -385,6 +385,23 @@ def test_codes_of_other_widths_have_rows_and_families_of_their_own(tmp_path):
         "bitdistiller rtn": [True, True], "bitdistiller r2q, 3 bits": [True, True],
         "bitdistiller rtn, 3 bits": [False, True], "bitdistiller r2q": [False, True],
     }  # fmt: skip
+
+
+def test_the_cost_of_a_training_is_that_of_all_its_steps(tmp_path):
+    """Records count tokens from the start and seconds by step; of seeds, the mean."""
+    folder = large_run(tmp_path)
+    facts = {"model": "smollm2-135m", "recipe": "bitdistiller-r2q-g64", "frame": "bitdistiller", "steps": 3}
+    records = [
+        facts | {"seed": seed, "step": step, "tokens": 100 * step, "seconds": None if step == 0 else first + step}
+        for seed, first in ((0, 10.0), (1, 20.0))
+        for step in range(4)
+    ]
+    write_csv(folder / "training.csv", columns(Step), records)
+    sheet = cost(Run(folder))
+    place = [sheet.head.index(name) for name in ("recipe", "training tokens", "training s")]
+    rows = {str(row[place[0]]): [row[j].value for j in place[1:]] for row in sheet.body}
+    assert rows["bitdistiller-r2q-g64"] == [300, (10 + 20) * 3 / 2 + 1 + 2 + 3]
+    assert rows["rtn-g64"] == [None, None]
 
 
 @pytest.mark.parametrize("other", [-0.1, 0.2])

@@ -132,8 +132,8 @@ def cost(run: Run) -> Sheet | None:
     trained = run.steps if (run.folder / "training.csv").is_file() else None
     tokens = {}
     if trained is not None:
-        ends = trained.groupby(["model", "recipe", "seed"])[["tokens", "seconds"]].max()
-        tokens = ends.groupby(["model", "recipe"]).mean().to_dict("index")
+        whole = trained.groupby(["model", "recipe", "seed"]).agg(tokens=("tokens", "max"), seconds=("seconds", "sum"))
+        tokens = whole.groupby(["model", "recipe"]).mean().to_dict("index")
     body: list[list[Entry | str]] = []
     for row in scores.to_dict("records"):
         key = (row["model"], row["recipe"])
