@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from r2q.evaluation.per_item import kept
 from r2q.evaluation.perplexity import token_perplexity
 from r2q.evaluation.scores import failed_text, fidelity_scores, perplexity_score
 from r2q.files import sha256
-from r2q.measure import Measured
 from r2q.records import one_line
 
 LOST = (ValueError, ArithmeticError, torch.OutOfMemoryError)  # too short a text, a number that is none, memory
@@ -70,17 +70,17 @@ def measure(
 
 def _tried(run: Callable[[], Measurement], name: str, metric: str, where: str) -> Measurement:
     """The measurement with its time, or a failed row."""
-    with Measured() as cost:
-        try:
-            measurement = run()
-        except Exception as error:
-            if not isinstance(error, LOST):
-                traceback.print_exc()
-            error = error.with_traceback(None)  # which holds on to the model's tensors
-            measurement = Measurement([failed_text(name, metric, f"{where}: {reason(error)}")], error=error)
+    start = time.perf_counter()
+    try:
+        measurement = run()
+    except Exception as error:
+        if not isinstance(error, LOST):
+            traceback.print_exc()
+        error = error.with_traceback(None)  # which holds on to the model's tensors
+        measurement = Measurement([failed_text(name, metric, f"{where}: {reason(error)}")], error=error)
     if measurement.error is not None:
         release()
-    measurement.seconds = cost.seconds or 0.0
+    measurement.seconds = round(time.perf_counter() - start, 3)
     return measurement
 
 

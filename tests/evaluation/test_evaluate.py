@@ -301,6 +301,20 @@ def test_too_little_memory_for_one_task_is_a_row_that_is_tried_again(run: Run, m
     assert (scores(again), again["retry"]) == (before, False)
 
 
+def test_the_peak_of_memory_is_that_of_the_whole_unit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was in a task, and texts came later."""
+    before = json.loads((run.unit("rtn-g64") / "evaluation.json").read_text())["peak_mib"]
+    (run.unit("rtn-g64") / "evaluation.json").unlink()
+    original = Scorer.loglikelihood
+
+    def hungry(*args: Any, **options: Any) -> Any:
+        torch.ones(100 << 20)  # 400 MiB
+        return original(*args, **options)
+
+    monkeypatch.setattr(Scorer, "loglikelihood", hungry)
+    assert run.evaluate("rtn-g64")["rtn-g64"]["peak_mib"] > before + 300
+
+
 def test_comparisons_are_paired_by_what_was_kept_of_every_item(run: Run) -> None:
     collect(run.config, run.out.parent)
     rows = {row.metric: row for row in compared(run.out.parent, "full_precision", "rtn-g64") if row.task == "choose"}
