@@ -120,6 +120,18 @@ def test_seeds_that_moved_alike_are_no_certainty(right):
     assert found.test == ("Fisher" if right == (6, 6) else "t over seeds")
 
 
+def test_means_are_over_the_seeds_that_both_have():
+    row = {"model": "m", "task": "t", "metric": "loss", "stderr": 0.1, "n": 8, "status": "ok", "reason": "",
+           "higher_is_better": False}  # fmt: skip
+    sides = [
+        Side(name, Path(), pd.DataFrame([row | {"recipe": name, "seed": s, "value": v} for s, v in values]), Items({}))
+        for name, values in (("a", ((0, 1.0), (1, 3.0), (2, 50.0))), ("b", ((1, 4.0), (0, 2.5))))
+    ]
+    for one, other in (sides, sides[::-1]):
+        (found,) = differences(one, other, over_seeds=True)
+        assert (found.seed, {found.value_a, found.value_b}) == ("mean of 2", {2.0, 3.25})
+
+
 def test_other_task_versions_and_shots_are_not_compared(two):
     a, b = gathered(two)
     accuracy(b, "rtn-g64", 276, 400, version="2")

@@ -92,13 +92,13 @@ def of_recipe(run: Side, recipe: str) -> Side:
 
 def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, side_b: Side) -> Difference:
     """The comparison of the rows (one a seed) that have the same key, without verdict."""
-    some = a if a is not None else b
-    assert some is not None
-    first = some.iloc[0]
     if a is not None and b is not None:  # means over the seeds that both have
         common = [seed for seed in a["seed"] if seed in set(b["seed"])]
         if common:
             a, b = a[a["seed"].isin(common)], b[b["seed"].isin(common)]
+    some = a if a is not None else b
+    assert some is not None
+    first = some.iloc[0]
     values = [None if part is None else _mean(part["value"]) for part in (a, b)]
     counts = [None if part is None else _count(part["n"].iloc[0]) for part in (a, b)]
     seeds = [str(seed) for seed in some["seed"]]
