@@ -122,6 +122,17 @@ def test_output_errors_stand_beside_those_of_the_weights(run, tmp_path):
     assert titles == ["weights", "outputs"]
 
 
+@pytest.mark.parametrize("blocks", [2, 30])
+def test_the_head_is_drawn_beside_the_blocks(run, blocks):
+    """A head that is quantized, too (`lm_head: true`), is in no block."""
+    collect(run.config_path, run.results)
+    first = Run(run.results).layers.iloc[:1]
+    layers = [first.assign(block=i, layer=f"layer{i}") for i in range(blocks)]
+    layers.append(first.assign(block=pd.NA, layer="lm_head", kind="lm_head", relative_error=0.9))
+    head = errors(pd.concat(layers).astype({"block": "Int64"}), first["model"].iloc[0]).query("kind == 'lm_head'")
+    assert head[["depth", "blocks", "error", "layers"]].to_numpy().tolist() == [[-1, "none", 0.9, 1]]
+
+
 def test_layers_of_a_deep_model_are_drawn_in_six_parts(run):
     collect(run.config_path, run.results)
     first = Run(run.results).layers.iloc[:1]

@@ -40,7 +40,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 
     Recipes and kinds stand in the order of the run, then by depth. Layers outside of the blocks are at depth -1.
     """
-    layers = run.layers[run.layers["model"] == variant]
+    layers = run.layers[run.layers["model"] == variant].fillna({"block": -1})
     measures = [name for name in MEASURES if name in layers]
     blocks = int(layers["block"].max()) + 1 if len(layers) else 0
     depth = layers["block"] if blocks <= DEPTHS else (layers["block"] * DEPTHS // blocks).clip(lower=-1)
@@ -51,11 +51,15 @@ def data(run: Run, variant: str) -> pd.DataFrame:
         error=("error", "mean"), first=("block", "min"), last=("block", "max"), layers=("layer", "nunique"),
         seeds=("seed", "nunique"),
     )  # fmt: skip
-    means["blocks"] = [f"{a}" if a == b else f"{a} to {b}" for a, b in zip(means["first"], means["last"], strict=True)]
+    means["blocks"] = [_blocks(a, b) for a, b in zip(means["first"], means["last"], strict=True)]
     for name in ("recipe", "kind"):
         means[name] = pd.Categorical(means[name], categories=layers[name].unique())
     means = means.sort_values(["recipe", "kind", "depth"], kind="stable").reset_index(drop=True)[COLUMNS]
     return means.astype({"recipe": str, "kind": str})
+
+
+def _blocks(first: int, last: int) -> str:
+    return "none" if last < 0 else f"{first}" if first == last else f"{first} to {last}"
 
 
 def draw(frame: pd.DataFrame) -> Figure:
