@@ -230,6 +230,17 @@ def test_running_medians_and_ranges_over_seeds(results, tmp_path):
     assert one["high"].to_list() == pytest.approx([4 * 1.02, 8 * 1.02])
 
 
+def test_a_running_median_is_over_a_tenth_of_the_trainings_own_steps():
+    """Beside one of 100 steps, one of 10 had been drawn as a single number."""
+    unit = {"model": "m", "granularity": "g64", "quantizer": "r2q", "seed": 0, "gradient_norm": 1.0}
+    steps = [unit | {"frame": f"f, {n} steps", "recipe": f"r{n}", "step": i, "loss": float((i % 10) ** 2)}
+             for n in (10, 100) for i in range(1, n + 1)]  # fmt: skip
+    drawn = training.data(SimpleNamespace(steps=pd.DataFrame(steps)), "all").query("measure == 'loss'")  # type: ignore[arg-type]
+    short, long = (drawn[drawn["frame"] == f"f, {n} steps"].set_index("step")["median"] for n in (10, 100))
+    assert short.to_list() == [1.0, 4.0, 9.0, 16.0, 25.0, 36.0, 49.0, 64.0, 81.0, 0.0]  # one step a window
+    assert set(long.loc[10:90]) == {20.5}  # of 0, 1, 4 ... 81, whatever comes first
+
+
 def test_every_block_is_a_point_of_the_drift_and_no_head(results, tmp_path):
     gather_training(results / "config.yaml", results)
     figure("drift", results, tmp_path / "d")

@@ -32,9 +32,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
         ["model", "frame", "granularity", "quantizer", "step", "recipe", "seed"], list(MEASURES), "measure", "mean"
     ).dropna(subset="mean")
     unit = ["model", "recipe", "seed", "measure"]
-    window = max(1, int(steps["step"].max() / SMOOTHED)) if len(steps) else 1
-    smooth = long.groupby(unit, sort=False)["mean"].rolling(window, center=True, min_periods=1).median()
-    long["median"] = smooth.reset_index(unit, drop=True).reindex(long.index)
+    long["median"] = long.groupby(unit, sort=False)["mean"].transform(_running_median)
     keys = ["model", "frame", "granularity", "quantizer", "step", "measure"]
     return long.groupby(keys, sort=False, as_index=False).agg(
         mean=("mean", "mean"),
@@ -43,6 +41,11 @@ def data(run: Run, variant: str) -> pd.DataFrame:
         high=("median", "max"),
         seeds=("seed", "nunique"),
     )[COLUMNS]
+
+
+def _running_median(steps: pd.Series) -> pd.Series:
+    """Of the steps of one unit, in their order."""
+    return steps.rolling(max(1, len(steps) // SMOOTHED), center=True, min_periods=1).median()
 
 
 def draw(frame: pd.DataFrame) -> Figure:
