@@ -80,11 +80,9 @@ def method_of(settings: Settings) -> tuple[str, dict[str, Any], tuple[int, int],
     given = {"method": "gptq"} | dict(settings)
     method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
     options = method_info(method).options.model_validate(given)
-    inner = getattr(options, "quantizer", None)
-    if inner is None:
-        return method, options.model_dump(), calibration, None
-    filled = method_info(inner).options.model_validate(options.quantizer_options)
-    return method, options.model_dump(), calibration, (inner, filled.model_dump())
+    filled = options.model_dump()
+    inner = (filled["quantizer"], filled["quantizer_options"]) if "quantizer" in filled else None
+    return method, filled, calibration, inner
 
 
 def quantize(rates: cost.Rates, device: str, shape: Shape, settings: Settings) -> float:

@@ -313,6 +313,21 @@ def test_a_unit_takes_the_disk_that_its_format_says() -> None:
     assert jobs["train"][0].passing_bytes == pytest.approx(2 * 12 * (blocks + rest))  # weights and two moments, twice
 
 
+def test_weights_that_are_left_to_start_from_take_four_bytes_each() -> None:
+    """As `r2q.training.start.leave` writes what a method hands over, whatever the checkpoint's own numbers take."""
+    options = {"quantizer": "rtn", "start": "gptq-g128", "start_from": "weights"}
+    recipes = {
+        "gptq-g128": {"method": "gptq", "granularity": "g128"},
+        "trained-g128": {"method": "bitdistiller", "granularity": "g128", "options": options},
+    }
+    alone = {"gptq-g128": recipes["gptq-g128"]}
+    disks = []
+    for chosen in (recipes, alone):
+        made = Estimate(run_of(recipes=chosen, calibration={"path": "own/text::train", "windows": 128}), ONE)
+        disks.append(made.rules()["quantize"][0].disk_bytes)
+    assert disks[0] - disks[1] == 4 * made.shapes["llama"].quantized
+
+
 @pytest.mark.parametrize(("method", "bits"), [("rtn", 2), ("hqq", 4), ("r2q", 2), ("r2q", 3), ("r2q", 4)])
 def test_no_method_stores_more_than_is_counted(method: str, bits: int) -> None:
     """Bytes of one packed weight a number, against what a model's disk has for each beside its other parameters."""

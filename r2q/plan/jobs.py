@@ -153,7 +153,7 @@ class Jobs:
         options, text = config.options_of(unit.recipe).model_dump(), config.calibration
         given = (text.windows, text.window) if text is not None and config.calibrates(unit.model) else None
         looks = given if method_info(recipe.method).needs == "calibration" else None
-        inner = (options["quantizer"], self._inner(unit.recipe)) if "quantizer" in options else None
+        inner = (options["quantizer"], options["quantizer_options"]) if "quantizer" in options else None
         method = method_info(recipe.method).label
         seconds = cost.quantize_seconds(self.rates, self.device, shape, method, options, given, inner)
         seconds += self._started(self._size(unit.model) + self._stored(unit))
@@ -169,13 +169,8 @@ class Jobs:
         host = self.rates["host.libraries"] + self._size(unit.model) + shape.quantized + inputs  # a byte a code
         if self.device == "cpu":
             host += needs(False)
-        disk = self._stored(unit) + (shape.quantized * shape.bytes_each if config.starts_training(unit.recipe) else 0)
+        disk = self._stored(unit) + (shape.quantized * cost.FLOAT if config.starts_training(unit.recipe) else 0)
         return Job("quantize", name_of(unit), seconds, 1, needs(offload), host, disk, changes=changes)
-
-    def _inner(self, recipe: str) -> dict[str, Any]:
-        """Options of the quantizer inside of a recipe."""
-        options: Any = self.config.options_of(recipe)
-        return method_info(options.quantizer).options.model_validate(options.quantizer_options).model_dump()
 
     def _train(self, unit: Unit) -> Job:
         config, shape = self.config, self.shapes[unit.model]
