@@ -260,6 +260,14 @@ def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(
         assert not [line for line in fits.problems() if line.startswith("train ")], text
 
 
+def test_nothing_is_advised_that_a_config_cannot_say() -> None:
+    """Such as bfloat16 weights where float32 arithmetic is asked for."""
+    precise = {"recipes.trained-g128.options.compute": "float32"}
+    (problem,) = [p for p in Estimate(run_of(**precise), Machine(1, 80 * GIB, 4)).problems() if p.startswith("train ")]
+    for text in problem.partition("change one: ")[2].split("; "):
+        run_of(**precise, **changed(text))
+
+
 def test_what_fits_is_not_refused() -> None:
     assert Estimate(run_of(), Machine(1, 139 * GIB, 4)).problems() == []
     assert Estimate(run_of(), ONE).problems() == []  # nothing is known of the GPU

@@ -185,7 +185,8 @@ class Jobs:
             return cost.train_bytes(self.rates, self.device, shape, chosen, data.length, processes)
 
         def changes(capacity: float) -> list[str]:
-            smaller = {"activation_checkpointing": True, "optimizer": "adamw_8bit", "latent": "bfloat16"}
+            smaller: dict[str, Any] = {"activation_checkpointing": True, "optimizer": "adamw_8bit"}
+            smaller |= {} if options.compute == "float32" else {"latent": "bfloat16"}  # which computes in bfloat16, too
             smaller = {name: value for name, value in smaller.items() if getattr(options, name) != value}
             ones = [{name: value} for name, value in smaller.items()]
             suggestions = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]

@@ -36,7 +36,8 @@ class TrainingOptions(QuantizerOptions):
         beta2: AdamW's second decay; the first is 0.9.
         max_gradient_norm: gradients are scaled down to this global norm; null = never.
         latent: number type of latent weights and optimizer states.
-        compute: number type of the layers' arithmetic; auto = bfloat16 on a GPU, float32 elsewhere.
+        compute: number type of the layers' arithmetic, where latent weights are float32, else it is theirs; auto =
+            bfloat16 on a GPU, float32 elsewhere.
         compiled: compile every decoder block of student and teacher (torch.compile): faster steps, other last digits.
         deterministic: only kernels that repeat themselves, so that the same training on the same GPU ends with the same
             bits; slower. On a CPU it always does.
@@ -81,7 +82,9 @@ class TrainingOptions(QuantizerOptions):
     chunk: int = Field(default=4096, ge=1, le=2**24)
 
     @model_validator(mode="after")
-    def _check_coefficient(self) -> TrainingOptions:
+    def _check_together(self) -> TrainingOptions:
+        if self.latent == "bfloat16" and self.compute == "float32":
+            raise ValueError("compute: float32 needs latent: float32; bfloat16 weights are multiplied as they are")
         if isinstance(self.coefficient, float) and not 0 <= self.coefficient <= 1:
             raise ValueError(f"coefficient: {self.coefficient} is not between 0 and 1")
         if self.warmup_steps > self.steps:

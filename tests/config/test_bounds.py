@@ -30,6 +30,7 @@ def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     ("options", "message"),
     [
         ({"steps": 10, "warmup_steps": 11}, "warmup_steps: 11 are more than the 10 steps there are"),
+        ({"latent": "bfloat16", "compute": "float32"}, "compute: float32 needs latent: float32"),
         ({"batch_rows": 101}, "batch_rows: 101 are more than the 100 rows (64 more are held out)"),
         ({"steps": "30"}, "steps: input should be a valid integer, got '30'"),
         ({"steps": True}, "steps: input should be a valid integer, got True"),
