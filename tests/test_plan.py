@@ -76,7 +76,7 @@ def test_every_listed_source_is_there() -> None:
 
 
 def test_files_that_no_one_reads_are_no_inputs(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.model", "README.md", "flax_model.msgpack"):
+    for name in ("config.json", "model.safetensors", "tokenizer.model", "README.md", "provenance.json", "flax.msgpack"):
         (tmp_path / name).touch()
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     config = load(ROOT / "config" / "smoke.yaml")

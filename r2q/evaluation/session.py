@@ -34,9 +34,7 @@ from r2q.records import (
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
 BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
-READ_BY_MODEL = ("*.json", "*.jinja", "*.model", "*.txt")  # of a unit's folder, besides the weights
 RAW, SAMPLES, ITEMS = "lm_eval.json", "samples.jsonl", "items.json"
-OURS = {"report.json", "evaluation.json", RAW, ITEMS}
 
 
 def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluation:
@@ -258,9 +256,10 @@ def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:
 
 def _folder_hash(folder: Path, without: tuple[str, ...] = ()) -> str:
     """Hash of the small files that a model and its tokenizer are read from."""
-    files = sorted({path for pattern in READ_BY_MODEL for path in folder.glob(pattern) if path.is_file()})
-    skipped = {*OURS, *without}
-    return sha256(*(part for f in files if f.name not in skipped for part in (f.name, f.read_bytes())))
+    from r2q.models.checks import small_files
+
+    files = [file for file in small_files(folder) if file.name not in without]
+    return sha256(*(part for file in files for part in (file.name, file.read_bytes())))
 
 
 def _device_name(device: Any) -> str:

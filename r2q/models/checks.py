@@ -16,16 +16,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from r2q.models.source import SMALL, VOCABULARY, WEIGHTS
 from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
 
-WEIGHTS = "model.safetensors"
 POINTER = b"version https://git-lfs"
-VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from
-SMALL = (  # all that is read of a folder besides weights
-    "config.json", "generation_config.json", "quantize_config.json", "model.safetensors.index.json", "merges.txt",
-    "*token*.json", "chat_template.json", "*.jinja", *VOCABULARY,
-)  # fmt: skip
 PLAIN = ("F64", "F32", "F16", "BF16")
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on

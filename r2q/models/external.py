@@ -14,16 +14,15 @@ from torch import nn
 
 from r2q.config import Model
 from r2q.models.apply import compare
-from r2q.models.checks import SMALL, read_files, weight_files
+from r2q.models.checks import read_files, weight_files
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
 from r2q.models.save import folder_digest
-from r2q.models.source import fetch
+from r2q.models.source import SMALL, VOCABULARY, fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
 from r2q.records import one_line
 
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 ROWS = 1024  # unit vectors that a layer is run on at once
 
 
@@ -114,7 +113,7 @@ def link(source: Path, folder: Path, tokenizer: Any) -> None:
         old.unlink()
     for file in read_files(source):
         (folder / file.name).symlink_to(file.resolve())
-    if tokenizer is not None and not any((folder / name).exists() for name in TOKENIZER):
+    if tokenizer is not None and not any(file for pattern in VOCABULARY for file in folder.glob(pattern)):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             tokenizer.save_pretrained(scratch)
             for file in Path(scratch).iterdir():

