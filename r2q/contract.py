@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from r2q.config import ConfigError, method_info
+from r2q.config import FACTS, ConfigError, method_info
 from r2q.config.base import GRANULARITY
 from r2q.models.apply import FAILURES, apply
 from r2q.models.calibration import Calibration, tokens_sha256
@@ -146,7 +146,7 @@ def what_is_read_is_the_class(recipe: Recipe, bench: Bench) -> None:
     """What the check of a config reads of the file, without running it, is what the class says."""
     info, method = method_info(recipe.method), make_method(recipe)
     _need(info.options.model_json_schema() == method.Options.model_json_schema(), "Options are read as others")
-    for fact in ("needs", "stochastic", "version", "control", "quantizes"):
+    for fact in FACTS:
         _need(getattr(info, fact) == getattr(method, fact), f"{fact} is read as {getattr(info, fact)}")
     _need(info.weight_method == isinstance(method, WeightMethod), "whether it is a WeightMethod is read wrongly")
 

@@ -26,6 +26,11 @@ def key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def seed_of(text: str) -> int:
+    """63 bits for a random generator, the same for the same text: streams of their own, whatever else is drawn."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, as hex."""
     with path.open("rb") as file:

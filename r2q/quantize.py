@@ -156,8 +156,7 @@ def quantize(
 
 def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
     """A recipe of the config with every option filled in."""
-    entry = config.recipes[name]
-    options = configuration.method_info(entry.method).options.model_validate(entry.options).model_dump(mode="json")
+    entry, options = config.recipes[name], config.options_of(name).model_dump(mode="json")
     return Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 

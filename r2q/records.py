@@ -561,6 +561,11 @@ def columns(kind: type) -> list[str]:
     return [part.name for part in fields(kind)]
 
 
+def columns_of_trainer(kind: type[_Trained]) -> list[str]:
+    """Those that the trainer writes of them; `collect-training` knows the unit, and where a layer stands."""
+    return [name for name in columns(kind) if name not in (*columns(_Trained), "block", "kind")]
+
+
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Any]) -> None:
     """Write records or mappings with exactly `columns`; raises ValueError for a field that is not among them.
 

@@ -14,18 +14,17 @@ import importlib
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from r2q.config.base import ConfigError, MethodOptions, nearest
 from r2q.kept import ROOT
 
 R2Q = "r2q.quantization.residual"
 CONTRACT = "r2q.quantization.method"
-NEEDS = ("weights", "calibration", "training", "checkpoint")
-FACTS = ("needs", "stochastic", "version", "control", "quantizes", "leaves_latent", "scales_inputs")  # of the contract
+Needs = Literal["weights", "calibration", "training", "checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class MethodInfo:
     name: str
     path: Path
     options: type[MethodOptions]
-    needs: str
+    needs: Needs
     stochastic: bool
     version: int
     control: bool
@@ -60,6 +59,10 @@ class MethodInfo:
             return "r2q"
         package, _, file = self.module.rpartition(".")
         return file if package == "baselines" else f"{self.module}.{self.name}"
+
+
+PLACE = ("module", "name", "path", "options", "weight_method")  # what a class does not say of itself
+FACTS = tuple(fact.name for fact in fields(MethodInfo) if fact.name not in PLACE)
 
 
 class _Unread(Exception):
@@ -94,10 +97,10 @@ def method_info(name: str) -> MethodInfo:
     options = facts.pop("Options")
     if not (isinstance(options, type) and issubclass(options, MethodOptions)):
         raise ConfigError(f"method {name}: Options of {cls} in {path} must be a subclass of MethodOptions")
-    if facts["needs"] not in NEEDS:
-        raise ConfigError(f"method {name}: needs of {cls} is {facts['needs']!r}; valid: {', '.join(NEEDS)}")
-    for fact in FACTS[1:]:
-        kind = int if fact == "version" else bool
+    if facts["needs"] not in (valid := get_args(Needs)):
+        raise ConfigError(f"method {name}: needs of {cls} is {facts['needs']!r}; valid: {', '.join(valid)}")
+    for fact in FACTS:
+        kind = {"needs": str, "version": int}.get(fact, bool)
         if type(facts[fact]) is not kind:
             raise ConfigError(f"method {name}: {fact} of {cls} is {facts[fact]!r}, not of type {kind.__name__}")
     return MethodInfo(module, cls, path, options, weight_method="WeightMethod" in ancestors, **facts)

@@ -6,16 +6,16 @@ it raises with the layer's name, or records what it did in its notes.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
-from r2q.config import MethodOptions, import_method
+from r2q.config import MethodOptions, Needs, import_method
+from r2q.kept import seed_of
 from r2q.quantization.grid import Grid, check_grid
 from r2q.quantization.packing import pack, packed_width, unpack
 
@@ -159,7 +159,7 @@ class Method(ABC):
         scales_inputs: whether its levels are those of a weight whose columns were scaled, so that none can start there.
     """
 
-    needs: ClassVar[Literal["weights", "calibration", "training", "checkpoint"]] = "weights"
+    needs: ClassVar[Needs] = "weights"
     stochastic: ClassVar[bool] = False
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     version: ClassVar[int] = 1
@@ -264,5 +264,4 @@ def make_method(recipe: Recipe) -> Method:
 
 def generator(seed: int, name: str) -> torch.Generator:
     """A random generator of its own for each (seed, layer), so that layers may be visited in any order."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(f"{seed}/{name}"))

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from r2q.kept import write_atomic
+from r2q.kept import seed_of, write_atomic
 
 FORMAT_VERSION = 1
 AGAIN = "delete it, and the verb teacher-data (the same run) makes it again"
@@ -110,8 +110,7 @@ class Order:
 
     def _epoch(self, number: int) -> torch.Tensor:
         if number not in self._epochs:
-            digest = hashlib.sha256(f"order/{self.seed}/{number}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            generator = torch.Generator().manual_seed(seed_of(f"order/{self.seed}/{number}"))
             self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
             self._epochs[number] = torch.randperm(self.rows, generator=generator)
         return self._epochs[number]

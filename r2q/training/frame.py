@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from r2q import records
 from r2q.models.targets import Target
 from r2q.quantization.method import Method, Quantized
 from r2q.training.data import TrainingData
@@ -16,7 +17,6 @@ from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
 from r2q.training.schedule import repeatable
 from r2q.training.start import Ranges, Weights
-from r2q.training.state import DRIFT_COLUMNS
 from r2q.training.student import Student, teacher_of
 from r2q.training.trainer import Trainer
 from r2q.training.watch import Drift
@@ -61,7 +61,7 @@ class TrainingMethod(Method):
             drift.measure("before")
             trainer.run()
             drift.measure("after")
-        trainer.store.write_csv("drift", DRIFT_COLUMNS, list(drift.rows.values()))
+        trainer.store.write_csv("drift", records.Drift, drift.rows.values())
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
         other = {name: value.to("cpu", dtypes[name]) for name, value in student.others()}
         return Quantized(student.quantized(), other, {"training": _notes(trainer, data)})

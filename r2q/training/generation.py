@@ -11,7 +11,6 @@ it, takes the batch size out of it, too.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -21,6 +20,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from r2q.config.texts import Training
+from r2q.kept import seed_of
 from r2q.tokens import Encoder
 from r2q.training.data import Rows
 from r2q.training.unfinished import Unfinished
@@ -70,7 +70,7 @@ def with_transformers(teacher: Any, end: int | None, wanted: Training) -> Contin
     @torch.no_grad()
     def say(heads: list[list[int]], numbers: list[int], start: int) -> list[list[int]]:
         shortest = min(map(len, heads))
-        torch.manual_seed(_seed(wanted.seed, shortest, start))
+        torch.manual_seed(seed_of(repr((wanted.seed, shortest, start))))
         tokens = torch.tensor([head[:shortest] for head in heads], device=teacher.device)
         prompts = _Prompts(heads, end, teacher.device)
         output = teacher.generate(
@@ -156,7 +156,7 @@ def with_vllm(path: str, revision: str | None, dtype: str, device: str, end: int
                 **sampling(wanted),
                 max_tokens=wanted.length - len(head),
                 min_tokens=1,
-                seed=_seed(wanted.seed, number),
+                seed=seed_of(repr((wanted.seed, number))),
                 stop_token_ids=[] if end is None else [end],
                 detokenize=False,
             )
@@ -189,8 +189,3 @@ def padded(made: list[tuple[list[int], int]], length: int) -> Rows:
     for i, (row, _) in enumerate(made):
         tokens[i, : len(row)] = torch.tensor(row)
     return Rows(tokens, torch.tensor([start for _, start in made]), torch.tensor([len(row) for row, _ in made]))
-
-
-def _seed(*parts: int) -> int:
-    """63 bits that are the same for the same numbers."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from r2q.kept import file_sha256, write_atomic, write_json
+from r2q.kept import file_sha256, write_json
+from r2q.records import Drift, Gradient, Step, columns_of_trainer, write_csv
 from r2q.training.processes import ALONE, Group
 
-STEP_COLUMNS = (
-    "step", "loss", "forward_kl", "reverse_kl", "gradient_norm", "learning_rate", "flipped", "tokens", "seconds",
-    "held_out_loss", "held_out_forward_kl", "held_out_reverse_kl",
-)  # fmt: skip
-GRADIENT_COLUMNS = ("step", "layer", "gradient_norm")
-DRIFT_COLUMNS = (
-    "layer", "weights", "power", "latent_before", "quantized_before", "latent_after", "quantized_after", "latent_moved",
-)  # fmt: skip
 FACTS = {"identity": str, "step": int, "processes": int, "sha256": list}  # of a state
 
 
@@ -105,15 +96,11 @@ class Store:
         assert self.folder is not None
         return self.folder / f"{name}-{step}-{self.group.rank}.pt"
 
-    def write_csv(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_csv(self, name: str, kind: type[Step | Gradient | Drift], rows: Iterable[Mapping[str, Any]]) -> None:
         """Write ``<name>.csv``, by the first process; a missing number is an empty cell."""
-        if self.folder is None or not self.group.first:
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(row.get(key)) for key in columns} for row in rows)
-        write_atomic(self.folder / f"{name}.csv", text.getvalue())
+        if self.folder is not None and self.group.first:
+            cells = ({key: _cell(value) for key, value in row.items()} for row in rows)
+            write_csv(self.folder / f"{name}.csv", columns_of_trainer(kind), cells)
 
 
 def _read_facts(path: Path) -> dict[str, Any] | None:

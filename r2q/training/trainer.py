@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from r2q.records import Gradient, Step
 from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, like, own, whole
 from r2q.training.schedule import autocast, compute_dtype, learning_rate, make_optimizer, set_rate
-from r2q.training.state import GRADIENT_COLUMNS, STEP_COLUMNS, Store
+from r2q.training.state import Store
 from r2q.training.student import Student
 from r2q.training.watch import flipped, gradient_norms
 
@@ -44,7 +45,7 @@ class Trainer:
 
     Attributes:
         gamma: the confidence coefficient, when the loss has one.
-        rows: records of the steps, see ``STEP_COLUMNS``.
+        rows: records of the steps, see :class:`r2q.records.Step`.
         kept_step: the step whose weights were kept.
     """
 
@@ -303,5 +304,5 @@ class Trainer:
         return state["step"]
 
     def _write_records(self) -> None:
-        self.store.write_csv("training", STEP_COLUMNS, self.rows)
-        self.store.write_csv("gradients", GRADIENT_COLUMNS, self.gradients)
+        self.store.write_csv("training", Step, self.rows)
+        self.store.write_csv("gradients", Gradient, self.gradients)

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from r2q.kept import write_json
-from r2q.records import Facts, Layer, Report, Score, columns, write_csv
+from r2q.records import Drift, Facts, Gradient, Layer, Report, Score, Step, columns, columns_of_trainer, write_csv
 from r2q.report.claims.measures import Key, Unit
-from r2q.training.state import DRIFT_COLUMNS, GRADIENT_COLUMNS, STEP_COLUMNS
 
 GRANULARITIES = ("g64", "channel")
 LAYERS = [f"model.layers.{i}.mlp.up_proj" for i in range(5)]
@@ -70,16 +69,16 @@ def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> 
         norm = factor * (2.0 if step % 2 else 1.0)
         steps.append({"step": step, "loss": factor * 8 / step, "gradient_norm": norm, "tokens": step})
     steps[-1]["held_out_loss"] = factor
-    write_csv(folder / "training" / "training.csv", STEP_COLUMNS, steps)
+    write_csv(folder / "training" / "training.csv", columns_of_trainer(Step), steps)
     gradients = [{"step": step, "layer": layer, "gradient_norm": factor * step} for step in (4, 8) for layer in LAYERS]
-    write_csv(folder / "training" / "gradients.csv", GRADIENT_COLUMNS, gradients)
+    write_csv(folder / "training" / "gradients.csv", columns_of_trainer(Gradient), gradients)
     drift = []
     for layer in [*LAYERS, "lm_head"]:
         row = {"layer": layer, "weights": 10, "power": 2.0, "latent_before": 0.0, "latent_after": 0.1 * factor}
         row["latent_moved"] = 0.1 * factor
         inside = {"quantized_before": 0.8 * factor, "quantized_after": 0.4 * factor}
         drift.append(row | (inside if layer != "lm_head" else {}))
-    write_csv(folder / "training" / "drift.csv", DRIFT_COLUMNS, drift)
+    write_csv(folder / "training" / "drift.csv", columns_of_trainer(Drift), drift)
 
 
 def diverge(results: Path, model: str, recipe: str, seed: int = 0, steps: int = 2) -> None:

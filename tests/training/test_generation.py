@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from r2q.config import ConfigError
 from r2q.config.texts import Training
+from r2q.kept import seed_of
 from r2q.models.load import load_full, load_tokenizer
 from r2q.quantize import quantize
 from r2q.records import Report, read_json
 from r2q.training.data import Rows
-from r2q.training.generation import _seed, with_transformers
+from r2q.training.generation import with_transformers
 from r2q.training.teacher_data import draw
 from r2q.training.unfinished import Unfinished
 from tests.models.tiny import tiny_model
@@ -245,7 +246,7 @@ def test_vllm_is_asked_for_exactly_what_the_config_says(vllm: Any, folder: Path,
                 top_p=0.9,
                 max_tokens=30 - len(prompt),
                 min_tokens=1,
-                seed=_seed(3, number),
+                seed=seed_of(repr((3, number))),
                 stop_token_ids=[2],
                 detokenize=False,
             ),
