@@ -9,7 +9,7 @@ import torch
 from r2q.models.blocks import Block
 from r2q.models.targets import Target
 from r2q.quantization.grid import AffineGrid
-from r2q.quantization.method import CHUNK, QuantizedWeight, Recipe
+from r2q.quantization.method import QuantizedWeight, Recipe, in_chunks
 
 Lattice = Callable[[torch.Tensor, int], AffineGrid]  # values [rows, groups, n], bits
 Inputs = dict[tuple[str, int | None], torch.Tensor]  # by target and expert: float32 [tokens, in]
@@ -117,8 +117,7 @@ def search_range(
     Returns:
         ``low`` and ``high``, each ``[rows, groups, 1]``.
     """
-    rows = max(1, CHUNK.get(values.device.type, CHUNK["cpu"]) // values[0].numel())
-    ends = [_search(part, roots.mT, ranges(part), lattice, bits) for part in values.split(rows)]
+    ends = [_search(part, roots.mT, ranges(part), lattice, bits) for part in in_chunks(values)]
     return torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
 
 

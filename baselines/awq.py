@@ -45,17 +45,12 @@ from baselines._calibrated import (
     search_range,
 )
 from baselines.options.awq import Options
-from baselines.rtn import affine_grid
+from baselines.rtn import min_max_grid
 from r2q.models.blocks import Block, walk
 from r2q.models.capture import hidden_of
 from r2q.models.targets import Target
-from r2q.quantization.grid import AffineGrid, stored
+from r2q.quantization.grid import stored
 from r2q.quantization.method import Method, Quantized, QuantizedWeight
-
-
-def lattice(values: torch.Tensor, bits: int) -> AffineGrid:
-    """RTN's levels for ``values [rows, groups, n]``."""
-    return affine_grid(values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0), bits)
 
 
 def channel_scale(activation: torch.Tensor, exponent: float) -> torch.Tensor:
@@ -104,7 +99,7 @@ class AWQ(Method):
                 values = self.clip(values, x if scale is None else x / scale.float())
             parts.append(values)
         in_scale = None if scale is None else scale.clone()  # tensors that share memory are saved as one
-        return encode(weight, torch.cat(parts), lattice, self.recipe.bits, in_scale)
+        return encode(weight, torch.cat(parts), min_max_grid, self.recipe.bits, in_scale)
 
     def clip(self, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """``values [rows, groups, n]``, clamped to the best symmetric bounds for ``inputs [tokens, in]``."""
@@ -116,7 +111,7 @@ class AWQ(Method):
                 yield -whole * (1 - i / grid), whole * (1 - i / grid)
 
         roots = error_roots(inputs, values.shape[-1])
-        return values.clamp(*search_range(values, roots, bounds, lattice, self.recipe.bits))
+        return values.clamp(*search_range(values, roots, bounds, min_max_grid, self.recipe.bits))
 
     def search_scales(self, block: Block) -> dict[str, tuple[float, torch.Tensor | None]]:
         """Exponent and scale for the first target of every group of a block; None for no scale."""
@@ -180,7 +175,7 @@ class AWQ(Method):
         """``Q(w s) / s`` for a weight or a stack."""
         values = (weight * scale).reshape(-1, weight.shape[-1] // self.sizes[name], self.sizes[name])
         with self.at(name):
-            grid = lattice(values, self.recipe.bits)
+            grid = min_max_grid(values, self.recipe.bits)
         return grid.decode(grid.encode(values)).reshape(weight.shape) / scale
 
 

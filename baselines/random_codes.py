@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from baselines.rtn import affine_grid
+from baselines.rtn import min_max_grid
 from r2q.quantization.grid import AffineGrid, Grid
 from r2q.quantization.method import WeightMethod, generator
 
@@ -23,7 +23,7 @@ class RandomCodes(WeightMethod):
         self._generator = generator(self.recipe.seed, name)
 
     def fit_groups(self, values: torch.Tensor) -> AffineGrid:
-        return affine_grid(values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0), self.recipe.bits)
+        return min_max_grid(values, self.recipe.bits)
 
     def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
         codes = torch.randint(2**grid.bits, values.shape, generator=self._generator, dtype=torch.uint8)

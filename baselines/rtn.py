@@ -33,6 +33,11 @@ def affine_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> AffineGrid:
     return AffineGrid(scale, zero, bits)
 
 
+def min_max_grid(values: torch.Tensor, bits: int) -> AffineGrid:
+    """The lattice for the whole ranges of float32 ``values [rows, groups, n]``, widened to zero."""
+    return affine_grid(values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0), bits)
+
+
 class RTN(WeightMethod):
     """Round to nearest, with or without a range search."""
 
@@ -44,9 +49,9 @@ class RTN(WeightMethod):
         self.factors = torch.linspace(1, self.options.smallest, steps) if clips else torch.ones(1)
 
     def fit_groups(self, values: torch.Tensor) -> AffineGrid:
-        low, high = values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0)  # [rows, groups]
         if self.options.clip == "none":
-            return affine_grid(low, high, self.recipe.bits)
+            return min_max_grid(values, self.recipe.bits)
+        low, high = values.amin(-1).clamp_max(0), values.amax(-1).clamp_min(0)  # [rows, groups]
         at_once = len(self.factors) if torch.compiler.is_compiling() else 1  # compiled, none of it is kept
         best, least = affine_grid(low, high, self.recipe.bits), torch.full_like(low, torch.inf)
         for factors in self.factors.to(values.device).split(at_once):

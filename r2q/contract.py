@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from r2q.config import FACTS, ConfigError, method_info
+from r2q.config import FACTS, ConfigError, group_size, method_info
 from r2q.config.base import GRANULARITY
 from r2q.models.apply import FAILURES, apply
 from r2q.models.calibration import Calibration, tokens_sha256
@@ -230,7 +230,7 @@ def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]
     """
     if not re.fullmatch(GRANULARITY, granularity):
         raise ConfigError(f"granularity: {granularity} is none of g<size>, channel, tensor")
-    if granularity.startswith("g") and WIDTH % int(granularity[1:]):
+    if WIDTH % (group_size(granularity) or 1):
         raise ConfigError(
             f"granularity: {granularity} does not divide the {WIDTH} input features of the model to check on"
         )

@@ -112,8 +112,7 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
             problems.append(
                 f"recipes.{recipe}.lm_head: the output head of model {name} is tied to its embedding, or no linear map"
             )
-        granularity = wants.granularity or ""
-        size = int(granularity[1:]) if granularity.startswith("g") else 1
+        size = configuration.group_size(wants.granularity) or 1
         layers = facts["targets"] + ([facts["head"]] if wants.lm_head and facts["head"] else [])
         bad = [layer for layer in layers if layer["shape"][-1] % size]
         if bad:

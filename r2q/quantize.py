@@ -137,7 +137,7 @@ def quantize(
         seed=seed,
         method=unit.method,
         granularity=unit.granularity,
-        group_size=unit.fixed_group_size,
+        group_size=configuration.group_size(unit.granularity),
         options=unit.options,
         facts=description,
         seconds=cost.seconds,

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from r2q.config.base import ConfigError, MethodOptions, nearest
+from r2q.config.base import ConfigError, MethodOptions, group_size, nearest
 from r2q.config.consistency import find_problems
 from r2q.config.facts import describe_recipe
 from r2q.config.lattice import lattice_lacks, lattice_problems

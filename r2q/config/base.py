@@ -15,6 +15,11 @@ GRANULARITY = r"^(g[1-9][0-9]{0,8}|channel|tensor)$"
 DEVICE = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 
 
+def group_size(granularity: str | None) -> int | None:
+    """The size in `g<size>`; None for the other granularities."""
+    return int(granularity[1:]) if granularity is not None and granularity.startswith("g") else None
+
+
 class ConfigError(ValueError):
     """Something asked for cannot be; the message has one sentence per problem."""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from r2q.config.base import nearest
+from r2q.config.base import group_size, nearest
 from r2q.config.run import Config
 
 
@@ -31,9 +31,8 @@ def lattice_problems(config: Config, model: str, facts: Mapping[str, Any]) -> li
     layer = figure.layer or next(iter(shapes))
     if layer not in shapes:
         return [f"figures.lattice.layer: {model} has no layer {layer}{nearest(layer, shapes)}"]
-    granularity = config.recipes[units[1][0]].granularity or ""
     *out, width = shapes[layer]
-    size = int(granularity[1:]) if granularity.startswith("g") else width
+    size = group_size(config.recipes[units[1][0]].granularity) or width
     problems = []
     for name, value, count in (("row", figure.row, math.prod(out)), ("group", figure.group, max(width // size, 1))):
         if value is not None and value >= count:

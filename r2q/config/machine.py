@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Collection
 
 from r2q.config.run import Config
+from r2q.measure import processors
 
 
 def machine_problems(config: Config, jobs: Collection[str]) -> list[str]:
@@ -18,10 +18,10 @@ def machine_problems(config: Config, jobs: Collection[str]) -> list[str]:
     if not jobs:
         return []
     problems, limits = [], config.limits
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = processors()
     spread = limits.training_processes if "train" in jobs else 1
-    if limits.threads > processors:
-        problems.append(f"limits.threads: {limits.threads}, but this machine has {processors} processors")
+    if limits.threads > available:
+        problems.append(f"limits.threads: {limits.threads}, but this machine has {available} processors")
     gpus = count_gpus() if config.device.startswith("cuda") or (config.device == "auto" and spread > 1) else 0
     index = config.device.removeprefix("cuda").removeprefix(":")
     if config.device.startswith("cuda") and gpus == 0:
@@ -30,9 +30,9 @@ def machine_problems(config: Config, jobs: Collection[str]) -> list[str]:
         problems.append(f"device: {config.device} is asked for, but this machine has cuda:0 to cuda:{gpus - 1}")
     if gpus and spread > gpus:
         problems.append(f"limits.training_processes: {spread}, but this machine has {gpus} GPUs")
-    elif not gpus and spread > processors and not config.device.startswith("cuda"):
+    elif not gpus and spread > available and not config.device.startswith("cuda"):
         problems.append(
-            f"limits.training_processes: {spread}, but this machine has no GPU to be used and {processors} processors"
+            f"limits.training_processes: {spread}, but this machine has no GPU to be used and {available} processors"
         )
     return problems
 

@@ -90,7 +90,7 @@ def step_seconds(r: Rates, device: str, shape: Shape, options: TrainingOptions, 
 def train_seconds(
     r: Rates, device: str, shape: Shape, options: TrainingOptions, length: int, held_out: int, processes: int
 ) -> float:
-    """A whole training: steps, held-out losses, the confidence coefficient, states to resume from, compiling, packing."""
+    """A whole training: steps, held-out losses, the coefficient, states to resume from, compiling, packing."""
     teacher = options.loss != "ce"
     looks = 1 + math.ceil(options.steps / options.evaluate_every)
     tokens = looks * held_out * length * (1 + teacher)

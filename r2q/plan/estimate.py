@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 
 from r2q.config import Config, ConfigError, method_info
-from r2q.measure import duration
+from r2q.measure import duration, processors
 from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
 
@@ -126,9 +125,8 @@ def machine(config: Config, gpus: int | None = None, gpu_gib: float | None = Non
     count = 0 if config.device == "cpu" else gpus or len(here)
     if not count and (config.device.startswith("cuda") or gpu_gib):
         count = config.limits.training_processes
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = gpu_gib * GIB if gpu_gib else min(here, default=None)
-    return Machine(count, given if count else None, max(1, processors // config.limits.threads))
+    return Machine(count, given if count else None, max(1, processors() // config.limits.threads))
 
 
 def memory_of_gpus() -> list[float]:

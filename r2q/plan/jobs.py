@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from r2q.config import Config, method_info
+from r2q.config import Config, group_size, method_info
 from r2q.evaluation.rows import rows_at_once
 from r2q.plan import Plan, Unit, cost
 from r2q.plan.cost import GIB
@@ -259,7 +259,7 @@ class Jobs:
         shape, recipe = self.shapes[unit.model], self.config.recipes[unit.recipe]
         if recipe.granularity is None:
             return self._size(unit.model)
-        group = int(recipe.granularity[1:]) if recipe.granularity.startswith("g") else shape.width
+        group = group_size(recipe.granularity) or shape.width
         packed = shape.quantized * (recipe.bits + 16 * max(2, recipe.bits) / group) / 8
         return packed + (shape.total - shape.quantized) * shape.bytes_each
 

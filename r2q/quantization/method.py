@@ -14,12 +14,22 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from r2q.config import MethodOptions, Needs, import_method
+from r2q.config import MethodOptions, Needs, group_size, import_method
 from r2q.kept import seed_of
 from r2q.quantization.grid import Grid, check_grid
 from r2q.quantization.packing import pack, packed_width, unpack
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # weights handled at once: half the cache of a core; a small part of a GPU
+
+
+def chunk_of(device: torch.device) -> int:
+    """Weights that are handled at once on a device."""
+    return CHUNK.get(device.type, CHUNK["cpu"])
+
+
+def in_chunks(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows of ``[rows, groups, n]`` that are handled at once."""
+    return values.split(max(1, chunk_of(values.device) // values[0].numel()))
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,6 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     lm_head: bool = False
 
-    @property
-    def fixed_group_size(self) -> int | None:
-        """The size in ``g<size>``; None for the other granularities."""
-        name = self.granularity or ""
-        return int(name[1:]) if name.startswith("g") else None
-
     def group_size(self, in_features: int, layer: str) -> int | None:
         """Weights along in_features that share levels; None for the whole tensor.
 
@@ -62,12 +66,19 @@ class Recipe:
             return in_features
         if self.granularity is None:
             raise ValueError(f"recipe {self.name}: method {self.method} needs a granularity (g<size>, channel, tensor)")
-        size = self.fixed_group_size
+        size = group_size(self.granularity)
         if size is None or in_features % size:
             raise ValueError(
                 f"recipe {self.name}: group size {size} does not divide the {in_features} input features of {layer}"
             )
         return size
+
+    def in_groups(self, weight: torch.Tensor, layer: str) -> torch.Tensor:
+        """``[out, in]``, or a stack ``[experts, out, in]``, as ``[rows, groups, n]``; raises as :meth:`group_size`."""
+        size = self.group_size(weight.shape[-1], layer)
+        if size is None:
+            return weight.reshape(1 if weight.dim() == 2 else weight.shape[0], 1, -1)
+        return weight.reshape(-1, weight.shape[-1] // size, size)
 
 
 @dataclass(frozen=True)
@@ -217,16 +228,10 @@ class WeightMethod(Method):
             ValueError: the group size does not divide in_features, a weight is not finite, or the method's levels or
                 codes are not as they are stored; names the layer.
         """
-        size = self.recipe.group_size(weight.shape[-1], name)
-        if size is None:
-            blocks = weight.reshape(1 if weight.dim() == 2 else weight.shape[0], 1, -1)
-        else:
-            blocks = weight.reshape(-1, weight.shape[-1] // size, size)
-        rows = max(1, CHUNK.get(weight.device.type, CHUNK["cpu"]) // blocks[0].numel())
-        grids, codes = [], []
+        groups, grids, codes = self.recipe.in_groups(weight, name), [], []
         self.begin(name)
         with self.at(name):
-            for chunk in blocks.split(rows):
+            for chunk in in_chunks(groups):
                 values = chunk.float()
                 grids.append(self.fit_groups(values))
                 check_grid(grids[-1], self.recipe.bits, (values.shape[0], values.shape[1]))

@@ -28,7 +28,7 @@ from torch import nn
 
 from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
-from r2q.quantization.method import CHUNK, QuantizedWeight, WeightMethod
+from r2q.quantization.method import QuantizedWeight, WeightMethod, in_chunks
 from r2q.training.fused import Map, compiles, one_pass
 from r2q.training.processes import whole
 
@@ -80,15 +80,11 @@ class FakeQuantizer:
 
     def blocks(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight as ``[rows, groups, n]``."""
-        size = self.method.recipe.group_size(weight.shape[-1], self.name)
-        if size is None:
-            return weight.reshape(1 if weight.dim() == 2 else weight.shape[0], 1, -1)
-        return weight.reshape(-1, weight.shape[-1] // size, size)
+        return self.method.recipe.in_groups(weight, self.name)
 
     def chunks(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Rows of :meth:`blocks` that are handled at once, as in ``WeightMethod.quantize_weight``."""
-        blocks = self.blocks(weight)
-        return blocks.split(max(1, CHUNK.get(weight.device.type, CHUNK["cpu"]) // blocks[0].numel()))
+        return in_chunks(self.blocks(weight))
 
     @torch.no_grad()
     def run(self, weight: torch.Tensor) -> Pass:

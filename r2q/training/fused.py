@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from r2q.quantization.method import CHUNK, WeightMethod
+from r2q.quantization.method import WeightMethod, chunk_of
 from r2q.quantization.packing import pack
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Together:
         if groups.is_cuda:
             torch._dynamo.maybe_mark_dynamic(groups, 0)
         else:
-            size = max(1, CHUNK["cpu"] // groups.shape[1])
+            size = max(1, chunk_of(groups.device) // groups.shape[1])
         self.method.begin(self.layers[0].target.name)
         packed = []
         try:
@@ -105,7 +105,7 @@ def batches(layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> l
         lists = found.setdefault((layer.quantizer.blocks(weight).shape[-1], kind), [])
         if lists and compiles(layer.quantizer.method):
             filled = sum(other.target.weight.numel() for other in lists[-1])
-            if filled + weight.numel() <= CHUNK.get(weight.device.type, CHUNK["cpu"]):
+            if filled + weight.numel() <= chunk_of(weight.device):
                 lists[-1].append(layer)
                 continue
         lists.append([layer])

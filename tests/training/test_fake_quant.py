@@ -12,8 +12,7 @@ from torch import nn
 
 from r2q.models.targets import Target, list_targets
 from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, CodebookGrid
-from r2q.quantization.method import Recipe, make_method
-from r2q.training import fused
+from r2q.quantization.method import CHUNK, Recipe, make_method
 from r2q.training.fake_quant import FakeQuantizer, FrozenCodes, Latent, finest_step, inside, install
 from r2q.training.fused import batches, compiles, one_pass
 from tests.models.tiny import tiny_model, tokens
@@ -166,7 +165,7 @@ def test_random_codes_are_drawn_layer_by_layer() -> None:
 def test_layers_quantized_together_are_what_is_stored_of_each(
     name: str, options: dict, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(fused.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(CHUNK, "cpu", chunk)
     quantizer = method(name, "g32", **options)
     layers = [Latent(target, quantizer, "identity") for target in list_targets(tiny_model("llama"))]
     together = batches(layers, torch.float32, keep_codes=True)
