@@ -19,7 +19,6 @@ from scipy.stats import spearmanr
 from r2q.report.run import Run
 
 COLUMNS = ["recipes", "predictor", "n", "spearman", "p"]
-CONTROLS = ("full_precision", "random_codes")
 
 
 def of_recipes(results: Path, model: str) -> pd.DataFrame:
@@ -45,7 +44,7 @@ def of_recipes(results: Path, model: str) -> pd.DataFrame:
         steps = run.steps[run.steps["model"] == model]
         recipes["frame"] = steps.groupby("recipe")["frame"].first()
         recipes["loss_before_training"] = steps[steps["step"] == 0].groupby("recipe")["held_out_loss"].mean()
-    return recipes[~recipes["method"].isin(CONTROLS)]
+    return recipes[~named["control"].fillna(False).astype(bool)]
 
 
 def correlations(recipes: pd.DataFrame) -> Iterator[tuple[str, str, int, float, float]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from r2q.kept import write_json
+from r2q.models.checks import max_positions
 from r2q.models.devices import pick_device
 from r2q.models.load import load_packed
 from r2q.records import write_csv
@@ -49,7 +50,7 @@ def bench(
         model = load_packed(folder, device=where, dense=dense)
         if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
             raise ValueError(f"{folder} has packed experts, whose routing no CUDA graph can hold; use --device cpu")
-        longest = getattr(model.config, "max_position_embeddings", None)
+        longest = max_positions(model.config)
         if longest is not None and context >= longest:
             raise ValueError(f"--context: {context}; {folder} has {longest} positions, and one is for the new token")
         for batch in batches:

@@ -18,7 +18,7 @@ import torch
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
 from r2q.kept import key
-from r2q.measure import Measured, package_of, versions
+from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.card import CARD, describe_source, mean_errors
@@ -36,7 +36,10 @@ from r2q.quantization.method import CheckpointMethod, Recipe, make_method
 from r2q.records import (
     DIVERGED,
     FAILED,
+    ITEMS,
     OK,
+    RAW,
+    SAMPLES,
     Layer,
     Report,
     digest_files,
@@ -51,8 +54,7 @@ from r2q.training.start import LATENT, leave
 from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity, with_folders
 
-# in a unit's folder, but no result of quantizing
-NOT_OURS = ("report.json", "evaluation.json", "lm_eval.json", "items.json", "samples.jsonl")
+NOT_OURS = ("report.json", "evaluation.json", RAW, ITEMS, SAMPLES)  # in a unit's folder, but no result of quantizing
 OUTSIDE = (ImportError, FileNotFoundError, PermissionError)  # of a method: its row is tried again by the next run
 
 
@@ -324,5 +326,5 @@ def _summary(report: Report) -> str:
         return f"{report.status.upper()}: {report.reason}"
     weights = sum(math.prod(layer.shape) for layer in report.layers)
     error = sum(layer.mse * math.prod(layer.shape) for layer in report.layers) / weights if weights else 0.0
-    size = f"{report.bits_per_weight:.2f} bits/weight, {(report.file_bytes or 0) / 2**20:.2f} MiB"
+    size = f"{report.bits_per_weight:.2f} bits/weight, {(report.file_bytes or 0) / MIB:.2f} MiB"
     return f"{size}, weight MSE {error:.3g}, {report.seconds:.1f} s, peak {report.peak_mib:.0f} MiB"

@@ -29,6 +29,8 @@ OK, FAILED, DIVERGED = "ok", "failed", "diverged"
 Status = Literal["ok", "failed", "diverged"]  # diverged: a loss or gradient of the training was not finite
 Format = Literal[2]  # of report.json and evaluation.json; a file of another format is made again
 
+RAW, ITEMS, SAMPLES = "lm_eval.json", "items.json", "samples.jsonl"  # beside evaluation.json
+
 Record = TypeVar("Record")
 
 

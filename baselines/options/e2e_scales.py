@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from r2q.training.options import TrainingOptions
+from r2q.training.options import Loss, TrainingOptions
 
 
 class Options(TrainingOptions):
     """Options of the phase; `train`, `gradient` and `start` do not apply, the rest is shared with the other frames."""
 
-    loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "ce"
+    loss: Loss = "ce"
     train: Literal["layers"] = "layers"  # type: ignore[assignment]
     start: None = None  # only latent weights have one
     gradient: Literal["identity"] = "identity"  # type: ignore[assignment]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from r2q.training.options import TrainingOptions
+from r2q.training.options import Loss, TrainingOptions
 
 
 class Options(TrainingOptions):
     """Options of plain training; all but the defaults are shared with the other frames."""
 
-    loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "ce"
+    loss: Loss = "ce"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from r2q import config as configuration
-from r2q.evaluation.session import ITEMS, RAW, Session, blank
+from r2q.evaluation.session import Session, blank
 from r2q.evaluation.tasks import check_tasks
 from r2q.kept import write_json
-from r2q.records import OK, Report, read_json, write_record
+from r2q.records import ITEMS, OK, RAW, Report, read_json, write_record
 
 SHARED: dict[tuple[str, ...], Session] = {}  # of a server, and of the processes that it forks
 

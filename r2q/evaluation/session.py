@@ -19,7 +19,10 @@ from r2q.measure import Measured, versions
 from r2q.plan.sources import code
 from r2q.records import (
     FAILED,
+    ITEMS,
     OK,
+    RAW,
+    SAMPLES,
     Evaluation,
     Report,
     TaskScore,
@@ -34,7 +37,6 @@ from r2q.records import (
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
 BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
-RAW, SAMPLES, ITEMS = "lm_eval.json", "samples.jsonl", "items.json"
 
 
 def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluation:

@@ -53,6 +53,16 @@ def read_config(path: str | Path) -> Any:
     return config
 
 
+def max_positions(config: Any) -> int | None:
+    """Longest input of a model in tokens, from its config; None when the config does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers reads the weights from, and no others that may lie beside them.
 

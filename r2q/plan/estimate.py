@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 from r2q.config import Config, ConfigError, method_info
-from r2q.measure import duration, processors
+from r2q.measure import MIB, duration, processors
 from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
 
@@ -135,7 +135,7 @@ def memory_of_gpus() -> list[float]:
         return []
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return [float(line) * 2**20 for line in done.stdout.split()] if done.returncode == 0 else []
+    return [float(line) * MIB for line in done.stdout.split()] if done.returncode == 0 else []
 
 
 def report(config: Config, source: str, given: Machine) -> str:

@@ -15,6 +15,7 @@ from r2q.plan import Unit, units_of
 from r2q.prepare import read_prepared
 from r2q.records import (
     FAILED,
+    ITEMS,
     OK,
     Damaged,
     Evaluation,
@@ -131,7 +132,7 @@ def _items(results: Path, unit: Unit, evaluation: Evaluation | None) -> Iterator
     Raises:
         Damaged: items.json is not what `evaluate` wrote.
     """
-    path = results / unit.path / "items.json"
+    path = results / unit.path / ITEMS
     if evaluation is None or path.name not in evaluation.files:
         return
     try:

@@ -14,12 +14,11 @@ from typing import Any
 import pandas as pd
 
 from r2q.records import OK, Published, read_csv, read_drawn
-from r2q.report.run import Run
+from r2q.report.run import FULL_PRECISION, Run
 
 MODELS = "models.csv"  # ids on the hub of the models that the other files name
 WIKITEXT2 = "wikitext:wikitext-2-raw-v1:test"
 TOKEN_PPL = "token_ppl"
-FULL_PRECISION = "full_precision"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from r2q.records import Drift, LayerRow, Score, Step, read_csv, read_drawn
 
 PUBLISHED = ROOT / "results" / "published"
 BITS = 2  # of a code, where the name of a frame or family says nothing
+FULL_PRECISION = "full_precision"  # the method that all others are held against
 KEY = ["model", "recipe", "seed", "task", "metric"]  # one number of one run
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,9 +30,8 @@ from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import QuantizedWeight, WeightMethod, in_chunks
 from r2q.training.fused import Map, compiles, one_pass
+from r2q.training.options import Gradient
 from r2q.training.processes import whole
-
-Gradient = Literal["identity", "clipped", "through-scales"]
 
 
 def finest_step(grid: Grid) -> torch.Tensor:
@@ -224,7 +223,7 @@ class FrozenCodes:
     """A layer whose codes stay as they are, and whose scales are trained (EfficientQAT's second phase).
 
     The weight is linear in the scales, so the gradient is exact but for their rounding to 16 bits, which is passed
-    straight through. An integer zero point stays, too.
+    straight through. Zero points stay, too.
     """
 
     def __init__(self, target: Target, weight: QuantizedWeight) -> None:

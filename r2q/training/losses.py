@@ -26,12 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
+from r2q.training.options import Loss
+
 Head = Callable[[torch.Tensor], torch.Tensor]
-DISTILLING = ("forward_kl", "reverse_kl", "jsd", "cakld")
+DISTILLING = tuple(loss for loss in get_args(Loss) if loss != "ce")
 
 
 class Sums(NamedTuple):

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from r2q.config import QuantizerOptions
 
+Loss = Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"]
+Gradient = Literal["identity", "clipped", "through-scales"]
+
 
 class TrainingOptions(QuantizerOptions):
     """Options of a training frame. Its own file sets the defaults that its paper or code has.
@@ -51,8 +54,8 @@ class TrainingOptions(QuantizerOptions):
         chunk: tokens whose logits are in memory at once.
     """
 
-    loss: Literal["ce", "forward_kl", "reverse_kl", "jsd", "cakld"] = "forward_kl"
-    gradient: Literal["identity", "clipped", "through-scales"] = "identity"
+    loss: Loss = "forward_kl"
+    gradient: Gradient = "identity"
     coefficient: Literal["max_probability", "label_probability"] | float = "max_probability"
     coefficient_batches: int = Field(default=10, ge=1, le=10**6)
     start: str | None = None

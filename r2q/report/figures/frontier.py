@@ -19,10 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from r2q.measure import MIB
 from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of
 from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
-from r2q.report.run import Run
+from r2q.report.run import FULL_PRECISION, Run
 
 CAPTION = (
     "Every recipe by its size: average accuracy over the tasks that all recipes have (chance dashed), and distance to "
@@ -54,7 +55,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     rows = pd.concat([average_scores(scores), fidelity_of(scores)], ignore_index=True)
     first = scores.drop_duplicates(["model", "recipe"]).set_index(["model", "recipe"])
     rows = rows.join(first[[column, "quantizer", "granularity", "kind", "control"]], on=["model", "recipe"])
-    rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else 2**20)
+    rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else MIB)
     rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
     rows = rows.dropna(subset=["x", "value"])
     rows = rows[~rows.groupby(["model", "measure"])["control"].transform("all")]  # nothing competes: no panel
@@ -137,7 +138,7 @@ def _scale(axes: Axes, part: pd.DataFrame, ticks: int) -> None:
     margin = 0.12 * (right - left) or 0.1 * right
     axes.set_xlim(left - margin, right + margin)
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
-    shown = pd.concat([rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == "full_precision"]])
+    shown = pd.concat([rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == FULL_PRECISION]])
     low, high = float(shown.min()), float(shown.max())
     if part["higher_is_better"].iloc[0]:
         floor = part["chance"].dropna().min()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from r2q.report.averages import accuracies
 from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken
 from r2q.report.figures.style import SMALLEST, WIDTH
-from r2q.report.run import Run
+from r2q.report.run import FULL_PRECISION, Run
 from r2q.report.statistics import Z
 
 CAPTION = (
@@ -31,7 +31,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     """
     rows = accuracies(run.scores)
     rows = rows[(rows["model"] == variant) & rows["value"].notna() & rows["chance"].notna()]
-    whole = rows[rows["method"] == "full_precision"]
+    whole = rows[rows["method"] == FULL_PRECISION]
     clear = whole[whole["value"] - Z * whole["stderr"] > whole["chance"]]
     full = clear.groupby("task")["value"].mean()
     means = rows.groupby(["model", "recipe", "task"], sort=False, as_index=False).agg(

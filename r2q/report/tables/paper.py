@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from r2q.measure import MIB
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
 from r2q.report.published import beside
-from r2q.report.run import Run, of_bits
+from r2q.report.run import FULL_PRECISION, Run, of_bits
 from r2q.report.tables.render import arrow, label, legend, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
 from r2q.report.tables.summary import Cell, Column, Table, show, summarize
@@ -35,7 +36,7 @@ def coarse(run: Run) -> Sheet | None:
 
 def _scores(run: Run, name: str, title: str, fits: Callable[[str], bool]) -> Sheet | None:
     scores = run.scores
-    chosen = scores[scores["granularity"].map(fits) | (scores["method"] == "full_precision")]
+    chosen = scores[scores["granularity"].map(fits) | (scores["method"] == FULL_PRECISION)]
     if not chosen["granularity"].map(fits).any():
         return None
     return _of_table(summarize(chosen), name, f"{title}: {scores['run'].iloc[0]}")
@@ -251,4 +252,4 @@ def _number(value: float | None, places: int) -> Entry:
 
 
 def _mib(value: float | None) -> Entry:
-    return Entry("–") if value is None or pd.isna(value) else Entry(f"{value / 2**20:.2f}", value=float(value) / 2**20)
+    return Entry("–") if value is None or pd.isna(value) else Entry(f"{value / MIB:.2f}", value=float(value) / MIB)

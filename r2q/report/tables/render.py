@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from r2q.measure import MIB
 from r2q.records import one_line
 from r2q.report.tables.summary import AVERAGE, Cell, Column, Row, Table, show
 
 CHANCE_MARK = "°"
-MIB = 2**20
 TERMINAL_REASON = 78  # characters of a failure in the terminal
 PERPLEXITIES = (  # pattern of a metric's name, what it is
     (r"word_perplexity", "word_perplexity is per whitespace-separated word of whole documents"),

@@ -15,8 +15,8 @@ import pandas as pd
 
 from r2q.records import FAILED, OK
 from r2q.report.averages import are_shares, in_table
+from r2q.report.run import FULL_PRECISION
 
-FULL_PRECISION = "full_precision"  # stands before the others
 AVERAGE = "average"
 
 
