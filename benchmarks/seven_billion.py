@@ -68,7 +68,7 @@ def make(name: str, small: bool = False) -> None:
 def records(run: Path) -> Iterator[tuple[str, Report, Report | Evaluation]]:
     """Rule, report and record of every job of a run that is done."""
     for unit in Plan(configuration.load(run / "config.yaml")).units:
-        path = run / unit.model / unit.recipe / f"seed{unit.seed}/report.json"
+        path = run / unit.path / "report.json"
         if not path.is_file():
             continue
         report, evaluation = read_json(path, Report), path.with_name("evaluation.json")

@@ -51,9 +51,10 @@ class Encoder:
             return
         by_tokenizer = special and self.add_bos is None
         starts = self.tokenizer.bos_token if self.bos is not None else None
-        plain = [text for text in missing if by_tokenizer and not (starts and text.startswith(starts))]
-        bare = [text for text in missing if not (by_tokenizer and not (starts and text.startswith(starts)))]
-        for batch, add in ((plain, True), (bare, False)):
+        batches: dict[bool, list[str]] = {True: [], False: []}  # by whether the tokenizer adds its special tokens
+        for text in missing:
+            batches[by_tokenizer and not (starts and text.startswith(starts))].append(text)
+        for add, batch in batches.items():
             if batch:
                 ids = self.tokenizer(batch, add_special_tokens=add, verbose=False)["input_ids"]
                 self._known.update(

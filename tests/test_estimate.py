@@ -28,7 +28,7 @@ from r2q.kept import ROOT
 from r2q.models.targets import list_targets
 from r2q.plan import cost
 from r2q.plan.cost import GIB, PASSES, SWEEPS
-from r2q.plan.estimate import CONTROLS, Estimate, machine, report
+from r2q.plan.estimate import Estimate, machine, report
 from r2q.plan.jobs import Machine
 from r2q.plan.shapes import catalogue, count, shape_of
 from r2q.quantization.method import Recipe, WeightMethod, make_method
@@ -198,7 +198,7 @@ def test_measurements_are_those_of_the_files_that_they_name() -> None:
 def test_every_method_of_this_repository_is_known() -> None:
     for name in built_in_methods():
         info = method_info(name)
-        assert info.needs == "training" or info.label in {*SWEEPS, *PASSES, "gptq"} | CONTROLS, name
+        assert info.needs == "training" or info.label in {*SWEEPS, *PASSES, "gptq"}, name
     refined = method_info("r2q").options.model_fields["refine"].annotation
     sweeps = [SWEEPS["r2q"](method_info("r2q").options(refine=one).model_dump(), 0) for one in get_args(refined)]
     assert sweeps[0] == min(sweeps) > 0

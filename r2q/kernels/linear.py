@@ -50,16 +50,7 @@ def _linear(
 
 
 @torch.library.register_fake("r2q::linear")
-def _(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    first: torch.Tensor,
-    second: torch.Tensor,
-    in_scale: torch.Tensor | None,
-    form: int,
-    rows: int,
-    groups: int,
-) -> torch.Tensor:
+def _(x: torch.Tensor, codes: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 

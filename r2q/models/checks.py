@@ -236,16 +236,6 @@ def check_causal(model: Any) -> None:
         )
 
 
-def max_positions(config: Any) -> int | None:
-    """Longest input of a model in tokens, from its config; None when the config does not say."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        value = getattr(text, name, None)
-        if isinstance(value, int):
-            return value
-    return None
-
-
 def some(names: Sequence[str]) -> str:
     """The first three of them, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

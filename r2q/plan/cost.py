@@ -145,6 +145,8 @@ SWEEPS: Mapping[str, Amount] = {
     "external": lambda o, n: 0,
     "rtn": lambda o, n: o["steps"] if o["clip"] == "mse" else 2,
     "r2q": lambda o, n: {"none": 2, "refit": 6, "alternating": 2 + 4 * o["rounds"], "optimal": 20}[o["refine"]],
+    "llm_qat": lambda o, n: 2,
+    "random_codes": lambda o, n: 2,
     "hqq": lambda o, n: 2 * o["steps"],
     "awq": lambda o, n: o["exponents"] + o["clip_steps"],
     "bitdistiller_clip": lambda o, n: o["steps"] ** 2,

@@ -12,7 +12,6 @@ from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
 
 ORDER = ("source", "prepare", "check", "calibrate", "teacher_data", "reference", "quantize", "train", "evaluate")
-CONTROLS = {"random_codes", "llm_qat"}  # rounded like round to nearest
 
 
 class Estimate(Jobs):
@@ -102,7 +101,7 @@ class Estimate(Jobs):
         used = {method_info(self.config.recipes[unit.recipe].method) for unit in self.plan.units}
         labels = sorted(info.label for info in used if info.needs == "calibration" and info.label != "gptq")
         known = {*SWEEPS, *PASSES, "gptq"}
-        strange = sorted(info.label for info in used if info.needs != "training" and info.label not in known | CONTROLS)
+        strange = sorted(info.label for info in used if info.needs != "training" and info.label not in known)
         unknown = sorted(set(self.config.tasks) - set(tasks()))
         notes = []
         if labels and self.machine.gpus:

@@ -11,6 +11,7 @@ import subprocess
 import pandas as pd
 import pytest
 
+from r2q.plan import Plan
 from r2q.records import Score, Step, columns, read_drawn, write_csv
 from r2q.report.averages import average_scores
 from r2q.report.collect import collect
@@ -222,6 +223,10 @@ def test_markdown_grid_is_whole(tables):
     assert "**84.0** ±2.0" in tables["md"]
     assert "25.0° ±2.0" in tables["md"]
     assert "| mini_text word_perplexity ↓ | mini_facts acc ↑ |" in tables["md"]
+
+
+def test_the_plan_names_every_table_without_reading_pandas():
+    assert Plan.tables == tuple(TABLES)
 
 
 def test_latex_is_balanced(run, tmp_path):
