@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -203,19 +204,24 @@ def test_a_task_at_which_full_precision_guesses_is_left_out(run):
 
 
 def test_the_mechanism_adds_up(tmp_path):
+    """Of R2Q itself, wherever it stands: one of three bits before it ended the run, and a refined one was drawn."""
     weights = [0.3, -0.1, 0.05, -0.4]
     alpha = 0.2125, 0.1375  # mean |w|, mean ||w| - alpha|
-    levels = [-alpha[0] - alpha[1], -alpha[0] + alpha[1], alpha[0] - alpha[1], alpha[0] + alpha[1]]
     rows = [
-        {"recipe": "mine", "method": "r2q", "model": "m", "layer": "l", "row": 0, "group": 0, "index": i, "weight": w,
+        {"recipe": recipe, "method": "r2q", "model": "m", "layer": "l", "row": 0, "group": 0, "index": i, "weight": w,
          "quantized": min(levels, key=lambda level: abs(level - w))} | {f"level_{j}": v for j, v in enumerate(levels)}
+        for recipe, *scales in (("3 bits", *alpha, 0.07), ("refit", 0.21, 0.15), ("1 bit", alpha[0]), ("mine", *alpha))
+        for levels in [sorted(map(sum, itertools.product(*((-scale, scale) for scale in scales))))]
         for i, w in enumerate(weights)
     ]  # fmt: skip
-    write_csv(tmp_path / "lattice.csv", list(rows[0]), rows)
+    write_csv(tmp_path / "lattice.csv", list(rows[0]), [dict.fromkeys(rows[0]) | row for row in rows])
     figure("mechanism", tmp_path, tmp_path / "m")
     data = read_drawn(tmp_path / "m.csv", mechanism.COLUMNS)
     assert (data["alpha_1"][0], data["alpha_2"][0]) == pytest.approx(alpha)
     assert (data["first"] + data["second"]).to_list() == pytest.approx(data["quantized"].to_list())
+    write_csv(tmp_path / "lattice.csv", list(rows[0]), [dict.fromkeys(rows[0]) | row for row in rows[:12]])
+    with pytest.raises(ValueError, match="two signs in a row"):
+        figure("mechanism", tmp_path, tmp_path / "m")
 
 
 def test_running_medians_and_ranges_over_seeds(results, tmp_path):

@@ -18,20 +18,26 @@ SHOWN = 64  # weights; more cannot be told apart
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """The first weights of the group in the run's lattice.csv under R2Q, if it is there; raises ValueError where its levels are no sum."""
-    rows = run.csv("lattice", ["method", "model", "layer", "index", "weight", "quantized", "level_0"])
-    rows = rows[rows["method"] == "r2q"]
-    if rows.empty:
+    """The first weights of the group in the run's lattice.csv, under the first recipe of it that is R2Q at two bits as it
+    stands: others have more levels, or scales that were refined.
+
+    Raises:
+        ValueError: there are recipes of R2Q, and none is of this kind.
+    """
+    lattice = run.csv("lattice", ["method", "recipe", "model", "layer", "index", "weight", "quantized", "level_0"])
+    lattice = lattice[lattice["method"] == "r2q"]
+    if lattice.empty:
         return pd.DataFrame(columns=COLUMNS)
-    rows = rows[rows["recipe"] == rows["recipe"].iloc[0]].head(SHOWN)
-    levels = rows[[name for name in rows.columns if name.startswith("level_")]].iloc[0].abs()
-    alpha = (levels.max() + levels.min()) / 2, (levels.max() - levels.min()) / 2
-    first = np.where(rows["weight"] >= 0, alpha[0], -alpha[0])
-    second = rows["quantized"] - first
-    if not np.allclose(second.abs(), alpha[1], atol=1e-3 * max(alpha)):
-        raise ValueError("figure mechanism: the levels are not two signs in a row")
-    parts = {"first": first, "residual": rows["weight"] - first, "second": second}
-    return rows.assign(**parts, alpha_1=alpha[0], alpha_2=alpha[1])[COLUMNS]
+    for _, rows in lattice.groupby("recipe", sort=False):
+        levels = rows[[name for name in rows.columns if name.startswith("level_")]].iloc[0].dropna().abs()
+        alpha = (levels.max() + levels.min()) / 2, (levels.max() - levels.min()) / 2
+        first = np.where(rows["weight"] >= 0, alpha[0], -alpha[0])
+        parts = {"first": first, "residual": rows["weight"] - first, "second": rows["quantized"] - first}
+        means = rows["weight"].abs().mean(), parts["residual"].abs().mean()  # are stored in 16 bits
+        signs = np.allclose(parts["second"].abs(), alpha[1], atol=1e-3 * max(alpha))
+        if len(levels) == 4 and signs and np.allclose(alpha, means, rtol=1e-3, atol=1e-7):
+            return rows.assign(**parts, alpha_1=alpha[0], alpha_2=alpha[1])[COLUMNS].head(SHOWN)
+    raise ValueError("figure mechanism: no recipe's levels are two signs in a row, each times the mean magnitude")
 
 
 def draw(frame: pd.DataFrame) -> Figure:
