@@ -11,6 +11,7 @@ import pytest
 from r2q.records import ItemRow, columns, write_csv
 from r2q.report.collect import collect
 from r2q.report.compare import compare, differences
+from r2q.report.compare.formats import WRITERS
 from r2q.report.compare.numbers import Side
 from r2q.report.compare.numbers import side_of as side
 from r2q.report.items import Items, decode, encode
@@ -120,16 +121,29 @@ def test_seeds_that_moved_alike_are_no_certainty(right):
     assert found.test == ("Fisher" if right == (6, 6) else "t over seeds")
 
 
+def made(name, rows):
+    """A side of one model, of rows of a loss (recipe, seed, task, value, stderr)."""
+    alike = {"model": "m", "metric": "loss", "n": 8, "status": "ok", "reason": "", "higher_is_better": False}
+    named = [alike | dict(zip(("recipe", "seed", "task", "value", "stderr"), row, strict=True)) for row in rows]
+    return Side(name, Path(name), pd.DataFrame(named), Items({}))
+
+
 def test_means_are_over_the_seeds_that_both_have():
-    row = {"model": "m", "task": "t", "metric": "loss", "stderr": 0.1, "n": 8, "status": "ok", "reason": "",
-           "higher_is_better": False}  # fmt: skip
-    sides = [
-        Side(name, Path(), pd.DataFrame([row | {"recipe": name, "seed": s, "value": v} for s, v in values]), Items({}))
-        for name, values in (("a", ((0, 1.0), (1, 3.0), (2, 50.0))), ("b", ((1, 4.0), (0, 2.5))))
-    ]
-    for one, other in (sides, sides[::-1]):
+    a = made("a", [("a", seed, "t", value, 0.1) for seed, value in enumerate((1.0, 3.0, 50.0))])
+    b = made("b", [("b", 1, "t", 4.0, 0.1), ("b", 0, "t", 2.5, 0.1)])
+    for one, other in ((a, b), (b, a)):
         (found,) = differences(one, other, over_seeds=True)
         assert (found.seed, {found.value_a, found.value_b}) == ("mean of 2", {2.0, 3.25})
+
+
+def test_what_is_worse_stands_before_what_is_better():
+    """Twelve lines are shown; what got better, however surely, had come first."""
+    a = made("a", [("r", 0, f"task {i}", 1.0, 0.01) for i in range(15)])
+    losses = [1.5, 2.0] + [0.5] * 13  # a little worse, much worse, better
+    b = made("b", [("r", 0, f"task {i}", value, 0.1 if value > 1 else 0.01) for i, value in enumerate(losses)])
+    lines = WRITERS["text"](differences(a, b), a, b).splitlines()
+    assert [" ".join(line.split()[3:5]) for line in lines[4:7]] == ["task 1", "task 0", "task 2"]
+    assert "and 3 more: --format csv has all" in lines
 
 
 def test_other_task_versions_and_shots_are_not_compared(two):

@@ -20,9 +20,11 @@ HEAD = ["model", "recipe", "seed", "number", "a", "b", "b - a", "95 % interval",
 
 
 def _text(rows: Sequence[Difference], a: Side, b: Side) -> str:
-    """What differs, worst first; then counts."""
+    """What differs, what is worse before what is better, the surest first; then counts."""
     lines = [f"a: {a.name}", f"b: {b.name}", ""]
-    told = sorted((row for row in rows if row.verdict in (WORSE, BETTER)), key=lambda row: (row.verdict, row.p_holm))
+    told = sorted(
+        (row for row in rows if row.verdict in (WORSE, BETTER)), key=lambda row: (row.verdict == BETTER, row.p_holm)
+    )
     if told:
         more = f"and {len(told) - SHOWN} more: --format csv has all"
         lines += [*_aligned(told[:SHOWN]), *([more] if len(told) > SHOWN else []), ""]
