@@ -138,6 +138,27 @@ def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, f
     return mean - wide, mean + wide
 
 
+def recipes_of(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row per model and recipe with what is known of any of its seeds: one that failed has no size."""
+    return scores.groupby(["model", "recipe"], sort=False, as_index=False).first()
+
+
+def unbeaten(rows: pd.DataFrame, size: str) -> list[int]:
+    """Index of the rows of one measure that no other row of at most their `size` beats; of equals the first one.
+
+    Controls do not compete.
+    """
+    rivals = rows[~rows["control"].fillna(False).astype(bool)].dropna(subset=["value", size])
+    sign = 1 if rivals["higher_is_better"].all() else -1
+    best, found = -math.inf, []
+    for _, alike in rivals.groupby(size):
+        values = sign * alike["value"].to_numpy(dtype=float)
+        if values.max() > best:
+            best = values.max()
+            found.append(alike.index[int(values.argmax())])
+    return found
+
+
 def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of recipes to show at the end of a run, of its `Score` rows.
 

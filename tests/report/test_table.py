@@ -15,6 +15,7 @@ from r2q.plan import Plan
 from r2q.records import Score, Step, columns, read_drawn, write_csv
 from r2q.report.averages import average_scores
 from r2q.report.collect import collect
+from r2q.report.figures import frontier
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
 from r2q.report.tables.paper import cost, frames, groups
@@ -270,15 +271,40 @@ def test_a_wide_table_is_set_in_parts():
     assert all(f"{i}.0" in tex for i in range(30))
 
 
-def test_files_in_the_order_of_their_size(run, tmp_path):
-    """Of equal size the better one first named best; full precision takes no part."""
+def by_size(run, tmp_path):
+    """Names of the table by file size, and those that are marked."""
     collect(run.config_path, run.results)
     table(run.results, tmp_path)
-    rows = [row for row in csv.DictReader((tmp_path / "memory.csv").open()) if row["model"] == "mini-opt"]
-    assert [row["recipe"] for row in rows] == ["rtn-g64", "random-codes-g64", "r2q-g64", "full-precision"]
-    marked = [row["recipe"] for row in csv.DictReader((tmp_path / "memory.csv").open())
-              if row["average accuracy, % bold"]]  # fmt: skip
-    assert marked == ["rtn-g64", "r2q-g64"]  # of the model that stands first
+    rows = list(csv.DictReader((tmp_path / "memory.csv").open()))
+    return [row["recipe"] for row in rows], [row["recipe"] for row in rows if row["average accuracy, % bold"]]
+
+
+def test_files_in_the_order_of_their_size(run, tmp_path):
+    """Of equal size and average the first named is best; full precision takes no part."""
+    names, best = by_size(run, tmp_path)
+    small = ["rtn-g64", "random-codes-g64"]
+    assert names == [*small, *small, "r2q-g64", "r2q-g64", "full-precision", "full-precision"]
+    assert best == ["rtn-g64", "r2q-g64"]  # of the model that stands first
+
+
+def test_of_files_of_one_size_the_best_is_marked(make_run, tmp_path):
+    """A worse one that the config names before it had been marked, too."""
+    run = make_run(models=("mini-llama",))
+    run.unit("mini-llama", "rtn-g64", shift=0.2)  # better than r2q
+    run.change("mini-llama", "r2q-g64", "report.json", file_bytes=800_000)
+    assert by_size(run, tmp_path) == (["r2q-g64", "rtn-g64", "random-codes-g64", "full-precision"], ["rtn-g64"])
+
+
+def test_a_recipe_whose_first_seed_failed_has_a_size(make_run, tmp_path):
+    """It had been missing from the table by file size and the frontier, and had no bits in that of costs."""
+    run = make_run(models=("mini-llama",), seeds=[0, 1])
+    run.unit("mini-llama", "random-codes-g64", seed=1)
+    run.fail("mini-llama", "random-codes-g64", "weights are not finite")
+    names, _ = by_size(run, tmp_path)
+    assert names == ["rtn-g64", "random-codes-g64", "r2q-g64", "full-precision"]
+    (row,) = [row for row in csv.DictReader((tmp_path / "cost.csv").open()) if row["recipe"] == "random-codes-g64"]
+    assert (row["bits"], row["peak MiB, evaluation"]) == ("2.28125", "300.0")
+    assert "random-codes-g64" in set(frontier.data(Run(run.results), "bits")["recipe"])
 
 
 def test_terminal_fits():

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from r2q.measure import MIB
-from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of
+from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of, recipes_of, unbeaten
 from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
 from r2q.report.run import FULL_PRECISION, Run
@@ -53,7 +53,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     scores = run.scores
     column = "bits_per_weight" if variant == "bits" else "file_bytes"
     rows = pd.concat([average_scores(scores), fidelity_of(scores)], ignore_index=True)
-    first = scores.drop_duplicates(["model", "recipe"]).set_index(["model", "recipe"])
+    first = recipes_of(scores).set_index(["model", "recipe"])
     rows = rows.join(first[[column, "quantizer", "granularity", "kind", "control"]], on=["model", "recipe"])
     rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else MIB)
     rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
@@ -63,7 +63,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
         rows = pd.concat([rows, _over_models(rows)], ignore_index=True)
     rows["front"] = False
     for _, part in rows.groupby(["model", "measure"], sort=False):
-        rows.loc[_front(part), "front"] = True
+        rows.loc[unbeaten(part, "x"), "front"] = True
     return rows[COLUMNS]
 
 
@@ -82,19 +82,6 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
         row["chance"] = part["chance"].mean()
         means.append(row)
     return pd.DataFrame(means, columns=rows.columns)
-
-
-def _front(part: pd.DataFrame) -> list[int]:
-    """Index of the rows that no other row of at most their size beats; controls do not compete."""
-    rivals = part[~part["control"]].sort_values(["x", "value"], kind="stable")
-    sign = 1 if bool(part["higher_is_better"].iloc[0]) else -1
-    best, front = -math.inf, []
-    for x, rows in rivals.groupby("x"):
-        top = (sign * rows["value"]).max()
-        if top > best:
-            best = top
-            front.append(int(rows.index[int((sign * rows["value"]).to_numpy().argmax())]))
-    return front
 
 
 def draw(frame: pd.DataFrame) -> Figure:

@@ -65,7 +65,7 @@ def _blocks(first: int, last: int) -> str:
 def draw(frame: pd.DataFrame) -> Figure:
     """Both heat maps, recipe by layer, with the same rows."""
     of_weights = frame[frame["measure"] == "relative_error"]
-    recipes = list(of_weights.groupby("recipe")["error"].median().sort_values().index)
+    recipes = list(of_weights.groupby("recipe")["error"].median().sort_values(kind="stable").index)
     measures = [name for name in MEASURES if name in set(frame["measure"])]
     names = [broken(recipe, OF_A_ROW) for recipe in recipes]
     lines = max(name.count("\n") + 1 for name in names)

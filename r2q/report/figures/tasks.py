@@ -45,7 +45,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 def draw(frame: pd.DataFrame) -> Figure:
     """A heat map with its numbers, recipes by their mean."""
     tasks = list(dict.fromkeys(frame["task"]))
-    order = frame.groupby("recipe")["share"].mean().sort_values(ascending=False)
+    order = frame.groupby("recipe")["share"].mean().sort_values(ascending=False, kind="stable")
     table = frame.pivot(index="recipe", columns="task", values="share").reindex(index=order.index, columns=tasks)
     table.insert(0, "mean", order)
     recipes = [broken(recipe, OF_A_ROW) for recipe in table.index]

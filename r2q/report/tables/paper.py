@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from r2q.measure import MIB
-from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of
+from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of, recipes_of, unbeaten
 from r2q.report.published import beside
 from r2q.report.run import FULL_PRECISION, Run, of_bits
 from r2q.report.tables.render import arrow, label, legend, show_spread
@@ -102,7 +102,7 @@ def residual(run: Run) -> Sheet | None:
     error = layers.groupby(["model", "recipe"])["relative_error"].median()
     points, distance = _indexed(average_scores(scores)), _indexed(fidelity_of(scores))
     body: list[list[Entry | str]] = []
-    for row in chosen.drop_duplicates(["model", "recipe"]).to_dict("records"):
+    for row in recipes_of(chosen).to_dict("records"):
         key = (row["model"], row["recipe"])
         body.append([row["model"], row["quantizer"], row["granularity"], _number(row["bits_per_weight"], 2),
                      _number(error.get(key), 3), _ranged(distance.get(key)), _ranged(points.get(key))])  # fmt: skip
@@ -123,7 +123,7 @@ def generative(run: Run) -> Sheet | None:
 
 def cost(run: Run) -> Sheet | None:
     """What each recipe takes to make and to keep."""
-    scores = run.scores.drop_duplicates(["model", "recipe"])
+    scores = recipes_of(run.scores)
     processors = ["quantize_cpu_seconds", "evaluate_cpu_seconds"]
     units = run.scores.drop_duplicates(["model", "recipe", "seed"])
     used = units.groupby(["model", "recipe"])[processors].mean().to_dict("index")
@@ -153,19 +153,18 @@ def cost(run: Run) -> Sheet | None:
 
 def memory(run: Run) -> Sheet | None:
     """Every checkpoint by its size, full precision of smaller models among them."""
-    points, distance = _indexed(average_scores(run.scores)), _indexed(fidelity_of(run.scores))
-    rows = run.scores.drop_duplicates(["model", "recipe"]).dropna(subset="file_bytes").sort_values("file_bytes")
-    best, body = -math.inf, []
-    for row in rows.to_dict("records"):
-        key = (row["model"], row["recipe"])
-        value = points[key]["value"] if key in points else None
-        above = value is not None and value > best and not row["control"]
-        best = value if above and value is not None else best
-        marked = replace(_ranged(points.get(key)), bold=above)
+    facts = recipes_of(run.scores)[["model", "recipe", "control", "file_bytes", "bits_per_weight"]]
+    rows = facts.dropna(subset="file_bytes").merge(average_scores(run.scores), "left", on=["model", "recipe"])
+    rows = rows.sort_values("file_bytes", kind="stable")
+    best, distance = unbeaten(rows, "file_bytes"), _indexed(fidelity_of(run.scores))
+    body: list[list[Entry | str]] = []
+    for index, row in rows.to_dict("index").items():
+        average = replace(_ranged(None if math.isnan(row["value"]) else row), bold=index in best)
         body.append([row["model"], row["recipe"], _mib(row["file_bytes"]), _number(row["bits_per_weight"], 2),
-                     _ranged(distance.get(key)), marked])  # fmt: skip
+                     _ranged(distance.get((row["model"], row["recipe"]))), average])  # fmt: skip
     measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
-    notes = ["Bold: no other file that is as small or smaller has an average as high. In brackets: 95 % intervals."]
+    notes = ["Bold: no other file that is as small or smaller has a higher average; controls do not compete.",
+             "In brackets: 95 % intervals."]  # fmt: skip
     head = ["model", "recipe", "MiB", "bits", measure, SCORE]
     return Sheet("memory", "By file size", head, body, notes, left=(0, 1))
 
