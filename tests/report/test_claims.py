@@ -94,16 +94,23 @@ def test_a_single_seed_has_an_interval_over_items() -> None:
     assert (alone["over"], alone["low"], alone["verdict"]) == ("seeds", None, "undecided")
 
 
-def test_seeds_that_moved_alike_have_an_interval_over_items() -> None:
-    """Ten points each, which items of a standard error of 30 cannot tell from none; a point of no width could."""
+@pytest.mark.parametrize(("models", "seeds", "error"), [(1, 2, 30.0), (2, 1, 21.2132), (2, 2, 21.2132)])
+def test_seeds_or_models_that_moved_alike_have_an_interval_over_items(models: int, seeds: int, error: float) -> None:
+    """Ten points each, which items of a standard error of 30 cannot tell from none; a point of no width could.
+
+    Seeds answer the same items, models each their own. Nor have they a spread to say what would be found.
+    """
     units = [
-        unit(name, value, seed=s, error=e)
-        for s in (0, 1)
+        unit(name, value, f"model {model}", seed, error=e)
+        for model in range(models) for seed in range(seeds)
         for name, value, e in (("r2q", 60.0, 18.0), ("rtn", 50.0, 24.0))
-    ]
-    (row,) = _rows(HIGHER, units, "r2q", "rtn")
-    assert [row["low"], row["high"]] == pytest.approx([10 - 58.8, 10 + 58.8], abs=1e-2)  # 1.96 * 30
-    assert (row["n"], row["over"], row["verdict"]) == (2, "items", "undecided")
+    ]  # fmt: skip
+    *_, row = _rows(HIGHER, units, "r2q", "rtn")
+    assert row["model"] == ("all" if models > 1 else "model 0")
+    half = 1.959964 * error
+    assert [row["low"], row["high"]] == pytest.approx([10 - half, 10 + half], abs=1e-3)
+    assert (row["n"], row["over"], row["verdict"], row["detectable"]) == (2, "items", "undecided", None)
+    assert claims_page._source(row) == ("2 models" if models > 1 else "2 seeds")
 
 
 def test_a_single_seed_has_an_interval_over_windows() -> None:
@@ -256,12 +263,13 @@ def test_the_page_says_first_what_came_out(results: Path) -> None:
         "from",
     ] in tables  # one frame: not shown
     assert ["smaller drift", "g64", "supported", "0.500 ×", "0.500 to 0.500", "3 models"] in tables
-    assert ["higher average score", "g64", "supported", "+25.0 points", "+25.0 to +25.0", "3 models"] in tables
+    assert ["less fluctuation", "g64", "undecided", "1.00 ×", "1.00 to 1.00", "3 models"] in tables
+    assert ["higher average score", "g64", "supported", "+25.0 points", "+20.2 to +29.8", "3 models"] in tables
     head = ["against", "granularity", "verdict", "before training", "after training", "after / before",
             "average score after training", "from"]  # fmt: skip
     row = tables[tables.index(head) + 2]
     assert row[:4] == ["rtn", "g64", "kept: r2q ahead", "0.500 × (0.500 to 0.500)"]
-    assert row[5:7] == ["1.00 × (1.00 to 1.00)", "+25.0 points (+25.0 to +25.0)"]
+    assert row[5:7] == ["1.00 × (1.00 to 1.00)", "+25.0 points (+20.2 to +29.8)"]
     assert ["claim", "granularity", "one", "two", "three"] in tables
     single = next(row for row in tables if row[0] == "smaller drift" and len(row) == 5)
     assert single[2:] == ["0.500 × (0.500 to 0.500), supported", "0.500 ×", "0.500 ×"]

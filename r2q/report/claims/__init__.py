@@ -5,7 +5,8 @@ model, seed and data: at equal granularity, and for the numbers that users see a
 the smallest one that is no smaller. Two kinds of rows say the same: one per model, with the interval over its seeds
 (where it has several; for scores and divergences of a single seed over items and windows), and one over all models,
 each model being the mean over its seeds. Few seeds and few models give wide intervals by Student's t: that is what they
-are worth.
+are worth. Those with one and the same difference have no spread: scores and divergences then have an interval over
+items, too.
 
     supported        the whole interval is on the claimed side
     not supported    the whole interval is on the other side
@@ -146,24 +147,21 @@ def _rows(
         base |= {"quantizer": subject, "other": other, "pairing": pairing}
         base |= {"unit": "ratio" if claim.ratio else "points"}
         base["claimed"] = f"{'below' if claim.below else 'above'} {claim.limit}"
-        means, missing = [], []
+        means, errors, missing = [], [], []
         for model, pairs in models.items():
             finite = [pair for pair in pairs if math.isfinite(pair.change)]
             changes = [pair.change for pair in finite]
             lost = [pair.seed for pair in pairs if not math.isfinite(pair.change)]
             here = [f"{model} seed {seed}" if len(pairs) > 1 else model for seed in lost]
             missing += here
+            error = fmean(pair.error for pair in finite) if finite else math.nan  # of the same items: seeds add none
             means += [fmean(changes)] if finite else []
-            error = fmean(pair.error for pair in finite) if finite else math.nan
-            if (len(finite) == 1 or statistics.alike(changes)) and math.isfinite(error):
-                interval, over = (fmean(changes), statistics.Z * error), "items"
-            else:
-                interval, over = statistics.student(changes), "seeds"
-            ends = _verdict(claim, *interval, changes)
-            yield base | {"model": model, **ends, "n": len(finite), "over": over, "missing": "; ".join(here)}
+            errors += [error] if finite else []
+            items = error if len(finite) == 1 or statistics.alike(changes) else math.nan
+            yield base | {"model": model, **_verdict(claim, changes, "seeds", items), "missing": "; ".join(here)}
         if len(models) > 1:
-            ends = _verdict(claim, *statistics.student(means), means)
-            yield base | {"model": "all", **ends, "n": len(means), "over": "models", "missing": "; ".join(missing)}
+            items = math.hypot(*errors) / len(errors) if statistics.alike(means) else math.nan
+            yield base | {"model": "all", **_verdict(claim, means, "models", items), "missing": "; ".join(missing)}
 
 
 def _pairs(
@@ -200,13 +198,21 @@ def _no_smaller(key: Key, by_key: Mapping[Key, Unit], other: str, bits: Bits) ->
     return by_key[min(fits, key=size)] if fits else None
 
 
-def _verdict(claim: Claim, middle: float, half: float, changes: Sequence[float]) -> dict[str, Any]:
+def _verdict(claim: Claim, changes: Sequence[float], over: str, items: float) -> dict[str, Any]:
+    """Interval and verdict of the mean change over seeds or models; where their spread can tell nothing, over items.
+
+    `items` is the mean's standard error over those, NaN where it is not to be used, or there is none.
+    """
+    middle, half = statistics.student(changes)
+    if math.isfinite(items):
+        half, over = statistics.Z * items, "items"
     low, high = middle - half, middle + half
     if math.isnan(half) or (low <= NOISE and high >= -NOISE):
         verdict = "undecided"
     else:
         verdict = "supported" if (high < 0) == claim.below else "not supported"
     sd = stdev(changes) if len(changes) > 1 else math.nan
-    effect = statistics.detectable(sd, len(changes)) * (-1 if claim.below else 1)
+    effect = statistics.detectable(sd if sd > NOISE else math.nan, len(changes)) * (-1 if claim.below else 1)
     shown = [None if math.isnan(x) else math.exp(x) if claim.ratio else x for x in (middle, low, high, effect)]
-    return {**dict(zip(("difference", "low", "high", "detectable"), shown, strict=True)), "verdict": verdict}
+    ends = dict(zip(("difference", "low", "high", "detectable"), shown, strict=True))
+    return {**ends, "verdict": verdict, "n": len(changes), "over": over}

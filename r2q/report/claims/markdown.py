@@ -251,6 +251,6 @@ def _digits(value: float, row: Row) -> str:
 
 def _source(row: Row) -> str:
     """How many models, or seeds of the only one, and what is missing."""
-    over = "seeds" if row["over"] == "items" else row["over"]
+    over = "models" if row["model"] == "all" else "seeds"
     counted = f"{row['n']} {over if row['n'] != 1 else over[:-1]}"
     return f"{counted}, without {row['missing']}" if row["missing"] else counted
