@@ -1,6 +1,6 @@
 """Deviation of the weights: distance of the quantized ones to full precision, and how far training moved the latent ones.
 
-A line per quantizer, a point per decoder block; nothing is drawn for an output head that was not quantized.
+A line per quantizer, a point per decoder block; an output head, which is in none, is not drawn.
 """
 
 from __future__ import annotations
