@@ -12,7 +12,7 @@ from r2q import prepare
 from r2q.config import load, parse
 from r2q.kept import ROOT, source_files
 from r2q.plan import Plan, Unit, model_files
-from r2q.plan.checks import problems
+from r2q.plan.checks import problems, stale
 from r2q.plan.sources import SOURCES, method_code
 from r2q.records import Facts, Report, write_record
 
@@ -140,3 +140,14 @@ def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
         assert len(problems(plan, [])) == 1, change
     monkeypatch.setattr(prepare, "find_spec", lambda name: name)
     assert problems(plan, []) == []
+
+
+def test_a_damaged_file_of_tokens_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the run needs it: one that an earlier config left is nobody's."""
+    config = load(ROOT / "config/embedded.yaml")
+    plans = Plan(config), Plan(config.model_copy(update={"fidelity": None}))
+    monkeypatch.chdir(tmp_path)
+    file = Path(plans[0].results, "mini-llama/reference.safetensors")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"cut off")
+    assert [list(stale(plan)) for plan in plans] == [[str(file)], []]

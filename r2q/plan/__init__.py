@@ -182,9 +182,13 @@ class Plan:
         outputs = [path for files in self.made.values() for path in files if path in read]
         outputs += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
         outputs += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
-        for unit in self.units:
-            outputs += [*self.calibration(unit), *self.training(unit), *self.reference(unit)]
-        return list(dict.fromkeys(outputs))
+        return [*dict.fromkeys(outputs), *self.token_files]
+
+    @property
+    def token_files(self) -> list[str]:
+        """Files of tokens that are made once a model: for calibration, training, and the distance to full precision."""
+        kinds = (self.calibration, self.training, self.reference)
+        return list(dict.fromkeys(path for unit in self.units for of in kinds for path in of(unit)))
 
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 

@@ -94,8 +94,8 @@ def stale(plan: Plan) -> dict[str, str]:
         reasons |= _damage(
             f"{plan.results}/{model}/prepared.json", lambda path, m=model: prepare.read_prepared(path, m, prepare.FACTS)
         )
-        for name in ("calibration.safetensors", "training_data.safetensors", "reference.safetensors"):
-            reasons |= _damage(f"{plan.results}/{model}/{name}", check_tensors)
+    for path in plan.token_files:
+        reasons |= _damage(path, check_tensors)
     for manifest in plan.manifests:
         reasons |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
     return reasons
