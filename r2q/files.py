@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def unpacked(path: str | Path) -> bytes:
             return lzma.decompress(content)
         if path.suffix == ".gz":
             return gzip.decompress(content)
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: damaged compressed file ({error})") from None
     return content
 
@@ -138,10 +139,11 @@ def read_documents(path: str | Path, field: str = "text", hub: Newest = NEWEST) 
         import pyarrow as pa
         from pyarrow import parquet
 
+        content = io.BytesIO(unpacked(path))
         try:
-            table = parquet.read_table(io.BytesIO(unpacked(path)))
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: damaged parquet file ({error})") from None
+            table = parquet.read_table(content)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: damaged parquet file ({' '.join(str(error).split())})") from None
         columns = table.column_names
         values = (
             [_parquet_value(value, path, n) for n, value in enumerate(table.column(field), 1)]

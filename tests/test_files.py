@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from r2q.files import read_documents
 
@@ -17,9 +21,6 @@ def test_a_lone_surrogate_is_named(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_in_a_parquet_file_is_named(tmp_path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     values = pa.array([b"good", "cut \ud83d off".encode("utf-8", "surrogatepass")], pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"text": values}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"t\.parquet, row 2: not UTF-8 text"):
@@ -38,3 +39,24 @@ def test_half_a_surrogate_pair_in_a_hub_data_set_is_named(monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Rows())
     with pytest.raises(ValueError, match=r"owner/name:c:test, row 2: holds the lone surrogate .ud83d"):
         read_documents("owner/name:c:test")
+
+
+@pytest.mark.parametrize("name", ["t.txt.gz", "t.txt.xz", "t.parquet"])
+def test_a_damaged_file_is_named_wherever_the_damage_is(name: str, tmp_path: Path) -> None:
+    """Of a .gz the stream inside had been looked at by nobody, of a parquet file all but its end."""
+    path = tmp_path / name
+    texts = [f"document {i} of {i * i}" for i in range(30)]
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.table({"text": texts}), path)
+    else:
+        pack = {".gz": gzip.compress, ".xz": lzma.compress}[path.suffix]
+        path.write_bytes(pack("\n".join(texts).encode()))
+    whole, said = path.read_bytes(), []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            read_documents(path)
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) > len(whole) / 2  # a parquet file has no sum over its pages
+    assert all(line.startswith(str(path)) and "\n" not in line for line in said)
