@@ -148,7 +148,7 @@ def load_calibration(
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             tokens, held_out = file.get_tensor("tokens"), file.get_tensor("held_out")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a file of calibration tokens ({error})") from None
     if facts.get("sha256") != tokens_sha256(tokens, held_out):
         raise ValueError(f"{path}: the tokens are not those that its sha256 was made of; write it again")

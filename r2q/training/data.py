@@ -143,7 +143,7 @@ def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("facts", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: damaged or truncated ({error}); {AGAIN}") from None
     text = metadata.get("settings", "")
     if digest_of(tensors, text) != metadata.get("sha256"):

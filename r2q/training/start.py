@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from r2q.kept import share
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
 from r2q.quantization.grid import Grid
@@ -106,6 +107,7 @@ def leave(folder: Path, latent: dict[str, torch.Tensor]) -> None:
     scratch = path.with_name(f".{path.name}.writing")
     latent = {name: weight.contiguous() for name, weight in latent.items()}
     save_file(latent, scratch, metadata={"sha256": digest_of(latent, LATENT)})
+    share(scratch)
     scratch.replace(path)
 
 

@@ -106,6 +106,7 @@ def test_weights_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None
     packed(tmp_path, "gptq")
     path = tmp_path / "packed" / LATENT
     content = bytearray(path.read_bytes())
+    assert path.stat().st_mode == (path.parents[1] / "config.json").stat().st_mode  # safetensors makes it private
     quantizer = FakeQuantizer(make_method(Recipe("rtn", "rtn", "channel")), "model.layers.0.self_attn.q_proj")
     with pytest.raises(ValueError, match="has other groups"):
         Weights(tmp_path / "packed").latent(quantizer, torch.zeros(64, 64))
