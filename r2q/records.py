@@ -587,16 +587,14 @@ def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or a field is not of its column's type.
+        ValueError: it is no CSV, a column is missing, or a field is not of its column's type.
         Damaged: the file is not as its verb wrote it (see `sign`).
     """
-    import pandas as pd
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     check_signature(path)
-    frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+    frame = _texts(path)
     for part in fields(kind):
         if part.default is not MISSING and part.name not in frame.columns:
             frame[part.name] = "" if part.default is None else str(part.default)
@@ -624,16 +622,24 @@ def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     """The CSV of a figure: columns of numbers, of flags or of texts, by what is in them.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: it is no CSV, or a column is missing.
     """
-    import pandas as pd
-
-    frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+    frame = _texts(path)
     _check_columns(path, frame, columns)
     for name in frame.columns:
         flags = set(frame[name]) <= {"True", "False"} and len(frame) > 0
         frame[name] = _typed(bool if flags else None, frame[name])
     return frame
+
+
+def _texts(path: str | Path) -> pd.DataFrame:
+    """A CSV whose fields are all texts."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, dtype="str", keep_default_na=False)
+    except ValueError as error:  # empty, with rows of several lengths, or bytes that are no text
+        raise ValueError(f"{path}: no CSV ({one_line(error)})") from None
 
 
 def _check_columns(path: str | Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from r2q.records import (
     missing_files,
     passing,
     read_csv,
+    read_drawn,
     read_if_whole,
     read_json,
     sign,
@@ -106,6 +107,15 @@ def test_a_csv_keeps_every_digit_type_and_gap(tmp_path: Path) -> None:
     path.write_text(older.replace(",chance", ",luck"))
     with pytest.raises(ValueError, match="has no column chance; it has run, model"):
         read_csv(path, Score)
+
+
+@pytest.mark.parametrize("content", [b"", b"run,model\na,b\na,b,c\n", b"run\n\xff\n"])
+def test_what_is_no_csv_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_bytes(content)
+    for read in (lambda: read_csv(path, Score), lambda: read_drawn(path, ["run"])):
+        with pytest.raises(ValueError, match=r"scores\.csv: no CSV \("):
+            read()
 
 
 def test_an_edited_or_cut_file_is_not_trusted(tmp_path: Path) -> None:
