@@ -365,6 +365,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: os.truncate(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 4),
         "model.safetensors is damaged or truncated (",
     ),
+    "generation": (lambda f: (f / "generation_config.json").write_text('{"eos'), "generation_config.json is damaged ("),
     "cut header": (lambda f: os.truncate(f / "model.safetensors", 100), "model.safetensors is damaged or truncated ("),
     "empty": (lambda f: os.truncate(f / "model.safetensors", 0), "model.safetensors is damaged or truncated ("),
     "a link to nothing": (

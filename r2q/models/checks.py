@@ -101,11 +101,17 @@ def read_files(folder: Path) -> list[Path]:
 
 
 def check_files(folder: Path) -> None:
-    """Raises ValueError where a file is a git-lfs pointer, or a weight file is damaged or holds other than floats."""
+    """Raises ValueError where a file is a git-lfs pointer, or a weight file is damaged or holds other than floats, or
+    what a generation ends with is damaged, which transformers would pass over."""
     for file in read_files(folder):
         with file.open("rb") as stream:
             if stream.read(len(POINTER)) == POINTER:
                 raise ValueError(f"{file.name} is a git-lfs pointer, not the file itself; run git lfs pull there")
+    try:
+        if (generation := folder / "generation_config.json").is_file():
+            json.loads(generation.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"generation_config.json is damaged ({error})") from None
     for file in weight_files(folder):
         try:
             with safe_open(file, "pt") as content:
