@@ -63,8 +63,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises ConfigError: no YAML, a value that contains itself, too deep or too many."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # refuses control characters at once
         node = loader.get_single_node()
         if node is None:
             return None
@@ -78,8 +78,6 @@ def parse_yaml(text: str) -> Any:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"holds a value that cannot be read ({error})") from None
-    finally:
-        loader.dispose()
 
 
 def _count(node: yaml.Node, counts: dict[int, int], above: tuple[int, ...]) -> int:

@@ -27,6 +27,7 @@ LAUGHS = "\n".join(["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] *
         (b"", "must be a mapping of keys"),
         (b"- a\n", "must be a mapping of keys"),
         (b"run: [", "not valid YAML"),
+        (b"run: a\x0eb\n", "not valid YAML"),
         (b"run: &a [*a]\n", "the value of an anchor contains itself, in line 1"),
         (b"run: &a {b: {c: *a}}\n", "the value of an anchor contains itself, in line 1"),
         (b"run: " + b"[" * 100 + b"]" * 100, "is nested deeper than 50 levels"),
