@@ -189,6 +189,18 @@ def test_a_model_with_controls_alone_has_no_panel(make_run, tmp_path):
         assert set(read_drawn(tmp_path / f"{name}.csv", frontier.COLUMNS)["model"]) == {"mini-llama"}
 
 
+@pytest.mark.parametrize("common", [[], ["full-precision"]])
+def test_models_without_a_common_recipe_have_no_mean(make_run, tmp_path, common):
+    """Of none but full precision neither, which competes with nobody: both had ended the run."""
+    run = make_run(models=("mini-llama", "mini-opt"))
+    for model, recipe in (("mini-llama", "r2q-g64"), ("mini-opt", "rtn-g64")):
+        run.config["models"][model]["recipes"] = [*common, recipe]
+    run.config_path.write_text(json.dumps(run.config))
+    collect(run.config_path, run.results)
+    figure("frontier-bits", run.results, tmp_path / "f")
+    assert set(read_drawn(tmp_path / "f.csv", frontier.COLUMNS)["model"]) == {"mini-llama", "mini-opt"}
+
+
 def test_a_task_at_which_full_precision_guesses_is_left_out(run):
     collect(run.config_path, run.results)
     found = Run(run.results)

@@ -57,14 +57,18 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     rows = rows.join(first[[column, "quantizer", "granularity", "kind", "control"]], on=["model", "recipe"])
     rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else MIB)
     rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
-    rows = rows.dropna(subset=["x", "value"])
-    rows = rows[~rows.groupby(["model", "measure"])["control"].transform("all")]  # nothing competes: no panel
+    rows = _competing(rows.dropna(subset=["x", "value"]))
     if rows["model"].nunique() > 1 and variant == "bits":
-        rows = pd.concat([rows, _over_models(rows)], ignore_index=True)
+        rows = pd.concat([rows, _competing(_over_models(rows))], ignore_index=True)
     rows["front"] = False
     for _, part in rows.groupby(["model", "measure"], sort=False):
         rows.loc[unbeaten(part, "x"), "front"] = True
     return rows[COLUMNS]
+
+
+def _competing(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the panels in which there are controls alone."""
+    return rows[~rows.groupby(["model", "measure"])["control"].transform("all").astype(bool)]
 
 
 def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +85,7 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
         row |= {"value": mean if higher else math.exp(mean), "low": math.nan, "high": math.nan}
         row["chance"] = part["chance"].mean()
         means.append(row)
-    return pd.DataFrame(means, columns=rows.columns)
+    return pd.DataFrame(means, columns=rows.columns).astype(rows.dtypes)
 
 
 def draw(frame: pd.DataFrame) -> Figure:
