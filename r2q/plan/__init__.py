@@ -299,7 +299,7 @@ class Plan:
         changed = [unit.model for unit in self.units if self.recipes[unit.recipe]["granularity"] is not None]
         models = list(dict.fromkeys(changed))
         figures: dict[str, tuple[str, ...]] = {"frontier-bytes": ("scores",), "frontier-bits": ("scores",)}
-        figures |= {"granularity": ("scores",)}
+        figures |= {"granularity": ("scores", "training")}
         figures |= {f"tasks-{model}": ("scores",) for model in models if self.config.tasks}
         figures |= {f"layer_errors-{model}": ("layers",) for model in models}
         lattice = self.config.lattice_units()

@@ -16,7 +16,19 @@ SCORE = "average accuracy, %"
 MANY = 20  # recipes of a model; of more the end of a run shows the best of each family
 FIDELITY = ("kl", "KL to full precision, nats")
 OTHER_SCALES = frozenset({"mcc", "bleu", "chrf", "chrf++"})  # of lm-eval: no shares, even where all lie between 0 and 1
-COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "seeds", "n"]
+COLUMNS = [
+    "model",
+    "recipe",
+    "measure",
+    "higher_is_better",
+    "value",
+    "low",
+    "high",
+    "chance",
+    "at_chance",
+    "seeds",
+    "n",
+]
 
 
 def in_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -53,18 +65,21 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
         tasks = common_tasks(of_model)
         of_model = of_model[pd.MultiIndex.from_frame(of_model[["task", "metric"]]).isin(tasks)]
         for recipe, part in of_model.groupby("recipe", sort=False):
-            values, errors, chances, items = [], [], [], 0
+            values, errors, chances, majorities, items = [], [], [], [], 0
             for _, seed in part.groupby("seed", sort=False):
                 if len(seed) < len(tasks):
                     continue
                 values.append(100 * float(seed["value"].mean()))
                 errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
                 chances.append(100 * float(seed["chance"].mean(skipna=False)))
+                majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
                 items = int(seed["n"].sum())
             if values:
                 low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
-                mean = sum(values) / len(values)
-                averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], len(values), items))
+                mean, error = sum(values) / len(values), sum(errors) / len(errors)
+                floor = pd.Series([chances[0], majorities[0]]).max()
+                marked = mean <= floor + (0.0 if math.isnan(error) else error)
+                averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
     return _numbers(averages)
 
 
@@ -76,8 +91,9 @@ def _numbers(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
 def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
     """`average_scores` of what has a granularity, with it, its place among all, finest first, and the recipe's family.
 
-    A family is all but the granularity: frame, method, quantizer and bits; of recipes that have these in common and are
-    not the same, such as trainings of two lengths, it is the name without the granularity.
+    A family is all but the granularity: frame, method, quantizer and bits, and the number of steps where `Run.framed`
+    has named it; of recipes that have these in common and are not the same, such as two learning rates, it is the name
+    without the granularity.
     """
     scores = scores[scores["granularity"] != ""]
     facts = ["granularity", "kind", "frame", "method", "quantizer", "bits"]
@@ -86,13 +102,18 @@ def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
     rows["place"] = rows["granularity"].map(order.index)
     method = rows["method"].where(rows["kind"] == "calibration", "")
     parts = zip(rows["frame"].fillna(""), method, rows["quantizer"], strict=True)
-    families = (" ".join(dict.fromkeys(filter(None, names))) for names in parts)
-    rows["family"] = [of_bits(family, bits) for family, bits in zip(families, rows["bits"], strict=True)]
+    rows["family"] = [of_bits(_family(*part), bits) for part, bits in zip(parts, rows["bits"], strict=True)]
     shared = rows.duplicated(["model", "family", "granularity"], keep=False)
     shared = rows["family"].isin(rows.loc[shared, "family"])
     stems = [recipe.replace(f"-{width}", "") for recipe, width in zip(rows["recipe"], rows["granularity"], strict=True)]
     rows["family"] = rows["family"].mask(shared, pd.Series(stems, rows.index, dtype=object))
     return rows
+
+
+def _family(frame: str, method: str, quantizer: str) -> str:
+    """`bitdistiller r2q, 256 steps` of the frame `bitdistiller, 256 steps`."""
+    frame, comma, steps = frame.partition(",")
+    return " ".join(dict.fromkeys(filter(None, (frame, method, quantizer)))) + comma + steps
 
 
 def group_width(granularity: str) -> float:
@@ -126,7 +147,8 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
         low, high = interval(values, errors)
         mean = sum(values) / len(values)
         low = mean * math.exp(-(mean - low) / mean) if low <= 0 else low  # a positive number's interval is positive
-        means.append((model, recipe, measure, False, mean, low, high, math.nan, len(values), int(part["n"].iloc[0])))
+        n = int(part["n"].iloc[0])
+        means.append((model, recipe, measure, False, mean, low, high, math.nan, False, len(values), n))
     return _numbers(means)
 
 
@@ -146,9 +168,10 @@ def recipes_of(scores: pd.DataFrame) -> pd.DataFrame:
 def unbeaten(rows: pd.DataFrame, size: str) -> list[int]:
     """Index of the rows of one measure that no other row of at most their `size` beats; of equals the first one.
 
-    Controls do not compete.
+    Controls and what is at chance do not compete.
     """
-    rivals = rows[~rows["control"].fillna(False).astype(bool)].dropna(subset=["value", size])
+    out = rows["control"].fillna(False).astype(bool) | rows["at_chance"].fillna(False).astype(bool)
+    rivals = rows[~out].dropna(subset=["value", size])
     sign = 1 if rivals["higher_is_better"].all() else -1
     best, found = -math.inf, []
     for _, alike in rivals.groupby(size):

@@ -40,6 +40,17 @@ class Run:
         return with_budgets(read_csv(self.folder / "training.csv", Step))
 
     @cached_property
+    def framed(self) -> pd.DataFrame:
+        """The scores, with the frames of recipes that trained named as in `steps`."""
+        if not (self.folder / "training.csv").is_file():
+            return self.scores
+        first = self.steps.drop_duplicates(["model", "recipe"])
+        named = first.set_index(["model", "recipe"])["frame"].rename("named")
+        return self.scores.assign(
+            frame=self.scores.join(named, on=["model", "recipe"])["named"].fillna(self.scores["frame"])
+        )
+
+    @cached_property
     def drift(self) -> pd.DataFrame:
         return with_budgets(read_csv(self.folder / "drift.csv", Drift))
 

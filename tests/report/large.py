@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from r2q.records import LayerRow, Score, columns, write_csv
+from r2q.records import LayerRow, Score, Step, columns, write_csv
 
 QUALITY = {"weights": 0.1, "calibration": 0.3, "training": 0.6}  # made up
 FRAMES = (
@@ -18,13 +18,14 @@ FRAMES = (
 )
 QUANTIZERS = ("rtn", "rtn-clip", "r2q", "r2q-alternating", "hqq", "llm_qat (gptq-llm_qat start)")
 BITS = {"g64": 2.28, "g32": 2.5, "channel": 2.03}
+STEPS = {"": 256, "long": 1024}
 TASKS = ("piqa", "arc_easy", "arc_challenge", "boolq", "openbookqa", "winogrande", "sciq", "social_iqa")
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def large_run(folder: Path) -> Path:
-    """Write scores.csv and layers.csv of one model."""
-    random, scores, layers = np.random.default_rng(0), [], []
+    """Write scores.csv, layers.csv and training.csv of one model."""
+    random, scores, layers, training = np.random.default_rng(0), [], [], []
     for unit, quality in _units():
         for task in TASKS:
             value = 0.3 + 0.4 * quality + 0.05 * random.random()
@@ -33,6 +34,10 @@ def large_run(folder: Path) -> Path:
         kl = 10 * (1 - quality) ** 2 * (1 + 0.2 * random.random())
         row = {"task": "fidelity", "metric": "kl", "value": kl, "stderr": 0.02 * kl, "n": 64}
         scores.append(unit | row | {"higher_is_better": False})
+        if unit["kind"] == "training":
+            steps = STEPS["long" if "long" in unit["recipe"] else ""]
+            shared = {name: unit[name] for name in columns(Step) if name in unit}
+            training.append(dict.fromkeys(columns(Step), 0.0) | shared | {"step": 1, "steps": steps})
         for i in range(0 if unit["control"] else 30):
             for kind in KINDS:
                 row = dict.fromkeys(columns(LayerRow)) | {
@@ -45,6 +50,7 @@ def large_run(folder: Path) -> Path:
                 layers.append(row | {"relative_error": 0.1 + 0.2 * random.random()})
     write_csv(folder / "scores.csv", columns(Score), scores)
     write_csv(folder / "layers.csv", columns(LayerRow), layers)
+    write_csv(folder / "training.csv", columns(Step), training)
     return folder
 
 

@@ -409,6 +409,18 @@ def test_trainings_of_two_lengths_are_two_lines(large):
     module, variant = find("granularity")
     lines = module.data(Run(large), variant)
     assert not lines.duplicated(["family", "granularity"]).any()
+    lengths = {
+        "bitdistiller r2q, 256 steps",
+        "bitdistiller r2q, 1024 steps",
+    }  # as claims and the table of frames call them
+    assert lengths | {"gptq r2q", "r2q"} <= set(lines["family"])
+
+
+def test_trainings_alike_in_all_but_a_learning_rate_are_two_lines(large, tmp_path):
+    """As where the steps of both are the same, there is nothing but their names to tell them apart."""
+    shutil.copy(large / "scores.csv", tmp_path)
+    lines = find("granularity")[0].data(Run(tmp_path), "")
+    assert not lines.duplicated(["family", "granularity"]).any()
     assert {"bitdistiller-r2q", "bitdistiller-long-r2q", "gptq r2q", "r2q"} <= set(lines["family"])
 
 

@@ -18,7 +18,7 @@ from r2q.report.collect import collect
 from r2q.report.figures import frontier
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.paper import cost, frames, groups
+from r2q.report.tables.paper import cost, frames, groups, memory
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
@@ -31,7 +31,7 @@ def frame(rows):
     for recipe, bits, seed, task, value, changes in rows:
         record = dict.fromkeys(columns(Score)) | {
             "run": "r", "model": "m", "family": "f", "recipe": recipe, "method": recipe.partition("-")[0],
-            "bits_per_weight": bits, "file_bytes": 1000.0 * bits, "seed": seed, "task": task, "metric": "acc",
+            "bits_per_weight": bits, "file_bytes": int(1000 * bits), "seed": seed, "task": task, "metric": "acc",
             "value": value, "stderr": 0.02, "n": 400, "chance": 0.25, "majority": 0.25, "higher_is_better": True,
             "in_table": True, "status": "ok", "reason": "", "control": False,
         }  # fmt: skip
@@ -307,6 +307,42 @@ def test_a_recipe_whose_first_seed_failed_has_a_size(make_run, tmp_path):
     assert "random-codes-g64" in set(frontier.data(Run(run.results), "bits")["recipe"])
 
 
+def sized(tmp_path, rows):
+    """The table of sizes of recipes (name, bits, accuracy, changes); MiB follow the bits."""
+    write_csv(
+        tmp_path / "scores.csv",
+        columns(Score),
+        frame([(*row[:2], 0, "a", *row[2:]) for row in rows]).to_dict("records"),
+    )
+    return memory(Run(tmp_path))
+
+
+def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
+    """Whatever their order: every row had been marked that was better than those above it."""
+    values = [("awq", 2.0, 0.5, {}), ("gptq", 2.0, 0.6, {}), ("hqq", 2.0, 0.8, {}), ("r2q", 2.5, 0.8, {})]
+    sheet = sized(tmp_path, values)
+    assert [row[1] for row in sheet.body] == ["awq", "gptq", "hqq", "r2q"]  # of one size: as in the config
+    assert [row[1] for row in sheet.body if row[-1].bold] == ["hqq"]
+
+
+@pytest.mark.parametrize(("value", "majority", "marked"), [(0.27, 0.25, True), (0.6, 0.62, True), (0.65, 0.62, False)])
+def test_an_average_is_at_chance_by_the_rule_of_the_main_table(tmp_path, value, majority, marked):
+    """Its interval had to hold chance itself, however often the same answer is right; and it could be best."""
+    sheet = sized(
+        tmp_path, [("rtn", 2.0, value, {"majority": majority}), ("r2q", 2.5, value - 0.1, {"majority": majority})]
+    )
+    cell = sheet.body[0][-1]
+    assert (cell.grey, cell.bold) == (marked, not marked)
+    assert any("Grey" in note for note in sheet.notes)  # r2q always is
+
+
+def test_intervals_have_the_digits_of_their_number(tmp_path):
+    """13 (12.7, 13.3) and 1.04 (1, 1.09) had lost their zeros."""
+    kl = PPL | {"metric": "kl", "stderr": 0.15}
+    sheet = sized(tmp_path, [("rtn", 2.0, 0.9, {}), ("r2q", 2.5, 13.0, kl)])
+    assert sheet.body[1][4].text == "13.00 (12.71, 13.29)"
+
+
 def test_terminal_fits():
     wide = "r2q-alternating-channel"
     names = ["mini_text", "mini_facts", "mini_tools", "mini_next", "mini_who", "mini_yesno", "mini_sums", "train_text"]
@@ -393,6 +429,8 @@ def test_a_table_of_frames_has_every_training(tmp_path):
     sheet = frames(run)
     numbers = [cell for row in sheet.body for cell in row[2:] if cell.value is not None]
     assert len(numbers) == run.scores.loc[run.scores["kind"] == "training", "recipe"].nunique() == 36
+    names = {f"bitdistiller, {steps} steps, {group}" for steps in (256, 1024) for group in ("g64", "g32", "channel")}
+    assert {row[1] for row in sheet.body} == names  # two tables of the quantizers, not a row for each recipe
 
 
 def test_codes_of_other_widths_have_rows_and_families_of_their_own(tmp_path):

@@ -1,7 +1,8 @@
 """The tables that a paper on 2-bit quantization needs, each a choice of rows and columns of the same scores.
 
 Bold: best among recipes of the same nominal bits (2.00 to 2.99 effective bits count as 2). Grey or °: at most one
-standard error above chance. ±: standard error over items, or standard deviation over seeds where there are several.
+standard error above chance or the majority rate. ±: standard error over items, or standard deviation over seeds where
+there are several.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from r2q.measure import MIB
 from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of, recipes_of, unbeaten
 from r2q.report.published import beside
 from r2q.report.run import FULL_PRECISION, Run, of_bits
-from r2q.report.tables.render import arrow, label, legend, show_spread
+from r2q.report.tables.render import MARKS, arrow, label, legend, show_spread
 from r2q.report.tables.sheet import Entry, Sheet
 from r2q.report.tables.summary import Cell, Column, Table, show, summarize
 
@@ -71,7 +72,7 @@ def families(run: Run) -> Sheet | None:
 
 def frames(run: Run) -> Sheet | None:
     """Training frames by quantizers: average accuracy."""
-    scores = run.scores[run.scores["kind"] == "training"]
+    scores = run.framed[run.scores["kind"] == "training"]
     if scores["quantizer"].nunique() < 2:
         return None
     facts = scores.drop_duplicates("recipe").set_index("recipe")
@@ -84,7 +85,7 @@ def frames(run: Run) -> Sheet | None:
 
 def groups(run: Run) -> Sheet | None:
     """Untrained and trained recipes by granularity: average accuracy."""
-    rows = by_granularity(run.scores)
+    rows = by_granularity(run.framed)
     if rows["granularity"].nunique() < 2:
         return None
     order = list(rows.sort_values("place")["granularity"].unique())
@@ -108,7 +109,7 @@ def residual(run: Run) -> Sheet | None:
                      _number(error.get(key), 3), _ranged(distance.get(key)), _ranged(points.get(key))])  # fmt: skip
     measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
     head = ["model", "quantizer", "granularity", "bits", "weight error", measure, SCORE]
-    notes = ["Weight error: median over layers of Σ(w − ŵ)² / Σw². In brackets: 95 % intervals."]
+    notes = ["Weight error: median over layers of Σ(w − ŵ)² / Σw². In brackets: 95 % intervals.", *_marks(body)]
     return Sheet("residual", "Ablation of the residual stage", head, body, notes, left=(0, 1, 2))
 
 
@@ -163,8 +164,8 @@ def memory(run: Run) -> Sheet | None:
         body.append([row["model"], row["recipe"], _mib(row["file_bytes"]), _number(row["bits_per_weight"], 2),
                      _ranged(distance.get((row["model"], row["recipe"]))), average])  # fmt: skip
     measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
-    notes = ["Bold: no other file that is as small or smaller has a higher average; controls do not compete.",
-             "In brackets: 95 % intervals."]  # fmt: skip
+    notes = ["Bold: no other file that is as small or smaller has a higher average; controls do not compete, and no "
+             "value at chance is best.", "In brackets: 95 % intervals.", *_marks(body)]  # fmt: skip
     head = ["model", "recipe", "MiB", "bits", measure, SCORE]
     return Sheet("memory", "By file size", head, body, notes, left=(0, 1))
 
@@ -202,7 +203,7 @@ TABLES: dict[str, Callable[[Run], Sheet | None]] = {make.__name__: make for make
 def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, order: list[str] | None = None) -> Sheet:
     """Average accuracies, one row per value of `down` (and model), a column per value of `across`.
 
-    Recipes that would share a cell, such as trainings of two lengths, have a row each, with their names.
+    Recipes that would share a cell, such as two learning rates, have a row each, with their names.
     """
     columns = order or list(dict.fromkeys(rows[across]))
     keys = ["model", down] if across != "model" else [down]
@@ -213,6 +214,7 @@ def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, or
         body.append([*map(str, key), *(_ranged(cells.get(column)) for column in columns)])
     notes = ["Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."]
     notes += [f"Chance: {rows['chance'].mean():.1f}."] if rows["chance"].notna().any() else []
+    notes += _marks(body)
     return Sheet(name, title, [*keys, *columns], body, notes, left=tuple(range(len(keys))))
 
 
@@ -224,15 +226,17 @@ def _ranged(row: dict[Any, Any] | None) -> Entry:
     """A number with its interval."""
     if row is None:
         return Entry("–")
-    value = float(row["value"])
-    text = f"{value:.1f}" if row["measure"] == SCORE else f"{value:.3g}"
-    if math.isnan(row["low"]):
-        return Entry(text, value=value)
-    between = (
-        f"{row['low']:.1f}, {row['high']:.1f}" if row["measure"] == SCORE else f"{row['low']:.3g}, {row['high']:.3g}"
-    )
-    chance = row["measure"] == SCORE and not math.isnan(row["chance"]) and row["low"] <= row["chance"]
-    return Entry(f"{text} ({between})", value=value, grey=chance)
+    column = Column("", "", True, percent=row["measure"] == SCORE)
+    value, low, high = (float(row[name]) / (100 if column.percent else 1) for name in ("value", "low", "high"))
+    text = show(value, column)
+    if not math.isnan(low):
+        text += f" ({show(low, column)}, {show(high, column)})"
+    return Entry(text, value=float(row["value"]), grey=bool(row["at_chance"]))
+
+
+def _marks(body: list[list[Entry | str]]) -> list[str]:
+    """What ° means, where it stands."""
+    return [MARKS[1]] if any(isinstance(cell, Entry) and cell.grey for row in body for cell in row) else []
 
 
 def _heading(column: Column) -> str:
