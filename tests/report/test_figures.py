@@ -27,7 +27,7 @@ from r2q.report.figures.labels import apart
 from r2q.report.figures.style import quantizer_mark, style
 from r2q.report.run import Run
 from r2q.report.training import gather_training
-from tests.report.large import large_run
+from tests.report.large import QUANTIZERS, large_run
 
 LEVELS = {"rtn-g8": [-0.1, 0.0, 0.1, 0.2], "r2q-g8": [-0.15, 0.05, -0.05, 0.15]}  # in the order of the codes
 WEIGHTS = [-0.14, -0.06, -0.01, 0.0, 0.02, 0.06, 0.11, 0.21]
@@ -403,6 +403,19 @@ def test_names_are_moved_apart_in_their_order():
     moved = apart([5.0, 5.1, 1.0, 9.9], 1.0, 0.0, 10.0)
     assert moved == pytest.approx([5.0, 6.0, 1.0, 9.9])
     assert apart([9.9, 9.8, 9.7], 1.0, 0.0, 10.0) == pytest.approx([10.0, 9.0, 8.0])
+
+
+@pytest.mark.parametrize("name", ["frontier-bytes", "granularity"])
+def test_every_method_of_somebody_elses_has_a_mark(large, tmp_path, name):
+    """Whichever of the spare ones its name leads to; signs such as $+$ had stopped the run at its first figure."""
+    names = {quantizer_mark(f"method{i}").marker: f"method{i}" for i in range(60)}
+    assert len(names) == 6
+    run = Run(large)
+    strange = dict(zip(QUANTIZERS, names.values(), strict=True))
+    run.__dict__["scores"] = run.scores.assign(quantizer=run.scores["quantizer"].replace(strange))
+    module, variant = find(name)
+    with style():
+        module.draw(module.data(run, variant)).draw_without_rendering()
 
 
 def test_trainings_of_two_lengths_are_two_lines(large):

@@ -177,8 +177,8 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
                 pixel[0] += SIDE * point * (beside.index(row["kind"]) - (len(beside) - 1) / 2)
             x = float(axes.transData.inverted().transform(pixel)[0])
             axes.plot([x, x], [row["low"], row["high"]], color=mark.colour, lw=0.6, alpha=0.5, zorder=2)
-            axes.plot([x], [y], mark.marker, color=mark.colour, fillstyle=KINDS[str(row["kind"])][0], mew=0.7, ms=4.2,
-                      zorder=3, markerfacecoloralt="white")  # fmt: skip
+            axes.plot([x], [y], ls="none", marker=mark.marker, color=mark.colour, fillstyle=KINDS[str(row["kind"])][0],
+                      mew=0.7, ms=4.2, zorder=3, markerfacecoloralt="white")  # fmt: skip
             marks.append(Bbox.from_extents(*(pixel - 2.6 * point), *(pixel + 2.6 * point)))
             if row["front"]:
                 front.append((x, y))
