@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from r2q.config import FACTS, ConfigError, group_size, method_info
+from r2q.config import FACTS, Config, ConfigError, group_size, method_info
 from r2q.config.base import GRANULARITY
 from r2q.models.apply import FAILURES, apply
 from r2q.models.calibration import Calibration, tokens_sha256
@@ -192,11 +193,19 @@ def _refused(recipe: Recipe, bench: Bench, model: Any, *words: str) -> None:
         raise Broken(f"no error says {words[0]!r}")
 
 
+def problems(recipe: Recipe) -> list[str]:
+    """What the options say against the recipe's bits and granularity, in a run without texts."""
+    options = method_info(recipe.method).options.model_validate(recipe.options)
+    return options.problems(recipe, Config.model_construct(calibration=None, training=None))
+
+
 def more_bits_mean_less_error(recipe: Recipe, bench: Bench) -> None:
-    """At 2, 3 and 4 bits."""
-    layers = [bench.quantize(replace(recipe, bits=bits), bench.model())[1] for bits in (2, 3, 4)]
+    """At 2, 3 and 4 bits, or those of them that the options do not refuse."""
+    fitting = [bits for bits in (2, 3, 4) if not problems(replace(recipe, bits=bits))]
+    layers = [bench.quantize(replace(recipe, bits=bits), bench.model())[1] for bits in fitting]
     errors = [sum(layer["relative_error"] for layer in described) for described in layers]
-    _need(errors[0] > errors[1] > errors[2], f"the errors at 2, 3 and 4 bits are {errors}")
+    less = all(before > after for before, after in pairwise(errors))
+    _need(less, f"the errors at {', '.join(map(str, fitting))} bits are {errors}")
 
 
 Check = Callable[[Recipe, Bench], None]
@@ -242,6 +251,8 @@ def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]
     except ValidationError as error:
         raise ConfigError(f"options: {error}") from None
     recipe = Recipe(info.name, name.replace(":", "."), granularity if info.quantizes else None, bits, 0, chosen)
+    if wrong := problems(recipe):
+        raise ConfigError("; ".join(wrong))
     bench, failed = Bench(), 0
     for check in checks_of(recipe):
         words = check.__name__.replace("_", " ")

@@ -114,7 +114,39 @@ def test_a_method_of_another_package_is_checked(
     assert status == (0 if message == "all promises kept" else 1)
 
 
+TWO_BITS = """
+import torch
+from r2q.config import MethodOptions
+from r2q.quantization.grid import CodebookGrid, stored
+from r2q.quantization.method import WeightMethod
+
+
+class Options(MethodOptions):
+    def problems(self, recipe, config):
+        return ["bits: there are four levels"] if recipe.bits != 2 else []
+
+
+class Quartiles(WeightMethod):
+    Options = Options
+
+    def fit_groups(self, values):
+        return CodebookGrid(stored(torch.tensor([-1, -0.3, 0.3, 1]) * values.abs().amax(-1, keepdim=True)))
+"""
+
+
+def test_bits_that_a_method_refuses_break_no_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "quartiles.py").write_text(TWO_BITS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check-method", "quartiles:Quartiles"]) == 0, capsys.readouterr().out
+    assert main(["check-method", "quartiles:Quartiles", "--bits", "3"]) == 2
+    assert "bits: there are four levels" in capsys.readouterr().err
+
+
 def test_there_must_be_a_method_to_check(capsys: Any) -> None:
+    assert main(["check-method", "no_such_file:Mine"]) == 2
+    assert "no file of a module no_such_file in this folder" in capsys.readouterr().err
     assert main(["check-method", "baselines.rtn:RTM"]) == 2
     assert main(["check-method", "rtn", "--options", '{"clop": "mse"}']) == 2
     assert "clop" in capsys.readouterr().err

@@ -80,6 +80,8 @@ def method_info(name: str) -> MethodInfo:
     """Everything the config may ask about a method. Raises ConfigError."""
     module, cls = _where(name)
     path = _source(module)
+    if path is None and "." in name:
+        raise ConfigError(f"unknown method {name}: no file of a module {module} in this folder or an installed package")
     if path is None:
         raise ConfigError(f"unknown method {name}{nearest(name, built_in_methods())}")
     try:
