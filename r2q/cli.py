@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TextIO, get_args, get_origin, get_t
 from r2q import __version__
 from r2q.kept import held
 from r2q.measure import Measured
+from r2q.verbs import Results
 
 ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
 PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # wrong ones
@@ -192,6 +193,8 @@ def _run(verb: str, rest: list[str]) -> int:
         return of(rest) or 0
     args = vars(parser(verb).parse_args(rest))
     log, out = args.pop("log"), args.get("out")
+    if get_type_hints(of, include_extras=True).get("out") == Results:
+        out = args["out"] / verb  # several verbs write files of their own into a run's folder, at once
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a method of your own, named with dots, may stand in the working folder
     try:

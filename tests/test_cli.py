@@ -194,6 +194,21 @@ def test_a_place_that_cannot_be_written_is_a_sentence(
     assert said.count("\n") == 1
 
 
+def test_verbs_that_write_into_a_runs_folder_do_so_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Snakemake starts them; the second had been refused, and the run stopped. The same verb twice still is."""
+    asked = ["--config", "config/smoke.yaml", "--out", str(tmp_path)]
+    meanwhile: list[int] = []
+
+    def both(*_: object) -> None:
+        meanwhile.extend(cli.main([verb, *asked]) for verb in ("collect-training", "collect"))
+
+    monkeypatch.setattr("r2q.report.collect.collect", both)
+    monkeypatch.setattr("r2q.report.training.gather_training", lambda *_: None)
+    assert cli.main(["collect", *asked]) == 0
+    assert meanwhile == [0, 2]
+    assert list(tmp_path.iterdir()) == []  # no lock is left
+
+
 def test_a_config_and_models_that_come_with_r2q_are_found_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
