@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TextIO, get_args, get_origin, get_type_hints
@@ -137,6 +138,8 @@ def _log_to(path: Path) -> TextIO:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks, such as arrows, stops nothing
     verb, rest = (given[0], given[1:]) if given else ("", [])
     if verb in ("--help", "-h", "--version"):
         print(f"r2q {__version__}" if verb == "--version" else _usage())

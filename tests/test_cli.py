@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import subprocess
 import sys
@@ -207,6 +208,15 @@ def test_verbs_that_write_into_a_runs_folder_do_so_at_once(monkeypatch: pytest.M
     assert cli.main(["collect", *asked]) == 0
     assert meanwhile == [0, 2]
     assert list(tmp_path.iterdir()) == []  # no lock is left
+
+
+def test_a_terminal_of_few_letters_stops_no_verb(tmp_path: Path) -> None:
+    asked = ["--results", "results/reference/smollm2-cpu", "--out", tmp_path, "--show"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "r2q", "table", *asked],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert b"kl ?" in shown.stdout
 
 
 def test_a_config_and_models_that_come_with_r2q_are_found_in_any_folder(

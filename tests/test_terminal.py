@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 
 import pandas as pd
 import pytest
@@ -39,6 +41,15 @@ def test_bookkeeping_is_hidden_and_errors_are_not() -> None:
     for event in (LogEvent.JOB_ERROR, LogEvent.ERROR, LogEvent.RUN_INFO):
         assert progress.filter(record(event))
     assert progress.filter(record(None, "anything else"))
+
+
+def test_a_terminal_of_few_letters_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that had ended well ended with an error, at the arrows of its table."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    terminal.with_any_letter()
+    print("kl ↓ 95 ° of köln", flush=True)
+    assert written.getvalue().decode("latin-1") == "kl ? 95 ° of köln\n"
 
 
 @pytest.mark.parametrize(("value", "plain"), [("1", True), ("", False)])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 
 from snakemake.logging import ColorizingTextHandler, get_event, logger
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -42,6 +44,12 @@ class Progress(logging.Filter):
 def terminals() -> list[ColorizingTextHandler]:
     """Snakemake's own handlers of the terminal; not its log file, which keeps everything."""
     return [handler for handler in logger.handlers if isinstance(handler, ColorizingTextHandler)]
+
+
+def with_any_letter() -> None:
+    """Print what the terminal's encoding lacks, such as the arrows of a table, as question marks, as verbs do."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def without_colour() -> None:

@@ -23,7 +23,7 @@ from r2q.kept import source_hash
 from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
 from r2q.plan.checks import problems, stale
-from r2q.plan.terminal import show_progress, without_colour
+from r2q.plan.terminal import show_progress, with_any_letter, without_colour
 from r2q.plan.snakemake import (
     again,
     checked,
@@ -42,6 +42,7 @@ from r2q.plan.snakemake import (
 
 run_jobs_here(workflow)
 without_colour()
+with_any_letter()
 
 WORLD = "results/prepared/mini"
 WORLD_FILES = [
