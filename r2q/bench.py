@@ -20,6 +20,7 @@ from r2q.models.devices import pick_device
 from r2q.models.load import load_packed
 from r2q.records import write_csv
 
+CONTEXT = 512  # tokens before the one timed
 COLUMNS = (
     "model", "phase", "batch", "context", "device", "dtype", "median_ms", "first_quartile_ms", "third_quartile_ms",
     "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth",
@@ -30,18 +31,20 @@ def bench(
     folder: str | Path,
     out: Path,
     batches: tuple[int, ...] = (1, 4, 16),
-    context: int = 512,
+    context: int | None = None,
     device: str = "auto",
     repeats: int = 20,
 ) -> list[dict[str, Any]]:
     """Measure the checkpoint in ``folder``; writes ``out`` (CSV) and the same rows beside it (JSON).
+
+    A ``context`` of None is CONTEXT tokens, or all positions but one of a model that has no more.
 
     Raises:
         ValueError: a batch, the context or the number of repeats is not positive, or the folder cannot be loaded,
             or has experts on a GPU.
     """
     for name, value in (("batch", min(batches, default=0)), ("context", context), ("repeats", repeats)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"--{name}: {value}; it must be at least 1")
     where = pick_device(device)
     copy = copy_bandwidth(where)
@@ -51,11 +54,12 @@ def bench(
         if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
             raise ValueError(f"{folder} has packed experts, whose routing no CUDA graph can hold; use --device cpu")
         longest = max_positions(model.config)
-        if longest is not None and context >= longest:
+        if context is not None and longest is not None and context >= longest:
             raise ValueError(f"--context: {context}; {folder} has {longest} positions, and one is for the new token")
+        tokens = context or min(CONTEXT, (longest or CONTEXT + 1) - 1)
         for batch in batches:
             for phase in ("decode", "prefill"):
-                rows.append({"model": name} | measure(model, phase, batch, context, repeats, copy))
+                rows.append({"model": name} | measure(model, phase, batch, tokens, repeats, copy))
         del model
     write_csv(out, COLUMNS, rows)
     write_json(out.with_suffix(".json"), rows)

@@ -177,8 +177,10 @@ def held(path: str | Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
-        place.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def busy(folder: str | Path) -> dict[str, str]:

@@ -28,7 +28,15 @@ def test_every_file_is_a_verb_with_a_function_and_an_example_that_parses() -> No
         epilog = cli.parser(verb).epilog
         assert epilog is not None
         example = epilog.removeprefix(f"example:\nr2q {verb}").split(" > ")[0]
-        cli.parser(verb).parse_args(shlex.split(example.replace("\\\n", " ").split("\n")[0]))
+        words = shlex.split(example.replace("\\\n", " ").split("\n")[0])
+        cli.parser(verb).parse_args(words)
+        for word in words:  # of what stands here after a run there may be nothing yet
+            assert not word.startswith(("config/", "results/reference")) or holds(ROOT / word), word
+
+
+def holds(path: Path) -> bool:
+    """Whether a path is a file, or a run's folder."""
+    return path.is_file() or (path / "scores.csv").is_file()
 
 
 def test_every_rule_calls_the_verb_of_its_name() -> None:

@@ -55,6 +55,12 @@ def test_a_folder_has_one_writer_and_a_kill_lets_go_of_it(tmp_path: Path) -> Non
     assert list((tmp_path / "a").iterdir()) == []  # the lock is gone, too
 
 
+def test_a_writer_that_fails_leaves_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), held(tmp_path / "bench.csv"):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"old": True})

@@ -12,12 +12,12 @@ def bench(
     /,
     out: Annotated[Path, "CSV", "the rows; as JSON beside it, too"],
     batch: Annotated[list[int], "N", "rows at once (1 4 16)"] = [1, 4, 16],  # noqa: B006
-    context: Annotated[int, "N", "tokens before the one timed (512)"] = 512,
+    context: Annotated[int | None, "N", "tokens before the one timed (512, or as many as the model takes)"] = None,
     repeats: Annotated[int, "N", "times of which the median is taken (20)"] = 20,
     device: Annotated[str, "DEVICE", "auto, cpu, cuda, cuda:1 (auto)"] = "auto",
 ) -> None:
     from r2q.bench import bench
 
     for row in bench(folder, out, tuple(batch), context, device, repeats):
-        what = f"{row['model']:<7} {row['phase']:<8} batch {row['batch']:>3}"
+        what = f"{row['model']:<7} {row['phase']:<8} batch {row['batch']:>3}  context {row['context']:>4}"
         print(f"{what}  {row['median_ms']:10.3f} ms  {row['tokens_per_second']:12.1f} tokens/s")

@@ -1,6 +1,6 @@
 """show what differs between two runs, or between two recipes of one run, and whether that is more than noise
 
-r2q compare results/reference results/embedded
+r2q compare results/reference/smollm2 results/smollm2
   r2q compare results/embedded --recipes rtn-g64 r2q-g64 --format markdown
 exit status: 0 nothing differs by more than noise, 1 something does, 2 an error, 3 some numbers cannot be compared
 """
