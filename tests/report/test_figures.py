@@ -153,6 +153,29 @@ def test_seeds_are_averaged(run):
     assert both["error"].to_list() == pytest.approx((2 * errors(frame, "mini-opt")["error"]).to_list())
 
 
+@pytest.mark.parametrize(
+    ("values", "front"),
+    [
+        ({"rtn-g64": 0.36}, {"r2q-g64"}),
+        ({"rtn-g64": 0.4}, {"rtn-g64", "r2q-g64"}),
+        ({"rtn-g64": 0, "r2q-g64": 0}, set()),
+    ],
+)
+def test_a_recipe_at_chance_is_not_on_the_front(run, values, front):
+    """The smallest file had been on it whatever its answers, and named as one that nothing beats."""
+    collect(run.config_path, run.results)
+    changed = Run(run.results)
+    scores = changed.scores[changed.scores["model"] == "mini-llama"].assign(chance=0.25, majority=0.35)
+    for recipe, value in values.items():
+        scores.loc[(scores["recipe"] == recipe) & (scores["metric"] == "acc"), "value"] = value
+    changed.__dict__["scores"] = scores
+    module, variant = find("frontier-bytes")
+    points = module.data(changed, variant)
+    assert set(points.loc[points["higher_is_better"] & points["front"], "recipe"]) == front
+    with style():
+        module.draw(points).draw_without_rendering()
+
+
 def test_the_front_is_what_no_smaller_recipe_beats(run, tmp_path):
     """By hand: rtn 2.28 bits and 69.5, r2q 2.5 and 84.5; full precision and random codes stand apart."""
     collect(run.config_path, run.results)

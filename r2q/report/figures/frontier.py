@@ -29,7 +29,8 @@ CAPTION = (
     "Every recipe by its size: average accuracy over the tasks that all recipes have (chance dashed), and distance to "
     "full precision, with 95 % intervals (over items, over seeds where there are several). n: items of all tasks, windows "
     "of text; models in a mean of them. Recipes of one size stand side by side, by what they work from. Line: recipes "
-    "that no other recipe of at most their size beats; they are named as far as there is room."
+    "that no other recipe of at most their size beats, and that are not at chance or the majority rate (° in the tables); "
+    "they are named as far as there is room."
 )
 VARIANTS = ("bytes", "bits")
 COLUMNS = ["model", "recipe", "quantizer", "granularity", "kind", "control", "measure", "higher_is_better", "axis", "x",
@@ -83,7 +84,7 @@ def _over_models(rows: pd.DataFrame) -> pd.DataFrame:
         row = part.iloc[0].to_dict() | {"model": MEAN, "recipe": recipe, "x": part["x"].mean(), "n": len(part)}
         mean = float(values.mean())
         row |= {"value": mean if higher else math.exp(mean), "low": math.nan, "high": math.nan}
-        row["chance"] = part["chance"].mean()
+        row |= {"chance": part["chance"].mean(), "at_chance": bool(part["at_chance"].all())}
         means.append(row)
     return pd.DataFrame(means, columns=rows.columns).astype(rows.dtypes)
 
@@ -184,9 +185,11 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
                 front.append((x, y))
             if row["front"] or row["control"] or len(part) <= MANY:
                 names.append((x, y, str(row["recipe"])))
-    corners = [(x, y) for (_, y), (x, _) in pairwise(sorted(front))]
-    path = [corner for pair in zip(sorted(front), [*corners, (right, max(front)[1])], strict=True) for corner in pair]
-    axes.plot(*zip(*path, strict=True), color=GREY, lw=0.8, zorder=1)
+    path = []
+    if front:
+        corners = [(x, y) for (_, y), (x, _) in pairwise(sorted(front))]
+        path = [corner for pair in zip(sorted(front), [*corners, (right, max(front)[1])], strict=True) for corner in pair]
+        axes.plot(*zip(*path, strict=True), color=GREY, lw=0.8, zorder=1)
     lines = [_around(axes.transData.transform(ends)) for ends in pairwise(path)]
     if higher and part["chance"].notna().any():
         axes.axhline(part["chance"].mean(), color=GREY, ls="--", lw=0.7)

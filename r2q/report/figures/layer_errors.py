@@ -81,10 +81,15 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_title(MEASURES[measure], fontweight="normal")
         bar = figure.colorbar(mesh, ax=ax, location="bottom", extend="both", aspect=12, pad=0.02)
         bar.ax.xaxis.set_major_locator(FixedLocator([low, high]))
-        bar.ax.xaxis.set_major_formatter(FixedFormatter([f"{low:.2g}", f"{high:.2g}"]))
+        bar.ax.xaxis.set_major_formatter(FixedFormatter([_digits(low), _digits(high)]))
         bar.ax.xaxis.set_minor_locator(NullLocator())
     axes[0].set_yticks(np.arange(len(recipes)) + 0.5, names)
     return figure
+
+
+def _digits(error: float) -> str:
+    """Two of them, zeros included: 0.20 is not 0.2."""
+    return f"{error:#.2g}".rstrip(".")
 
 
 def _scale(part: pd.DataFrame) -> tuple[float, float]:
@@ -122,6 +127,6 @@ def _heat_map(axes: Axes, part: pd.DataFrame, recipes: list[str], norm: LogNorm)
     for r, recipe in enumerate(recipes):
         median = float(np.nanmedian(table.loc[[recipe]].to_numpy(dtype=float)))
         if not math.isnan(median):
-            axes.annotate(f"{median:.2g}", (1.0, r + 0.5), (1, 0), xycoords=("axes fraction", "data"),
+            axes.annotate(_digits(median), (1.0, r + 0.5), (1, 0), xycoords=("axes fraction", "data"),
                           textcoords="offset points", va="center", fontsize=SMALLEST)  # fmt: skip
     return mesh
