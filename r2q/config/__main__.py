@@ -1,4 +1,4 @@
-"""`python -m r2q.config FILE`: whether a config is right, before Snakemake opens it; one sentence per problem."""
+"""`python -m r2q.config FILE ...`: whether configs are right, before Snakemake opens them; one sentence per problem."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 from r2q.config import ConfigError, load_to_run
 
 if __name__ == "__main__":
+    problems = [] if sys.argv[1:] else ["no config is given; usage: python -m r2q.config FILE ..."]
     for path in sys.argv[1:]:
         try:
             load_to_run(path)
         except ConfigError as error:
-            sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+            problems += str(error).splitlines()
+    if problems:
+        sys.exit("\n".join(f"error: {line}" for line in problems))
