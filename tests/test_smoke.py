@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from r2q import cli
 from r2q.config import load
 from r2q.plan import Plan
 from tests.workflow import Copy
@@ -103,6 +104,24 @@ def test_a_run_that_was_killed_goes_on_to_the_same_scores(finished: Copy, tmp_pa
     for table in ("main.csv", "main.md", "main.tex"):
         assert copy.path(f"tables/{table}").read_text() == finished.path(f"tables/{table}").read_text()
     assert copy.planned() == {}
+
+
+EXAMPLES = [
+    "bench", "check", "collect", "compare", "controls", "evaluate", "export", "figure", "lattice", "page", "prepare",
+    "quantize", "reference", "table",
+]  # fmt: skip
+
+
+def test_examples_of_verbs_do_what_they_say(finished: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--help` has them, of this run in place of the default one."""
+    shutil.copytree(finished.folder, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    for verb in EXAMPLES:
+        text = str(cli.parser(verb).epilog).replace("\\\n", " ").replace("embedded", "smoke")
+        examples = [line.split() for line in text.splitlines() if line.strip().startswith(f"r2q {verb} ")]
+        words = next(words for words in examples if "results/reference/smollm2" not in words)
+        noise = (0, 1, 3) if verb == "compare" else (0,)
+        assert cli.main(words[1:]) in noise, " ".join(words)
 
 
 @pytest.mark.parametrize("recipe", ["full_precision", "r2q-g64"])

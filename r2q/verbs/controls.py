@@ -1,6 +1,6 @@
 """hold full precision against published numbers, before any other row is trusted
 
-r2q controls --results results/paper --out results/paper/tables/controls.csv
+r2q controls --results results/embedded --out results/embedded/tables/controls.csv
 """
 
 from pathlib import Path

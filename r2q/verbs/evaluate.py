@@ -1,7 +1,7 @@
 """score a packed checkpoint, reading nothing but its folder
 
 r2q evaluate --config results/embedded/config.yaml --model mini-llama \\
-    --out results/embedded/mini-llama/r2q-g64/seed0
+    --out results/embedded/mini-llama/r2q-g64/seed0 --reference results/embedded/mini-llama/reference.safetensors
 """
 
 from pathlib import Path
