@@ -1,6 +1,7 @@
 """hold the paper's claims about training against a run's numbers, for R2Q or for any other quantizer
 
-r2q claims --results results/embedded --out results/embedded/tables/claims --subject r2q-alternating --against rtn r2q
+r2q claims --results results/embedded --out results/embedded/tables/claims-alternating \\
+    --subject r2q-alternating --against rtn r2q
 """
 
 from pathlib import Path
