@@ -60,11 +60,12 @@ def check_tasks(config: Config) -> dict[str, Any]:
         Per task of the config, the files of each single task that it stands for ("hub" without).
 
     Raises:
-        ConfigError: one sentence per problem: unknown task (with the nearest name), metric that the task does not have,
-            data file or folder that is not there.
+        ConfigError: one sentence per problem: unknown task (with the nearest name), one that is named twice, metric
+            that the task does not have, data file or folder that is not there.
     """
     problems: list[str] = []
     by_task: dict[str, Any] = {}
+    entry_of: dict[str, str] = {}  # of a single task, the first in the config that stands for it
     files = TaskFiles(config.task_include)
     for name, settings in config.tasks.items():
         try:
@@ -74,6 +75,8 @@ def check_tasks(config: Config) -> dict[str, Any]:
                 problems.append(problem)
             by_task[name] = {}
             for entry in _leaves(entries):
+                if (other := entry_of.setdefault(entry.name, name)) != name:
+                    raise ConfigError(f"tasks.{name}: {entry.name} is also part of {other}; name it once")
                 _check_fewshot(entry, settings.num_fewshot)
                 data = local_data(entry, _folder(config), settings.num_fewshot)
                 by_task[name][entry.name] = "hub" if data is None else data.files

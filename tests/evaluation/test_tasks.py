@@ -243,6 +243,12 @@ def test_a_group_and_its_member_cannot_both_be_asked(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("group: g\ntask: [one]\n")
     with pytest.raises(ConfigError, match="one is also part of another entry"):
         load({"g": {}, "one": {}}, task_include=[str(tmp_path)])
+    with pytest.raises(
+        ConfigError, match=r"tasks\.one: one is also part of g; name it once"
+    ):  # before there is any work
+        check_tasks(config({"g": {}, "one": {}}, task_include=[str(tmp_path)]))
+    with pytest.raises(ConfigError, match=r"tasks\.mmlu_anatomy: mmlu_anatomy is also part of mmlu"):
+        check_tasks(config({"mmlu": {}, "mmlu_anatomy": {}}))
 
 
 def test_a_group_that_aggregates_what_no_task_gives_is_refused(tmp_path: Path) -> None:
