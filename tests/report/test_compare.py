@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -168,6 +169,15 @@ def test_recipes_of_one_run(two, capsys):
 def test_every_format_has_every_comparison(two, tmp_path, format):
     compare(*gathered(two), format=format, out=tmp_path / "c")
     assert (tmp_path / "c").read_text().count("word_perplexity") >= 4
+
+
+def test_counts_of_items_are_whole_numbers(two, capsys):
+    """Also where a number is of one run only: all of them had become 400.0."""
+    two[1].fail("mini-llama", "rtn-g64", "weights are not finite")
+    compare(*gathered(two), format="csv")
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {row["n_b"] for row in rows} > {""}
+    assert not [row for row in rows if "." in row["n_a"] + row["n_b"]]
 
 
 def test_rows_of_one_run_only(two, capsys):

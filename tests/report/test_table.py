@@ -118,6 +118,11 @@ def test_chance_marks(value, stderr, majority, marked):
     assert cell.best is not marked  # nothing at chance is the best
 
 
+def test_without_a_guess_there_is_no_row_of_guesses():
+    """Of a run of texts alone they were two rows of nothing."""
+    assert list(rows_of(summarize(frame([("rtn", 2.0, 0, "p", 5.0, PPL)])))) == ["rtn"]
+
+
 def test_perplexity_is_never_at_chance():
     cell = rows_of(summarize(frame([("rtn", 2.0, 0, "p", 0.2, PPL)])))["rtn"].cells[0]
     assert not cell.at_chance

@@ -63,7 +63,8 @@ def _digits(value: float | None, sign: str = "", digits: int = 4) -> str:
 
 def _csv(rows: Sequence[Difference], a: Side, b: Side) -> str:
     frame = pd.DataFrame(map(asdict, rows), columns=[field.name for field in fields(Difference)])
-    return frame.to_csv(index=False, lineterminator="\n")
+    counts = {"n_a": "Int64", "n_b": "Int64"}  # whole numbers also where one is missing
+    return frame.astype(counts).to_csv(index=False, lineterminator="\n")
 
 
 def _json(rows: Sequence[Difference], a: Side, b: Side) -> str:

@@ -49,8 +49,6 @@ def _of_table(table: Table, name: str, title: str) -> Sheet:
     for block in table.blocks:
         for row in block.rows:
             lost += [f"{block.model}, {row.recipe} {status}: {reason}." for status, reason in row.failures]
-            if row.recipe in ("chance", "majority") and all(cell.value is None for cell in row.cells):
-                continue
             cells = [
                 Entry(show(c.value, k), show_spread(c, k), c.value, c.best, c.at_chance)
                 for c, k in zip(row.cells, table.columns, strict=True)

@@ -105,9 +105,9 @@ class Table:
 def summarize(scores: pd.DataFrame) -> Table:
     """The main table of one run's scores (records `Score`).
 
-    A block per model in the order of the scores; in it chance, majority, full precision, then the recipes by effective
-    bits. Where all failed there are no columns. Raises ValueError when something went well and nothing of it stands in
-    the table, or when one task has two chance levels for one model.
+    A block per model in the order of the scores; in it chance and majority, where a task has them, full precision, then
+    the recipes by effective bits. Where all failed there are no columns. Raises ValueError when something went well and
+    nothing of it stands in the table, or when one task has two chance levels for one model.
     """
     shown = in_table(scores)
     columns = table_columns(shown)
@@ -145,7 +145,7 @@ def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: S
         for recipe in dict.fromkeys(everything["recipe"])
     ]
     rows.sort(key=lambda row: (row.method != FULL_PRECISION, row.bits is None, row.bits or 0.0))  # stable
-    levels = (chance, majority) if columns else ()
+    levels = [row for row in (chance, majority) if any(cell.value is not None for cell in row.cells)]
     return Block(model, str(everything["family"].iloc[0]), (*levels, *_mark_best(rows, columns)))
 
 
