@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from r2q.kept import ROOT
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
@@ -48,6 +49,17 @@ def test_every_number_is_one_of_a_raw_json(report: Path, run) -> None:
             cells = [float(value) for value in re.findall(r'data-sort="([^"]+)"', row)][3:]
             table = [raw["mini_text word_perplexity"], raw["mini_facts acc"], raw["mini_who acc"]]
             assert cells == pytest.approx([*table, sum(table[1:]) / 2])
+
+
+def test_claims_have_the_digits_of_the_table_of_claims(tmp_path: Path) -> None:
+    """-4.47 points (-6.61 to -2.34) on the page were -4.5 (-6.6 to -2.3) in claims.md, 1.1 was 1.10."""
+    study = ROOT / "results" / "reference" / "smollm2"
+    page([study], tmp_path / "page.html")
+    number = r"<td>([^<]* (?:×|points))</td><td>([^<]*)</td>"
+    cells = re.findall(rf'{number}<td class="text">r2q against rtn \(clipped', (tmp_path / "page.html").read_text())
+    told = re.sub(r"[ |(]+", " ", (study / "tables" / "claims.md").read_text())
+    assert len(cells) > 20
+    assert [pair for pair in cells if " ".join(pair).removesuffix(" –") not in told] == []
 
 
 def test_it_is_one_file_that_asks_for_nothing(report: Path) -> None:

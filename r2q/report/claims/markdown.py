@@ -225,24 +225,24 @@ def _said(row: Row) -> str:
     """The verdict; where it is undecided, with the effect that would have been found."""
     if row["verdict"] != "undecided" or row["detectable"] is None:
         return row["verdict"]
-    return f"undecided ({_digits(row['detectable'], row)} {'×' if row['unit'] == 'ratio' else 'points'} would be found)"
+    return f"undecided ({digits(row['detectable'], row)} {'×' if row['unit'] == 'ratio' else 'points'} would be found)"
 
 
 def _number(row: Row) -> str:
     if row["difference"] is None:
         return NONE
-    return f"{_digits(row['difference'], row)} {'×' if row['unit'] == 'ratio' else 'points'}"
+    return f"{digits(row['difference'], row)} {'×' if row['unit'] == 'ratio' else 'points'}"
 
 
 def _interval(row: Row) -> str:
-    return NONE if row["low"] is None else f"{_digits(row['low'], row)} to {_digits(row['high'], row)}"
+    return NONE if row["low"] is None else f"{digits(row['low'], row)} to {digits(row['high'], row)}"
 
 
 def _with_interval(row: Row) -> str:
     return _number(row) if row["low"] is None else f"{_number(row)} ({_interval(row)})"
 
 
-def _digits(value: float, row: Row) -> str:
+def digits(value: float, row: Row) -> str:
     """Three digits of a ratio, a tenth of a point."""
     if row["unit"] == "ratio":
         return f"{value:#.3g}".rstrip(".")
