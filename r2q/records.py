@@ -396,8 +396,9 @@ class _Trained:
 class Step(_Trained):
     """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it.
 
-    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed in it,
-    `tokens` count from the start, `seconds` are of the step, without held-out losses. Step 0 is before training.
+    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed since the
+    last look, `tokens` count from the start, `seconds` are of the step, without held-out losses. Step 0 is before
+    training.
     """
 
     step: float

@@ -146,6 +146,7 @@ def cost(run: Run) -> Sheet | None:
             "CPU s, evaluation", "peak MiB, evaluation"]  # fmt: skip
     notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
              "Seconds to quantize: sum over the layers, where a method quantizes layer by layer.",
+             "Training seconds: sum over the steps, without held-out losses; mean over seeds.",
              "CPU seconds: of all threads and child processes (getrusage), mean over seeds."]  # fmt: skip
     return Sheet("cost", "Cost", head, body, notes, left=(0, 1))
 
