@@ -147,7 +147,8 @@ def cost(run: Run) -> Sheet | None:
     notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
              "Seconds to quantize: sum over the layers, where a method quantizes layer by layer.",
              "Training seconds: sum over the steps, without held-out losses; mean over seeds.",
-             "CPU seconds: of all threads and child processes (getrusage), mean over seeds."]  # fmt: skip
+             "CPU seconds: of all threads and child processes (getrusage), mean over seeds.",
+             "Peak MiB: of the process in main memory and, where it uses one, on the GPU, added up."]  # fmt: skip
     return Sheet("cost", "Cost", head, body, notes, left=(0, 1))
 
 
