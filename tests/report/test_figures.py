@@ -238,6 +238,20 @@ def test_a_task_at_which_full_precision_guesses_is_left_out(run):
     assert tasks.data(found, "mini-llama").empty
 
 
+def test_a_task_with_little_way_to_go_does_not_decide_the_order():
+    """Full precision is 40 points above chance at one task and 2 at the other, where a point is noise."""
+    rows = [("wide", 0.25, 0.65, {"good": 0.60, "poor": 0.35}), ("narrow", 0.33, 0.35, {"good": 0.33, "poor": 0.36})]
+    frame = pd.DataFrame(
+        [
+            (recipe, task, value, chance, full)
+            for task, chance, full, values in rows
+            for recipe, value in values.items()
+        ],
+        columns=["recipe", "task", "value", "chance", "full"],
+    )
+    assert tasks.of_all(frame).to_dict() == pytest.approx({"good": 0.35 / 0.42, "poor": 0.13 / 0.42})
+
+
 def test_the_mechanism_adds_up(tmp_path):
     """Of R2Q itself, wherever it stands: one of three bits before it ended the run, and a refined one was drawn."""
     weights = [0.3, -0.1, 0.05, -0.4]

@@ -17,10 +17,12 @@ from r2q.report.statistics import Z
 
 CAPTION = (
     "Share of the way from chance to full precision, in percent: 100 is full precision, 0 or less is no better than "
-    "guessing. In brackets after a task: chance and full precision; n: items. Tasks at which full precision itself is not "
-    "clearly above chance are left out."
+    "guessing. In brackets after a task: chance and full precision; n: items. All: of the sums over the tasks, so that one "
+    "with little way to go counts little; recipes in its order. Tasks at which full precision itself is not clearly above "
+    "chance are left out."
 )
 COLUMNS = ["model", "recipe", "task", "n", "value", "chance", "full", "share", "seeds"]
+ALL = "all"
 ROW = 0.105  # inches
 
 
@@ -42,12 +44,19 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     return means[COLUMNS]
 
 
+def of_all(frame: pd.DataFrame) -> pd.Series:
+    """Of each recipe the share over its tasks together: points above chance over those of full precision."""
+    points = pd.DataFrame({"recipe": frame["recipe"], "way": frame["value"], "full": frame["full"]})
+    sums = points.assign(way=points["way"] - frame["chance"], full=points["full"] - frame["chance"]).groupby("recipe").sum()
+    return sums["way"] / sums["full"]
+
+
 def draw(frame: pd.DataFrame) -> Figure:
-    """A heat map with its numbers, recipes by their mean."""
+    """A heat map with its numbers, recipes by their share of the whole way."""
     tasks = list(dict.fromkeys(frame["task"]))
-    order = frame.groupby("recipe")["share"].mean().sort_values(ascending=False, kind="stable")
+    order = of_all(frame).sort_values(ascending=False, kind="stable")
     table = frame.pivot(index="recipe", columns="task", values="share").reindex(index=order.index, columns=tasks)
-    table.insert(0, "mean", order)
+    table.insert(0, ALL, order, allow_duplicates=True)
     recipes = [broken(recipe, OF_A_ROW) for recipe in table.index]
     lines = max(recipe.count("\n") + 1 for recipe in recipes)
     figure = Figure(figsize=(WIDTH, ROW * lines * len(table) + 1.3), layout="constrained")
@@ -62,7 +71,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     first = frame.drop_duplicates("task").set_index("task")
     ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
     names = [f"{name} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
-    axes.set_xticks(range(len(table.columns)), ["mean", *names], rotation=90, linespacing=0.95)
+    axes.set_xticks(range(len(table.columns)), [ALL, *names], rotation=90, linespacing=0.95)
     axes.set_yticks(range(len(table)), recipes)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
