@@ -20,9 +20,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from r2q.records import read_drawn, sign, write_csv
 from r2q.report.figures.style import save, style
 from r2q.report.run import Run
-from r2q.records import read_drawn, sign, write_csv
 
 HELPERS = ("labels", "style")
 

@@ -1,4 +1,4 @@
-"""Deviation of the weights: distance of the quantized ones to full precision, and how far training moved the latent ones.
+"""Deviation of the weights: distance of the quantized ones to full precision, and how far the latent ones moved.
 
 A line per quantizer, a point per decoder block; an output head, which is in none, is not drawn.
 """

@@ -7,7 +7,7 @@ not compete.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,17 @@ from r2q.report.run import FULL_PRECISION, Run
 
 CAPTION = (
     "Every recipe by its size: average accuracy over the tasks that all recipes have (chance dashed), and distance to "
-    "full precision, with 95 % intervals (over items, over seeds where there are several). n: items of all tasks, windows "
-    "of text; models in a mean of them. Recipes of one size stand side by side, by what they work from. Line: recipes "
-    "that no other recipe of at most their size beats, and that are not at chance or the majority rate (° in the tables); "
-    "they are named as far as there is room."
+    "full precision, with 95 % intervals (over items, over seeds where there are several). n: items of all tasks, "
+    "windows of text; models in a mean of them. Recipes of one size stand side by side, by what they work from. Line: "
+    "recipes that no other recipe of at most their size beats, and that are not at chance or the majority rate (° in "
+    "the tables); they are named as far as there is room."
 )
 VARIANTS = ("bytes", "bits")
 COLUMNS = ["model", "recipe", "quantizer", "granularity", "kind", "control", "measure", "higher_is_better", "axis", "x",
            "value", "low", "high", "chance", "seeds", "n", "front"]  # fmt: skip
 AXES = {"bytes": "size of the file, MiB", "bits": "bits a weight, scales included"}
-KINDS: dict[str, tuple[Any, str]] = {  # what a recipe works from: filling of its mark, words; recipes of one size stand in this order
+# what a recipe works from: filling of its mark, words; recipes of one size stand in this order
+KINDS: dict[str, tuple[Any, str]] = {
     "weights": ("none", "from the weights alone"),
     "calibration": ("bottom", "with calibration text"),
     "training": ("full", "trained"),
@@ -97,7 +98,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(WIDTH, ROW[len(models) > 1] * rows + 0.25 + 0.045 * marks), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     drawn = []
-    for axes, (model, measure) in zip(panels, ((model, measure) for model in models for measure in measures), strict=True):
+    for axes, (model, measure) in zip(panels, product(models, measures), strict=True):
         part = frame[(frame["model"] == model) & (frame["measure"] == measure)]
         if part.empty:
             axes.set_axis_off()
@@ -105,7 +106,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         least, most, of = int(part["n"].min()), int(part["n"].max()), PARTS.get(measure, "texts")
         name = model if model != MEAN else f"mean of {most} models"
         title = broken(name, OF_A_TITLE if columns == 1 else OF_A_ROW // columns)
-        axes.set_title(f"{title}\n" if columns > 1 or len(name) > OF_A_ROW else name)  # what n is over stands beside it, or below
+        below = columns > 1 or len(name) > OF_A_ROW  # where it says what n is over, or beside
+        axes.set_title(f"{title}\n" if below else name)
         if model != MEAN:
             count = f"n = {least if least == most else f'{least} to {most}'} {of}"
             axes.set_title(count, loc="right", fontsize=SMALLEST, fontweight="normal")
@@ -130,7 +132,9 @@ def _scale(axes: Axes, part: pd.DataFrame, ticks: int) -> None:
     margin = 0.12 * (right - left) or 0.1 * right
     axes.set_xlim(left - margin, right + margin)
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
-    shown = pd.concat([rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == FULL_PRECISION]])
+    shown = pd.concat(
+        [rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == FULL_PRECISION]]
+    )
     low, high = float(shown.min()), float(shown.max())
     if part["higher_is_better"].iloc[0]:
         floor = part["chance"].dropna().min()
@@ -162,9 +166,11 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
             up = y > high
             shift = 2 + 1.2 * SMALLEST * sum(other == up for other in beyond)
             beyond.append(up)
-            written = axes.annotate(f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}", (1, up), (0, -shift if up else shift),
-                                    ha="right", va="top" if up else "bottom", color=GREY, xycoords="axes fraction",
-                                    **text)  # fmt: skip
+            where, side = ((0, -shift), "top") if up else ((0, shift), "bottom")
+            label = f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}"
+            written = axes.annotate(
+                label, (1, up), where, ha="right", va=side, color=GREY, xycoords="axes fraction", **text
+            )
             marks.append(written.get_window_extent())
         elif x > right:  # far larger: its level is what counts
             axes.axhline(y, color="black", lw=0.8)
@@ -188,7 +194,9 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     path = []
     if front:
         corners = [(x, y) for (_, y), (x, _) in pairwise(sorted(front))]
-        path = [corner for pair in zip(sorted(front), [*corners, (right, max(front)[1])], strict=True) for corner in pair]
+        path = [
+            corner for pair in zip(sorted(front), [*corners, (right, max(front)[1])], strict=True) for corner in pair
+        ]
         axes.plot(*zip(*path, strict=True), color=GREY, lw=0.8, zorder=1)
     lines = [_around(axes.transData.transform(ends)) for ends in pairwise(path)]
     if higher and part["chance"].notna().any():

@@ -49,11 +49,12 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.fill_between(rows["place"], rows["low"], rows["high"], color=mark.colour, alpha=0.08, lw=0)
             last = rows.iloc[-1]
             if not math.isnan(last["lost"]):
-                labels.append((float(last["value"]), float(last["place"]), f"{family} {round(last['lost'], 1) + 0:+.1f}", mark.colour))
+                text = f"{family} {round(last['lost'], 1) + 0:+.1f}"
+                labels.append((float(last["value"]), float(last["place"]), text, mark.colour))
         low, high = axes.get_ylim()
         axes.set_ylim(low, high)
         room, end = (high - low) * NAME / (height - FRAME), frame["place"].max()
-        places = apart([label[0] for label in labels], room, low, high)
+        places = apart([label[0] for label in labels], room, low + room / 2, high - room / 2)  # none beside the title
         for (value, place, text, colour), y in zip(labels, places, strict=True):
             axes.plot([place, end + 0.15], [value, y], color=colour, lw=0.4, clip_on=False)
             axes.annotate(text, (end + 0.15, y), (1, 0), va="center", fontsize=SMALLEST, textcoords="offset points",

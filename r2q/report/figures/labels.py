@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
 OF_A_ROW = 36  # of a name beside a row of a heat map
@@ -36,8 +36,7 @@ def name_points(
         written = axes.annotate(broken(text), (x, y), fontsize=6, linespacing=1.0, in_layout=False, zorder=4)
         size = np.add(written.get_window_extent().size, GAP * pixels)
         boxes = [(d, _box(at, size, side, d * pixels)) for d in DISTANCES for side in SIDES]
-        boxes = [(d, box) for d, box in boxes if inside.containsx(box.x0) and inside.containsx(box.x1)
-                 and inside.containsy(box.y0) and inside.containsy(box.y1) and not box.count_overlaps(taken)]  # fmt: skip
+        boxes = [(d, box) for d, box in boxes if _within(box, inside) and not box.count_overlaps(taken)]
         free = [(d, box) for d, box in boxes if not box.count_overlaps(lines)] or boxes
         if not free:
             written.remove()
@@ -47,13 +46,19 @@ def name_points(
         written.xyann = tuple(axes.transData.inverted().transform((box.x0, box.y0)))
         written.set_verticalalignment("bottom")
         if distance > NEAR:
-            end = axes.transData.inverted().transform((min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1)))
+            end = axes.transData.inverted().transform(
+                (min(max(at[0], box.x0), box.x1), min(max(at[1], box.y0), box.y1))
+            )
             axes.plot([x, end[0]], [y, end[1]], color=written.get_color(), lw=0.4, zorder=2, scalex=False, scaley=False)
+
+
+def _within(box: Bbox, outer: BboxBase) -> bool:
+    return all(map(outer.containsx, (box.x0, box.x1))) and all(map(outer.containsy, (box.y0, box.y1)))
 
 
 def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: float) -> Bbox:
     """Where a name of this size lies on a side of a point."""
-    low = [a + s * distance - (0, l / 2, l)[(1, 0, -1).index(s)] for a, l, s in zip(at, size, side, strict=True)]
+    low = [a + s * distance - (0, n / 2, n)[(1, 0, -1).index(s)] for a, n, s in zip(at, size, side, strict=True)]
     return Bbox.from_bounds(low[0], low[1], size[0], size[1])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,8 @@ from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, SMALLES
 from r2q.report.run import Run
 
 CAPTION = (
-    "Where each method puts every weight of one group, and how many land on each level. Dotted: unchanged; pale: the error "
-    "of a weight. The percentile is that of the group's relative error among the groups of its layer."
+    "Where each method puts every weight of one group, and how many land on each level. Dotted: unchanged; pale: the "
+    "error of a weight. The percentile is that of the group's relative error among the groups of its layer."
 )
 COLUMNS = ["recipe", "model", "layer", "row", "group", "index", "weight", "code", "quantized", "level_0", "level_1"]
 LEVEL_COLOURS = (BLUE, SKY, RED, ORANGE)  # lowest to highest, dark and light in turn; more levels repeat them
@@ -132,7 +131,9 @@ def _counts(axes: Axes, group: Group, height: float) -> None:
     labels -= np.mean(labels - group.levels)
     for j, number in enumerate(group.counts):
         axes.barh(group.levels[j], number, height=thin, color=group.colour(j))
-        axes.annotate(f"{number}", (number, labels[j]), (1.5, 0), textcoords="offset points", va="center", fontsize=SMALLEST)
+        axes.annotate(
+            f"{number}", (number, labels[j]), (1.5, 0), textcoords="offset points", va="center", fontsize=SMALLEST
+        )
     axes.text(0, 1.02, "on level", transform=axes.transAxes, fontsize=SMALLEST, va="bottom")
     axes.tick_params(left=False, labelleft=False, labelbottom=False, bottom=False)
     axes.spines[["left", "bottom"]].set_visible(False)

@@ -21,11 +21,11 @@ from r2q.report.figures.style import GREY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
 CAPTION = (
-    "Relative squared error under every recipe, by kind of layer and, within a kind, by depth: means over layers, in at "
-    "most six parts of the model. Recipes by the median of what is drawn, which stands at the right. Left: of the weights, "
-    "Σ(w − ŵ)² / Σw². Right: of the layers' output on held-out text, where the run had calibration text. The scale spans "
-    "the middle nine tenths of the competing recipes; what is beyond has the end's colour, grey is 1 or more: no better "
-    "than zeros. Every layer by itself: layers.csv."
+    "Relative squared error under every recipe, by kind of layer and, within a kind, by depth: means over layers, in "
+    "at most six parts of the model. Recipes by the median of what is drawn, which stands at the right. Left: of the "
+    "weights, Σ(w − ŵ)² / Σw². Right: of the layers' output on held-out text, where the run had calibration text. The "
+    "scale spans the middle nine tenths of the competing recipes; what is beyond has the end's colour, grey is 1 or "
+    "more: no better than zeros. Every layer by itself: layers.csv."
 )
 MEASURES = {"relative_error": "weights", "output_error": "outputs"}
 COLUMNS = ["model", "recipe", "kind", "depth", "blocks", "measure", "error", "layers", "seeds"]

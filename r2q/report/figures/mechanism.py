@@ -10,16 +10,17 @@ from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SMALLEST, WI
 from r2q.report.run import Run
 
 CAPTION = (
-    "One group of real weights (grey bars) in two steps: the first sign with its scale α₁, the mean magnitude; the second "
-    "sign with α₂, of what is left; and the sum of both, which is what is stored, in four levels."
+    "One group of real weights (grey bars) in two steps: the first sign with its scale α₁, the mean magnitude; the "
+    "second sign with α₂, of what is left; and the sum of both, which is what is stored, in four levels."
 )
 COLUMNS = ["model", "layer", "index", "weight", "first", "residual", "second", "quantized", "alpha_1", "alpha_2"]
 SHOWN = 64  # weights; more cannot be told apart
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
-    """The first weights of the group in the run's lattice.csv, under the first recipe of it that is R2Q at two bits as it
-    stands: others have more levels, or scales that were refined.
+    """The first weights of the group in the run's lattice.csv, under its first recipe that is plain R2Q at two bits.
+
+    Others have more levels, or scales that were refined.
 
     Raises:
         ValueError: there are recipes of R2Q, and none is of this kind.

@@ -1,8 +1,8 @@
 """How every figure looks: fonts, sizes, and one colour, marker and line for each recipe wherever it appears.
 
 Figures are as wide as a column of a paper, and no letter is smaller than 6 points at that width. Colours are those of
-Okabe and Ito, told apart by the colour-blind, then of Tol; the marker tells quantizers apart in grey too. Files have the
-same bytes on every run with the same library versions: no dates, fixed ids, the fonts that come with matplotlib.
+Okabe and Ito, told apart by the colour-blind, then of Tol; the marker tells quantizers apart in grey too. Files have
+the same bytes on every run with the same library versions: no dates, fixed ids, the fonts that come with matplotlib.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from r2q.report.statistics import Z
 
 CAPTION = (
     "Share of the way from chance to full precision, in percent: 100 is full precision, 0 or less is no better than "
-    "guessing. In brackets after a task: chance and full precision; n: items. All: of the sums over the tasks, so that one "
-    "with little way to go counts little; recipes in its order. Tasks at which full precision itself is not clearly above "
-    "chance are left out."
+    "guessing. In brackets after a task: chance and full precision; n: items. All: of the sums over the tasks, so "
+    "that one with little way to go counts little; recipes in its order. Tasks at which full precision itself is not "
+    "clearly above chance are left out."
 )
 COLUMNS = ["model", "recipe", "task", "n", "value", "chance", "full", "share", "seeds"]
 ALL = "all"
@@ -47,7 +47,8 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 def of_all(frame: pd.DataFrame) -> pd.Series:
     """Of each recipe the share over its tasks together: points above chance over those of full precision."""
     points = pd.DataFrame({"recipe": frame["recipe"], "way": frame["value"], "full": frame["full"]})
-    sums = points.assign(way=points["way"] - frame["chance"], full=points["full"] - frame["chance"]).groupby("recipe").sum()
+    points[["way", "full"]] = points[["way", "full"]].sub(frame["chance"], axis=0)
+    sums = points.groupby("recipe").sum()
     return sums["way"] / sums["full"]
 
 
