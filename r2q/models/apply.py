@@ -177,6 +177,7 @@ def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dic
     return compare(name, weight, quantized.dequantize(), bits) | {"clipped_error": beyond / inside if inside else 0.0}
 
 
+@torch.no_grad()
 def compare(name: str, weight: torch.Tensor, decoded: torch.Tensor, bits: float) -> dict[str, Any]:
     """What is said of any layer: the first part of `describe`."""
     error = power = 0.0
