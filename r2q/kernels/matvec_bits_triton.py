@@ -39,7 +39,7 @@ _AFFINE, _FLOAT_ZERO = tl.constexpr(AFFINE), tl.constexpr(FLOAT_ZERO)
 class Strip:
     """How a product is shared: ``rows`` of the weight (16 or 32) at a time, their inputs over ``warps`` of a program.
 
-    There are ``resident`` programs a multiprocessor, each for every so-manieth strip; 0: a program for each.
+    At most ``resident`` programs a multiprocessor take strips in turn; 0: every strip has a program of its own.
     """
 
     rows: int = 16
@@ -48,7 +48,7 @@ class Strip:
 
 
 def pick_strip(weight: Planes) -> Strip:
-    """The strips of a weight; see benchmarks/NOTES.md."""
+    """What is fastest on an H100; see benchmarks/NOTES.md."""
     rows, words = weight.codes.shape
     warps = triton.next_power_of_2(triton.cdiv(words, 32))
     if warps > 8:  # x anew at every turn
@@ -58,6 +58,7 @@ def pick_strip(weight: Planes) -> Strip:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; one in the interpreter."""
     return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
