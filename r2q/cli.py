@@ -22,12 +22,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TextIO, get_args, get_origin, get_type_hints
 
 from r2q import __version__
-from r2q.kept import held
+from r2q.kept import PATHS, held
 from r2q.measure import Measured
 from r2q.verbs import Results
 
 ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
-PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # wrong ones
 NO = b"no"  # the answer of a server that cannot help
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
 EPILOG = (

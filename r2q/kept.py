@@ -18,6 +18,7 @@ from uuid import uuid4
 LIBRARY = Path(__file__).resolve().parent  # the package r2q
 # What holds workflow, config, profiles, baselines and mini: the repository, of which a wheel keeps these in r2q/_root.
 ROOT = LIBRARY / "_root" if (LIBRARY / "_root").is_dir() else LIBRARY.parent
+PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # wrong ones
 
 
 def key(parts: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
-from r2q.kept import key
+from r2q.kept import PATHS, key
 from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
@@ -55,7 +55,7 @@ from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity, with_folders
 
 NOT_OURS = ("report.json", "evaluation.json", RAW, ITEMS, SAMPLES)  # in a unit's folder, but no result of quantizing
-OUTSIDE = (ImportError, FileNotFoundError, PermissionError)  # of a method: its row is tried again by the next run
+OUTSIDE = (ImportError, *PATHS)  # of a method: its row is tried again by the next run
 
 
 def quantize(
@@ -299,7 +299,8 @@ def _unit(
 def _faults_named(recipe: Recipe) -> Iterator[None]:
     """Make a sentence of what a method raises by mistake, and print its traceback: the other recipes go on.
 
-    Trouble of the machine (a full disk, a lost GPU) stays what it is, and ends the job.
+    Trouble of the machine (a full disk, a lost GPU) stays what it is, and ends the job. What a method makes of a
+    file or library that was not there is its own.
 
     Raises:
         ValueError: names the method, the layer where it is known, and the error.
@@ -308,15 +309,15 @@ def _faults_named(recipe: Recipe) -> Iterator[None]:
         yield
     except (*FAILURES, *OUTSIDE):
         raise
-    except Exception as error:
-        if passing(error):
+    except (Exception, SystemExit) as error:
+        if passing(error, OUTSIDE):
             raise
         traceback.print_exc()
-        kind_and_text = traceback.format_exception_only(error)[0]
+        kind_and_text = next(line for line in traceback.format_exception_only(error) if not line.startswith(" "))
         raise ValueError(f"method {' on '.join(_methods(recipe))}: {_noted(error, kind_and_text)}") from error
 
 
-def _noted(error: Exception, text: object) -> str:
+def _noted(error: BaseException, text: object) -> str:
     """What is said of an error as one line, after the layer that `Method.at` added to it."""
     return ": ".join([*getattr(error, "__notes__", []), one_line(text)])
 

@@ -455,8 +455,12 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def one_line(error: object) -> str:
-    """The text of an error as a reason: one line, never empty."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of an error as a reason: one line, never empty, of letters that every file and terminal can have."""
+    line = " ".join(str(error).split())
+    return (
+        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+        or type(error).__name__
+    )
 
 
 OF_THE_MACHINE = (  # errors of torch; the last two of a compiler
@@ -466,12 +470,15 @@ OF_THE_MACHINE = (  # errors of torch; the last two of a compiler
 ALSO = ("can't allocate memory", "CUDA error")  # what torch says in a plain RuntimeError
 
 
-def passing(error: BaseException | None) -> bool:
-    """Whether an error may be gone the next time, all else equal: a file, library, memory or GPU that was not there."""
+def passing(error: BaseException | None, apart: tuple[type[Exception], ...] = ()) -> bool:
+    """Whether an error may be gone the next time, all else equal: a file, library, memory or GPU that was not there.
+
+    What it was raised from, or while it was handled, counts as well, but for errors of the kinds `apart`.
+    """
     while error is not None:
-        if isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ in OF_THE_MACHINE:
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in ALSO):
+        machine = isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ in OF_THE_MACHINE
+        machine = machine or (isinstance(error, RuntimeError) and any(words in str(error) for words in ALSO))
+        if machine and not isinstance(error, apart):
             return True
         error = error.__cause__ or error.__context__
     return False

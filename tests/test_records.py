@@ -25,6 +25,7 @@ from r2q.records import (
     columns,
     digest_files,
     missing_files,
+    one_line,
     passing,
     read_csv,
     read_drawn,
@@ -156,6 +157,13 @@ def test_files_that_are_missing_or_cut_off_are_found(tmp_path: Path) -> None:
     assert missing_files(tmp_path, {"a": 4, "b": 4, "c": 0}) == ["b", "c"]
 
 
+def test_a_reason_has_no_letter_that_a_file_cannot_have() -> None:
+    """A name of undecodable bytes in an error had ended `collect`."""
+    reason = one_line(FileNotFoundError(f"no\n {chr(0xDCFF)}\x00{chr(27)}[31mß"))
+    assert reason == "no \ufffd\ufffd\ufffd[31mß"
+    assert reason.encode()
+
+
 def test_which_failures_may_pass() -> None:
     class OutOfMemoryError(RuntimeError):
         """As torch names it."""
@@ -176,6 +184,8 @@ def test_which_failures_may_pass() -> None:
     assert not passing(ArithmeticError("not finite"))
     assert passing(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
     assert not passing(RuntimeError("shapes differ"))
+    assert not passing(raised(FileNotFoundError("shard 2")), apart=(FileNotFoundError,))
+    assert passing(raised(OSError(28, "no space left")), apart=(FileNotFoundError,))
 
 
 def test_a_record_of_which_a_number_was_edited_is_damaged(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ class Method(ABC):
             yield
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             error.add_note(where)
             raise
 

@@ -246,6 +246,9 @@ def faulty(run: Run, folder: Path, fault: str) -> str:
         ("values = None; return values @ values", "TypeError: unsupported operand type(s) for @"),
         ("raise RuntimeError('two\\n  lines')", "RuntimeError: two lines"),
         ("assert False", "AssertionError"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("compile('1 +', 'kernel', 'exec')", "SyntaxError: invalid syntax"),
+        ("raise RuntimeError(chr(27) + '[31mred')", "RuntimeError: \N{REPLACEMENT CHARACTER}[31mred"),
     ],
 )
 def test_a_fault_in_a_method_is_a_row_and_its_traceback_is_printed(
@@ -265,6 +268,30 @@ def test_a_fault_in_a_method_is_a_row_and_its_traceback_is_printed(
     assert f"quantize tiny one-g32 seed 0: FAILED: {starts['one-g32']}" in printed.out
     assert printed.err.count(f'{name}.py", line') >= 2  # of both
     assert run.report("r2q-g32")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "raise RuntimeError('no values') from ImportError('no library')",
+        "open('/')",
+        """
+        try:
+            open("no such file")
+        except FileNotFoundError:
+            return {}["scale"]
+        """,
+    ],
+)
+def test_what_a_method_makes_of_what_is_not_there_is_a_row_to_be_tried_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It had ended the run, and every one after it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    faulty(run, tmp_path, fault)
+    for recipe in ("one-g32", "whole-g32"):
+        run.quantize(recipe)
+        assert (run.report(recipe)["status"], run.report(recipe)["retry"]) == ("failed", True)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +339,10 @@ class Whole(Method):
     [
         ("values.mul_(2)", "targets[3].weight.mul_(2)", "model.layers.0.self_attn.o_proj.weight"),
         ("values.data[0, 0, 0] += 1", "model.model.norm.weight.data[5] += 1", "model.norm.weight"),
+        ("values.copy_(values.flip(0))", "targets[0].weight.copy_(targets[0].weight.flip(0))", "model.layers.0."),
+        ("values.copy_(values.flip(2))", "model.config.vocab_size = 3", "config"),
+        ("values[:, 0].neg_()", "model.train()", "training"),
+        ("values[0, 0, 0] = 7", "model.to('meta')", "lm_head.weight"),
         ("values.clamp_(0)", "targets[0].weight.data = targets[0].weight.data * 2", "model.layers.0.self_attn.q_proj."),
     ],
 )
@@ -339,3 +370,15 @@ def test_a_checksum_tells_any_change_and_no_place(dtype: torch.dtype) -> None:
         changed = tensor.contiguous().clone().view(-1)
         changed[-1] = changed[-1] == 0
         assert checksum(changed) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("shape", [(64, 64), (256, 640), (5, 3)])
+def test_a_checksum_tells_values_that_only_moved(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """Sorted rows and columns, as of error feedback in an order of its own, had been the same sum."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(9).to(dtype)
+    bits = weight.view(torch.int8)
+    swapped = bits.clone()
+    swapped[[0, -1]] = bits[[-1, 0]]
+    sums = [checksum(moved.view(dtype)) for moved in (bits, bits.flip(0), bits.flip(1), bits.roll(8, 1), swapped)]
+    assert len(set(sums)) == len(sums)
