@@ -83,3 +83,6 @@ def test_of_many_recipes_the_best_of_each_family_is_shown() -> None:
     assert lost.loc[11, "recipe"] == "recipe10"
     lost.loc[11, "bits"] = 3  # no rival of two bits
     assert set(best_of_families(lost)["recipe"]) == shown | {"recipe10"}
+    text = lost.loc[[5]].assign(task="u", metric="ppl", higher_is_better=False, value=None, status="failed")
+    rows_of_one = best_of_families(pd.concat([lost, text])).query("recipe == 'recipe4'")
+    assert list(rows_of_one["status"]) == ["ok", "failed"]  # its failed text alone had made a failed recipe of it

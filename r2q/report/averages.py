@@ -185,8 +185,8 @@ def unbeaten(rows: pd.DataFrame, size: str) -> list[int]:
 def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of recipes to show at the end of a run, of its `Score` rows.
 
-    All, where no model has more than MANY recipes; else, per model, controls, what failed, and of every family (frame,
-    quantizer and bits, whatever its options and granularity) the recipe with the best average accuracy.
+    All, where no model has more than MANY recipes; else, per model, controls, recipes of which something failed, and
+    of every family (frame, quantizer and bits, whatever its options and granularity) that of the best average accuracy.
     """
     if scores.groupby("model")["recipe"].nunique().max() <= MANY:
         return scores
@@ -199,6 +199,6 @@ def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
     average = average[~average["recipe"].map(facts["control"]).fillna(False).astype(bool)]
     average["family"] = average["recipe"].map(family)
     best = average.loc[average.groupby(["model", "family"])["value"].idxmax(), ["model", "recipe"]]
-    kept = set(best.itertuples(index=False, name=None))
     pairs = pd.Series(list(zip(scores["model"], scores["recipe"], strict=True)), index=scores.index)
-    return scores[pairs.isin(kept) | scores["control"].fillna(False).astype(bool) | (scores["status"] != "ok")]
+    kept = {*best.itertuples(index=False, name=None), *pairs[scores["status"] != OK]}
+    return scores[pairs.isin(kept) | scores["control"].fillna(False).astype(bool)]

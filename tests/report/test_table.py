@@ -292,14 +292,6 @@ def test_files_in_the_order_of_their_size(run, tmp_path):
     assert best == ["rtn-g64", "r2q-g64"]  # of the model that stands first
 
 
-def test_of_files_of_one_size_the_best_is_marked(make_run, tmp_path):
-    """A worse one that the config names before it had been marked, too."""
-    run = make_run(models=("mini-llama",))
-    run.unit("mini-llama", "rtn-g64", shift=0.2)  # better than r2q
-    run.change("mini-llama", "r2q-g64", "report.json", file_bytes=800_000)
-    assert by_size(run, tmp_path) == (["r2q-g64", "rtn-g64", "random-codes-g64", "full-precision"], ["rtn-g64"])
-
-
 def test_a_recipe_whose_first_seed_failed_has_a_size(make_run, tmp_path):
     """It had been missing from the table by file size and the frontier, and had no bits in that of costs."""
     run = make_run(models=("mini-llama",), seeds=[0, 1])
