@@ -228,13 +228,14 @@ def _run(verb: str, rest: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         if terminal is not None:
-            _print_error(f"error: {type(error).__name__}: {error}\n  traceback in {log}\n", terminal)
+            said = "".join(traceback.format_exception_only(error)).rstrip().removesuffix(":")
+            _print_error(f"error: {said}\n  traceback in {log}\n", terminal)
         return 1
 
 
 def _said(error: BaseException) -> str:
     """The message of an error; of one that the system raises, the file that was asked for and why not."""
-    if not isinstance(error, OSError) or error.strerror is None:
+    if not isinstance(error, OSError) or error.strerror is None or error.filename is None:
         return str(error)
     file = error.filename if error.filename2 is None else error.filename2  # of a rename: what it was to be
     return f"{file}: {error.strerror}"

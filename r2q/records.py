@@ -467,7 +467,8 @@ OF_THE_MACHINE = (  # errors of torch; the last two of a compiler
     "OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException", "InductorError",
     "BackendCompilerFailed",
 )  # fmt: skip
-ALSO = ("can't allocate memory", "CUDA error")  # what torch says in a plain RuntimeError
+# What torch says in a plain RuntimeError; the last of a file that it could not write, as on a full disk.
+ALSO = ("can't allocate memory", "CUDA error", "fail at inline_container.cc")
 
 
 def passing(error: BaseException | None, apart: tuple[type[Exception], ...] = ()) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from r2q.kept import write_json
 from r2q.records import (
@@ -184,6 +185,9 @@ def test_which_failures_may_pass() -> None:
     assert not passing(ArithmeticError("not finite"))
     assert passing(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
     assert not passing(RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError) as full:
+        torch.save({"weights": torch.zeros(1 << 12)}, "/dev/full")
+    assert passing(full.value)
     assert not passing(raised(FileNotFoundError("shard 2")), apart=(FileNotFoundError,))
     assert passing(raised(OSError(28, "no space left")), apart=(FileNotFoundError,))
 

@@ -34,16 +34,24 @@ class Store:
         self._good: dict[str, dict[str, Any]] = {}  # facts of the last state that was written or read, by name
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write the state of ``state["step"]`` under a name; the good one before it stays, older ones go."""
+        """Write the state of ``state["step"]`` under a name; the good one before it stays, older ones go.
+
+        Raises:
+            OSError: it cannot be written; names the file.
+        """
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._part(name, state["step"])
         scratch = path.with_name(f".{path.name}.writing")
-        with scratch.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with scratch.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # of a full disk torch says "unexpected pos"
+            why = error if isinstance(error, OSError) else error.__context__
+            raise OSError(why.errno, why.strerror, str(scratch)) if isinstance(why, OSError) else error from None
         scratch.replace(path)
         digests = self.group.gather(file_sha256(path))
         facts = {"identity": self.identity, "step": state["step"], "processes": self.group.count, "sha256": digests}
