@@ -52,8 +52,11 @@ def apply(
     if isinstance(method, WeightMethod):
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
-        before = _given(model)
+        before, buffers = _given(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
         result = method.quantize(model, targets, training if method.needs == "training" else data)
+        for name, buffer in model.named_buffers():  # a model may count its passes in one
+            if name in buffers and buffer.shape == buffers[name].shape:
+                buffer.copy_(buffers[name])
         if changed := dict(before.items() ^ _given(model).items()):
             raise ValueError(f"recipe {method.recipe.name}: quantize changes {min(changed)} {OF_THE_MODEL}")
         _refuse_other_than_said(method, model, targets, result)

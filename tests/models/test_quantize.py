@@ -19,7 +19,7 @@ from r2q.models.save import folder_digest
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training.trainer import Diverged
-from tests.models.tiny import tiny_folder, tiny_model
+from tests.models.tiny import tiny_folder, tiny_model, tokens
 from tests.units import quantize
 
 
@@ -359,6 +359,23 @@ def test_a_method_that_changes_the_model_that_it_is_given_is_refused(
         recipe = Recipe("mine", f"{module}.{method}", "g32")
         with pytest.raises(ValueError, match=f"recipe mine: {re.escape(said)}.* of the model that it is given"):
             apply(make_method(recipe), given, list_targets(given), torch.device("cpu"))
+
+
+def test_a_model_that_counts_its_passes_is_not_changed_by_its_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count is put back: what is stored does not depend on how often a method looked."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = CHANGING.replace("CHANGE_VALUES", "").replace("CHANGE_MODEL", "model(input_ids=data)")
+    (tmp_path / "looking.py").write_text(text)
+    model = tiny_model("llama")
+    model.model.norm.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+    targets, seen = list_targets(model), []
+    model.model.norm.register_forward_hook(lambda norm, *_: seen.append(norm.passes.add_(1).item()))
+    method = make_method(Recipe("mine", "looking.Whole", "g32"))
+    monkeypatch.setattr(method, "quantize", lambda m, t, _: type(method).quantize(method, m, t, tokens()))
+    layers, _ = apply(method, model, targets, torch.device("cpu"))
+    assert (seen, model.model.norm.passes.item(), len(layers)) == ([1], 0, 14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.uint8])
