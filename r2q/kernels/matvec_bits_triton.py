@@ -297,7 +297,7 @@ def _matvec_bits(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     if ASM:
         tl.extra.cuda.gdc_wait()
-    columns, step = _bits(x, thread, INSIDE, WORDS, ASM)
+    columns, step = _bits(x, thread, INSIDE, WORDS, ASM)  # dropped where a strip takes more than one turn
     if MORE:
         while start < rows:
             held = _strip(

@@ -16,19 +16,8 @@ SCORE = "average accuracy, %"
 MANY = 20  # recipes of a model; of more the end of a run shows the best of each family
 FIDELITY = ("kl", "KL to full precision, nats")
 OTHER_SCALES = frozenset({"mcc", "bleu", "chrf", "chrf++"})  # of lm-eval: no shares, even where all lie between 0 and 1
-COLUMNS = [
-    "model",
-    "recipe",
-    "measure",
-    "higher_is_better",
-    "value",
-    "low",
-    "high",
-    "chance",
-    "at_chance",
-    "seeds",
-    "n",
-]
+COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "high", "chance", "at_chance", "seeds",
+           "n"]  # fmt: skip
 
 
 def in_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -77,8 +66,7 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
             if values:
                 low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
                 mean, error = sum(values) / len(values), sum(errors) / len(errors)
-                floor = pd.Series([chances[0], majorities[0]]).max()
-                marked = mean <= floor + (0.0 if math.isnan(error) else error)
+                marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
                 averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
     return _numbers(averages)
 

@@ -8,7 +8,7 @@ are compared item by item (`paired`); the same difference is then worth more.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,13 @@ def right_answers(value: float, n: int | None) -> int | None:
         return None
     count = round(value * n)
     return count if abs(value * n - count) <= COUNTED * n else None
+
+
+def at_chance(value: float, stderr: float | None, levels: Iterable[float | None]) -> bool:
+    """Whether a score is at most one standard error above the highest known level of guessing."""
+    known = [level for level in levels if level is not None and not math.isnan(level)]
+    error = 0.0 if stderr is None or math.isnan(stderr) else stderr
+    return bool(known) and value <= max(known) + error
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:

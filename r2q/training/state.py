@@ -51,7 +51,9 @@ class Store:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # of a full disk torch says "unexpected pos"
             why = error if isinstance(error, OSError) else error.__context__
-            raise OSError(why.errno, why.strerror, str(scratch)) if isinstance(why, OSError) else error from None
+            if isinstance(why, OSError):
+                raise OSError(why.errno, why.strerror, str(scratch)) from None
+            raise
         scratch.replace(path)
         digests = self.group.gather(file_sha256(path))
         facts = {"identity": self.identity, "step": state["step"], "processes": self.group.count, "sha256": digests}

@@ -16,6 +16,7 @@ import pandas as pd
 from r2q.records import FAILED, OK
 from r2q.report.averages import are_shares, in_table
 from r2q.report.run import FULL_PRECISION
+from r2q.report.statistics import at_chance
 
 AVERAGE = "average"
 
@@ -217,8 +218,8 @@ def _over_seeds(cells: Sequence[Cell], floor: float | None) -> Cell:
         return Cell()
     stderr = _mean(cell.stderr for cell in cells)  # all seeds answer the same items: it does not shrink with them
     mean = fmean(values)
-    at_chance = floor is not None and mean <= floor + (stderr or 0.0)
-    return Cell(mean, stderr, stdev(values) if len(values) > 1 else None, at_chance=at_chance)
+    spread = stdev(values) if len(values) > 1 else None
+    return Cell(mean, stderr, spread, at_chance=at_chance(mean, stderr, [floor]))
 
 
 def _mark_best(rows: list[Row], columns: Sequence[Column]) -> list[Row]:
