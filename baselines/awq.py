@@ -156,8 +156,8 @@ class AWQ(Method):
                     for name, weight in originals.items():
                         block.set_weight(name, self.rounded(name, weight.float(), scale.float()))
                     changed = module.forward(*args, **kwargs)
-                    difference = hidden_of(changed).float() - hidden_of(output).float()
-                    losses[group[0].name][i] += float(difference.square().sum(dtype=torch.float64))
+                    difference = hidden_of(changed).to(torch.float32, copy=True).sub_(hidden_of(output)).square_()
+                    losses[group[0].name][i] += float(difference.sum(dtype=torch.float64))
                 for name, weight in originals.items():
                     block.set_weight(name, weight)
             trying = False

@@ -122,7 +122,9 @@ def decode_step(model: Any, batch: int, context: int, repeats: int) -> Callable[
     device, length = model.device, context + repeats + 8  # a cache counts the steps itself, also those for warming up
     cache = StaticCache(config=model.config, max_cache_len=length)
     place = torch.arange(length, device=device)
-    causal = (place[None, :] <= place[:, None])[None, None]  # [1, 1, length, length]
+    causal = place[None, None, None, :] <= place[None, None, :, None]  # [1, 1, length, length]
+    if model.config._attn_implementation != "sdpa":  # the others add what they are given to the scores
+        causal = torch.zeros(causal.shape, dtype=model.dtype, device=device).masked_fill(~causal, float("-inf"))
 
     def forward(ids: torch.Tensor, at: slice) -> torch.Tensor:
         positions, mask = place[at], causal[:, :, at].expand(batch, -1, -1, -1)

@@ -48,9 +48,13 @@ def test_rows_of_a_checkpoint_and_of_its_twin(folder: Path, tmp_path: Path) -> N
     assert len(list(csv.DictReader(out.open()))) == len(rows)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("case", ["llama", "opt"])
-def test_a_step_of_decoding_is_a_pass_over_all_tokens(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_decoding_is_a_pass_over_all_tokens(
+    case: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, drawn, draw = tiny_model(case).eval(), [], torch.randint
+    model.set_attn_implementation(attention)
 
     def remember(*arguments: Any, **options: Any) -> torch.Tensor:
         drawn.append(draw(*arguments, **options))

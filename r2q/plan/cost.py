@@ -139,7 +139,7 @@ def resume_bytes(shape: Shape, options: TrainingOptions) -> float:
 Amount = Callable[[Mapping[str, Any], int], float]  # of a method's options and the number of calibration windows
 # How often all weights are rounded, and how often calibration text goes through the model (an exponent of AWQ takes one
 # and a half passes: attention and MLP as modules, and two layers alone; training there and back three, OmniQuant's
-# second target a fourth). Counted from the methods' files; of a GPU only GPTQ is measured.
+# second target a fourth). Counted from the methods' files; alone on a GPU only GPTQ is measured.
 SWEEPS: Mapping[str, Amount] = {
     "full_precision": lambda o, n: 0,
     "external": lambda o, n: 0,
@@ -211,7 +211,7 @@ def quantize_bytes(
     work = r["gpu.weight"] * shape.width * shape.widest
     if COPIES.get(method, 0) > 2 and calibration is not None:
         work = options["batch"] * calibration[1] * (shape.width + shape.inner) * r["gpu.saved"]
-        work += r["gpu.trained"] * shape.block
+        work += r["gpu.ranged" if method == "omniquant_lwc" else "gpu.trained"] * shape.block
     if method == "gptq":
         work += FLOAT * (shape.moments + r["gptq.factors"] * shape.widest**2)
     kept = 0.0 if offload else input_bytes(shape, method, calibration)

@@ -105,7 +105,7 @@ class Estimate(Jobs):
         unknown = sorted(set(self.config.tasks) - set(tasks()))
         notes = []
         if labels and self.machine.gpus:
-            notes.append(f"counted from the methods' loops, not measured on a GPU: {', '.join(labels)}")
+            notes.append(f"times counted from the methods' loops, not measured alone on a GPU: {', '.join(labels)}")
         if any(shape.active < shape.quantized for shape in self.shapes.values()):
             notes.append("no mixture of experts was measured: what it costs to send tokens to experts is not in it")
         if strange:
@@ -113,8 +113,8 @@ class Estimate(Jobs):
         if unknown:
             size = f"{UNKNOWN['items']} items of {UNKNOWN['rows']} rows of {UNKNOWN['tokens']} tokens"
             notes.append(f"not known, taken for {size}: {', '.join(unknown)}")
-        if self.config.limits.training_processes > 1 and self.plan.trained:
-            notes.append("the traffic between GPUs of one training is not in it: it was never measured")
+        if self.config.limits.training_processes > 2 and self.plan.trained:
+            notes.append("what spreading a training over GPUs adds was measured over two, and is taken to be the same")
         return notes
 
 

@@ -199,6 +199,7 @@ class Jobs:
             return suggestions
 
         host = self.rates["host.libraries"] * processes + self._size(unit.model) + shape.quantized
+        host += (shape.total - shape.quantized) * shape.bytes_each  # trained, beside those that the model came with
         if self.device == "cpu":
             host += needs({}) * processes
         kept = self._stored(unit)
