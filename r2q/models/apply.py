@@ -143,8 +143,10 @@ def _check_weight(recipe: Recipe, target: Target, quantized: QuantizedWeight) ->
     if quantized.packed.shape != (rows, packed_width(width, recipe.bits)) or quantized.packed.dtype != torch.uint8:
         raise ValueError("codes are packed as r2q.quantization.packing.pack does")
     scale = quantized.in_scale
-    if scale is not None and (scale.shape != (width,) or scale.dtype != SCALE_DTYPE or not (scale > 0).all()):
-        raise ValueError(f"in_scale is {SCALE_DTYPE} [{width}], above zero")
+    if scale is not None and (scale.shape != (width,) or scale.dtype != SCALE_DTYPE):
+        raise ValueError(f"in_scale is {SCALE_DTYPE} [{width}], not {scale.dtype} {list(scale.shape)}")
+    if scale is not None and not ((scale > 0) & scale.isfinite()).all():
+        raise ValueError("in_scale is finite and above zero")
 
 
 def _one_by_one(
