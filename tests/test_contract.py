@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,52 @@ def test_bits_that_a_method_refuses_break_no_promise(
     assert main(["check-method", "quartiles:Quartiles"]) == 0, capsys.readouterr().out
     assert main(["check-method", "quartiles:Quartiles", "--bits", "3"]) == 2
     assert "bits: there are four levels" in capsys.readouterr().err
+
+
+ODD = """
+import datetime, enum, pathlib
+from r2q.config import MethodOptions
+from baselines.rtn import RTN
+
+class Norm(enum.Enum):
+    L1 = "l1"
+    L2 = "l2"
+
+class Inner(MethodOptions):
+    depth: int = 1
+
+class Options(MethodOptions):
+    ends: tuple[float, float] = (-1.0, 1.0)
+    norm: Norm = Norm.L1
+    path: pathlib.Path = pathlib.Path("book.pt")
+    day: datetime.date | None = None
+    sizes: dict[int, float] = {4: 0.5}
+    inner: Inner = Inner()
+
+class Odd(RTN):
+    Options = Options
+
+    def __init__(self, recipe):
+        super(RTN, self).__init__(recipe)
+        self.given, self.factors = self.options, None
+        self.options = type("Plain", (), {"clip": "none"})
+"""
+
+
+def test_options_may_be_of_any_type_that_a_config_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check-method", "odd:Odd"]) == 0, capsys.readouterr()
+    given = {"ends": [0, 2], "norm": "l2", "path": "a/b.pt", "day": "2026-01-02", "sizes": {8: 1.0}}
+    recipe = {"method": "odd.Odd", "granularity": "g32", "options": {**given, "inner": {"depth": 3}}}
+    config = configuration.Config.model_validate({"run": "x", "models": {"m": {"path": "m"}}, "recipes": {"o": recipe}})
+    for options in (recipe["options"], config.resolved()["recipes"]["o"]["options"]):  # as given, as written for jobs
+        method: Any = make_method(Recipe("o", "odd.Odd", "g32", options=options))
+        assert (method.given.ends, method.given.norm.name, method.given.path) == ((0, 2), "L2", Path("a/b.pt"))
+        assert (method.given.day.year, method.given.sizes, method.given.inner.depth) == (2026, {8: 1.0}, 3)
+    assert json.loads(json.dumps(configuration.describe_recipe(config, "o").settings))["inner"] == {"depth": 3}
 
 
 def test_there_must_be_a_method_to_check(capsys: Any) -> None:

@@ -230,7 +230,7 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
             if (value := getattr(entry, field)) != default:
                 lines.append(f".{field}: method {entry.method} has none, not {_text(value)}")
     try:
-        info.options.model_validate(entry.options)
+        info.options.read(entry.options)
     except ValidationError as error:
         return lines + [f".options.{line}" for line in describe(error, info.options)]
     return lines
