@@ -98,8 +98,7 @@ class AWQ(Method):
                 x = inputs[reads, expert]
                 values = self.clip(values, x if scale is None else x / scale.float())
             parts.append(values)
-        in_scale = None if scale is None else scale.clone()  # tensors that share memory are saved as one
-        return encode(weight, torch.cat(parts), min_max_grid, self.recipe.bits, in_scale)
+        return encode(weight, torch.cat(parts), min_max_grid, self.recipe.bits, scale)
 
     def clip(self, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """``values [rows, groups, n]``, clamped to the best symmetric bounds for ``inputs [tokens, in]``."""

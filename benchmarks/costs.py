@@ -79,7 +79,7 @@ def method_of(settings: Settings) -> tuple[str, dict[str, Any], tuple[int, int],
     """Method (GPTQ without one), its options, windows and their length to calibrate on, what it quantizes with."""
     given = {"method": "gptq"} | dict(settings)
     method, calibration = given.pop("method"), (given.pop("windows"), given.pop("window"))
-    options = method_info(method).options.model_validate(given)
+    options = method_info(method).options.read(given)
     filled = options.model_dump()
     inner = (filled["quantizer"], filled["quantizer_options"]) if "quantizer" in filled else None
     return method, filled, calibration, inner

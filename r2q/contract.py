@@ -195,7 +195,7 @@ def _refused(recipe: Recipe, bench: Bench, model: Any, *words: str) -> None:
 
 def problems(recipe: Recipe) -> list[str]:
     """What the options say against the recipe's bits and granularity, in a run without texts."""
-    options = method_info(recipe.method).options.model_validate(recipe.options)
+    options = method_info(recipe.method).options.read(recipe.options)
     return options.problems(recipe, Config.model_construct(calibration=None, training=None))
 
 
@@ -247,7 +247,7 @@ def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]
     if info.needs == "checkpoint":
         raise ConfigError(f"{name} quantizes nothing by itself: there is nothing to check")
     try:
-        chosen = info.options.model_validate(options).model_dump(mode="json")
+        chosen = info.options.read(options).model_dump(mode="json")
     except ValidationError as error:
         raise ConfigError(f"options: {error}") from None
     recipe = Recipe(info.name, name.replace(":", "."), granularity if info.quantizes else None, bits, 0, chosen)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -47,6 +48,15 @@ class Section(Closed):
 
 class MethodOptions(Closed):
     """Base of every method's options. In a module that does not import torch, they are checked in milliseconds."""
+
+    @classmethod
+    def read(cls, values: Any) -> Self:
+        """Options as a config or a record holds them: a list may be a tuple, a text a path, a date or of an enum.
+
+        Raises:
+            ValidationError: they are not.
+        """
+        return cls.model_validate_json(json.dumps(values, default=str))
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
         """What these options cannot do in a recipe (`r2q.config.Recipe`) of a run (`r2q.config.Config`).

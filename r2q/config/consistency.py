@@ -112,6 +112,11 @@ def _training_problems(config: Config) -> list[str]:
                 lines.append(
                     f"training.texts[{number}].path: {text.path} is also training.texts[{other}]; take more rows there"
                 )
+        pairs = training.kind == "supervised"
+        if pairs and re.search(r"\.txt(\.[xg]z)?$", text.path):
+            lines.append(f"training.texts[{number}].path: supervised rows have two columns, and {text.path} has none")
+        elif text.lines and (pairs or "+" in text.field):
+            lines.append(f"training.texts[{number}].lines: several columns are read, whose lines are not each other's")
     if training.rows is not None and training.rows < 1:
         rows = training.rows + training.held_out
         lines.append(f"training.held_out: {training.held_out} of only {rows} rows; none would be left to train on")
@@ -230,7 +235,7 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
             if (value := getattr(entry, field)) != default:
                 lines.append(f".{field}: method {entry.method} has none, not {_text(value)}")
     try:
-        info.options.model_validate(entry.options)
+        info.options.read(entry.options)
     except ValidationError as error:
         return lines + [f".options.{line}" for line in describe(error, info.options)]
     return lines

@@ -19,7 +19,7 @@ def describe_recipe(config: Config, name: str) -> Facts:
     inner, chosen = outer, options
     if isinstance(options, QuantizerOptions):
         inner = method_info(options.quantizer)
-        chosen = inner.options.model_validate(options.quantizer_options)
+        chosen = inner.options.read(options.quantizer_options)
     words, settings = _differences(chosen)
     start_name = getattr(options, "start", None) if outer.needs == "training" else None
     start = _named(describe_recipe(config, start_name)) if start_name is not None else None
@@ -45,7 +45,7 @@ def _differences(options: MethodOptions) -> tuple[list[str], dict[str, Any]]:
 
     A switch (`none` and one more, or true and false) gives its own name, a choice among several its value.
     """
-    words, settings = [], {}
+    words, settings, written = [], {}, options.model_dump(mode="json")
     for name, declared in type(options).model_fields.items():
         value = getattr(options, name)
         if value == declared.get_default(call_default_factory=True):
@@ -57,5 +57,5 @@ def _differences(options: MethodOptions) -> tuple[list[str], dict[str, Any]]:
         elif value in choices:
             words.append(name if len(choices) == 2 and "none" in choices else str(value))
         else:
-            settings[name] = value
+            settings[name] = written[name]
     return words, settings

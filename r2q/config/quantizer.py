@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from r2q.config.base import ConfigError, MethodOptions
 from r2q.config.methods import method_info
@@ -20,33 +20,34 @@ class QuantizerOptions(MethodOptions):
     """
 
     quantizer: str = "rtn"
-    quantizer_options: dict[str, Any] = Field(default_factory=dict)
+    quantizer_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
 
-    @model_validator(mode="before")
+    @field_validator("quantizer")
     @classmethod
-    def _fill_quantizer(cls, values: Any) -> Any:
-        """Check the quantizer and fill in its options, so that a result's key holds all of them."""
-        if not isinstance(values, dict):
-            return values
-        name = values.get("quantizer", cls.model_fields["quantizer"].default)
-        given = values.get("quantizer_options", {})
-        if not isinstance(name, str) or not isinstance(given, dict):
-            return values
+    def _check_quantizer(cls, name: str) -> str:
         try:
-            info = method_info(name)
+            inside = method_info(name).weight_method
         except ConfigError as error:
-            raise ValueError(f"quantizer: {error}") from None
-        if not info.weight_method:
-            raise ValueError(f"quantizer: {name} is no function of one weight, so it cannot run inside another method")
+            raise ValueError(str(error)) from None
+        if not inside:
+            raise ValueError(f"{name} is no function of one weight, so it cannot run inside another method")
+        return name
+
+    @field_validator("quantizer_options")
+    @classmethod
+    def _fill(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """The quantizer's options with all that is not given, so that a result's key holds all of them."""
+        if "quantizer" not in info.data:  # it is wrong itself
+            return given
+        options = method_info(info.data["quantizer"]).options
         try:
-            filled = info.options.model_validate(given).model_dump(mode="json")
+            return options.read(given).model_dump(mode="json")
         except ValidationError as error:
-            lines = describe(error, info.options)
-            raise ValueError("; ".join(f"quantizer_options.{line}" for line in lines) + f" (of {name})") from None
-        return values | {"quantizer_options": filled}
+            lines = "; quantizer_options.".join(describe(error, options))
+            raise ValueError(f"{lines} (of {info.data['quantizer']})") from None
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
         """Those of the quantizer's options."""
-        inner = method_info(self.quantizer).options.model_validate(self.quantizer_options)
+        inner = method_info(self.quantizer).options.read(self.quantizer_options)
         problems = inner.problems(recipe, config)
         return [line if line.startswith(("granularity", "bits")) else f"quantizer_options.{line}" for line in problems]

@@ -81,7 +81,7 @@ class Config(Section):
     def options_of(self, recipe: str) -> MethodOptions:
         """A recipe's options with every default filled in."""
         entry = self.recipes[recipe]
-        return method_info(entry.method).options.model_validate(entry.options)
+        return method_info(entry.method).options.read(entry.options)
 
     def methods_of(self, recipe: str) -> list[MethodInfo]:
         """A recipe's method and, where its options name one, the quantizer inside of it."""

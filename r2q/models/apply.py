@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from r2q.models.targets import Target
 from r2q.quantization.grid import SCALE_DTYPE, SMALLEST_SCALE, check_grid
 from r2q.quantization.method import Method, Quantized, QuantizedWeight, Recipe, WeightMethod
 from r2q.quantization.packing import packed_width
+from r2q.records import Layer, LayerRow
 
+MEASURED = {part.name for kind in (Layer, LayerRow) for part in fields(kind)} - {"seconds"}  # no notes' names
 OF_THE_MODEL = "of the model that it is given; what it changes belongs into its result"
 ROW = 1024  # words of a tensor that are summed up as one row
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # a row, not a crash
@@ -131,6 +134,11 @@ def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], r
         json.dumps(result.notes, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{who}: notes are plain JSON ({error})") from None
+    for name, said in result.notes.get("layers", {}).items():
+        if name not in by_name:
+            raise ValueError(f"{who}: notes speak of {name}, which is none of the layers to quantize")
+        if wrong := sorted(MEASURED & said.keys()):
+            raise ValueError(f"{who}: notes of {name}: {wrong[0]} is measured, no note; give it another name")
 
 
 def _check_weight(recipe: Recipe, target: Target, quantized: QuantizedWeight) -> None:
@@ -143,8 +151,10 @@ def _check_weight(recipe: Recipe, target: Target, quantized: QuantizedWeight) ->
     if quantized.packed.shape != (rows, packed_width(width, recipe.bits)) or quantized.packed.dtype != torch.uint8:
         raise ValueError("codes are packed as r2q.quantization.packing.pack does")
     scale = quantized.in_scale
-    if scale is not None and (scale.shape != (width,) or scale.dtype != SCALE_DTYPE or not (scale > 0).all()):
-        raise ValueError(f"in_scale is {SCALE_DTYPE} [{width}], above zero")
+    if scale is not None and (scale.shape != (width,) or scale.dtype != SCALE_DTYPE):
+        raise ValueError(f"in_scale is {SCALE_DTYPE} [{width}], not {scale.dtype} {list(scale.shape)}")
+    if scale is not None and not ((scale > 0) & scale.isfinite()).all():
+        raise ValueError("in_scale is finite and above zero")
 
 
 def _one_by_one(

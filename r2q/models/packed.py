@@ -53,12 +53,12 @@ class PackedWeight(nn.Module):
         self.dtype = dtype or torch.get_default_dtype()
 
     def fill(self, weight: QuantizedWeight) -> None:
-        """Take over the tensors of ``weight``."""
-        self.codes = weight.packed
+        """Copy the tensors of ``weight``: what layers share in memory would be saved once, as if it were tied."""
+        self.codes = weight.packed.clone()
         for name, tensor in weight.grid.tensors().items():
-            setattr(self, name, tensor)
+            setattr(self, name, tensor.clone())
         if weight.in_scale is not None:
-            self.in_scale = weight.in_scale
+            self.in_scale = weight.in_scale.clone()
 
     def quantized(self) -> QuantizedWeight:
         """The stored tensors as a quantized weight."""

@@ -26,6 +26,7 @@ def stored(values: torch.Tensor) -> torch.Tensor:
     """Round scales to the 16 bits that are stored.
 
     In compiled code nothing is checked: what leaves the range becomes infinite there, and so does what is made of it.
+    Where a gradient is asked for, the rounded values stay float32: the gradient of a float16 would be a float16, too.
 
     Raises:
         ValueError: a value is not finite, or above the largest float16 (65504).
@@ -36,6 +37,8 @@ def stored(values: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(rounded).all():
         kind = "are not finite" if not torch.isfinite(values).all() else "exceed 65504, the largest 16-bit scale"
         raise ValueError(f"weights {kind}")
+    if torch.is_grad_enabled() and values.requires_grad:
+        return values + (rounded.float() - values).detach()
     return rounded
 
 

@@ -182,7 +182,7 @@ class Method(ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.options: Any = self.Options(**recipe.options)
+        self.options: Any = self.Options.read(recipe.options)
 
     def quantizer(self) -> WeightMethod:
         """The method that the options name as `quantizer`, at this recipe's granularity, bits and seed."""

@@ -137,6 +137,21 @@ def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
         ),
         (
             "training",
+            {"kind": "supervised", "texts": [{"path": "b.txt.gz", "rows": 99}]},
+            "training.texts[0].path: supervised rows have two columns, and b.txt.gz has none",
+        ),
+        (
+            "training",
+            {"kind": "supervised", "texts": [{"path": "b.jsonl", "rows": 99, "lines": True}]},
+            "training.texts[0].lines: several columns are read, whose lines are not each other's",
+        ),
+        (
+            "training",
+            {"texts": [{"path": "b.jsonl", "field": "a+b", "rows": 99, "lines": True}]},
+            "training.texts[0].lines: several columns are read",
+        ),
+        (
+            "training",
             {"texts": [{"path": "b.txt", "rows": 99}], "length": 32, "prompt_tokens": 32},
             "training.prompt_tokens: 32 leave nothing to generate in rows of training.length, 32 tokens",
         ),

@@ -129,6 +129,23 @@ def test_along_the_weights_themselves_the_gradient_through_scales_is_the_true_on
     assert float((w.grad * w.detach()).sum()) == pytest.approx(float((slope * quantized.detach()).sum()), rel=2e-3)
 
 
+@pytest.mark.parametrize(("name", "options"), [*METHODS, ("hqq", {}), ("llm_qat", {})])
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**30])
+def test_gradients_through_the_scales_keep_their_digits_whatever_their_size(
+    name: str, options: dict, factor: float
+) -> None:
+    """The rule is linear in the gradient; as 16-bit floats, those of a mean over many tokens would be zeros."""
+    slope = torch.randn(6, 32, generator=torch.Generator().manual_seed(5))
+
+    def gradient(scaled: torch.Tensor) -> torch.Tensor:
+        latent = weight().requires_grad_()
+        FakeQuantizer(method(name, **options), "layer", "through-scales")(latent).backward(scaled)
+        assert latent.grad is not None
+        return latent.grad
+
+    torch.testing.assert_close(gradient(slope * factor) / factor, gradient(slope))
+
+
 def test_the_finest_step_and_the_range_of_each_grid() -> None:
     affine = AffineGrid(torch.tensor([[0.5]]).half(), torch.tensor([[1]], dtype=torch.uint8), 2)  # -.5, 0, .5, 1
     book = CodebookGrid(torch.tensor([[[3.0, -1.0, 0.0, 2.0]]]).half())
