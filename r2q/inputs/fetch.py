@@ -155,7 +155,6 @@ class Downloads(Hub):
         self.unfinished = lock.with_name(f".{lock.name}.unfinished")
         kept = read_if_whole(self.unfinished, Inputs) or (read_json(lock, Inputs) if lock.is_file() else Inputs([]))
         super().__init__(kept, lock)
-        self.pinned = kept.pinned
         self.waiting: dict[tuple[str, str, str | None], dict[str, int]] = {}  # bytes of files, by kind, id, asked
         self.asked: list[Pinned] = []  # of this config
 

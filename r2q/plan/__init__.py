@@ -284,8 +284,7 @@ class Plan:
 
     def _pinned(self) -> dict[str, dict[str, str]]:
         """The commits of data sets that `fetch` pinned."""
-        inputs = self.hub.inputs
-        commits = {e.id: e.commit for e in inputs.pinned if e.kind == "dataset"} if inputs is not None else {}
+        commits = {e.id: e.commit for e in self.hub.pinned if e.kind == "dataset"}
         return {"pinned": commits} if commits else {}
 
     # Tables and figures: what a run shows, and the CSV files that each is made from

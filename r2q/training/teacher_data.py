@@ -203,7 +203,7 @@ def supervised_rows(encoder: Encoder, end: int | None, pairs: list[tuple[str, st
 
 def _engine(folder: str, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
     if wanted.uses_vllm:
-        return with_vllm(folder, None, dtype, device.type, end, wanted)
+        return with_vllm(folder, dtype, device.type, end, wanted)
     return with_transformers(load_full(folder, dtype=dtype).to(device), end, wanted)
 
 
