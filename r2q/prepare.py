@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, ConfigError, Model
+from r2q.config import TEXT_FILE, Config, Model, refuse
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.measure import versions
@@ -56,8 +56,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             problems += [f"models.{name}.path: {line}" for line in changed]
             problems += recipe_problems(config, name, models[name])
             print(f"prepare {name}: {_summary(models[name])}", flush=True)
-    if problems:
-        raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
+    refuse(config_path, problems)
     written = {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)}
     write_json(out, written | {"digest": digest(written)})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError
+from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
 from r2q.files import read_documents
@@ -42,8 +42,7 @@ def check(config_path: str | Path, model: str, out: str | Path) -> None:
     if not problems:
         problems += text_problems(config, model, encoder, positions)
         problems += _task_problems(config, model, encoder, positions)
-    if problems:
-        raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
+    refuse(config_path, problems)
     write_json(out, {"model": model, "positions": positions})
     print(f"check {model}: {len(config.perplexity)} texts and {len(config.tasks)} tasks can be evaluated", flush=True)
 

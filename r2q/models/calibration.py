@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, refuse
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
@@ -77,8 +77,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     config = configuration.load(config_path, model, "calibration")
     section = config.calibration
     assert section is not None
-    for problem in configuration.leaks(config):
-        raise ConfigError(f"{config_path}: {problem}")
+    refuse(config_path, configuration.leaks(config))
     entry = config.models[model]
     folder = model_folder(entry)
     positions = max_positions(read_config(folder))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, refuse
 from r2q.config.texts import Texts, Training
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
@@ -71,8 +71,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     config = configuration.load(config_path, model, "training")
     wanted = config.training
     assert wanted is not None
-    for problem in [*engine_problems(config), *configuration.leaks(config)]:
-        raise ConfigError(f"{config_path}: {problem}")
+    refuse(config_path, [*engine_problems(config), *configuration.leaks(config)])
     facts = read_prepared(prepared, model)
     entry, device, out = config.models[model], pick_device(config.device), Path(out)
     torch.set_num_threads(config.limits.threads)
