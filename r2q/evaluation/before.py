@@ -14,7 +14,7 @@ from r2q import config as configuration
 from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
-from r2q.files import read_documents
+from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.models.checks import max_positions, read_config, read_tokenizer
@@ -58,7 +58,7 @@ def text_problems(config: Config, model: str, encoder: Encoder, positions: int |
             yield f"{key}.window: {text.window} tokens, but model {model} has only {positions} positions"
             continue
         try:
-            count = len(encoder.encode(text.separator.join(read_documents(text.path, text.field, hub))))
+            count = len(encoder.encode(read_joined(text, hub)))
         except Exception as error:  # a hub's library raises what it likes
             yield f"{key}.path: {text.path} cannot be read: {one_line(error)}"
             continue

@@ -32,7 +32,7 @@ from r2q.config import Config, ConfigError
 from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import check_window, cut, window_logits
-from r2q.files import read_documents
+from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import file_sha256, write_atomic
 from r2q.models.devices import pick_device
@@ -106,7 +106,7 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     encoder = Encoder(load_tokenizer(str(folder)), entry.add_bos)
     teacher = load_full(str(folder), dtype=entry.dtype)
     check_window("fidelity", text.window, teacher.config)
-    ids = encoder.encode(text.separator.join(read_documents(text.path, text.field, Hub.of(config))))
+    ids = encoder.encode(read_joined(text, Hub.of(config)))
     try:
         tokens = cut(ids, text.window, text.windows)
     except ValueError as error:

@@ -102,7 +102,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         else:
             windows, text_tokens = cut_documents(encoder, documents, *how)
     except ValueError as error:
-        raise ValueError(f"calibration.source {section.path}: {error}") from None
+        raise ValueError(f"calibration.path: {section.path}: {error}") from None
     tokens, held_out = windows[: section.windows].contiguous(), windows[section.windows :].contiguous()
     facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,

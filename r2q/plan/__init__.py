@@ -15,7 +15,7 @@ from typing import Any
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
 from r2q.kept import state_of
-from r2q.models.source import MADE, SMALL, SOURCES, made_folder
+from r2q.models.source import MADE, SMALL, SOURCES, made_folder, made_of
 from r2q.plan.sources import code, method_code
 
 
@@ -193,9 +193,8 @@ class Plan:
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 
     def asked_source(self, at: Any) -> str:
-        entry = self.config.models[self.source_of(at)]
-        parts = {name: getattr(entry, name) for name in ("path", "revision", "sha256", "dtype")}
-        return _line(parts, state=_states(self.source_files(at)), code=code("source"))
+        made = made_of(self.config.models[self.source_of(at)])
+        return _line(made, state=_states(self.source_files(at)), code=code("source"))
 
     def asked_prepare(self, at: Any) -> str:
         entry = self.config.models[at.model]
