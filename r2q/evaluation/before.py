@@ -20,7 +20,7 @@ from r2q.kept import write_json
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
 from r2q.records import one_line
-from r2q.tokens import Encoder
+from r2q.tokens import Encoder, beyond_positions
 
 GENERATED = 256  # tokens where a task names no max_gen_toks: lm-eval's default
 
@@ -54,8 +54,8 @@ def text_problems(config: Config, model: str, encoder: Encoder, positions: int |
     if config.fidelity is not None:
         texts["fidelity"] = config.fidelity
     for key, text in texts.items():
-        if positions is not None and text.window > positions:
-            yield f"{key}.window: {text.window} tokens, but model {model} has only {positions} positions"
+        if problems := beyond_positions(f"{key}.window", text.window, positions, model):
+            yield from problems
             continue
         try:
             count = len(encoder.encode(read_joined(text, hub)))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r2q.config import Config
+from r2q.config import Config, refuse
 from r2q.evaluation.tasks import TaskSet
 from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
@@ -176,12 +176,13 @@ class Session:
         from r2q.evaluation.attempt import NO_NUMBER, reason
         from r2q.evaluation.one_by_one import evaluate_tasks
         from r2q.evaluation.per_item import task_items
-        from r2q.evaluation.perplexity import check_window
         from r2q.evaluation.scores import task_scores
         from r2q.evaluation.sharing import plain
         from r2q.evaluation.texts import measure
+        from r2q.models.checks import max_positions
         from r2q.models.load import load_packed
         from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
+        from r2q.tokens import beyond_positions
 
         model = load_packed(folder, self.entry.dtype, self.device)
         if any(isinstance(module, PackedWeight) for module in model.modules()):
@@ -189,8 +190,9 @@ class Session:
             self._checked_packed = True
         encoder_key, encoder = self._encoder(folder)
         found |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
+        positions = max_positions(model.config)
         for name, text in self.config.perplexity.items():
-            check_window(f"perplexity.{name}", text.window, model.config)
+            refuse("evaluate", beyond_positions(f"perplexity.{name}.window", text.window, positions, self.model))
         raw: dict[str, Any] = {}
         items: dict[str, Any] = {}
         lost: list[Exception] = []

@@ -34,7 +34,7 @@ from r2q.models.source import model_folder
 from r2q.models.targets import refuse_quantized
 from r2q.plan.sources import code
 from r2q.prepare import engine_problems, read_prepared
-from r2q.tokens import Encoder
+from r2q.tokens import Encoder, beyond_positions
 from r2q.training.data import Rows, write
 from r2q.training.generation import (
     Continue,
@@ -80,9 +80,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     check_unchanged(folder, facts)
     model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
-    positions = max_positions(model_config)
-    if positions is not None and wanted.length > positions:
-        raise ConfigError(f"{config_path}: training.length: {wanted.length}, but {model} has {positions} positions")
+    refuse(config_path, beyond_positions("training.length", wanted.length, max_positions(model_config), model))
     tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
     drawn = draw(wanted, Hub.of(config))
