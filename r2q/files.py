@@ -40,6 +40,13 @@ def unpacked(path: str | Path) -> bytes:
     return content
 
 
+def _text(path: str | Path) -> str:
+    try:
+        return unpacked(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+
+
 def sha256(*parts: bytes | str) -> str:
     """Hash of the parts, each with its length, so that no two different lists agree."""
     digest = hashlib.sha256()
@@ -65,10 +72,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: names file and line of the first thing that is not a JSON object.
     """
-    try:
-        text = unpacked(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+    text = _text(path)
     try:
         if text.lstrip().startswith("["):
             rows = list(enumerate(json.loads(text), 1))
@@ -128,10 +132,7 @@ def read_documents(path: str | Path, field: str = "text", hub: Newest = NEWEST) 
         return read_documents(hub.file(repository, f"{folder}/{file}"), field)
     name = text.removesuffix(".xz").removesuffix(".gz")
     if name.endswith(".txt"):
-        try:
-            return [unpacked(path).decode("utf-8")]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+        return [_text(path)]
     if name.endswith((".jsonl", ".json")):
         rows = read_rows(path)
         return _column(text, field, sorted({key for row in rows for key in row}), [row.get(field) for row in rows])
@@ -158,6 +159,11 @@ def read_documents(path: str | Path, field: str = "text", hub: Newest = NEWEST) 
         rows = hub.load(datasets.load_dataset, repository, config or None, split=split)
         return _column(text, field, rows.column_names, list(rows[field]) if field in rows.column_names else [])
     raise ValueError(f"{path}: neither a .txt, .jsonl or .parquet file (also .xz, .gz) nor owner/name:config:split")
+
+
+def read_joined(text: Any, hub: Newest) -> str:
+    """The documents of a text of the config (`r2q.config.texts.JoinedText`), joined; raises as `read_documents`."""
+    return text.separator.join(read_documents(text.path, text.field, hub))
 
 
 def _parquet_value(value: Any, path: str | Path, number: int) -> Any:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, ConfigError, Model
+from r2q.config import TEXT_FILE, Config, Model, refuse
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.measure import versions
 from r2q.records import Damaged, digest, digest_sums, one_line
+from r2q.tokens import beyond_positions
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -56,8 +57,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             problems += [f"models.{name}.path: {line}" for line in changed]
             problems += recipe_problems(config, name, models[name])
             print(f"prepare {name}: {_summary(models[name])}", flush=True)
-    if problems:
-        raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
+    refuse(config_path, problems)
     written = {"format_version": FORMAT_VERSION, "models": models, "versions": versions(*LIBRARIES)}
     write_json(out, written | {"digest": digest(written)})
 
@@ -91,16 +91,11 @@ def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("finger
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:
     """What recipes of model `name`, and rows for them, cannot do with it, by the facts that `prepare` wrote of it."""
-    positions, asked = facts.get("positions"), dict[str, int]()
+    positions, problems = facts.get("positions"), list[str]()
     if config.calibration is not None and config.calibrates(name):
-        asked["calibration.window"] = config.calibration.window
+        problems += beyond_positions("calibration.window", config.calibration.window, positions, name)
     if config.training is not None and any(map(config.trains, config.recipes_of(name))):
-        asked["training.length"] = config.training.length
-    problems = [
-        f"{key}: {tokens} tokens, but model {name} has only {positions} positions"
-        for key, tokens in asked.items()
-        if positions is not None and tokens > positions
-    ]
+        problems += beyond_positions("training.length", config.training.length, positions, name)
     for recipe in config.recipes_of(name):
         wants = config.recipes[recipe]
         if config.trains(recipe) and not facts.get("plain_logits", True):

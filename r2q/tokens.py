@@ -9,6 +9,13 @@ from typing import Any
 from r2q.config import ConfigError
 
 
+def beyond_positions(key: str, tokens: int, positions: int | None, model: str) -> list[str]:
+    """A sentence where `key` of a config asks for more tokens at once than a model has positions (None: any number)."""
+    if positions is None or tokens <= positions:
+        return []
+    return [f"{key}: {tokens} tokens, but model {model} has only {positions} positions"]
+
+
 class Encoder:
     """Encodes text for one tokenizer.
 

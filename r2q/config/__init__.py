@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from r2q.config.base import ConfigError, MethodOptions, group_size, nearest
+from r2q.config.base import ConfigError, MethodOptions, group_size, nearest, refuse, some
 from r2q.config.consistency import find_problems
 from r2q.config.facts import describe_recipe
 from r2q.config.lattice import lattice_lacks, lattice_problems
@@ -53,8 +53,7 @@ def load(path: str | Path, model: str | None = None, section: str | None = None)
 def load_to_run(path: str | Path) -> Config:
     """The same, and no text that is evaluated is also learned from. Raises ConfigError."""
     config = load(path)
-    if problems := leaks(config):
-        raise ConfigError("\n".join(f"{path}: {line}" for line in problems))
+    refuse(path, leaks(config))
     return config
 
 
@@ -70,14 +69,11 @@ def with_shipped_models(config: dict[str, Any]) -> dict[str, Any]:
 
 def parse(data: Mapping[str, Any], source: str) -> Config:
     """Check a config that is already plain data; `source` names it in messages. Raises ConfigError."""
-    problems = list(unusable_values(data))
-    if not problems:
-        try:
-            config = Config.model_validate(data)
-        except ValidationError as error:
-            problems = describe(error, Config)
-        else:
-            problems = find_problems(config)
-            if not problems:
-                return config
-    raise ConfigError("\n".join(f"{source}: {line}" for line in problems))
+    refuse(source, unusable_values(data))
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        refuse(source, describe(error, Config))
+        raise
+    refuse(source, find_problems(config))
+    return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -32,6 +32,17 @@ def nearest(word: object, allowed: Iterable[str]) -> str:
     if close:
         return f"; nearest valid: {close[0]}"
     return f"; valid: {', '.join(words)}" if 0 < len(words) <= 16 else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of them, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def refuse(source: object, problems: Iterable[str]) -> None:
+    """Raise ConfigError where there are problems; `source`, a config's path, stands before each."""
+    if text := "\n".join(f"{source}: {problem}" for problem in problems):
+        raise ConfigError(text)
 
 
 class Closed(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from r2q.config.base import ConfigError, nearest
+from r2q.config.base import ConfigError, nearest, some
 from r2q.config.facts import describe_recipe
 from r2q.config.lattice import lattice_lacks
 from r2q.config.leaks import leaks, same_text
@@ -133,8 +133,7 @@ def _training_problems(config: Config) -> list[str]:
 def _missing(config: Config, section: str, key: str) -> list[str]:
     """A sentence where a section is not there and recipes of some model need it."""
     needy = [name for name in config.used_recipes() if _needs(config.recipes[name].method, section)]
-    names = ", ".join(needy[:3]) + (f" and {len(needy) - 3} more" if len(needy) > 3 else "")
-    return [f"{section}: required by recipes {names}; name at least its {key}"] if needy else []
+    return [f"{section}: required by recipes {some(needy)}; name at least its {key}"] if needy else []
 
 
 def _no_text(key: str, path: str) -> list[str]:

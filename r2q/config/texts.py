@@ -33,22 +33,25 @@ class TextSource(Section):
         return TEXT_FILE.search(self.path) is not None
 
 
-class Perplexity(TextSource):
-    """Token perplexity on joined windows (GPTQ's convention)."""
+class JoinedText(TextSource):
+    """A text whose documents are joined."""
 
     separator: str = "\n\n"
     """what stands between joined documents; blank lines as in the GPTQ repository, or a model's own token"""
+
+
+class Perplexity(JoinedText):
+    """Token perplexity on joined windows (GPTQ's convention)."""
+
     window: Tokens = 2048
     """tokens a window; part of the metric's name, `token_ppl_2048` (GPTQ's definition)"""
     windows: Positive | None = None
     """only the first so many windows; null: all"""
 
 
-class Fidelity(TextSource):
+class Fidelity(JoinedText):
     """Distance to the full-precision model on held-out text: KL per token, equal top-1 tokens."""
 
-    separator: str = "\n\n"
-    """what stands between joined documents; blank lines as in the GPTQ repository, or a model's own token"""
     window: Tokens = 2048
     """tokens a window"""
     windows: Positive | None = 64
@@ -57,15 +60,13 @@ class Fidelity(TextSource):
     """likeliest tokens of full precision that are told apart, all others are one; exact where there are no others, else a lower bound. 8 bytes each for every token of the text"""  # noqa: E501
 
 
-class Calibration(TextSource):
+class Calibration(JoinedText):
     """Text that methods look at while they quantize. Never the text that is evaluated."""
 
     path: PathText
     """text for methods that look at some: as for `perplexity`, or a preset: `wikitext2` (its train split), `c4` (first file of its train split), `pile` (the held-out backup split). Never the evaluated text. Was called `source`, which still works"""  # noqa: E501
     lines: bool = False
     """every line of a text is a document; otherwise a .txt file is one"""
-    separator: str = "\n\n"
-    """what stands between joined documents; blank lines as in the GPTQ repository, or a model's own token"""
     slicing: Literal["auto", "joined", "document"] = "auto"
     """`joined` cuts windows out of all documents joined, `document` takes one out of a random document that is long enough (`get_wikitext2` and `get_c4` of the GPTQ repository); auto: document for c4 and pile, else joined"""  # noqa: E501
     windows: Annotated[int, Field(ge=1, le=10**6)] = 128

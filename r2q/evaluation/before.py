@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError
+from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
-from r2q.files import read_documents
+from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
 from r2q.records import one_line
-from r2q.tokens import Encoder
+from r2q.tokens import Encoder, beyond_positions
 
 GENERATED = 256  # tokens where a task names no max_gen_toks: lm-eval's default
 
@@ -42,8 +42,7 @@ def check(config_path: str | Path, model: str, out: str | Path) -> None:
     if not problems:
         problems += text_problems(config, model, encoder, positions)
         problems += _task_problems(config, model, encoder, positions)
-    if problems:
-        raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
+    refuse(config_path, problems)
     write_json(out, {"model": model, "positions": positions})
     print(f"check {model}: {len(config.perplexity)} texts and {len(config.tasks)} tasks can be evaluated", flush=True)
 
@@ -55,11 +54,11 @@ def text_problems(config: Config, model: str, encoder: Encoder, positions: int |
     if config.fidelity is not None:
         texts["fidelity"] = config.fidelity
     for key, text in texts.items():
-        if positions is not None and text.window > positions:
-            yield f"{key}.window: {text.window} tokens, but model {model} has only {positions} positions"
+        if problems := beyond_positions(f"{key}.window", text.window, positions, model):
+            yield from problems
             continue
         try:
-            count = len(encoder.encode(text.separator.join(read_documents(text.path, text.field, hub))))
+            count = len(encoder.encode(read_joined(text, hub)))
         except Exception as error:  # a hub's library raises what it likes
             yield f"{key}.path: {text.path} cannot be read: {one_line(error)}"
             continue

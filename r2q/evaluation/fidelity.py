@@ -28,19 +28,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError
+from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
-from r2q.evaluation.perplexity import check_window, cut, window_logits
-from r2q.files import read_documents
+from r2q.evaluation.perplexity import cut, window_logits
+from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import file_sha256, write_atomic
+from r2q.models.checks import max_positions
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full, load_tokenizer, quiet
 from r2q.models.source import model_folder
 from r2q.prepare import read_prepared
-from r2q.tokens import Encoder
+from r2q.tokens import Encoder, beyond_positions
 
 CHUNK = 1 << 26  # float32 logits whose tail is summed at once (256 MiB)
 FORMAT_VERSION = 1
@@ -105,8 +106,8 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     check_unchanged(folder, facts)
     encoder = Encoder(load_tokenizer(str(folder)), entry.add_bos)
     teacher = load_full(str(folder), dtype=entry.dtype)
-    check_window("fidelity", text.window, teacher.config)
-    ids = encoder.encode(text.separator.join(read_documents(text.path, text.field, Hub.of(config))))
+    refuse(config_path, beyond_positions("fidelity.window", text.window, max_positions(teacher.config), model))
+    ids = encoder.encode(read_joined(text, Hub.of(config)))
     try:
         tokens = cut(ids, text.window, text.windows)
     except ValueError as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import traceback
+from functools import partial
 from typing import Any
 
+from r2q.evaluation.attempt import attempt
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
-from r2q.evaluation.texts import release
 
 BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
@@ -30,24 +29,21 @@ def evaluate_tasks(
         seed_all(seeds)
         scorer.task = name
         count = tasks.limits[name]
-        start = time.perf_counter()
-        try:
-            with quiet():
-                result = lm_eval.evaluate(
-                    lm=scorer,
-                    task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
-                    samples={name: range(count)} if count < len(task.eval_docs) else None,
-                    bootstrap_iters=bootstrap,
-                    log_samples=samples,
-                )
-            for part in BY_TASK:
-                raw[part] |= result.get(part, {})
-        except Exception as error:
-            if not isinstance(error, ArithmeticError):
-                traceback.print_exc()
-            failed[name] = error.with_traceback(None)  # which holds on to the model's tensors
-            release()
-        seconds[name] = round(time.perf_counter() - start, 3)
+        work = partial(
+            lm_eval.evaluate,
+            lm=scorer,
+            task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+            samples={name: range(count)} if count < len(task.eval_docs) else None,
+            bootstrap_iters=bootstrap,
+            log_samples=samples,
+        )
+        with quiet():
+            result, error, seconds[name] = attempt(work, ArithmeticError)
+        if error is not None:
+            failed[name] = error
+            continue
+        for part in BY_TASK:
+            raw[part] |= result.get(part, {})
     raw["group_subtasks"] = tasks.dictionary["group_map"]
     for name, group in tasks.dictionary["groups"].items():
         members = [task.task_name for task in group.get_all_tasks()]

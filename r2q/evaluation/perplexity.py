@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 
-from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import delta_exp_mean
 from r2q.evaluation.rows import rows_at_once
-from r2q.models.checks import max_positions
 
 
 @dataclass(frozen=True)
@@ -42,17 +40,6 @@ class TokenPerplexity:
     tokens: int
     first_token: int
     losses: list[float]
-
-
-def check_window(key: str, window: int, config: Any) -> None:
-    """Refuse a window that the model cannot read; `key` is the text's in the config.
-
-    Raises:
-        ConfigError: names the window and the model's positions.
-    """
-    positions = max_positions(config)
-    if positions is not None and window > positions:
-        raise ConfigError(f"{key}.window: {window} tokens, but the model has only {positions} positions")
 
 
 def cut(ids: Sequence[int], window: int, windows: int | None = None) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -10,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r2q.config import Config
+from r2q.config import Config, refuse
 from r2q.evaluation.tasks import TaskSet
-from r2q.files import read_documents, sha256
+from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
@@ -75,10 +74,7 @@ class Session:
         self.teacher = check_reference(config, model, reference)
         self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
         hub = Hub.of(config)
-        self.texts = {
-            name: text.separator.join(read_documents(text.path, text.field, hub))
-            for name, text in config.perplexity.items()
-        }
+        self.texts = {name: read_joined(text, hub) for name, text in config.perplexity.items()}
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
         self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())
         self.code = code("evaluate")
@@ -156,7 +152,7 @@ class Session:
 
     def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], str | None]:
         """(fields of the evaluation, raw results, items, samples as text)."""
-        import torch
+        from r2q.evaluation.attempt import NO_NUMBER, release
 
         found: dict[str, Any] = {"scores": [], "task_seconds": {}}
         raw: dict[str, Any] = {}
@@ -165,12 +161,10 @@ class Session:
         with Measured() as cost:
             try:
                 raw, items, lines = self._scores(folder, found)
-            except (ArithmeticError, torch.OutOfMemoryError) as error:
+            except NO_NUMBER as error:
                 found |= {"status": FAILED, "reason": one_line(error), "retry": passing(error), "scores": []}
             finally:
-                gc.collect()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                release()
         spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib", "gpu_mib")}
         return found | spent, raw, items, lines
 
@@ -179,14 +173,16 @@ class Session:
         import torch
 
         from r2q.evaluation.adapter import Scorer
+        from r2q.evaluation.attempt import NO_NUMBER, reason
         from r2q.evaluation.one_by_one import evaluate_tasks
         from r2q.evaluation.per_item import task_items
-        from r2q.evaluation.perplexity import check_window
         from r2q.evaluation.scores import task_scores
         from r2q.evaluation.sharing import plain
-        from r2q.evaluation.texts import measure, reason
+        from r2q.evaluation.texts import measure
+        from r2q.models.checks import max_positions
         from r2q.models.load import load_packed
         from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
+        from r2q.tokens import beyond_positions
 
         model = load_packed(folder, self.entry.dtype, self.device)
         if any(isinstance(module, PackedWeight) for module in model.modules()):
@@ -194,8 +190,9 @@ class Session:
             self._checked_packed = True
         encoder_key, encoder = self._encoder(folder)
         found |= {"dtype": str(model.dtype).removeprefix("torch."), "add_bos": encoder.adds_bos}
+        positions = max_positions(model.config)
         for name, text in self.config.perplexity.items():
-            check_window(f"perplexity.{name}", text.window, model.config)
+            refuse("evaluate", beyond_positions(f"perplexity.{name}.window", text.window, positions, self.model))
         raw: dict[str, Any] = {}
         items: dict[str, Any] = {}
         lost: list[Exception] = []
@@ -217,9 +214,8 @@ class Session:
             found["task_seconds"][name] = part.seconds
             items |= {name: part.items} if part.items else {}
             lost += [] if part.error is None else [part.error]
-        known = (ArithmeticError, torch.OutOfMemoryError)
-        if all(score.value is None for score in found["scores"]) and any(isinstance(e, known) for e in lost):
-            raise next(error for error in lost if isinstance(error, known))
+        if all(score.value is None for score in found["scores"]) and any(isinstance(e, NO_NUMBER) for e in lost):
+            raise next(error for error in lost if isinstance(error, NO_NUMBER))
         found["retry"] = any(map(passing, lost))
         del model
         torch.manual_seed(SEEDS["torch"])

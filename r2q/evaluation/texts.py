@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import gc
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from functools import partial
+from typing import Any, NamedTuple
 
 from r2q.config import Config
+from r2q.evaluation.attempt import NO_NUMBER, attempt, reason
 from r2q.evaluation.fidelity import Reference, distance
 from r2q.evaluation.per_item import kept
 from r2q.evaluation.perplexity import token_perplexity
 from r2q.evaluation.scores import failed_text, fidelity_scores, perplexity_score
 from r2q.files import sha256
-from r2q.records import one_line
 
-LOST = (ValueError, ArithmeticError, torch.OutOfMemoryError)  # too short a text, a number that is none, memory
+Parts = tuple[list[dict[str, Any]], dict[str, Any]]  # entries of `scores`; by `metric,filter`, what every window gave
 
 
-@dataclass
-class Measurement:
+class Measurement(NamedTuple):
     """What one text gave.
 
     Attributes:
@@ -34,9 +28,9 @@ class Measurement:
     """
 
     rows: list[dict[str, Any]]
-    items: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    error: Exception | None = None
+    items: dict[str, Any]
+    seconds: float
+    error: Exception | None
 
 
 def measure(
@@ -45,53 +39,30 @@ def measure(
     """All texts of a config by name, `ids` being the tokens of each: what fails in one leaves the others alone."""
     size, measured = config.limits.batch_size, {}
     for name, text in config.perplexity.items():
-
-        def perplexity(name: str = name, text: Any = text) -> Measurement:
-            result = token_perplexity(model, ids[name], text.window, text.windows, size)
-            row = perplexity_score(name, text.window, result)
-            scored = ids[name][: result.windows * text.window]
-            asked = sha256(str(text.window), " ".join(map(str, scored)))
-            return Measurement([row], {f"{row['metric']},none": kept(result.losses, asked)})
-
-        measured[name] = _tried(perplexity, name, f"token_ppl_{text.window}", f"perplexity.{name}.path: {text.path}")
+        work = partial(_perplexity, model, name, text, ids[name], size)
+        metric, where = f"token_ppl_{text.window}", f"perplexity.{name}.path: {text.path}"
+        measured[name] = _measurement(work, name, metric, where)
     if teacher is not None:
-
-        def fidelity() -> Measurement:
-            result = distance(model, teacher, size)
-            asked = sha256(str(teacher.tokens.shape[1]), teacher.tokens.numpy().tobytes())
-            parts = {"kl,none": result.kl, "top1_agreement,none": result.agreement}
-            return Measurement(
-                fidelity_scores(result, teacher), {name: kept(values, asked) for name, values in parts.items()}
-            )
-
-        measured["fidelity"] = _tried(fidelity, "fidelity", "kl", "fidelity")
+        measured["fidelity"] = _measurement(partial(_fidelity, model, teacher, size), "fidelity", "kl", "fidelity")
     return measured
 
 
-def _tried(run: Callable[[], Measurement], name: str, metric: str, where: str) -> Measurement:
-    """The measurement with its time, or a failed row."""
-    start = time.perf_counter()
-    try:
-        measurement = run()
-    except Exception as error:
-        if not isinstance(error, LOST):
-            traceback.print_exc()
-        error = error.with_traceback(None)  # which holds on to the model's tensors
-        measurement = Measurement([failed_text(name, metric, f"{where}: {reason(error)}")], error=error)
-    if measurement.error is not None:
-        release()
-    measurement.seconds = round(time.perf_counter() - start, 3)
-    return measurement
+def _perplexity(model: Any, name: str, text: Any, ids: Sequence[int], size: int) -> Parts:
+    result = token_perplexity(model, ids, text.window, text.windows, size)
+    row = perplexity_score(name, text.window, result)
+    asked = sha256(str(text.window), " ".join(map(str, ids[: result.windows * text.window])))
+    return [row], {f"{row['metric']},none": kept(result.losses, asked)}
 
 
-def reason(error: Exception) -> str:
-    """An error as one line."""
-    text = one_line(error)
-    return text if isinstance(error, ArithmeticError | ValueError) else f"{type(error).__name__}: {text}"
+def _fidelity(model: Any, teacher: Reference, size: int) -> Parts:
+    result = distance(model, teacher, size)
+    asked = sha256(str(teacher.tokens.shape[1]), teacher.tokens.numpy().tobytes())
+    parts = {"kl,none": result.kl, "top1_agreement,none": result.agreement}
+    return fidelity_scores(result, teacher), {name: kept(values, asked) for name, values in parts.items()}
 
 
-def release() -> None:
-    """Give back memory that a failure has left."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _measurement(work: Callable[[], Parts], name: str, metric: str, where: str) -> Measurement:
+    """What a text gives, or a failed row."""
+    found, error, seconds = attempt(work, ValueError, *NO_NUMBER)  # ValueError: of too short a text
+    rows, items = found if error is None else ([failed_text(name, metric, f"{where}: {reason(error)}")], {})
+    return Measurement(rows, items, seconds, error)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config, ConfigError, Model
+from r2q.config import Config, ConfigError, Model, refuse
 from r2q.inputs.hub import CHOICE, Hub, HubInput, Kind, call, hub_inputs, is_id, lock_file, snapshot
 from r2q.kept import file_sha256, held
 from r2q.models.source import checked_sha256, fetched, model_patterns
@@ -62,8 +62,7 @@ def _problems_of(source: str | Path) -> Iterator[list[str]]:
         yield problems
     except ConfigError as error:
         problems += str(error).splitlines()
-    if problems:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in dict.fromkeys(problems)))
+    refuse(source, dict.fromkeys(problems))
 
 
 @contextmanager
@@ -155,7 +154,6 @@ class Downloads(Hub):
         self.unfinished = lock.with_name(f".{lock.name}.unfinished")
         kept = read_if_whole(self.unfinished, Inputs) or (read_json(lock, Inputs) if lock.is_file() else Inputs([]))
         super().__init__(kept, lock)
-        self.pinned = kept.pinned
         self.waiting: dict[tuple[str, str, str | None], dict[str, int]] = {}  # bytes of files, by kind, id, asked
         self.asked: list[Pinned] = []  # of this config
 

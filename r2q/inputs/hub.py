@@ -96,6 +96,7 @@ class Hub(Newest):
 
     def __init__(self, inputs: Inputs | None, lock: Path) -> None:
         self.inputs, self.lock = inputs, lock
+        self.pinned = [] if inputs is None else inputs.pinned
 
     @classmethod
     def of(cls, config: Config) -> Hub:
@@ -105,8 +106,7 @@ class Hub(Newest):
 
     def known(self, kind: Kind, id: str, asked: str | None) -> Pinned | None:
         """The pinned repository that the config means by id and revision."""
-        entries = self.inputs.pinned if self.inputs is not None else []
-        return next((e for e in entries if (e.kind, e.id) == (kind, id) and asked in (e.asked, e.commit)), None)
+        return next((e for e in self.pinned if (e.kind, e.id) == (kind, id) and asked in (e.asked, e.commit)), None)
 
     def find(self, kind: Kind, id: str, asked: str | None) -> Pinned:
         """The same.
@@ -144,7 +144,7 @@ class Hub(Newest):
 
     def check(self, without: Collection[str]) -> Iterator[str]:
         """Read every pinned file but those of the repositories `without`; a sentence for each that is another now."""
-        for entry in self.inputs.pinned if self.inputs is not None else []:
+        for entry in self.pinned:
             if entry.id not in without:
                 yield from _changed(entry, {name: file_sha256(snapshot(entry) / name) for name in entry.files})
 
@@ -156,7 +156,7 @@ class Hub(Newest):
 
     def missing(self) -> Iterator[str]:
         """A sentence for every repository of which a pinned file is not in the cache with its length."""
-        for entry in self.inputs.pinned if self.inputs is not None else []:
+        for entry in self.pinned:
             lost = missing_files(snapshot(entry), {name: file.bytes for name, file in entry.files.items()})
             if lost:
                 more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""

@@ -27,14 +27,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import refuse
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_config
 from r2q.models.load import load_tokenizer
 from r2q.models.source import model_folder
-from r2q.tokens import Encoder
+from r2q.tokens import Encoder, beyond_positions
 
 CPU = torch.device("cpu")
 FORMAT_VERSION = 1
@@ -77,15 +77,11 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     config = configuration.load(config_path, model, "calibration")
     section = config.calibration
     assert section is not None
-    for problem in configuration.leaks(config):
-        raise ConfigError(f"{config_path}: {problem}")
+    refuse(config_path, configuration.leaks(config))
     entry = config.models[model]
     folder = model_folder(entry)
     positions = max_positions(read_config(folder))
-    if positions is not None and section.window > positions:
-        raise ConfigError(
-            f"{config_path}: calibration.window: {section.window} tokens, but {model} has only {positions} positions"
-        )
+    refuse(config_path, beyond_positions("calibration.window", section.window, positions, model))
     tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
     documents = read_source(section.path, section.field, Hub.of(config))
@@ -103,7 +99,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         else:
             windows, text_tokens = cut_documents(encoder, documents, *how)
     except ValueError as error:
-        raise ValueError(f"calibration.source {section.path}: {error}") from None
+        raise ValueError(f"calibration.path: {section.path}: {error}") from None
     tokens, held_out = windows[: section.windows].contiguous(), windows[section.windows :].contiguous()
     facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,

@@ -7,7 +7,6 @@ conversions are checked in milliseconds and no weight is read. Code that a check
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from r2q.config import some
 from r2q.models.source import SMALL, VOCABULARY, WEIGHTS
 from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
@@ -240,8 +240,3 @@ def check_causal(model: Any) -> None:
             f"{type(model).__name__} looks ahead: what it predicts changes with later tokens, so it gives text no "
             "likelihood; only causal models (for families that are both, is_decoder: true in config.json) are accepted"
         )
-
-
-def some(names: Sequence[str]) -> str:
-    """The first three of them, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
-from r2q.config import nearest
-from r2q.models.checks import read_config, read_tokenizer, say_untied, some
+from r2q.config import nearest, some
+from r2q.models.checks import read_config, read_tokenizer, say_untied
 from r2q.models.joined import join
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig

@@ -99,10 +99,14 @@ def model_patterns(repository: str, revision: str | None) -> list[str]:
     return [*SMALL, *names]
 
 
+def made_of(entry: Model) -> dict[str, Any]:
+    """All of the entry of a GGUF file that the content of its folder follows from."""
+    return {name: getattr(entry, name) for name in ("path", "revision", "sha256", "dtype")}
+
+
 def made_folder(entry: Model) -> Path:
-    """Where the folder of a GGUF file belongs: named after the file and all of the entry that its content follows."""
-    parts = {name: getattr(entry, name) for name in ("path", "revision", "sha256", "dtype")}
-    return SOURCES / f"{Path(entry.path).stem}-{key(parts)[:8]}"
+    """Where the folder of a GGUF file belongs: named after the file and all that its content follows from."""
+    return SOURCES / f"{Path(entry.path).stem}-{key(made_of(entry))[:8]}"
 
 
 def source_facts(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
 from r2q.kept import state_of
-from r2q.models.source import MADE, SMALL, SOURCES, made_folder
+from r2q.models.source import MADE, SMALL, SOURCES, made_folder, made_of
 from r2q.plan.sources import code, method_code
 
 
@@ -193,9 +193,8 @@ class Plan:
     # What else a result depends on, as one stable line each: when it changes, the job runs again
 
     def asked_source(self, at: Any) -> str:
-        entry = self.config.models[self.source_of(at)]
-        parts = {name: getattr(entry, name) for name in ("path", "revision", "sha256", "dtype")}
-        return _line(parts, state=_states(self.source_files(at)), code=code("source"))
+        made = made_of(self.config.models[self.source_of(at)])
+        return _line(made, state=_states(self.source_files(at)), code=code("source"))
 
     def asked_prepare(self, at: Any) -> str:
         entry = self.config.models[at.model]
@@ -284,8 +283,7 @@ class Plan:
 
     def _pinned(self) -> dict[str, dict[str, str]]:
         """The commits of data sets that `fetch` pinned."""
-        inputs = self.hub.inputs
-        commits = {e.id: e.commit for e in inputs.pinned if e.kind == "dataset"} if inputs is not None else {}
+        commits = {e.id: e.commit for e in self.hub.pinned if e.kind == "dataset"}
         return {"pinned": commits} if commits else {}
 
     # Tables and figures: what a run shows, and the CSV files that each is made from

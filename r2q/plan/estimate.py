@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 
-from r2q.config import Config, ConfigError, method_info
+from r2q.config import Config, ConfigError, method_info, refuse
 from r2q.measure import MIB, duration, processors
 from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
@@ -150,9 +150,7 @@ def report(config: Config, source: str, given: Machine) -> str:
         raise ConfigError(f"{source}: {error}") from None
     if 0 < given.gpus < processes and made.plan.trained:
         raise ConfigError(f"{source}: limits.training_processes: {processes}, but {given.gpus} GPUs are given")
-    problems = made.problems()
-    if problems:
-        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+    refuse(source, made.problems())
     return "\n".join([made.table(), "", f"{source}: {made.summary()}", *(f"note: {note}" for note in made.notes())])
 
 

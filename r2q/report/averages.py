@@ -20,9 +20,14 @@ COLUMNS = ["model", "recipe", "measure", "higher_is_better", "value", "low", "hi
            "n"]  # fmt: skip
 
 
+def flags(column: pd.Series) -> pd.Series:
+    """A column of True and False; what is not known is False."""
+    return column.fillna(False).astype(bool)
+
+
 def in_table(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main table."""
-    return scores[scores["in_table"].fillna(False).astype(bool) & (scores["task"] != "")]
+    return scores[flags(scores["in_table"]) & (scores["task"] != "")]
 
 
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
@@ -31,7 +36,7 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     by_metric = shown.groupby(["task", "metric"], sort=False)["value"]
     shares = {name for name, values in by_metric if are_shares(str(name[1]), values)}  # type: ignore[index]
     share = [name in shares for name in zip(shown["task"], shown["metric"], strict=True)]
-    higher = shown["higher_is_better"].fillna(False).astype(bool)
+    higher = flags(shown["higher_is_better"])
     return shown[pd.Series(share, shown.index, dtype=bool) & higher]
 
 
@@ -158,7 +163,7 @@ def unbeaten(rows: pd.DataFrame, size: str) -> list[int]:
 
     Controls and what is at chance do not compete.
     """
-    out = rows["control"].fillna(False).astype(bool) | rows["at_chance"].fillna(False).astype(bool)
+    out = flags(rows["control"]) | flags(rows["at_chance"])
     rivals = rows[~out].dropna(subset=["value", size])
     sign = 1 if rivals["higher_is_better"].all() else -1
     best, found = -math.inf, []
@@ -184,9 +189,9 @@ def best_of_families(scores: pd.DataFrame) -> pd.DataFrame:
     facts = scores.drop_duplicates("recipe").set_index("recipe")
     family = facts["frame"].fillna("") + " " + facts["quantizer"].str.split(r"[- ]").str[0]
     family = pd.Series(list(map(of_bits, family, facts["bits"])), facts.index, dtype=object)
-    average = average[~average["recipe"].map(facts["control"]).fillna(False).astype(bool)]
+    average = average[~flags(average["recipe"].map(facts["control"]))]
     average["family"] = average["recipe"].map(family)
     best = average.loc[average.groupby(["model", "family"])["value"].idxmax(), ["model", "recipe"]]
     pairs = pd.Series(list(zip(scores["model"], scores["recipe"], strict=True)), index=scores.index)
     kept = {*best.itertuples(index=False, name=None), *pairs[scores["status"] != OK]}
-    return scores[pairs.isin(kept) | scores["control"].fillna(False).astype(bool)]
+    return scores[pairs.isin(kept) | flags(scores["control"])]

@@ -125,7 +125,7 @@ class _Ended(StoppingCriteria):
         return (input_ids[:, -1] == self.prompts.end) & (self.prompts.lengths < input_ids.shape[1])
 
 
-def with_vllm(path: str, revision: str | None, dtype: str, device: str, end: int | None, wanted: Training) -> Continue:
+def with_vllm(path: str, dtype: str, device: str, end: int | None, wanted: Training) -> Continue:
     """Continue prompts with vLLM, which loads the model itself, on the first GPU that it sees.
 
     Raises:
@@ -140,8 +140,6 @@ def with_vllm(path: str, revision: str | None, dtype: str, device: str, end: int
         raise ValueError(f"device: {device} is asked for, but the installed vllm is for {current_platform.device_type}")
     engine = vllm.LLM(
         model=path,
-        revision=revision,
-        tokenizer_revision=revision,
         dtype=dtype,
         seed=wanted.seed,
         max_model_len=wanted.length,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from r2q import config as configuration
-from r2q.config import ConfigError
+from r2q.config import ConfigError, refuse
 from r2q.config.texts import Texts, Training
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
@@ -34,7 +34,7 @@ from r2q.models.source import model_folder
 from r2q.models.targets import refuse_quantized
 from r2q.plan.sources import code
 from r2q.prepare import engine_problems, read_prepared
-from r2q.tokens import Encoder
+from r2q.tokens import Encoder, beyond_positions
 from r2q.training.data import Rows, write
 from r2q.training.generation import (
     Continue,
@@ -71,8 +71,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     config = configuration.load(config_path, model, "training")
     wanted = config.training
     assert wanted is not None
-    for problem in [*engine_problems(config), *configuration.leaks(config)]:
-        raise ConfigError(f"{config_path}: {problem}")
+    refuse(config_path, [*engine_problems(config), *configuration.leaks(config)])
     facts = read_prepared(prepared, model)
     entry, device, out = config.models[model], pick_device(config.device), Path(out)
     torch.set_num_threads(config.limits.threads)
@@ -81,9 +80,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     check_unchanged(folder, facts)
     model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
-    positions = max_positions(model_config)
-    if positions is not None and wanted.length > positions:
-        raise ConfigError(f"{config_path}: training.length: {wanted.length}, but {model} has {positions} positions")
+    refuse(config_path, beyond_positions("training.length", wanted.length, max_positions(model_config), model))
     tokenizer = load_tokenizer(str(folder))
     encoder = Encoder(tokenizer, entry.add_bos)
     drawn = draw(wanted, Hub.of(config))
@@ -203,7 +200,7 @@ def supervised_rows(encoder: Encoder, end: int | None, pairs: list[tuple[str, st
 
 def _engine(folder: str, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
     if wanted.uses_vllm:
-        return with_vllm(folder, None, dtype, device.type, end, wanted)
+        return with_vllm(folder, dtype, device.type, end, wanted)
     return with_transformers(load_full(folder, dtype=dtype).to(device), end, wanted)
 
 

@@ -409,7 +409,7 @@ def test_bad_input_is_one_sentence(run: Run) -> None:
     with pytest.raises(ConfigError, match="models: unknown model n; valid: m"):
         evaluate_unit(run.config, "n", run.unit("rtn-g64"))
     run.write(perplexity={"book": run.data["perplexity"]["book"] | {"window": 161}})
-    with pytest.raises(ConfigError, match=r"book\.window: 161 tokens, but the model has only 160"):
+    with pytest.raises(ConfigError, match=r"book\.window: 161 tokens, but model m has only 160"):
         run.evaluate()
     (run.unit("rtn-g64") / "report.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"rtn-g64/seed0/report\.json; run `quantize` first"):

@@ -143,7 +143,7 @@ def test_the_verbs_give_full_precision_nothing_and_others_something(config: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"window": 161}, r"fidelity\.window: 161 tokens, but the model has only 160 positions"),
+        ({"window": 161}, r"fidelity\.window: 161 tokens, but model m has only 160 positions"),
         ({"window": 150}, r"fidelity\.path: .*text.txt, read with the tokenizer of m: the text has \d+ tokens, fewer"),
     ],
 )

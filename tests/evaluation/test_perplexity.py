@@ -11,9 +11,8 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
-from r2q.evaluation.perplexity import check_window, token_perplexity
+from r2q.evaluation.perplexity import token_perplexity
 from r2q.files import read_documents
 from r2q.tokens import Encoder
 from tests.evaluation import tiny
@@ -69,12 +68,6 @@ def test_word_perplexity_is_a_power_of_token_perplexity() -> None:
     word_perplexity = math.exp(-log_likelihood / words)
     assert word_perplexity == pytest.approx(ours.value ** ((len(ids) - 1) / words), rel=1e-4)
     assert ours.first_token == byte_tokenizer().bos_token_id
-
-
-def test_a_window_needs_that_many_positions() -> None:
-    with pytest.raises(ConfigError, match=r"perplexity\.wt2\.window: 161 tokens.* 160 positions"):
-        check_window("perplexity.wt2", 161, tiny.model().config)
-    check_window("perplexity.wt2", 160, tiny.model().config)
 
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:

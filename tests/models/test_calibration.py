@@ -166,7 +166,7 @@ def test_tokens_that_were_changed_are_refused(folder: Path, tmp_path: Path) -> N
     ("wanted", "error"),
     [
         ({}, "calibration: this key is required here"),
-        ({"window": 65}, r"calibration\.window: 65 tokens, but tiny has only 64 positions"),
+        ({"window": 65}, r"calibration\.window: 65 tokens, but model tiny has only 64 positions"),
         ({"windows": 400}, "too short for 50 held-out windows"),
         ({"pth": 1}, r"calibration\.pth: unknown key; nearest valid: path"),
         ({"path": "wikitext"}, r"calibration\.path: wikitext is none of .*; nearest valid: wikitext2"),

@@ -225,8 +225,6 @@ def test_vllm_is_asked_for_exactly_what_the_config_says(vllm: Any, folder: Path,
     assert vllm.engines == [
         {
             "model": str(folder),
-            "revision": None,
-            "tokenizer_revision": None,
             "dtype": "float32",
             "seed": 3,
             "max_model_len": 30,

@@ -109,7 +109,7 @@ def test_documents_are_cut_chosen_and_counted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"length": 10_000}, "training.length: 10000, but tiny has"),
+        ({"length": 10_000}, "training.length: 10000 tokens, but model tiny has only"),
         ({"held_out": 12}, "training.held_out: 12 of only 12 rows"),
         ({"prompt_tokens": None}, "no more than the longest prompt"),
         ({"prompt_tokens": 24}, "prompt_tokens: 24 leave nothing to generate"),

@@ -5,13 +5,15 @@ A line per quantizer, a point per decoder block; an output head, which is in non
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from r2q.report.figures.style import GREY, quantizer_legend, quantizer_line, training_panels
+from r2q.report.figures.style import GREY, quantizer_legend, training_panels
 from r2q.report.run import Run, first_of_alike
 
 CAPTION = (
@@ -53,18 +55,13 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """A row for each model, frame and granularity: both measures."""
-    figure = training_panels(frame, TITLES, "decoder block", _lines)
+    figure = training_panels(frame, TITLES, "block", "decoder block", _lines)
     quantizer_legend(figure, frame["quantizer"], Line2D([], [], color=GREY, linestyle=":", label="before training"))
     return figure
 
 
-def _lines(axes: Axes, part: pd.DataFrame) -> None:
-    for quantizer, rows in part.groupby("quantizer", sort=False):
-        rows = rows.sort_values("block")
-        look = quantizer_line(str(quantizer))
-        axes.plot(rows["block"], rows["after"], **look)
-        if (rows["before"] > 0).any():
-            axes.plot(rows["block"], rows["before"], color=look["color"], linewidth=0.7, linestyle=":")
-        if (rows["seeds"] > 1).any():
-            axes.fill_between(rows["block"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
+def _lines(axes: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> None:
+    axes.plot(rows["block"], rows["after"], **look)
+    if (rows["before"] > 0).any():
+        axes.plot(rows["block"], rows["before"], color=look["color"], linewidth=0.7, linestyle=":")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from r2q.measure import MIB
-from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of, recipes_of, unbeaten
+from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of, flags, recipes_of, unbeaten
 from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
 from r2q.report.run import FULL_PRECISION, Run
@@ -58,7 +58,7 @@ def data(run: Run, variant: str) -> pd.DataFrame:
     first = recipes_of(scores).set_index(["model", "recipe"])
     rows = rows.join(first[[column, "quantizer", "granularity", "kind", "control"]], on=["model", "recipe"])
     rows["x"] = rows[column].astype(float) / (1 if variant == "bits" else MIB)
-    rows["axis"], rows["control"] = variant, rows["control"].fillna(False).astype(bool)
+    rows["axis"], rows["control"] = variant, flags(rows["control"])
     rows = _competing(rows.dropna(subset=["x", "value"]))
     if rows["model"].nunique() > 1 and variant == "bits":
         rows = pd.concat([rows, _competing(_over_models(rows))], ignore_index=True)

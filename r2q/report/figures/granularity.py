@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from r2q.report.averages import by_granularity
+from r2q.report.averages import by_granularity, flags
 from r2q.report.figures.labels import apart
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, quantizer_mark
 from r2q.report.run import Run
@@ -25,7 +25,7 @@ LEAST, NAME, FRAME = 1.7, 0.1, 0.4  # inches: a panel's least height, a name's, 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
     """A row per model, recipe without its granularity, and granularity; only what has several."""
-    rows = by_granularity(run.framed[~run.scores["control"].fillna(False).astype(bool)])
+    rows = by_granularity(run.framed[~flags(run.scores["control"])])
     rows = rows[rows.groupby(["model", "family"])["granularity"].transform("nunique") > 1]
     rows = rows.sort_values(["model", "family", "place"], kind="stable")
     ends = rows.groupby(["model", "family"])["value"]

@@ -142,11 +142,16 @@ def share_y(row: Iterable[Axes]) -> None:
 
 
 def training_panels(
-    frame: pd.DataFrame, titles: Mapping[str, str], x: str, lines: Callable[[Axes, pd.DataFrame], None]
+    frame: pd.DataFrame,
+    titles: Mapping[str, str],
+    x: str,
+    label: str,
+    lines: Callable[[Axes, pd.DataFrame, dict[str, Any]], None],
 ) -> Figure:
     """A row for each model, frame and granularity that was run; in it a panel for each measure of `titles`.
 
-    Panels of a measure share their scale within a model and frame.
+    Panels of a measure share their scale within a model and frame. `lines` draws the rows of a quantizer, in the order
+    of the column `x`, with its look; where there are several seeds, the range from `low` to `high` is shaded.
     """
     keys = ["model", "frame", "granularity"]
     rows = list(frame.groupby(keys, sort=False))
@@ -158,12 +163,16 @@ def training_panels(
         axes[i, 0].set_title(title, pad=11).set_in_layout(False)  # it reaches over the other panel
         axes[i, -1].set_title(" ", pad=11)
         for ax, (measure, title) in zip(axes[i], titles.items(), strict=True):
-            lines(ax, part[part["measure"] == measure])
+            for quantizer, of_quantizer in part[part["measure"] == measure].groupby("quantizer", sort=False):
+                points, look = of_quantizer.sort_values(x), quantizer_line(str(quantizer))
+                lines(ax, points, look)
+                if (points["seeds"] > 1).any():
+                    ax.fill_between(points[x], points["low"], points["high"], color=look["color"], alpha=0.2, lw=0)
             ax.set_yscale("log")
             ax.grid(True, axis="y", color=PALE)
             ax.text(0, 1.03, title, transform=ax.transAxes, va="bottom", fontsize=SMALLEST, in_layout=False)
             if i == len(rows) - 1:
-                ax.set_xlabel(x)
+                ax.set_xlabel(label)
     together: dict[Any, list[int]] = {}
     for i, (names, _) in enumerate(rows):
         together.setdefault(names[:2], []).append(i)

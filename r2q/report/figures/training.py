@@ -5,11 +5,13 @@ Single steps are noisy: they are drawn pale, and over them their running median,
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r2q.report.figures.style import quantizer_legend, quantizer_line, training_panels
+from r2q.report.figures.style import quantizer_legend, training_panels
 from r2q.report.run import Run, first_of_alike
 
 CAPTION = (
@@ -50,16 +52,11 @@ def _running_median(steps: pd.Series) -> pd.Series:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """A row for each model, frame and granularity: the gradient norm and the loss."""
-    figure = training_panels(frame, MEASURES, "step", _lines)
+    figure = training_panels(frame, MEASURES, "step", "step", _lines)
     quantizer_legend(figure, frame["quantizer"])
     return figure
 
 
-def _lines(axes: Axes, part: pd.DataFrame) -> None:
-    for quantizer, rows in part.groupby("quantizer", sort=False):
-        rows = rows.sort_values("step")
-        look = quantizer_line(str(quantizer))
-        axes.plot(rows["step"], rows["mean"], color=look["color"], linewidth=0.4, alpha=0.35)
-        axes.plot(rows["step"], rows["median"], **look)
-        if (rows["seeds"] > 1).any():
-            axes.fill_between(rows["step"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
+def _lines(axes: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> None:
+    axes.plot(rows["step"], rows["mean"], color=look["color"], linewidth=0.4, alpha=0.35)
+    axes.plot(rows["step"], rows["median"], **look)

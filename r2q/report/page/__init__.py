@@ -17,6 +17,7 @@ import jinja2
 import pandas as pd
 
 from r2q.kept import write_atomic
+from r2q.plan import Unit
 from r2q.records import OK, read_drawn, sign
 from r2q.report.claims import GRANULARITY
 from r2q.report.claims.markdown import ENDS, GAINS, STARTS, digits
@@ -170,7 +171,7 @@ def _units(run: Run, folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
         record = run.provenance.get(digest, {})
         asked = record.get("config", {}).get("recipe", {})
         options = {key: value for key, value in asked.items() if key not in ("name", "seeds")}
-        place = (folder / model / recipe / f"seed{seed}").as_posix()
+        place = (folder / Unit(model, recipe, int(seed)).path).as_posix()
         bad = rows[rows["status"] != OK]
         yield {
             "id": prefix + unit_id(model, recipe, int(seed)),

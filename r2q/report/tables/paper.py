@@ -105,8 +105,7 @@ def residual(run: Run) -> Sheet | None:
         key = (row["model"], row["recipe"])
         body.append([row["model"], row["quantizer"], row["granularity"], _number(row["bits_per_weight"], 2),
                      _number(error.get(key), 3), _ranged(distance.get(key)), _ranged(points.get(key))])  # fmt: skip
-    measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
-    head = ["model", "quantizer", "granularity", "bits", "weight error", measure, SCORE]
+    head = ["model", "quantizer", "granularity", "bits", "weight error", _measure(distance), SCORE]
     notes = ["Weight error: median over layers of Σ(w − ŵ)² / Σw². In brackets: 95 % intervals.", *_marks(body)]
     return Sheet("residual", "Ablation of the residual stage", head, body, notes, left=(0, 1, 2))
 
@@ -163,10 +162,9 @@ def memory(run: Run) -> Sheet | None:
         average = replace(_ranged(None if math.isnan(row["value"]) else row), bold=index in best)
         body.append([row["model"], row["recipe"], _mib(row["file_bytes"]), _number(row["bits_per_weight"], 2),
                      _ranged(distance.get((row["model"], row["recipe"]))), average])  # fmt: skip
-    measure = str(next(iter(distance.values()))["measure"]) if distance else FIDELITY[1]
     notes = ["Bold: no other file that is as small or smaller has a higher average; controls do not compete, and no "
              "value at chance is best.", "In brackets: 95 % intervals.", *_marks(body)]  # fmt: skip
-    head = ["model", "recipe", "MiB", "bits", measure, SCORE]
+    head = ["model", "recipe", "MiB", "bits", _measure(distance), SCORE]
     return Sheet("memory", "By file size", head, body, notes, left=(0, 1))
 
 
@@ -220,6 +218,11 @@ def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, or
 
 def _indexed(rows: pd.DataFrame) -> dict[tuple[str, str], dict[Any, Any]]:
     return {(row["model"], row["recipe"]): row for row in rows.to_dict("records")}
+
+
+def _measure(distances: dict[tuple[str, str], dict[Any, Any]]) -> str:
+    """What the distances to full precision are."""
+    return str(next(iter(distances.values()))["measure"]) if distances else FIDELITY[1]
 
 
 def _ranged(row: dict[Any, Any] | None) -> Entry:
