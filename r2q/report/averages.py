@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from r2q.records import OK
@@ -64,7 +65,7 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
                 majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
                 items = int(seed["n"].sum())
             if values:
-                low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
+                low, high = np.clip(interval(values, errors), 0, 100)  # NaN stays: no interval
                 mean, error = sum(values) / len(values), sum(errors) / len(errors)
                 marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
                 averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))

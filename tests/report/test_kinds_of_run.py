@@ -72,3 +72,11 @@ def test_an_average_has_a_chance_level_where_all_its_tasks_have_one(run):
     assert set(average_scores(scores)["chance"]) == {37.5}  # of 25 and 50
     scores.loc[scores["task"] == "mini_who", "chance"] = float("nan")
     assert average_scores(scores)["chance"].isna().all()
+
+
+def test_an_average_has_no_interval_where_a_task_has_no_standard_error(run):
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    assert average_scores(scores)[["low", "high"]].notna().all(axis=None)
+    scores.loc[scores["task"] == "mini_who", "stderr"] = float("nan")
+    assert average_scores(scores)[["low", "high"]].isna().all(axis=None)
