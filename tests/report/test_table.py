@@ -193,6 +193,11 @@ def test_average_needs_every_part():
     assert rows["rtn"].cells[2].value == 0.5
 
 
+def test_a_task_may_be_called_average():
+    scores = frame([("rtn", 2.0, 0, "average", 0.5, {}), ("rtn", 2.0, 0, "b", 1.0, {})])
+    assert [cell.value for cell in rows_of(summarize(scores))["rtn"].cells] == [0.5, 1.0, 0.75]
+
+
 def test_free_answers_have_no_majority():
     free = {"metric": "exact_match", "chance": 0.0, "majority": None}
     scores = frame([("rtn", 2.0, 0, "a", 0.9, {"majority": 0.3}), ("rtn", 2.0, 0, "sums", 0.01, free)])
