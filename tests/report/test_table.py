@@ -20,7 +20,7 @@ from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
 from r2q.report.tables.paper import cost, frames, groups, memory
 from r2q.report.tables.render import terminal
-from r2q.report.tables.sheet import Entry, Sheet, latex
+from r2q.report.tables.sheet import Entry, Sheet, grid, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
 from tests.report.large import large_run
 
@@ -225,6 +225,10 @@ def test_a_recipe_that_diverged_is_a_row(run, tmp_path, capsys):
     assert f"- mini-opt, r2q-g64 diverged: {reason}.\n" in texts["md"]
     assert re.search(rf"r2q-g64 +– +– +diverged: {reason}\n", capsys.readouterr().out)
     assert "failed" not in "".join(texts.values())
+
+
+def test_a_line_in_a_field_ends_no_field():
+    assert {line.count("|") for line in grid(["a|b", "c"], [["1", "no|yes"]])} == {3}
 
 
 def test_markdown_grid_is_whole(tables):
