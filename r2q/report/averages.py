@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from r2q.records import OK
@@ -46,7 +47,7 @@ def are_shares(metric: str, values: pd.Series) -> bool:
 
 
 def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Per model and recipe the mean accuracy in percent, over tasks that every recipe of the model has.
+    """Per model and recipe the mean accuracy in percent, over all tasks of the model, as in the main table.
 
     A seed that lacks one of them has no average; where a task has no chance level, the average has none. The interval
     is over the items (tasks as independent samples); with several seeds it is Student's over the seeds, or the one over
@@ -56,12 +57,11 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
     averages = []
     for model, of_model in rows.groupby("model", sort=False):
-        tasks = common_tasks(of_model)
-        of_model = of_model[pd.MultiIndex.from_frame(of_model[["task", "metric"]]).isin(tasks)]
+        tasks = len(of_model[["task", "metric"]].drop_duplicates())
         for recipe, part in of_model.groupby("recipe", sort=False):
             values, errors, chances, majorities, items = [], [], [], [], 0
             for _, seed in part.groupby("seed", sort=False):
-                if len(seed) < len(tasks):
+                if len(seed) < tasks:
                     continue
                 values.append(100 * float(seed["value"].mean()))
                 errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
@@ -69,7 +69,7 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
                 majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
                 items = int(seed["n"].sum())
             if values:
-                low, high = (min(100.0, max(0.0, end)) for end in interval(values, errors))
+                low, high = np.clip(interval(values, errors), 0, 100)  # NaN stays: no interval
                 mean, error = sum(values) / len(values), sum(errors) / len(errors)
                 marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
                 averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
@@ -112,13 +112,6 @@ def _family(frame: str, method: str, quantizer: str) -> str:
 def group_width(granularity: str) -> float:
     """Weights a group, for the order of granularities; a channel has more than any group, a tensor the most."""
     return {"channel": 1e9, "tensor": 1e10}.get(granularity) or float(granularity[1:])
-
-
-def common_tasks(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(task, metric) that every recipe of `rows` has a value of."""
-    have = [set(zip(part["task"], part["metric"], strict=True)) for _, part in rows.groupby("recipe", sort=False)]
-    everywhere = set.intersection(*have) if have else set()
-    return [pair for pair in dict.fromkeys(zip(rows["task"], rows["metric"], strict=True)) if pair in everywhere]
 
 
 def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:

@@ -105,7 +105,8 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> Test:
 
 
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[Test, float]:
-    """Test of equal means of numbers `[items]` of the same items, and the standard error of the difference.
+    """Test of equal means of numbers `[items]` of the same items, and the standard error of the difference, NaN where
+    all changed by one and the same number.
 
     Items are drawn again with replacement; p is the share of resampled differences, moved to be 0 on average, that are
     at least as large as the one found (Efron and Tibshirani 1993, chapter 16), at least 1 / (RESAMPLES + 1) and
@@ -118,7 +119,8 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[Test,
     means = change[draws].mean(1)
     beyond = int((np.abs(means - change.mean()) >= abs(change.mean())).sum())
     least = 0.5 ** (len(change) - 1)  # of the sign test: two pairs that moved alike prove nothing
-    return Test(max(least, (beyond + 1) / (RESAMPLES + 1)), "paired bootstrap", True), float(means.std(ddof=1))
+    stderr = math.nan if len(change) == 1 or alike(list(change)) else float(means.std(ddof=1))
+    return Test(max(least, (beyond + 1) / (RESAMPLES + 1)), "paired bootstrap", True), stderr
 
 
 def z_test(difference: float, stderr: float) -> Test:

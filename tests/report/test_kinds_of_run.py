@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import pandas as pd
 import pytest
 
 from r2q.records import read_drawn
@@ -72,3 +73,20 @@ def test_an_average_has_a_chance_level_where_all_its_tasks_have_one(run):
     assert set(average_scores(scores)["chance"]) == {37.5}  # of 25 and 50
     scores.loc[scores["task"] == "mini_who", "chance"] = float("nan")
     assert average_scores(scores)["chance"].isna().all()
+
+
+def test_a_task_that_fails_costs_one_recipe_its_average_and_no_other_a_task(run):
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    whole = average_scores(scores)
+    scores.loc[(scores["task"] == "mini_who") & (scores["recipe"] == "rtn-g64"), "value"] = float("nan")
+    left = whole[whole["recipe"] != "rtn-g64"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(average_scores(scores), left)
+
+
+def test_an_average_has_no_interval_where_a_task_has_no_standard_error(run):
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    assert average_scores(scores)[["low", "high"]].notna().all(axis=None)
+    scores.loc[scores["task"] == "mini_who", "stderr"] = float("nan")
+    assert average_scores(scores)[["low", "high"]].isna().all(axis=None)

@@ -34,6 +34,12 @@ def test_paired_bootstrap_agrees_with_all_resamples():
     assert stderr == pytest.approx(means.std(), rel=0.05)
 
 
+@pytest.mark.parametrize("items", [1, 2, 8])
+def test_items_that_all_changed_alike_have_no_standard_error(items):
+    test, stderr = statistics.paired_bootstrap(np.arange(items), np.arange(items) + 0.1)
+    assert (test.p, stderr) == (pytest.approx(max(0.5 ** (items - 1), 1 / 2001)), pytest.approx(math.nan, nan_ok=True))
+
+
 def test_holm_by_hand():
     assert statistics.holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
 

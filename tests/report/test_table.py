@@ -20,7 +20,7 @@ from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
 from r2q.report.tables.paper import cost, frames, groups, memory
 from r2q.report.tables.render import terminal
-from r2q.report.tables.sheet import Entry, Sheet, latex
+from r2q.report.tables.sheet import Entry, Sheet, grid, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
 from tests.report.large import large_run
 
@@ -193,6 +193,11 @@ def test_average_needs_every_part():
     assert rows["rtn"].cells[2].value == 0.5
 
 
+def test_a_task_may_be_called_average():
+    scores = frame([("rtn", 2.0, 0, "average", 0.5, {}), ("rtn", 2.0, 0, "b", 1.0, {})])
+    assert [cell.value for cell in rows_of(summarize(scores))["rtn"].cells] == [0.5, 1.0, 0.75]
+
+
 def test_free_answers_have_no_majority():
     free = {"metric": "exact_match", "chance": 0.0, "majority": None}
     scores = frame([("rtn", 2.0, 0, "a", 0.9, {"majority": 0.3}), ("rtn", 2.0, 0, "sums", 0.01, free)])
@@ -220,6 +225,10 @@ def test_a_recipe_that_diverged_is_a_row(run, tmp_path, capsys):
     assert f"- mini-opt, r2q-g64 diverged: {reason}.\n" in texts["md"]
     assert re.search(rf"r2q-g64 +– +– +diverged: {reason}\n", capsys.readouterr().out)
     assert "failed" not in "".join(texts.values())
+
+
+def test_a_line_in_a_field_ends_no_field():
+    assert {line.count("|") for line in grid(["a|b", "c"], [["1", "no|yes"]])} == {3}
 
 
 def test_markdown_grid_is_whole(tables):

@@ -208,9 +208,7 @@ def _of_model(row: Row | None) -> str:
 def _unfinished(unfinished: Mapping[Name, str]) -> Iterator[str]:
     yield "No comparison above contains a number that these do not have; `without` names the pairs that it left out."
     yield ""
-    body = [
-        [model, recipe, str(seed), reason.replace("|", "/")] for (model, recipe, seed), reason in unfinished.items()
-    ]
+    body = [[model, recipe, str(seed), reason] for (model, recipe, seed), reason in unfinished.items()]
     yield from grid(["model", "recipe", "seed", "what happened"], body, left=range(4))
 
 

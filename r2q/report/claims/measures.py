@@ -11,7 +11,7 @@ import pandas as pd
 
 from r2q.records import OK
 from r2q.report.averages import group_width, in_table
-from r2q.report.tables.summary import AVERAGE, table_columns
+from r2q.report.tables.summary import table_columns
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
 NAME = ["model", "recipe", "seed"]
@@ -151,7 +151,7 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
     Standard errors of the tasks add up as of independent items.
     """
     shown = in_table(scores)
-    asked = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.task != AVERAGE}
+    asked = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.metric}
     of_table = np.array([pair in asked for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
     rows = _by_unit(shown[of_table & (shown["status"] == OK) & shown["value"].notna()])
     averages = []

@@ -26,11 +26,11 @@ from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, q
 from r2q.report.run import FULL_PRECISION, Run
 
 CAPTION = (
-    "Every recipe by its size: average accuracy over the tasks that all recipes have (chance dashed), and distance to "
-    "full precision, with 95 % intervals (over items, over seeds where there are several). n: items of all tasks, "
-    "windows of text; models in a mean of them. Recipes of one size stand side by side, by what they work from. Line: "
-    "recipes that no other recipe of at most their size beats, and that are not at chance or the majority rate (° in "
-    "the tables); they are named as far as there is room."
+    "Every recipe by its size: average accuracy over the tasks (chance dashed; a recipe that lacks one has none), and "
+    "distance to full precision, with 95 % intervals (over items, over seeds where there are several). n: items of all "
+    "tasks, windows of text; models in a mean of them. Recipes of one size stand side by side, by what they work from. "
+    "Line: recipes that no other recipe of at most their size beats, and that are not at chance or the majority rate "
+    "(° in the tables); they are named as far as there is room."
 )
 VARIANTS = ("bytes", "bits")
 COLUMNS = ["model", "recipe", "quantizer", "granularity", "kind", "control", "measure", "higher_is_better", "axis", "x",

@@ -210,7 +210,7 @@ def _pivot(rows: pd.DataFrame, name: str, title: str, down: str, across: str, or
     for key, part in rows.groupby(keys, sort=False):
         cells = {row[across]: row for row in part.to_dict("records")}
         body.append([*map(str, key), *(_ranged(cells.get(column)) for column in columns)])
-    notes = ["Mean over the tasks that all recipes of a model have; in brackets 95 % intervals."]
+    notes = ["Mean over the tasks; a recipe that lacks one has none. In brackets: 95 % intervals."]
     notes += [f"Chance: {rows['chance'].mean():.1f}."] if rows["chance"].notna().any() else []
     notes += _marks(body)
     return Sheet(name, title, [*keys, *columns], body, notes, left=tuple(range(len(keys))))

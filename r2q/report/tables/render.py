@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from r2q.measure import MIB
 from r2q.records import one_line
-from r2q.report.tables.summary import AVERAGE, Cell, Column, Row, Table, show
+from r2q.report.tables.summary import Cell, Column, Row, Table, show
 
 CHANCE_MARK = "°"
 TERMINAL_REASON = 78  # characters of a failure in the terminal
@@ -65,7 +65,7 @@ def terminal(table: Table) -> str:
 
 def legend(table: Table) -> list[str]:
     """What the marks and columns mean, a sentence each."""
-    percent = [column for column in table.columns if column.percent and column.task != AVERAGE]
+    percent = [column for column in table.columns if column.percent and column.metric]
     lines = [*MARKS, *ROWS]
     if percent:
         columns = f" average: mean of {', '.join(column.task for column in percent)}." if len(percent) > 1 else ""
@@ -123,7 +123,7 @@ def _wrapped_heading(column: Column) -> list[str]:
             if len(lines[-1]) + len(piece) > width:
                 lines.append("")
             lines[-1] += piece
-    if column.task == AVERAGE:
+    if not column.metric:
         return lines
     if len(lines[-1]) + 2 > width:
         return [*lines, arrow(column)]

@@ -91,8 +91,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def _markdown_entry(entry: Entry) -> str:
-    text = entry.text.replace("|", "/")
-    text = f"**{text}**" if entry.bold else f"{text}°" if entry.grey else text
+    text = f"**{entry.text}**" if entry.bold else f"{entry.text}°" if entry.grey else entry.text
     return f"{text} ±{entry.spread}" if entry.spread else text
 
 
@@ -101,8 +100,8 @@ def _entry(part: Entry | str) -> Entry:
 
 
 def grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """A Markdown table whose source is aligned too; columns of `left` are left-aligned."""
-    rows = [list(head), *map(list, body)]
+    """A Markdown table whose source is aligned too; columns of `left` are left-aligned, and | in a field is /."""
+    rows = [[field.replace("|", "/") for field in row] for row in (head, *body)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]
 
     def line(fields: Sequence[str]) -> str:

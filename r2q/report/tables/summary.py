@@ -23,7 +23,10 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Column:
-    """One (task, metric); `percent`: an accuracy, shown times 100 and averaged. `n`: least and most items."""
+    """One (task, metric); the average has no metric.
+
+    `percent`: an accuracy, shown times 100 and averaged. `n`: least and most items.
+    """
 
     task: str
     metric: str
@@ -159,7 +162,7 @@ def _level_row(
     """
     values: list[float | None] = []
     for column in columns:
-        if column.task == AVERAGE:
+        if not column.metric:
             known = [
                 instead.cells[j].value if value is None and instead else value
                 for j, value in enumerate(values)
@@ -201,7 +204,7 @@ def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
     }
     cells: list[Cell] = []
     for column in columns:
-        if column.task == AVERAGE:
+        if not column.metric:
             parts = [cell for cell, other in zip(cells, columns, strict=False) if other.percent]
             errors = [part.stderr for part in parts]
             known = [error for error in errors if error is not None]
