@@ -487,6 +487,13 @@ def test_an_implementation_that_a_checkpoint_asks_for_is_not_needed(models: Path
     assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["attention"] == "eager"
 
 
+def test_a_checkpoint_that_asks_for_attention_weights_can_be_written(tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model")
+    _edit(folder / "config.json", output_attentions=True)
+    load_full(str(folder)).save_pretrained(tmp_path / "saved")
+    assert load_full(str(tmp_path / "saved")).config.output_attentions is False
+
+
 def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path / "model")
     _edit(folder / "tokenizer_config.json", bos_token=None)

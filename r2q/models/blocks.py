@@ -222,7 +222,12 @@ class Block:
 def _router(experts: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     """Sends every token to each of these experts, whatever the router said."""
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(args) < 3:
+            raise ValueError(
+                f"experts {experts} get fewer than calibration.minimum_tokens, and {type(module).__name__}, which does "
+                "not take a choice of experts, cannot show them others; take more windows"
+            )
         hidden, chosen, weights, *rest = args
         everywhere = torch.tensor(experts, device=chosen.device, dtype=chosen.dtype).expand(len(chosen), -1)
         return hidden, everywhere, torch.ones_like(everywhere, dtype=weights.dtype), *rest

@@ -103,6 +103,8 @@ def check_chain(model: Any) -> None:
 
     def before(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if not args:
+                refuse(index, "is given its hidden states by name")
             order.append(index)
             inputs.append(args[0].clone())
             watch.reads = []

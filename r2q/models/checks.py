@@ -31,7 +31,8 @@ def read_config(path: str | Path) -> Any:
     """The configuration of a model in a folder, without what it asks of the machine.
 
     A checkpoint's wish for an implementation of attention or experts (flash_attention_2, a kernel of the hub) is left
-    out: it moves no result but the last digits, and may not be there. transformers then takes its default.
+    out: it moves no result but the last digits, and may not be there. transformers then takes its default. So is its
+    wish for attention weights beside the logits, with which most implementations cannot be written.
 
     Raises:
         ValueError: there is no config.json, it is damaged, or the model needs code of its own.
@@ -46,10 +47,11 @@ def read_config(path: str | Path) -> Any:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a file's content reaches parsers that raise what they like
         raise ValueError(f"config.json of {path} cannot be used: {one_line(error)}") from None
-    for part in [config, *(getattr(config, name, None) for name in config.sub_configs)]:
+    for part in filter(None, [config, *(getattr(config, name, None) for name in config.sub_configs)]):
         for wish in ("_attn_implementation", "_experts_implementation"):
             if getattr(part, wish, None) not in (None, EAGER):
                 setattr(part, wish, None)
+        part.output_attentions = False
     return config
 
 

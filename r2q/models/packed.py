@@ -11,6 +11,7 @@ from torch import nn
 
 from r2q.kernels.linear import DTYPES, MATMUL, linear
 from r2q.kernels.planes import stored_form, supports
+from r2q.models.rehearsal import without_cache
 from r2q.models.targets import Target
 from r2q.quantization.grid import GRIDS, SCALE_DTYPE, stored_shapes
 from r2q.quantization.method import QuantizedWeight
@@ -178,11 +179,12 @@ def make_dense_checked(model: Any) -> Any:
     for module in model.modules():  # kernels are held against this path by their own tests
         if isinstance(module, PackedLinear):
             module.kernels = False
-    try:
-        packed = model(input_ids=tokens).logits.float()
-    except (AttributeError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{type(model).__name__} does not run with packed layers: {error}") from error
-    dense = make_dense(model)(input_ids=tokens).logits.float()
+    with without_cache(model):
+        try:
+            packed = model(input_ids=tokens).logits.float()
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{type(model).__name__} does not run with packed layers: {error}") from error
+        dense = make_dense(model)(input_ids=tokens).logits.float()
     if not torch.allclose(packed, dense, rtol=1e-3, atol=1e-3 * float(dense.nan_to_num().abs().max()), equal_nan=True):
         difference = float((packed - dense).norm() / dense.norm())
         raise ValueError(f"{type(model).__name__}: logits of packed layers differ from dense ones by {difference:.2g}")

@@ -152,6 +152,9 @@ class Watch(TorchFunctionMode):
         self.twin, self.experts, self.use = twin, experts or set(), Use()
         self.parameters = {p.untyped_storage().data_ptr(): (name, p) for name, p in twin.named_parameters()}
         self.number = {name: index for index, (name, _) in enumerate(twin.named_parameters())}
+        for name, parameter in twin.named_parameters(remove_duplicate=False):
+            if (first := self.parameters[parameter.untyped_storage().data_ptr()][0]) != name:
+                self.use.other |= dict.fromkeys((first, name), "several layers, which share it")
         self.active: list[str] = []  # the weights of the linear modules that are being called
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.read: dict[str, torch.Tensor] = {}  # sum of what each matrix reads, and what the model gives

@@ -159,6 +159,21 @@ def test_an_expert_with_few_tokens_is_shown_all() -> None:
         assert torch.allclose(moments[down][expert], 2 / len(x) * middle.t() @ middle, atol=1e-6)
 
 
+def test_few_tokens_are_said_where_experts_cannot_be_shown_others() -> None:
+    model = small("JetMoeConfig", num_local_experts=4, kv_channels=16)
+    targets = list_targets(model)
+    assert [block.index for block in walk(model, targets, text())] == [0, 1]
+    block = next(walk(model, targets, text(minimum_tokens=10_000)))
+    with pytest.raises(ValueError, match=r"experts \[0, 1, 2, 3\] get fewer than calibration.minimum_tokens"):
+        block.observe(lambda name, expert, x: None)
+
+
+def test_blocks_that_are_given_hidden_states_by_name_are_refused() -> None:
+    model = small("ReformerConfig", is_decoder=True, attn_layers=["local"] * 2, axial_pos_embds=False)
+    with pytest.raises(ValueError, match=r"encoder\.layers\.0 is given its hidden states by name; methods that"):
+        next(walk(model, [], text()))
+
+
 def test_half_precision_is_computed_in_a_type_that_does_not_overflow() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert compute_dtype(torch.float16, cpu) == torch.float32

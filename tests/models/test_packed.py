@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, Zamba2Config, xLSTMConfig
 
 import r2q
 from r2q.kept import file_sha256
@@ -299,6 +299,33 @@ def test_dense_layers_that_compute_something_else_are_refused(packed: Path, monk
     monkeypatch.setattr(PackedLinear, "forward", no_forward)
     with pytest.raises(ValueError, match="does not run with packed layers: no such shape"):
         make_dense_checked(load_packed(packed))
+
+
+def test_what_several_layers_share_stays_as_it_is(tmp_path: Path) -> None:
+    """One of the layers had been packed, the others computed with the weight as it was, and the folder did not load."""
+    kinds = ["mamba"] * 7 + ["hybrid"] * 2
+    small = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": len(kinds)}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_headdim": 32}
+    blocks = {"layers_block_type": kinds, "num_mem_blocks": 1, "adapter_rank": 32, "mamba_ngroups": 1}
+    full = AutoModelForCausalLM.from_config(Zamba2Config(**small, **heads, **blocks))
+    full.save_pretrained(tmp_path / "full")
+    targets = [target.name for target in list_targets(full)]
+    assert len(targets) == 20  # each block's mamba in and out, and what stands between the shared part and it
+    assert not any("shared" in name for name in targets)
+    _, expected = pack_folder(tmp_path / "full", tmp_path / "packed")
+    assert torch.equal(logits(fake_quantized(tmp_path / "full", R2Q)), expected)
+    assert torch.equal(logits(load_packed(tmp_path / "packed")), expected)
+
+
+def test_packed_layers_are_held_against_dense_ones_without_a_cache(tmp_path: Path) -> None:
+    """As they are evaluated: xLSTM's own defaults make a state of a wrong shape (transformers 5.23)."""
+    config = xLSTMConfig(vocab_size=272, hidden_size=64, num_hidden_layers=2, num_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "full")
+    model = load_full(str(tmp_path / "full"))
+    apply(make_method(R2Q), model, list_targets(model), torch.device("cpu"))
+    save(model, None, tmp_path / "packed", dict(vars(R2Q)))
+    dense = make_dense_checked(load_packed(tmp_path / "packed"))
+    assert not any(isinstance(module, PackedWeight) for module in dense.modules())
 
 
 def test_weights_below_the_smallest_scale_are_a_failed_layer(tmp_path: Path) -> None:
