@@ -94,7 +94,7 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
     positions, asked = facts.get("positions"), dict[str, int]()
     if config.calibration is not None and config.calibrates(name):
         asked["calibration.window"] = config.calibration.window
-    if config.training is not None and any(map(config.trains, config.recipes_of(name))):
+    if config.training is not None and any(map(config.reads_rows, config.recipes_of(name))):
         asked["training.length"] = config.training.length
     problems = [
         f"{key}: {tokens} tokens, but model {name} has only {positions} positions"
