@@ -199,6 +199,20 @@ def problems(recipe: Recipe) -> list[str]:
     return options.problems(recipe, Config.model_construct(calibration=None, training=None))
 
 
+def a_group_is_quantized_by_itself(recipe: Recipe, bench: Bench) -> None:
+    """Whatever was quantized before it, and beside it: weights come in parts, and in training many at once."""
+    method: Any = make_method(recipe)
+    weight = list_targets(bench.model())[0].weight
+    rows = len(weight) // 2
+    asked = (weight, weight[:rows], 2 * weight, weight)
+    first, part, _, again = (method.quantize_weight(values).dequantize() for values in asked)
+    _need(torch.equal(first, again), "a weight gives other numbers after another one was quantized")
+    if recipe.granularity != "tensor" and type(method).begin is WeightMethod.begin:  # random ones come in one stream
+        _need(
+            torch.equal(first[:rows], part), "groups of a part of the rows get other numbers than in the whole weight"
+        )
+
+
 def more_bits_mean_less_error(recipe: Recipe, bench: Bench) -> None:
     """At 2, 3 and 4 bits, or those of them that the options do not refuse."""
     fitting = [bits for bits in (2, 3, 4) if not problems(replace(recipe, bits=bits))]
@@ -219,16 +233,18 @@ CHECKS: tuple[Check, ...] = (
     a_group_that_does_not_divide_is_refused,
     weights_that_are_not_finite_are_refused,
     weights_stay_untouched,
+    a_group_is_quantized_by_itself,
     more_bits_mean_less_error,
 )
 
 
 def checks_of(recipe: Recipe) -> list[Check]:
-    """The checks that a recipe has to pass: that of bits only for a function of one weight."""
+    """The checks that a recipe has to pass: those of bits and of single groups only for a function of one weight."""
     info = method_info(recipe.method)
     checks = CHECKS if info.quantizes else CHECKS[:2]
-    less = more_bits_mean_less_error if info.control or not info.weight_method else None
-    return [check for check in checks if check is not less]
+    less = () if info.weight_method and not info.control else (more_bits_mean_less_error,)
+    alone = () if info.weight_method else (a_group_is_quantized_by_itself,)
+    return [check for check in checks if check not in (*less, *alone)]
 
 
 def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]) -> int:

@@ -94,7 +94,7 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
     positions, problems = facts.get("positions"), list[str]()
     if config.calibration is not None and config.calibrates(name):
         problems += beyond_positions("calibration.window", config.calibration.window, positions, name)
-    if config.training is not None and any(map(config.trains, config.recipes_of(name))):
+    if config.training is not None and any(map(config.reads_rows, config.recipes_of(name))):
         problems += beyond_positions("training.length", config.training.length, positions, name)
     for recipe in config.recipes_of(name):
         wants = config.recipes[recipe]

@@ -115,6 +115,39 @@ def test_a_method_of_another_package_is_checked(
     assert status == (0 if message == "all promises kept" else 1)
 
 
+BETWEEN = """
+from baselines.rtn import RTN, min_max_grid
+
+class WholeLayer(RTN):
+    def fit_groups(self, values):
+        return min_max_grid(values.clamp(-3 * values.std(), 3 * values.std()), self.recipe.bits)
+
+class Remembers(RTN):
+    seen = 0.0
+
+    def fit_groups(self, values):
+        self.seen = max(self.seen, values.abs().amax() / 100)
+        return min_max_grid(values * (1 - self.seen), self.recipe.bits)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("WholeLayer", "groups of a part of the rows get other numbers than in the whole weight"),
+        ("Remembers", "a weight gives other numbers after another one was quantized"),
+    ],
+)
+def test_groups_that_depend_on_others_break_a_promise(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training quantizes many layers at once, weights come in parts: what is stored would not be what was trained."""
+    (tmp_path / "between.py").write_text(BETWEEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(contract.Broken, match=message):
+        contract.a_group_is_quantized_by_itself(Recipe("x", f"between.{name}", "g32"), contract.Bench())
+
+
 TWO_BITS = """
 import torch
 from r2q.config import MethodOptions

@@ -37,6 +37,7 @@ class MethodInfo:
         options: its `Options`.
         needs, stochastic, version, control, quantizes, leaves_latent, scales_inputs: attributes of the contract.
         weight_method: whether it is a function of one weight.
+        trains: whether it is a training frame, with its options and records; others may read training rows, too.
     """
 
     module: str
@@ -51,6 +52,7 @@ class MethodInfo:
     leaves_latent: bool
     scales_inputs: bool
     weight_method: bool
+    trains: bool
 
     @property
     def label(self) -> str:
@@ -61,7 +63,7 @@ class MethodInfo:
         return file if package == "baselines" else f"{self.module}.{self.name}"
 
 
-PLACE = ("module", "name", "path", "options", "weight_method")  # what a class does not say of itself
+PLACE = ("module", "name", "path", "options", "weight_method", "trains")  # what a class does not say of itself
 FACTS = tuple(fact.name for fact in fields(MethodInfo) if fact.name not in PLACE)
 
 
@@ -105,7 +107,8 @@ def method_info(name: str) -> MethodInfo:
         kind = {"needs": str, "version": int}.get(fact, bool)
         if type(facts[fact]) is not kind:
             raise ConfigError(f"method {name}: {fact} of {cls} is {facts[fact]!r}, not of type {kind.__name__}")
-    return MethodInfo(module, cls, path, options, weight_method="WeightMethod" in ancestors, **facts)
+    one, frame = "WeightMethod" in ancestors, "TrainingMethod" in ancestors
+    return MethodInfo(module, cls, path, options, weight_method=one, trains=frame, **facts)
 
 
 def import_method(name: str) -> type:

@@ -59,7 +59,7 @@ class Config(Section):
 
     def texts_to_read(self) -> dict[str, str]:
         """The same without calibration or training text that no recipe of a model looks at."""
-        calibrates, trains = any(map(self.calibrates, self.models)), any(map(self.trains, self.used_recipes()))
+        calibrates, trains = any(map(self.calibrates, self.models)), any(map(self.reads_rows, self.used_recipes()))
         idle = tuple(name for name, used in (("calibration", calibrates), ("training", trains)) if not used)
         return {key: path for key, path in self.texts().items() if not key.startswith(idle)}
 
@@ -98,7 +98,11 @@ class Config(Section):
         return any(method_info(self.recipes[name].method).needs == "calibration" for name in self.recipes_of(model))
 
     def trains(self, recipe: str) -> bool:
-        """Whether a recipe trains the model."""
+        """Whether a recipe is a training frame's, which leaves records of its steps."""
+        return method_info(self.recipes[recipe].method).trains
+
+    def reads_rows(self, recipe: str) -> bool:
+        """Whether a recipe reads training rows, as all do that train, and methods that train in a way of their own."""
         return method_info(self.recipes[recipe].method).needs == "training"
 
     def starts_training(self, recipe: str) -> bool:

@@ -113,8 +113,8 @@ class Plan:
 
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""
-        trains = self.config.trains(at.recipe)
-        return [f"{self.results}/{at.model}/training_data.safetensors"] if trains else []
+        reads = self.config.reads_rows(at.recipe)
+        return [f"{self.results}/{at.model}/training_data.safetensors"] if reads else []
 
     def training_text(self, at: Any = None) -> list[str]:
         """The files that training rows come from."""

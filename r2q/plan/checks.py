@@ -52,7 +52,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
     if not all(Path(file).is_file() for file in made):  # else no job reads the hub's cache
         sentences += plan.hub.missing()
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
-    rows = dict.fromkeys(path for unit in plan.trained for path in plan.training(unit))
+    rows = dict.fromkeys(path for unit in plan.units for path in plan.training(unit))
     sentences += prepare.engine_problems(config, rows)
     sentences += prepare.optimizer_problems(config, (u.recipe for u in plan.trained if not _is_trained(plan, u)))
     for model in config.models:

@@ -101,7 +101,7 @@ class Estimate(Jobs):
         used = {method_info(self.config.recipes[unit.recipe].method) for unit in self.plan.units}
         labels = sorted(info.label for info in used if info.needs == "calibration" and info.label != "gptq")
         known = {*SWEEPS, *PASSES, "gptq"}
-        strange = sorted(info.label for info in used if info.needs != "training" and info.label not in known)
+        strange = sorted(info.label for info in used if not info.trains and info.label not in known)
         unknown = sorted(set(self.config.tasks) - set(tasks()))
         notes = []
         if labels and self.machine.gpus:

@@ -138,10 +138,11 @@ class Student:
         return {name: layer.quantized() for name, layer in self.layers.items()}
 
     def others(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The other parameters that learned, one by one: embeddings, norms, biases, the head."""
+        """The other parameters that learned, or that the start has, one by one: embeddings, norms, biases, the head."""
         inside = {id(p) for layer in self.layers.values() for p in layer.parameters()}
-        for name, parameter in self.trained().items():
-            if id(parameter) not in inside:
+        started = {} if self.start is None else self.start.others
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) not in inside and (parameter.requires_grad or name in started):
                 yield name, whole(parameter.detach())
 
 

@@ -49,17 +49,17 @@ def training_identity(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
             f"recipe {recipe.name}: start: {start} has no packed weights; quantize that recipe first"
         )
     latent = None
-    if start is not None and recipe.options["start_from"] == "weights":
+    if start is not None and recipe.options.get("start_from") == "weights":
         if not (start / LATENT).is_file():
             raise FileNotFoundError(f"recipe {recipe.name}: start: {start / LATENT} is not there; quantize that again")
         latent = file_sha256(start / LATENT)
-    quantizer = configuration.method_info(recipe.options["quantizer"])
+    quantizer = recipe.options.get("quantizer")
     return {
         "training": data.digest,
         "processes": data.processes,
         "start": digest,
         "latent": latent,
-        "quantizer_version": quantizer.version,
+        "quantizer_version": None if quantizer is None else configuration.method_info(quantizer).version,
     }
 
 

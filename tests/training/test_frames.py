@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 from r2q import config as configuration
@@ -16,10 +18,14 @@ from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
 from r2q.models.targets import list_targets
+from r2q.plan import Plan
 from r2q.quantization.method import Method, Recipe, make_method
+from r2q.quantize import quantize
+from r2q.report.training import gather_training
 from r2q.training import frame as frames
 from tests.models.tiny import tiny_folder, tiny_model, tokens
 from tests.training.rows import random_data
+from tests.training.teacher import make, teacher_folder
 
 FRAMES = ["bitdistiller", "qat_ce", "llm_qat_training", "e2e_scales"]
 STEP = {"steps": 1, "batch_rows": 4, "learning_rate": 3e-3, "coefficient_batches": 1}
@@ -199,10 +205,7 @@ def test_seeds_change_the_order_and_nothing_else() -> None:
     [
         ({"quantizer": "rnt"}, "unknown method rnt; nearest valid: rtn"),
         ({"quantizer": "full_precision"}, "no function of one weight"),
-        (
-            {"quantizer": "r2q", "quantizer_options": {"refin": 1}},
-            r"quantizer_options\.refin: unknown key; nearest valid: refine",
-        ),
+        ({"quantizer": "r2q", "quantizer_options": {"refin": 1}}, "refin: unknown key; nearest valid: refine"),
         ({"coefficient": 1.5}, "not between 0 and 1"),
         ({"gradient": "straight"}, "identity"),
     ],
@@ -293,3 +296,42 @@ def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
     data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match=message):
         configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")
+
+
+OWN_LOOP = """
+from baselines.rtn import RTN
+from r2q.quantization.method import Method
+
+class Mine(Method):
+    needs = "training"
+    stochastic = True
+
+    def quantize(self, model, targets, data):
+        assert data.train.tokens.shape == (8, 24)
+        return RTN(self.recipe).quantize(model, targets, None)
+"""
+
+
+def test_a_method_that_trains_in_a_way_of_its_own_reads_the_rows_and_leaves_no_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has none of a frame's options: no quantizer, no start, no steps."""
+    (tmp_path / "own_loop.py").write_text(OWN_LOOP)
+    monkeypatch.syspath_prepend(tmp_path)
+    source, results = teacher_folder(tmp_path / "full"), tmp_path / "results"
+    make(source, results / "rows.safetensors", device="cpu")
+    written = yaml.safe_load((results / "config.yaml").read_text())
+    written["recipes"] = {"own-g32": {"method": "own_loop.Mine", "granularity": "g32"}}
+    (results / "config.yaml").write_text(yaml.safe_dump(written))
+    facts = {"fingerprint": "a" * 64, "family": "llama"}
+    (results / "prepared.json").write_text(json.dumps({"models": {"tiny": facts}}))
+    given = (results / "config.yaml", results / "prepared.json", "tiny", "own-g32", 0, results / "tiny/own-g32/seed0")
+    quantize(*given, training=results / "rows.safetensors")
+    assert json.loads((given[-1] / "report.json").read_text())["status"] == "ok"
+    plan = Plan(configuration.load(given[0]))
+    assert plan.training(plan.units[0]) == ["results/test/tiny/training_data.safetensors"]
+    assert not plan.trained
+    gather_training(given[0], results)
+    assert len((results / "training.csv").read_text().splitlines()) == 1
+    with pytest.raises(configuration.ConfigError, match="training: required by recipes own-g32"):
+        configuration.parse({name: part for name, part in written.items() if name != "training"}, "x.yaml")

@@ -98,6 +98,18 @@ def test_training_starts_from_the_weights_that_were_rounded(
     torch.testing.assert_close(result.other["model.layers.0.input_layernorm.weight"], trained_norms)
 
 
+def test_where_only_layers_learn_the_other_parameters_are_still_those_of_the_start(tmp_path: Path) -> None:
+    """Layers learn beside the norms that the start trained: with the full model's they would be another model's."""
+    packed(tmp_path, "efficientqat_block", weight_rate=1e-2)
+    model = load_full(str(tmp_path / "full"))
+    start = {"start": "x", "start_from": "weights", "train": "layers", "steps": 1, "batch_rows": 4}
+    recipe = Recipe("recipe", "bitdistiller", "g32", options=start)
+    result = make_method(recipe).quantize(model, list_targets(model), replace(random_data(), start=tmp_path / "packed"))
+    norm = result.other["model.layers.0.input_layernorm.weight"]
+    assert torch.equal(norm, load_norm(tmp_path / "packed"))
+    assert not torch.equal(norm, model.model.layers[0].input_layernorm.weight)
+
+
 def load_norm(folder: Path) -> torch.Tensor:
     return Weights(folder).others["model.layers.0.input_layernorm.weight"]
 
