@@ -22,11 +22,11 @@ from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.card import CARD, describe_source, mean_errors
-from r2q.models.checks import small_files, weight_files
+from r2q.models.checks import read_tokenizer, small_files, weight_files
 from r2q.models.devices import pick_device
 from r2q.models.external import adopt
 from r2q.models.fingerprint import check_unchanged
-from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.load import load_full, quiet
 from r2q.models.save import folder_digest, save
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
@@ -104,7 +104,7 @@ def quantize(
         raise ValueError(f"recipe {recipe} needs training data: `r2q teacher-data` writes it")
     source = model_folder(entry)
     check_unchanged(source, facts)
-    tokenizer = load_tokenizer(str(source))
+    tokenizer = read_tokenizer(source)
     if data is not None:
         check_tokenizer(data, tokenizer, model)
     identity, rows = _identity(unit, facts["fingerprint"], device, data), None

@@ -35,10 +35,10 @@ from r2q.evaluation.perplexity import cut, window_logits
 from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import file_sha256, write_atomic
-from r2q.models.checks import max_positions
+from r2q.models.checks import max_positions, read_tokenizer
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
-from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.load import load_full, quiet
 from r2q.models.source import model_folder
 from r2q.prepare import read_prepared
 from r2q.tokens import Encoder, beyond_positions
@@ -104,7 +104,7 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     quiet()
     folder = model_folder(entry)
     check_unchanged(folder, facts)
-    encoder = Encoder(load_tokenizer(str(folder)), entry.add_bos)
+    encoder = Encoder(read_tokenizer(folder), entry.add_bos)
     teacher = load_full(str(folder), dtype=entry.dtype)
     refuse(config_path, beyond_positions("fidelity.window", text.window, max_positions(teacher.config), model))
     ids = encoder.encode(read_joined(text, Hub.of(config)))

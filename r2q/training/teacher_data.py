@@ -26,10 +26,10 @@ from r2q.inputs.hub import Hub
 from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.calibration import vocabulary_sha256
-from r2q.models.checks import max_positions, read_config
+from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.devices import pick_device
 from r2q.models.fingerprint import check_unchanged
-from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.load import load_full, quiet
 from r2q.models.source import model_folder
 from r2q.models.targets import refuse_quantized
 from r2q.plan.sources import code
@@ -81,7 +81,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
     refuse(config_path, beyond_positions("training.length", wanted.length, max_positions(model_config), model))
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = read_tokenizer(folder)
     encoder = Encoder(tokenizer, entry.add_bos)
     drawn = draw(wanted, Hub.of(config))
     if wanted.kind != "text":  # before hours of work; windows of text are not counted yet

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from r2q.config import ConfigError, parse
 from r2q.models import calibration
 from r2q.models.calibration import calibrate, check_tokenizer, cut_documents, cut_joined, load_calibration
-from r2q.models.load import load_tokenizer
+from r2q.models.checks import read_tokenizer
 from tests.models.tiny import tiny_folder
 
 WORDS = [f"w{i}" for i in range(90)]
@@ -226,7 +226,7 @@ def test_tokens_of_another_tokenizer_are_refused(folder: Path, tmp_path: Path) -
     out = tmp_path / "calibration.safetensors"
     calibrate(config(folder, seed=0), "tiny", out)
     data = load_calibration(out)
-    tokenizer = load_tokenizer(str(folder / "tiny"))
+    tokenizer = read_tokenizer(folder / "tiny")
     check_tokenizer(data, tokenizer, "tiny")
     tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match="not of the tokenizer of tiny"):

@@ -58,9 +58,9 @@ def test_supervised_pairs(folder: Path, tmp_path: Path) -> None:
 
 
 def bytes_of(folder: Path, tokens: list[int]) -> str:
-    from r2q.models.load import load_tokenizer
+    from r2q.models.checks import read_tokenizer
 
-    return load_tokenizer(str(folder)).decode(tokens)
+    return read_tokenizer(folder).decode(tokens)
 
 
 def test_windows_of_text(folder: Path, tmp_path: Path) -> None:
