@@ -165,8 +165,7 @@ class Session:
                 found |= {"status": FAILED, "reason": one_line(error), "retry": passing(error), "scores": []}
             finally:
                 release()
-        spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib", "gpu_mib")}
-        return found | spent, raw, items, lines
+        return found | cost.spent, raw, items, lines
 
     def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         """Load the unit, fill `found`; returns raw results, items and samples. Raises where nothing has a value."""
