@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 MIB = 1 << 20
 
@@ -26,6 +27,11 @@ class Measured:
     cpu_seconds: float
     peak_mib: float
     gpu_mib: float | None
+
+    @property
+    def spent(self) -> dict[str, Any]:
+        """All of them by name, after the block."""
+        return {name: getattr(self, name) for name in ("seconds", "cpu_seconds", "peak_mib", "gpu_mib")}
 
     def __enter__(self) -> Measured:
         with suppress(OSError):  # not Linux, or not allowed: the figure then covers the whole process, as documented

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, Model, refuse
@@ -23,6 +23,9 @@ from r2q.kept import write_json
 from r2q.measure import versions
 from r2q.records import Damaged, digest, digest_sums, one_line
 from r2q.tokens import beyond_positions
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 1
 FACTS = ("path", "revision", "commit", "family", "fingerprint", "head", "targets")  # of a model, read by later steps
@@ -87,6 +90,27 @@ def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("finger
         return facts | {name: facts[name] for name in fields}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Damaged(f"{path}: damaged, or without model {model}") from None
+
+
+def open_model(
+    config: Config, prepared: str | Path, model: str, fields: Iterable[str] = ("fingerprint",)
+) -> tuple[dict[str, Any], Path, torch.device]:
+    """What `prepare` found of a model, its folder, and the device of the config; torch gets the config's threads.
+
+    Raises as `read_prepared`; ValueError: the model is another one since, or there is no such device.
+    """
+    import torch
+
+    from r2q.models.devices import pick_device
+    from r2q.models.fingerprint import check_unchanged
+    from r2q.models.load import quiet
+    from r2q.models.source import model_folder
+
+    facts, folder = read_prepared(prepared, model, fields), model_folder(config.models[model])
+    check_unchanged(folder, facts)
+    torch.set_num_threads(config.limits.threads)
+    quiet()
+    return facts, folder, pick_device(config.device)
 
 
 def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list[str]:

@@ -22,16 +22,13 @@ from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
 from r2q.models.card import CARD, describe_source, mean_errors
-from r2q.models.checks import small_files, weight_files
-from r2q.models.devices import pick_device
+from r2q.models.checks import read_tokenizer, small_files, weight_files
 from r2q.models.external import adopt
-from r2q.models.fingerprint import check_unchanged
-from r2q.models.load import load_full, load_tokenizer, quiet
+from r2q.models.load import load_full
 from r2q.models.save import folder_digest, save
-from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
-from r2q.prepare import read_prepared
+from r2q.prepare import open_model
 from r2q.quantization.method import CheckpointMethod, Recipe, make_method
 from r2q.records import (
     DIVERGED,
@@ -88,13 +85,9 @@ def quantize(
     config, out = configuration.load(config_path, model), Path(out)
     if recipe not in config.recipes:
         raise ConfigError(f"{config_path}: recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
-    facts = read_prepared(prepared, model, ("family", "fingerprint"))
-    unit = recipe_of(config, recipe, seed)
+    facts, source, device = open_model(config, prepared, model, ("family", "fingerprint"))
+    unit, data = recipe_of(config, recipe, seed), None
     needs = configuration.method_info(unit.method).needs
-    entry, device = config.models[model], pick_device(config.device)
-    torch.set_num_threads(config.limits.threads)
-    quiet()
-    data = None
     if calibration is not None:
         how = config.calibration or configuration.Calibration(path="unknown")
         data = load_calibration(calibration, device, how.offload, how.minimum_tokens)
@@ -102,9 +95,7 @@ def quantize(
         raise ValueError(f"recipe {recipe} needs calibration tokens: `r2q calibrate` writes them")
     if training is None and needs == "training":
         raise ValueError(f"recipe {recipe} needs training data: `r2q teacher-data` writes it")
-    source = model_folder(entry)
-    check_unchanged(source, facts)
-    tokenizer = load_tokenizer(str(source))
+    tokenizer = read_tokenizer(source)
     if data is not None:
         check_tokenizer(data, tokenizer, model)
     identity, rows = _identity(unit, facts["fingerprint"], device, data), None
@@ -123,7 +114,7 @@ def quantize(
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
-        about = {**describe_source(entry, source), "facts": description}
+        about = {**describe_source(config.models[model], source), "facts": description}
         record = _unit(unit, source, tokenizer, out, device, data, rows, leaves, about)
     hashes = record["hashes"] | {"source": facts["fingerprint"], "code": identity["code"]}
     hashes |= {"calibration": data.facts["sha256"]} if data is not None else {}
@@ -142,12 +133,9 @@ def quantize(
         group_size=configuration.group_size(unit.granularity),
         options=unit.options,
         facts=description,
-        seconds=cost.seconds,
-        cpu_seconds=cost.cpu_seconds,
-        peak_mib=cost.peak_mib,
-        gpu_mib=cost.gpu_mib,
         versions=identity["versions"],
         files=files,
+        **cost.spent,
         **record | {"hashes": hashes, "layers": [_layer(layer) for layer in record["layers"]]},
     )
     write_record(out / "report.json", report)

@@ -534,15 +534,25 @@ def check_tensors(path: str | Path) -> None:
     Raises:
         Damaged: it is cut off, or no such file.
     """
+    start, places = tensor_places(path)
+    size, whole = Path(path).stat().st_size, start + max((end for _, end in places.values()), default=0)
+    if size != whole:
+        raise Damaged(f"{path}: damaged: {size} bytes instead of {whole}")
+
+
+def tensor_places(path: str | Path) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Where the tensors of a safetensors file begin, and from there the first and the last byte of each, by its name.
+
+    Raises:
+        Damaged: the file has no such header.
+    """
     try:
         with Path(path).open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, Path(path).stat().st_size)))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, Path(path).stat().st_size)))
+        return 8 + length, {n: tuple(entry["data_offsets"]) for n, entry in header.items() if n != "__metadata__"}
     except (ValueError, TypeError, LookupError, AttributeError):
         raise Damaged(f"{path}: damaged: no safetensors file") from None
-    if Path(path).stat().st_size != 8 + size + end:
-        raise Damaged(f"{path}: damaged: {Path(path).stat().st_size} bytes instead of {8 + size + end}")
 
 
 def digest_files(folder: Path, names: Iterable[str]) -> str:

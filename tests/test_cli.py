@@ -16,6 +16,7 @@ import r2q
 from r2q import cli
 from r2q.config import ConfigError
 from r2q.kept import ROOT
+from tests.workflow import printed
 
 
 def test_every_file_is_a_verb_with_a_function_and_an_example_that_parses() -> None:
@@ -268,22 +269,16 @@ def test_lm_eval_gets_the_rest_of_the_line_as_it_is(monkeypatch: pytest.MonkeyPa
     assert seen == [["lm-eval", "--model", "hf", "--log", "x", "--help"]]
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_importing_r2q_and_asking_for_help_is_light() -> None:
     heavy = "print(sorted({'torch', 'transformers', 'pandas', 'numpy', 'pydantic'} & sys.modules.keys()))"
-    assert run(f"import sys, r2q; {heavy}") == "[]"
-    assert run(f"import sys, r2q.cli as c; c.parser('quantize').format_help(); c._usage(); {heavy}") == "[]"
+    assert printed(f"import sys, r2q; {heavy}") == "[]"
+    assert printed(f"import sys, r2q.cli as c; c.parser('quantize').format_help(); c._usage(); {heavy}") == "[]"
 
 
 @pytest.mark.parametrize("order", ["import r2q, transformers", "import transformers.quantizers.auto, r2q"])
 def test_the_quantizer_is_registered_whoever_is_imported_first(order: str) -> None:
     ask = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; print('r2q' in m)"
-    assert run(f"{order}; {ask}") == "True"
+    assert printed(f"{order}; {ask}") == "True"
 
 
 def test_the_hook_calls_once_after_the_import_and_hides_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,10 @@ def both(model: str, *recipes: str) -> set[str]:
 
 
 EVALUATE = {job for model, recipes in RECIPES.items() for job in jobs("evaluate", model, *recipes)}
+ALL = EVALUATE | {job for model, recipes in RECIPES.items() for job in jobs("quantize", model, *recipes)}
+HQQ = "hqq-g64: {method: hqq, granularity: g64}"
+QWEN = "mini-qwen: {path: mini/models/mini-qwen, recipes: [full_precision]}"
+LINE = "from __f", "# changed\nfrom __f"  # a comment in a source file
 
 
 @pytest.mark.parametrize("name", ["smoke", "embedded"])
@@ -211,37 +215,17 @@ def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
     ("name", "old", "new", "expected"),
     [
         ("config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}"), both("mini-llama", "rtn-g64")),
-        (
-            "config/smoke.yaml",
-            "\ntasks:",
-            "  hqq-g64: {method: hqq, granularity: g64}\n\ntasks:",
-            both("mini-llama", "hqq-g64"),
-        ),
-        (
-            "config/smoke.yaml",
-            "models:",
-            "models:\n  mini-qwen: {path: mini/models/mini-qwen, recipes: [full_precision]}",
-            both("mini-qwen", "full_precision"),
-        ),
+        ("config/smoke.yaml", "\ntasks:", f"  {HQQ}\n\ntasks:", both("mini-llama", "hqq-g64")),
+        ("config/smoke.yaml", "models:", f"models:\n  {QWEN}", both("mini-qwen", "full_precision")),
         ("config/smoke.yaml", "  mini_facts:", "  mini_facts: {metric: acc_norm}", EVALUATE),
         # random_codes builds on rtn
-        ("baselines/rtn.py", "from __f", "# changed\nfrom __f", both("mini-llama", "rtn-g64", "random_codes-channel")),
-        (
-            "r2q/quantization/residual.py",
-            "from __f",
-            "# changed\nfrom __f",
-            both("mini-llama", *RECIPES["mini-llama"]) | both("mini-opt", *RECIPES["mini-opt"]),
-        ),
-        ("r2q/evaluation/chance.py", "from __f", "# changed\nfrom __f", EVALUATE),
-        (  # prepare encodes, too
-            "r2q/tokens.py",
-            "from __f",
-            "# changed\nfrom __f",
-            both("mini-llama", *RECIPES["mini-llama"]) | both("mini-opt", *RECIPES["mini-opt"]),
-        ),
-        ("r2q/files.py", "from __f", "# changed\nfrom __f", EVALUATE),
-        ("r2q/report/tables/summary.py", "from __f", "# changed\nfrom __f", set()),
-        ("baselines/hqq.py", "from __f", "# changed\nfrom __f", None),  # no recipe uses it
+        ("baselines/rtn.py", *LINE, both("mini-llama", "rtn-g64", "random_codes-channel")),
+        ("r2q/quantization/residual.py", *LINE, ALL),
+        ("r2q/evaluation/chance.py", *LINE, EVALUATE),
+        ("r2q/tokens.py", *LINE, ALL),  # prepare encodes, too
+        ("r2q/files.py", *LINE, EVALUATE),
+        ("r2q/report/tables/summary.py", *LINE, set()),
+        ("baselines/hqq.py", *LINE, None),  # no recipe uses it
     ],
     ids=[
         "recipe",
@@ -298,16 +282,9 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
         (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-DERIVED = [
-    "scores.csv",
-    "layers.csv",
-    "items.csv",
-    "provenance.json",
-    "collected.sha256",
-    "tables/main.md",
-    "lattice.csv",
-]
-DERIVED += ["../../figures/smoke/granularity.svg", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
+DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collected.sha256", "tables/main.md"]
+DERIVED += ["lattice.csv", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
+DERIVED += ["../../figures/smoke/granularity.svg"]
 EDITED = ["scores.csv", "lattice.csv", "report.html", "tables/main.csv", "../../figures/smoke/frontier-bits.csv"]
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
 SCORED = ["evaluation.json", "lm_eval.json", "items.json"]

@@ -11,10 +11,8 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -32,6 +30,8 @@ from r2q.plan.estimate import Estimate, machine, report
 from r2q.plan.jobs import Machine
 from r2q.plan.shapes import catalogue, count, shape_of
 from r2q.quantization.method import Recipe, WeightMethod, make_method
+from tests.fake_hub import fake_hub
+from tests.workflow import printed
 
 ONE = Machine(gpus=1, gpu_bytes=None, cpu_jobs=4)
 
@@ -105,44 +105,19 @@ def test_a_size_that_cannot_be_known_is_one_sentence(tmp_path: Path) -> None:
         shape_of("x", entry.model_copy(update={"path": str(tmp_path)}), ask_hub=False)
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """A hub with one file."""
-
-    asked: ClassVar[list[str]] = []
-    body = json.dumps(catalogue()["Qwen/Qwen3-0.6B-Base"]).encode()
-
-    def do_HEAD(self) -> bool:
-        self.asked.append(self.path)
-        there = self.path == "/own/model/resolve/main/config.json"
-        self.send_response(200 if there else 404)
-        self.send_header("ETag", '"1"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(self.body) if there else 0))
-        self.end_headers()
-        return there
-
-    def do_GET(self) -> None:
-        if self.do_HEAD():
-            self.wfile.write(self.body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 def test_the_hub_is_asked_for_the_config_of_a_model_and_for_no_weights(tmp_path: Path) -> None:
     recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
     config = {"run": "hub", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
     (tmp_path / "hub.yaml").write_text(json.dumps(config))
-    with HTTPServer(("localhost", 0), _Hub) as hub:
-        Thread(target=hub.serve_forever, daemon=True).start()
-        there = {"HF_ENDPOINT": f"http://localhost:{hub.server_port}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    with fake_hub() as hub:
+        hub.push("model", "own/model", {"config.json": json.dumps(catalogue()["Qwen/Qwen3-0.6B-Base"]).encode()})
+        there = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
         command = [sys.executable, "-m", "r2q", "estimate", str(tmp_path / "hub.yaml"), "--gpus", "1"]
         environment = os.environ | there | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-        hub.shutdown()
     assert done.returncode == 0, done.stderr
     assert "; 1.2 GB of models to download." in done.stdout  # 596 million parameters of 16 bits
-    assert {path for path in _Hub.asked if "/resolve/" in path} == {"/own/model/resolve/main/config.json"}
+    assert set(hub.asked) == {"/own/model/resolve/main/config.json"}
 
 
 # Rates
@@ -382,7 +357,4 @@ def test_an_estimate_takes_no_torch() -> None:
     code = (
         "import sys; from r2q.cli import main; main(sys.argv[1:]); print(sorted({'torch', 'numpy'} & {*sys.modules}))"
     )
-    command = [sys.executable, "-c", code, "estimate", str(ROOT / "config" / "modern.yaml"), "--gpus", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert printed(code, "estimate", "config/modern.yaml", "--gpus", "1").splitlines()[-1] == "[]"

@@ -19,6 +19,13 @@ COPIED = (
 MOVES = ("seconds", "quantize_cpu_seconds", "evaluate_cpu_seconds", "peak_mib")
 
 
+def printed(code: str, *arguments: str) -> str:
+    """What a Python of its own prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 class Copy:
     """A copy of what runs, without results."""
 

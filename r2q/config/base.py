@@ -34,9 +34,9 @@ def nearest(word: object, allowed: Iterable[str]) -> str:
     return f"; valid: {', '.join(words)}" if 0 < len(words) <= 16 else ""
 
 
-def some(names: Sequence[str]) -> str:
-    """The first three of them, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def some(names: Sequence[object], count: int = 3) -> str:
+    """The first few of them, and how many more there are."""
+    return ", ".join(map(str, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def refuse(source: object, problems: Iterable[str]) -> None:

@@ -35,12 +35,9 @@ from r2q.evaluation.perplexity import cut, window_logits
 from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import file_sha256, write_atomic
-from r2q.models.checks import max_positions
-from r2q.models.devices import pick_device
-from r2q.models.fingerprint import check_unchanged
-from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.source import model_folder
-from r2q.prepare import read_prepared
+from r2q.models.checks import max_positions, read_tokenizer
+from r2q.models.load import load_full
+from r2q.prepare import open_model
 from r2q.tokens import Encoder, beyond_positions
 
 CHUNK = 1 << 26  # float32 logits whose tail is summed at once (256 MiB)
@@ -99,12 +96,8 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
     config = configuration.load(config_path, model, "fidelity")
     text = config.fidelity
     assert text is not None
-    facts, entry, device = read_prepared(prepared, model), config.models[model], pick_device(config.device)
-    torch.set_num_threads(config.limits.threads)
-    quiet()
-    folder = model_folder(entry)
-    check_unchanged(folder, facts)
-    encoder = Encoder(load_tokenizer(str(folder)), entry.add_bos)
+    entry, (facts, folder, device) = config.models[model], open_model(config, prepared, model)
+    encoder = Encoder(read_tokenizer(folder), entry.add_bos)
     teacher = load_full(str(folder), dtype=entry.dtype)
     refuse(config_path, beyond_positions("fidelity.window", text.window, max_positions(teacher.config), model))
     ids = encoder.encode(read_joined(text, Hub.of(config)))

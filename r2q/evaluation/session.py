@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from r2q.config import Config, refuse
+from r2q.config import Config, refuse, some
 from r2q.evaluation.tasks import TaskSet
 from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
@@ -165,8 +165,7 @@ class Session:
                 found |= {"status": FAILED, "reason": one_line(error), "retry": passing(error), "scores": []}
             finally:
                 release()
-        spent = {name: getattr(cost, name) for name in ("seconds", "cpu_seconds", "peak_mib", "gpu_mib")}
-        return found | spent, raw, items, lines
+        return found | cost.spent, raw, items, lines
 
     def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         """Load the unit, fill `found`; returns raw results, items and samples. Raises where nothing has a value."""
@@ -229,12 +228,12 @@ class Session:
 
     def _encoder(self, folder: Path) -> tuple[str, Any]:
         """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""
-        from r2q.models.load import load_tokenizer
+        from r2q.models.checks import read_tokenizer
         from r2q.tokens import Encoder
 
         digest = _folder_hash(folder, without=("config.json", "generation_config.json"))
         if digest not in self._encoders:
-            self._encoders[digest] = Encoder(load_tokenizer(str(folder)), self.entry.add_bos)
+            self._encoders[digest] = Encoder(read_tokenizer(folder), self.entry.add_bos)
         return digest, self._encoders[digest]
 
 
@@ -285,6 +284,5 @@ def _summary(record: Evaluation) -> str:
     if record.status != OK:
         return f"FAILED: {record.reason}"
     shown = [score for score in record.scores if score.in_table]
-    values = ", ".join(f"{s.task} {s.value:.4g}" if s.value is not None else f"{s.task} not finite" for s in shown[:8])
-    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return f"{record.seconds:.1f} s, {values}{more}"
+    values = [f"{s.task} {s.value:.4g}" if s.value is not None else f"{s.task} not finite" for s in shown]
+    return f"{record.seconds:.1f} s, {some(values, 8)}"

@@ -31,8 +31,7 @@ from r2q.config import refuse
 from r2q.files import NEWEST, Newest, read_documents
 from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
-from r2q.models.checks import max_positions, read_config
-from r2q.models.load import load_tokenizer
+from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
 from r2q.tokens import Encoder, beyond_positions
 
@@ -82,7 +81,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     folder = model_folder(entry)
     positions = max_positions(read_config(folder))
     refuse(config_path, beyond_positions("calibration.window", section.window, positions, model))
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = read_tokenizer(folder)
     encoder = Encoder(tokenizer, entry.add_bos)
     documents = read_source(section.path, section.field, Hub.of(config))
     if section.lines:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from r2q.models.save import folder_digest
 from r2q.models.source import SMALL, VOCABULARY, fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
-from r2q.records import one_line
+from r2q.records import one_line, tensor_places
 
 ROWS = 1024  # unit vectors that a layer is run on at once
 
@@ -128,13 +127,9 @@ def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[i
     others = model.state_dict().keys() - stacks - linears
     layers = everything = 0
     for file in weight_files(folder):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            size = entry["data_offsets"][1] - entry["data_offsets"][0]
-            everything += size
-            layers += 0 if name in others or name.endswith(".bias") else size
+        for name, (first, end) in tensor_places(file)[1].items():
+            everything += end - first
+            layers += 0 if name in others or name.endswith(".bias") else end - first
     return layers, everything
 
 

@@ -13,7 +13,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.config import nearest, some
-from r2q.models.checks import read_config, read_tokenizer, say_untied
+from r2q.models.checks import read_config, say_untied
 from r2q.models.joined import join
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
@@ -77,16 +77,8 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
     known = AUTO_QUANTIZATION_CONFIG_MAPPING.keys() | {"bitsandbytes"}
     if method not in known:  # transformers would ignore it, and read the weights as if they were plain
         raise ValueError(f"{path} has the format {method}, which transformers does not know{nearest(method, known)}")
-    where = {"": str(device)}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=read_config(path),
-            trust_remote_code=False,
-            dtype=dtype,
-            device_map=where,
-            output_loading_info=True,
-        )
+        model, info = _pretrained(path, dtype=dtype, device_map={"": str(device)})
     except ImportError as error:
         raise ValueError(
             f"{path} has the format {method}, whose library is not installed here: {one_line(error)}"
@@ -99,13 +91,18 @@ def _load_foreign(path: str, method: str | None, dtype: str | torch.dtype, devic
 
 def _load(path: str, **options: Any) -> Any:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, config=read_config(path), trust_remote_code=False, output_loading_info=True, **options
-        )
+        model, info = _pretrained(path, **options)
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
     _refuse_keys(f"{path}:", info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return _as_loaded(model)
+
+
+def _pretrained(path: str, **options: Any) -> Any:
+    """The model, and what transformers says of its keys."""
+    return AutoModelForCausalLM.from_pretrained(
+        path, config=read_config(path), trust_remote_code=False, output_loading_info=True, **options
+    )
 
 
 def _as_loaded(model: Any) -> Any:
@@ -129,8 +126,3 @@ def _refuse_keys(what: str, info: dict[str, Any], kinds: tuple[str, ...]) -> Non
 def quiet() -> None:
     """Switch off transformers' progress bars in this process: a verb prints its own lines."""
     logging.disable_progress_bar()
-
-
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer in a model's folder."""
-    return read_tokenizer(path)

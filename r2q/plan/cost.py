@@ -111,8 +111,7 @@ def train_bytes(r: Rates, device: str, shape: Shape, options: TrainingOptions, l
     """
     latent = bytes_of(options.latent)
     compute = bytes_of("float32" if options.compute == "float32" or device == "cpu" else "bfloat16")
-    moments = 2 * (1 + 4 / 256) if options.optimizer == "adamw_8bit" else 2 * latent
-    state = shape.total * (latent + moments + compute) / processes
+    state = shape.total * (kept_bytes(options) + compute) / processes
     rows = options.micro_rows or options.batch_rows
     tokens = min(rows, math.ceil(options.batch_rows / processes)) * length
     working = r["gpu.working"] * tokens * shape.width
@@ -130,8 +129,13 @@ def train_bytes(r: Rates, device: str, shape: Shape, options: TrainingOptions, l
 
 def resume_bytes(shape: Shape, options: TrainingOptions) -> float:
     """The state on disk that a training resumes from."""
+    return shape.total * kept_bytes(options)
+
+
+def kept_bytes(options: TrainingOptions) -> float:
+    """Of a latent weight and its two moments."""
     latent = bytes_of(options.latent)
-    return shape.total * (latent + (2 * (1 + 4 / 256) if options.optimizer == "adamw_8bit" else 2 * latent))
+    return latent + (2 * (1 + 4 / 256) if options.optimizer == "adamw_8bit" else 2 * latent)
 
 
 # Quantizing

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.config import Config
+from r2q.config import Config, some
 from r2q.kept import key, write_json
 from r2q.plan import Unit, units_of
 from r2q.prepare import read_prepared
@@ -99,8 +99,7 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
                 raise ValueError(f"{paths[1]} is of weights {scored}, but report.json wrote {written}")
         units.append((unit, report, evaluation))
     if missing:
-        more = f" and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
-        raise FileNotFoundError(f"missing: {', '.join(map(str, missing[:SHOWN_MISSING]))}{more}")
+        raise FileNotFoundError(f"missing: {some(missing, SHOWN_MISSING)}")
     yield from units
 
 

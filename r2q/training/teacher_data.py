@@ -26,14 +26,11 @@ from r2q.inputs.hub import Hub
 from r2q.kept import key, write_json
 from r2q.measure import versions
 from r2q.models.calibration import vocabulary_sha256
-from r2q.models.checks import max_positions, read_config
-from r2q.models.devices import pick_device
-from r2q.models.fingerprint import check_unchanged
-from r2q.models.load import load_full, load_tokenizer, quiet
-from r2q.models.source import model_folder
+from r2q.models.checks import max_positions, read_config, read_tokenizer
+from r2q.models.load import load_full
 from r2q.models.targets import refuse_quantized
 from r2q.plan.sources import code
-from r2q.prepare import engine_problems, read_prepared
+from r2q.prepare import engine_problems, open_model
 from r2q.tokens import Encoder, beyond_positions
 from r2q.training.data import Rows, write
 from r2q.training.generation import (
@@ -72,16 +69,11 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     wanted = config.training
     assert wanted is not None
     refuse(config_path, [*engine_problems(config), *configuration.leaks(config)])
-    facts = read_prepared(prepared, model)
-    entry, device, out = config.models[model], pick_device(config.device), Path(out)
-    torch.set_num_threads(config.limits.threads)
-    quiet()
-    folder = model_folder(entry)
-    check_unchanged(folder, facts)
+    entry, out, (facts, folder, device) = config.models[model], Path(out), open_model(config, prepared, model)
     model_config = read_config(folder)
     refuse_quantized(model_config, entry.path)
     refuse(config_path, beyond_positions("training.length", wanted.length, max_positions(model_config), model))
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = read_tokenizer(folder)
     encoder = Encoder(tokenizer, entry.add_bos)
     drawn = draw(wanted, Hub.of(config))
     if wanted.kind != "text":  # before hours of work; windows of text are not counted yet

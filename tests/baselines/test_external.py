@@ -13,8 +13,9 @@ import torch
 
 from r2q import config as configuration
 from r2q.models.apply import FAILURES, apply
+from r2q.models.checks import read_tokenizer
 from r2q.models.external import computed_weight, link, probe
-from r2q.models.load import load_full, load_packed, load_tokenizer
+from r2q.models.load import load_full, load_packed
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.prepare import missing_paths
@@ -35,7 +36,7 @@ def packed_folder(source: Path, folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The verb `quantize` with the recipe external: returns its report and the unit's folder."""
-    monkeypatch.setattr("r2q.quantize.load_tokenizer", lambda *_: None)
+    monkeypatch.setattr("r2q.quantize.read_tokenizer", lambda *_: None)
 
     def quantize_with(source: Path, checkpoint: Path) -> tuple[dict[str, Any], Path]:
         config, prepared = tmp_path / "config.yaml", tmp_path / "prepared.json"
@@ -97,11 +98,11 @@ def test_the_models_tokenizer_stands_in_where_a_checkpoint_has_none(name: str, i
     for file in checkpoint.glob("tokenizer*"):
         file.unlink()
     (checkpoint / name).write_text("{}")
-    link(checkpoint, unit, load_tokenizer("mini/models/mini-llama"))
+    link(checkpoint, unit, read_tokenizer("mini/models/mini-llama"))
     assert (unit / "tokenizer.json").exists() == (not is_one)
     assert (unit / name).resolve() == (checkpoint / name).resolve()
     if not is_one:
-        assert load_tokenizer(str(unit)).encode("a town") == load_tokenizer("mini/models/mini-llama").encode("a town")
+        assert read_tokenizer(unit).encode("a town") == read_tokenizer("mini/models/mini-llama").encode("a town")
 
 
 def test_another_checkpoint_at_the_same_place_is_taken_again(tmp_path: Path, run: Any, capsys: Any) -> None:

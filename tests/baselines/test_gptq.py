@@ -18,7 +18,7 @@ from r2q.models.targets import list_targets
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import Quantized, Recipe, WeightMethod, make_method
 from r2q.quantization.residual import R2Q, residual_codes
-from tests.models.tiny import CASES, tiny_model
+from tests.models.tiny import CASES, needs_gpu, tiny_model
 
 DAMPING = 0.01
 LATTICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -240,7 +240,7 @@ def test_only_the_text_moves_the_result() -> None:
     assert not same(first, quantize(model, text(seed=1)))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_offloading_on_a_gpu_changes_no_bit() -> None:
     model, data = tiny_model("llama"), replace(text(), device=torch.device("cuda"))
     assert same(quantize(model, data), quantize(model, replace(data, offload=True)))

@@ -11,6 +11,7 @@ from r2q.config import machine, parse
 from r2q.config.lattice import lattice_problems
 from r2q.config.machine import machine_problems
 from tests.config.test_config import changed, problems
+from tests.configs import config_of
 
 TRAINED = {"method": "bitdistiller", "granularity": "g64"}
 
@@ -21,9 +22,8 @@ def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         "start": {"method": "rtn", "granularity": "g64"} | more.pop("start", {}),
         "deep": TRAINED | {"options": {"batch_rows": 10} | options} | more.pop("deep", {}),
     }
-    data = {"run": "x", "models": {"m": {"path": "a/b"}}, "recipes": recipes, "tasks": {"t": {}}}
-    data |= {"training": {"texts": [{"path": "b.txt", "rows": 164}]}, "calibration": {"path": "a.txt"}}
-    return data | more
+    training = {"texts": [{"path": "b.txt", "rows": 164}]}
+    return config_of(recipes) | {"training": training, "calibration": {"path": "a.txt"}} | more
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ def test_what_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_the_place_of_the_lattice_figure(wanted: dict[str, Any], message: str | None) -> None:
     recipes = {name: {"method": name, "granularity": "g64"} for name in ("rtn", "r2q")}
-    data = {"run": "x", "models": {"m": {"path": "a/b"}, "n": {"path": "c/d"}}, "recipes": recipes, "tasks": {"t": {}}}
-    config = parse(data | {"figures": {"lattice": wanted}}, "x.yaml")
+    models = {"m": {"path": "a/b"}, "n": {"path": "c/d"}}
+    config = parse(config_of(recipes, models=models, figures={"lattice": wanted}), "x.yaml")
     shapes = {"layers.0.q": [8, 256], "l.0.experts": [3, 8, 128]}
     facts = {"targets": [{"name": name, "shape": shape} for name, shape in shapes.items()]}
     assert lattice_problems(config, "m", facts) == ([] if message is None else [message])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from r2q.config import ConfigError, load, method_info, parse
 from r2q.config.schema import key_table, readme_path, readme_text, schema_path, schema_text
 from r2q.kept import ROOT
 from r2q.plan import Plan
+from tests.configs import config_of
+from tests.workflow import printed
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 
@@ -256,8 +256,7 @@ def test_no_config_imports_torch() -> None:
         f"[config.load(path) for path in {list(map(str, CONFIGS))!r}]; "
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'pandas') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    assert printed(code) == "[]"
 
 
 def test_every_key_is_explained() -> None:
@@ -277,11 +276,8 @@ def test_every_key_is_explained() -> None:
 
 def test_several_processes_and_one_gpu_by_number_are_refused() -> None:
     recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64"}}
-    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
-    data |= {
-        "training": {"texts": [{"path": "a.txt", "rows": 200}], "held_out": 8},
-        "limits": {"training_processes": 2},
-    }
+    training = {"texts": [{"path": "a.txt", "rows": 200}], "held_out": 8}
+    data = config_of(recipes, training=training, limits={"training_processes": 2})
     parse(data | {"device": "cuda"}, "x.yaml")
     with pytest.raises(ConfigError, match="device: training_processes take the first GPUs, not cuda:1"):
         parse(data | {"device": "cuda:1"}, "x.yaml")

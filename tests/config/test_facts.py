@@ -10,6 +10,7 @@ import pytest
 
 from r2q.config import describe_recipe, load, parse, read_yaml
 from r2q.kept import ROOT
+from tests.configs import config_of
 
 
 def described(data: dict[str, Any]) -> list[Any]:
@@ -66,8 +67,7 @@ def test_labels(recipe: dict[str, Any], frame: str | None, label: str, control: 
         "search": {"method": "rtn", "granularity": "g64", "options": {"clip": "mse"}},
     }
     own = recipe if recipe["method"] == "full_precision" else recipe | {"granularity": "g64"}
-    data = {"run": "x", "models": {"m": {"path": "a/b"}}, "recipes": {"r2q-anything": own, **others}}
-    data |= {"tasks": {"t": {}}, "calibration": {"path": "a.txt"}}
+    data = config_of({"r2q-anything": own, **others}, calibration={"path": "a.txt"})
     data |= {"training": {"texts": [{"path": "b.txt", "rows": 400}]}}
     facts = describe_recipe(parse(data, "x.yaml"), "r2q-anything")
     assert (facts.frame, facts.label, facts.control) == (frame, label, control)
@@ -84,7 +84,6 @@ def test_a_stochastic_quantizer_makes_gptq_stochastic() -> None:
         name: {"method": "gptq", "granularity": "g64", "options": {"quantizer": name}}
         for name in ("rtn", "random_codes")
     }
-    data = {"run": "x", "models": {"m": {"path": "a/b"}}, "recipes": recipes, "tasks": {"t": {}}, "seeds": [0, 1]}
-    config = parse(data | {"calibration": {"path": "a.txt"}}, "x.yaml")
-    assert config.units("m") == [("rtn", 0), ("random_codes", 0), ("random_codes", 1)]
+    config = parse(config_of(recipes, seeds=[0, 1], calibration={"path": "a.txt"}), "x.yaml")
+    assert config.units("tiny") == [("rtn", 0), ("random_codes", 0), ("random_codes", 1)]
     assert {info.path.name for info in config.methods_of("rtn")} == {"gptq.py", "rtn.py"}

@@ -6,8 +6,6 @@ import copy
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,12 @@ import torch
 import yaml
 
 from r2q.cli import main
-from r2q.config import ConfigError, built_in_methods, method_info, parse
+from r2q.config import FACTS, ConfigError, built_in_methods, method_info, parse
 from r2q.kept import ROOT
 from r2q.measure import package_of, versions
 from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.config.test_config import GOOD, changed, problems
+from tests.workflow import printed
 
 ONE_FILE = """
 import torch
@@ -55,19 +54,17 @@ def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
     cls: Any = getattr(importlib.import_module(info.module), info.name)
     assert (info.module, info.name) == (cls.__module__, cls.__name__)
     assert info.options is cls.Options
-    facts = info.needs, info.stochastic, info.version, info.control, info.quantizes
-    assert facts == (cls.needs, cls.stochastic, cls.version, cls.control, cls.quantizes)
+    assert {fact: getattr(info, fact) for fact in FACTS} == {fact: getattr(cls, fact) for fact in FACTS}
     assert info.weight_method == issubclass(cls, WeightMethod)
     assert info.label == name
 
 
 def test_the_shipped_methods_are_read_without_torch() -> None:
     code = (
-        "import sys; from r2q.config import built_in_methods, method_info; "
+        "import sys; from r2q.config import FACTS, built_in_methods, method_info; "
         "[method_info(name) for name in built_in_methods()]; print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
+    assert printed(code) == "False"
 
 
 def test_a_method_in_one_file_with_its_options(folder: Path) -> None:

@@ -7,22 +7,16 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 import yaml
 
-from tests.models.tiny import CASES, COMMON, byte_tokenizer
+from tests.models.tiny import byte_tokenizer, tiny_model
 
 POSITIONS = 160  # one token a byte
 
 
 def model(case: str = "llama", seed: int = 0, positions: int = POSITIONS) -> Any:
     """A random model whose logits differ clearly, with one token a byte."""
-    name, options = CASES[case]
-    torch.manual_seed(seed)
-    settings = COMMON | options | {"max_position_embeddings": positions, "initializer_range": 0.1, "init_std": 0.1}
-    config = getattr(transformers, name)(**settings)
-    return transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    return tiny_model(case, seed=seed, max_position_embeddings=positions, initializer_range=0.1, init_std=0.1)
 
 
 def model_folder(folder: Path, case: str = "llama", seed: int = 0, positions: int = POSITIONS) -> Path:

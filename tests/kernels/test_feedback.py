@@ -12,6 +12,7 @@ from r2q.kernels.feedback import Ladder, Rule, Steps, feedback, feedback_plain
 from r2q.models.moments import add_moment
 from r2q.quantization.grid import AffineGrid
 from r2q.quantization.method import Recipe, WeightMethod, make_method
+from tests.models.tiny import needs_gpu
 
 LATTICES = [
     ("rtn", {}, 2),
@@ -21,7 +22,6 @@ LATTICES = [
     ("r2q", {"refine": "alternating"}, 3),
     ("r2q", {"refine": "optimal"}, 2),
 ]
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def lattice(method: str, options: dict[str, Any], bits: int = 2) -> WeightMethod:

@@ -21,6 +21,7 @@ from r2q.kernels.quantize_pack import finished, quantize_pack, quantize_plain
 from r2q.quantization.grid import AffineGrid, BinaryGrid, Grid, SymmetricGrid
 from r2q.quantization.packing import pack
 from r2q.quantization.residual import residual_codes
+from tests.models.tiny import needs_gpu
 
 GRIDS = ("binary", "affine", "float zero", "symmetric", "tensor")
 SHAPES = [(7, 192, 32), (5, 576, 64), (3, 576, 576), (6, 256, 128), (5, 48, 16)]  # out, in, group
@@ -189,9 +190,6 @@ def test_the_kernels_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def on_gpu(weight: Planes) -> Planes:

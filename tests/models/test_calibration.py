@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from r2q.config import ConfigError, parse
 from r2q.models import calibration
 from r2q.models.calibration import calibrate, check_tokenizer, cut_documents, cut_joined, load_calibration
-from r2q.models.load import load_tokenizer
+from r2q.models.checks import read_tokenizer
+from tests.configs import config_of
 from tests.models.tiny import tiny_folder
 
 WORDS = [f"w{i}" for i in range(90)]
@@ -98,12 +99,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, **wanted: Any) -> Path:
-    content = {
-        "run": "test",
-        "models": {"tiny": {"path": str(folder / "tiny"), "add_bos": True}},
-        "recipes": {"rtn-g32": {"method": "rtn", "granularity": "g32"}},
-        "tasks": {"piqa": {}},
-    }
+    models = {"tiny": {"path": str(folder / "tiny"), "add_bos": True}}
+    content = config_of({"rtn-g32": {"method": "rtn", "granularity": "g32"}}, models=models)
     if wanted:
         content["calibration"] = {"path": str(folder / "text.txt"), "windows": 9, "window": 16} | wanted
     path = folder / "config.yaml"
@@ -226,7 +223,7 @@ def test_tokens_of_another_tokenizer_are_refused(folder: Path, tmp_path: Path) -
     out = tmp_path / "calibration.safetensors"
     calibrate(config(folder, seed=0), "tiny", out)
     data = load_calibration(out)
-    tokenizer = load_tokenizer(str(folder / "tiny"))
+    tokenizer = read_tokenizer(folder / "tiny")
     check_tokenizer(data, tokenizer, "tiny")
     tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match="not of the tokenizer of tiny"):

@@ -17,7 +17,7 @@ from r2q.models.packed import PackedLinear, replace
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, WeightMethod, make_method
-from tests.models.tiny import tiny_model, tokens
+from tests.models.tiny import needs_gpu, tiny_model, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_it_compiles_into_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 8
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_on_a_gpu_in_a_graph_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "linear", linear)
     mlp, x = packed_model("llama").model.layers[0].mlp.to("cuda", torch.bfloat16), torch.randn(3, 64).cuda().bfloat16()

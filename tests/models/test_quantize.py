@@ -19,6 +19,7 @@ from r2q.models.save import folder_digest
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training.trainer import Diverged
+from tests.configs import config_of
 from tests.models.tiny import tiny_folder, tiny_model, tokens
 from tests.units import quantize
 
@@ -39,17 +40,7 @@ class Run:
 
     def quantize(self, *recipes: str) -> None:
         config = self.results / "config.yaml"
-        config.write_text(
-            yaml.safe_dump(
-                {
-                    "run": "test",
-                    "models": {"tiny": {"path": str(self.source)}},
-                    "recipes": self.recipes,
-                    "tasks": {"piqa": {}},
-                    "device": "cpu",
-                }
-            )
-        )
+        config.write_text(yaml.safe_dump(config_of(self.recipes, self.source, device="cpu")))
         facts = {"models": {"tiny": {"fingerprint": self.fingerprint, "family": "llama"}}}
         (self.results / "prepared.json").write_text(json.dumps(facts))
         quantize(config, self.results / "prepared.json", "tiny", list(recipes), self.results / "tiny")

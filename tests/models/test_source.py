@@ -24,6 +24,7 @@ from r2q.models.external import locate
 from r2q.models.source import fetch, made_folder, model_folder, source
 from r2q.prepare import prepare
 from r2q.quantize import quantize
+from tests.configs import config_of
 from tests.models.tiny import COMMON, GQA, byte_tokenizer, tiny_folder
 
 QUANT = gguf.GGMLQuantizationType
@@ -129,12 +130,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(**entry: Any) -> dict[str, Any]:
-    return {
-        "run": "test",
-        "models": {"tiny": entry},
-        "recipes": {"rtn-g32": {"method": "rtn", "granularity": "g32"}},
-        "tasks": {"piqa": None},
-    }
+    return config_of({"rtn-g32": {"method": "rtn", "granularity": "g32"}}, models={"tiny": entry}, tasks={"piqa": None})
 
 
 def write(**entry: Any) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -49,11 +50,11 @@ LINEARS = {  # weights to quantize in two blocks: attention 4; MLP 3 (OPT 2); ex
 }
 
 
-def tiny_model(case: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+def tiny_model(case: str, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any) -> Any:
     """A random model; weights are large enough for logits to differ."""
     name, options = CASES[case]
     torch.manual_seed(seed)
-    config = getattr(transformers, name)(**COMMON, **options)
+    config = getattr(transformers, name)(**COMMON | options | settings)
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
@@ -74,6 +75,9 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def tokens() -> torch.Tensor:

@@ -10,6 +10,7 @@ import yaml
 
 from r2q.training.data import read
 from r2q.training.teacher_data import teacher_data
+from tests.configs import config_of
 from tests.models.tiny import byte_tokenizer, tiny_folder
 
 RECIPE = {"method": "bitdistiller", "granularity": "g32", "options": {"quantizer": "r2q", "batch_rows": 2}}
@@ -30,14 +31,8 @@ def make(folder: Path, out: Path, /, device: str = "auto", **training: Any) -> A
     """Run the verb; the files that it reads are written beside `out`."""
     texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
     section = {"texts": [texts], "length": 24, "prompt_tokens": 4, "held_out": 4, "batch_size": 5} | training
-    config = {
-        "run": "test",
-        "models": {"tiny": {"path": str(folder)}},
-        "recipes": {"bitdistiller-g32": RECIPE},
-        "perplexity": {"text": {"path": "other.txt"}},
-        "training": section,
-        "device": device,
-    }
+    held_out = {"text": {"path": "other.txt"}}
+    config = config_of({"bitdistiller-g32": RECIPE}, folder, perplexity=held_out, training=section, device=device)
     out.parent.mkdir(parents=True, exist_ok=True)
     path, prepared = out.parent / "config.yaml", out.parent / "prepared.json"
     path.write_text(yaml.safe_dump(config))

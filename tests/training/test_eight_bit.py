@@ -11,7 +11,7 @@ import torch
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.training.state import Store
-from tests.models.tiny import tiny_model
+from tests.models.tiny import needs_gpu, tiny_model
 from tests.training import test_gpu
 from tests.training.rows import random_data
 from tests.training.test_trainer import OPTIONS, train
@@ -51,7 +51,7 @@ def test_eight_bit_moments_resume_to_the_same_bits(tmp_path: Path, monkeypatch: 
     assert not torch.equal(plain["model.norm.weight"], whole["model.norm.weight"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_eight_bit_moments_on_the_gpu(tmp_path: Path) -> None:
     plain, small = (
         test_gpu.train(tmp_path / name, quantizer="rtn", optimizer=name)[1] for name in ("adamw", "adamw_8bit")

@@ -23,6 +23,7 @@ from r2q.quantization.method import Method, Recipe, make_method
 from r2q.quantize import quantize
 from r2q.report.training import gather_training
 from r2q.training import frame as frames
+from tests.configs import config_of
 from tests.models.tiny import tiny_folder, tiny_model, tokens
 from tests.training.rows import random_data
 from tests.training.teacher import make, teacher_folder
@@ -293,9 +294,8 @@ def test_a_start_that_cannot_be_is_refused(start: str, message: str) -> None:
         "rtn3-g64": {"method": "rtn", "granularity": "g64", "bits": 3},
         "rtn-channel": {"method": "rtn", "granularity": "channel"},
     }
-    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match=message):
-        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")
+        configuration.parse(config_of(recipes, training={"texts": [{"path": "a.txt", "rows": 400}]}), "x.yaml")
 
 
 OWN_LOOP = """

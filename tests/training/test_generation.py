@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from r2q.config import ConfigError
 from r2q.config.texts import Training
 from r2q.kept import seed_of
-from r2q.models.load import load_full, load_tokenizer
+from r2q.models.checks import read_tokenizer
+from r2q.models.load import load_full
 from r2q.quantize import quantize
 from r2q.records import Report, read_json
 from r2q.training.data import Rows
@@ -50,7 +51,7 @@ def section(folder: Path, **changes: Any) -> Training:
 
 
 def prompts_of(folder: Path) -> list[list[int]]:
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = read_tokenizer(folder)
     return [tokenizer(text)["input_ids"] for text, _ in draw(section(folder))]
 
 
@@ -234,7 +235,7 @@ def test_vllm_is_asked_for_exactly_what_the_config_says(vllm: Any, folder: Path,
         }
     ]
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = read_tokenizer(folder)
     prompts = [tokenizer(text)["input_ids"] for text, _ in draw(section(folder, seed=3))]
     asked = [
         (
@@ -294,7 +295,7 @@ def test_a_vllm_for_another_device_is_refused(vllm: Any, folder: Path, tmp_path:
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
 def test_without_vllm_nothing_is_begun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r2q.training.teacher_data.load_tokenizer", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("r2q.training.teacher_data.read_tokenizer", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ConfigError, match=r"training\.engine: vllm is not installed .* or use transformers"):
         make(folder, tmp_path / "rows.safetensors", engine="vllm")
     make_text = {"engine": "vllm", "kind": "text", "held_out": 2, "length": 16}  # no engine is needed

@@ -14,10 +14,10 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import Quantized, Recipe, make_method
 from r2q.training.fake_quant import FakeQuantizer
 from r2q.training.losses import DISTILLING, chunked_losses
-from tests.models.tiny import tiny_model
+from tests.models.tiny import needs_gpu, tiny_model
 from tests.training.rows import random_data
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = needs_gpu
 OPTIONS = {"steps": 4, "batch_rows": 6, "learning_rate": 1e-3, "compute": "float32", "evaluate_every": 2}
 
 QUANTIZERS: list[tuple[str, dict[str, Any]]] = [

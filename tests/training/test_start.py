@@ -25,6 +25,7 @@ from r2q.training.fake_quant import FakeQuantizer
 from r2q.training.start import LATENT, Ranges, Weights, leave
 from r2q.training.teacher_data import teacher_data
 from tests.baselines.calibrated import SHORT, text
+from tests.configs import config_of
 from tests.models.tiny import tiny_folder
 from tests.training.rows import random_data
 from tests.training.teacher import teacher_folder
@@ -140,9 +141,8 @@ def test_a_recipe_that_leaves_no_weights_is_refused_before_work() -> None:
         "a-g64": {"method": "bitdistiller", "granularity": "g64", "options": options},
         "rtn-g64": {"method": "rtn", "granularity": "g64"},
     }
-    data = {"run": "test", "models": {"tiny": {"path": "a/b"}}, "recipes": recipes, "tasks": {"mini_text": {}}}
     with pytest.raises(configuration.ConfigError, match="leaves no weights to start from"):
-        configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 1}]}}, "x.yaml")
+        configuration.parse(config_of(recipes, training={"texts": [{"path": "a.txt", "rows": 1}]}), "x.yaml")
 
 
 def test_levels_of_scaled_inputs_are_no_start(tmp_path: Path) -> None:

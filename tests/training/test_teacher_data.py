@@ -14,6 +14,7 @@ from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.config.texts import Training
 from r2q.training.teacher_data import draw
+from tests.configs import config_of
 from tests.training.teacher import RECIPE, make, teacher_folder
 
 
@@ -58,9 +59,9 @@ def test_supervised_pairs(folder: Path, tmp_path: Path) -> None:
 
 
 def bytes_of(folder: Path, tokens: list[int]) -> str:
-    from r2q.models.load import load_tokenizer
+    from r2q.models.checks import read_tokenizer
 
-    return load_tokenizer(str(folder)).decode(tokens)
+    return read_tokenizer(folder).decode(tokens)
 
 
 def test_windows_of_text(folder: Path, tmp_path: Path) -> None:
@@ -127,12 +128,7 @@ def test_what_cannot_be_is_said(folder: Path, tmp_path: Path, training: dict[str
 
 
 def test_a_recipe_that_trains_needs_the_section_and_is_a_job_of_its_own() -> None:
-    data = {
-        "run": "test",
-        "models": {"tiny": {"path": "a/b"}},
-        "recipes": {"a-g32": RECIPE, "rtn": {"method": "rtn", "granularity": "g32"}, "b-g32": RECIPE},
-        "tasks": {"mini_text": {}},
-    }
+    data = config_of({"a-g32": RECIPE, "rtn": {"method": "rtn", "granularity": "g32"}, "b-g32": RECIPE})
     with pytest.raises(ConfigError, match="training: required by recipes a-g32, b-g32"):
         configuration.parse(data, "x.yaml")
     config = configuration.parse(data | {"training": {"texts": [{"path": "a.txt", "rows": 400}]}}, "x.yaml")

@@ -151,7 +151,7 @@ def _starts(every: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
 
 def _starts_in_short(every: Sequence[Row], subject: str) -> Iterator[str]:
     for start, end, gain in _starts(every):
-        ratios = f"{_number(start)} before and {_number(end)} after training"
+        ratios = f"{measured(start)} before and {measured(end)} after training"
         yield f"- start {_where(start, every)}: {survival(start, end, gain, subject)} ({ratios})"
 
 
@@ -164,7 +164,7 @@ def _claims(paper: Sequence[Row]) -> Iterator[str]:
     """Verdicts, and what was measured."""
     head = ["claim", "against", "frame", "granularity", "verdict", "measured", "95 % interval", "from"]
     keys = ("claim", "other", "frame", "granularity")
-    body = [[*(row[key] for key in keys), _said(row), _number(row), _interval(row), _source(row)] for row in paper]
+    body = [[*(row[key] for key in keys), _said(row), measured(row), interval(row), _source(row)] for row in paper]
     yield from _table(head, body, {"against", "frame"})
     yield from ["", "Measured, and on which side of equality the paper's claim is:", ""]
     for claim, measure, side in dict.fromkeys((row["claim"], row["measure"], row["claimed"]) for row in paper):
@@ -223,21 +223,23 @@ def _said(row: Row) -> str:
     """The verdict; where it is undecided, with the effect that would have been found."""
     if row["verdict"] != "undecided" or row["detectable"] is None:
         return row["verdict"]
-    return f"undecided ({digits(row['detectable'], row)} {'×' if row['unit'] == 'ratio' else 'points'} would be found)"
+    return f"undecided ({measured(row, 'detectable')} would be found)"
 
 
-def _number(row: Row) -> str:
-    if row["difference"] is None:
+def measured(row: Row, what: str = "difference") -> str:
+    """A number of a row with its unit."""
+    if row[what] is None:
         return NONE
-    return f"{digits(row['difference'], row)} {'×' if row['unit'] == 'ratio' else 'points'}"
+    return f"{digits(row[what], row)} {'×' if row['unit'] == 'ratio' else 'points'}"
 
 
-def _interval(row: Row) -> str:
+def interval(row: Row) -> str:
+    """The interval of a row's difference."""
     return NONE if row["low"] is None else f"{digits(row['low'], row)} to {digits(row['high'], row)}"
 
 
 def _with_interval(row: Row) -> str:
-    return _number(row) if row["low"] is None else f"{_number(row)} ({_interval(row)})"
+    return measured(row) if row["low"] is None else f"{measured(row)} ({interval(row)})"
 
 
 def digits(value: float, row: Row) -> str:

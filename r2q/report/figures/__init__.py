@@ -21,7 +21,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from r2q.records import read_drawn, sign, write_csv
-from r2q.report.figures.style import save, style
+from r2q.report.figures.style import WIDTH, save, style
 from r2q.report.run import Run
 
 HELPERS = ("labels", "style")
@@ -61,6 +61,6 @@ def figure(name: str, results: str | Path, out: str | Path) -> None:
 
 
 def _nothing(name: str) -> Figure:
-    empty = Figure(figsize=(3.5, 0.5))
+    empty = Figure(figsize=(WIDTH, 0.5))
     empty.text(0.5, 0.5, f"{name}: this run has nothing to draw", ha="center", va="center")
     return empty

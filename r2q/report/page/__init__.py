@@ -20,7 +20,7 @@ from r2q.kept import write_atomic
 from r2q.plan import Unit
 from r2q.records import OK, read_drawn, sign
 from r2q.report.claims import GRANULARITY
-from r2q.report.claims.markdown import ENDS, GAINS, STARTS, digits
+from r2q.report.claims.markdown import ENDS, GAINS, STARTS, interval, measured
 from r2q.report.figures import find
 from r2q.report.run import Run
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
@@ -98,14 +98,10 @@ def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
     rows = read_drawn(path, ())
     whole = rows[rows["model"] == "all"] if "all" in set(rows["model"]) else rows
     for record in whole.to_dict("records"):
-        row: dict[str, Any] = {str(name): value for name, value in record.items()}
-        sign = "×" if row["unit"] == "ratio" else "points"
-        number, low, high = (
-            "" if pd.isna(row[name]) else digits(row[name], row) for name in ("difference", "low", "high")
-        )
+        row: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in record.items()}
         yield {
-            "claim": str(row["claim"]), "verdict": str(row["verdict"]), "number": f"{number} {sign}" if number else "–",
-            "interval": f"{low} to {high}" if low else "",
+            "claim": str(row["claim"]), "verdict": str(row["verdict"]), "number": measured(row),
+            "interval": interval(row),
             "against": f"{row['quantizer']} against {row['other']}", "where": f"{row['frame']}, {row['granularity']}",
             "first": (row["other"], row["pairing"]) == (rows["other"].iloc[0], GRANULARITY)
             and row["claim"] not in (STARTS, ENDS, GAINS),
