@@ -94,14 +94,13 @@ def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "tables" / "claims.csv"
     if not path.is_file():
         return
-    rows = read_drawn(path, ())
+    rows, ends = read_drawn(path, ()), ["difference", "low", "high"]
+    rows[ends] = rows[ends].apply(pd.to_numeric)  # an empty column is read as texts
     whole = rows[rows["model"] == "all"] if "all" in set(rows["model"]) else rows
     for record in whole.to_dict("records"):
         row: dict[str, Any] = {str(name): value for name, value in record.items()}
         sign = "×" if row["unit"] == "ratio" else "points"
-        number, low, high = (
-            "" if pd.isna(row[name]) else digits(row[name], row) for name in ("difference", "low", "high")
-        )
+        number, low, high = ("" if pd.isna(row[name]) else digits(row[name], row) for name in ends)
         yield {
             "claim": str(row["claim"]), "verdict": str(row["verdict"]), "number": f"{number} {sign}" if number else "–",
             "interval": f"{low} to {high}" if low else "",
