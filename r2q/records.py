@@ -182,7 +182,8 @@ class Evaluation(_Result):
             samples.jsonl if asked.
         seconds, cpu_seconds, peak_mib, gpu_mib: of the whole unit; task_seconds: in the model, by task.
         truncated: prompts that were cut to the model's positions, by task.
-        hashes: sha256 of the weights that were scored, of the tasks with their data, of the code, and of `files`.
+        hashes: sha256 of the weights that were scored, of the tasks and texts with their data, of the code, and of
+            `files`.
     """
 
     scores: list[TaskScore]

@@ -76,7 +76,8 @@ class Session:
         hub = Hub.of(config)
         self.texts = {name: read_joined(text, hub) for name, text in config.perplexity.items()}
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
-        self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values())
+        read = [] if self.teacher is None else [self.teacher.tokens.numpy().tobytes()]
+        self.tasks_hash = sha256(self.tasks.hash, json.dumps(settings, sort_keys=True), *self.texts.values(), *read)
         self.code = code("evaluate")
         self.versions = versions(*LIBRARIES)
         self._encoders: dict[str, Any] = {}

@@ -168,11 +168,11 @@ def _provenance(config: Config, unit: Unit, report: Report, evaluation: Evaluati
     asked = _asked(config, unit)
     scored = {} if evaluation is None else vars(evaluation)
     hashes, of_scores = report.hashes, scored.get("hashes", {})
-    calibration = {name: value for name, value in hashes.items() if name == "calibration"}
+    worked_from = {name: value for name, value in hashes.items() if name in ("calibration", "training")}
     return {
         "code": {"quantize": hashes.get("code"), "evaluate": of_scores.get("code")},
         "config": {"hash": key(asked)[:12], **asked},
-        "data": {"tasks": of_scores.get("tasks")} | calibration,
+        "data": {"tasks": of_scores.get("tasks")} | worked_from,
         "weights": {name: hashes.get(name) for name in ("source", "weights")},
         "versions": {"quantize": report.versions, "evaluate": scored.get("versions")},
         "evaluation": {field: scored.get(field) for field in ("device", "dtype", "batch_size", "add_bos", "seeds")},

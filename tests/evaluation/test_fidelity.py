@@ -140,6 +140,18 @@ def test_the_verbs_give_full_precision_nothing_and_others_something(config: Path
     assert {(row["task"], row["n"]) for row in rtn.values()} == {("fidelity", len(tokens()))}
 
 
+def test_another_text_is_other_data(config: Path) -> None:
+    """With settings alike, the hash of the data is all by which provenance can tell."""
+    folder, unit, hashes = config.parent, config.parent / "m" / "full_precision" / "seed0", []
+    quantize(config, folder / "prepared.json", "m", ["full_precision"], folder / "m")
+    for text in (TEXT, TEXT.upper(), TEXT):
+        (folder / "text.txt").write_text(text)
+        reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
+        evaluate(config, "m", unit, folder / "reference.safetensors")
+        hashes.append(read_json(unit / "evaluation.json", Evaluation).hashes["tasks"])
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -287,6 +287,19 @@ def test_numbers_are_rounded_for_reading() -> None:
         assert f"| {text} " in shown(HIGHER, ours, 50.0)
 
 
+def test_a_subject_of_which_no_training_began_is_no_misspelt_one(results: Path) -> None:
+    for model in ("one", "two", "three"):
+        for granularity in ("g64", "channel"):
+            for folder in (results / model / f"bitdistiller-rtn-{granularity}").iterdir():
+                diverge(results, model, folder.parent.name, int(folder.name.removeprefix("seed")), -1)
+    gather_training(results / "config.yaml", results)
+    claims(results, results / "claims", "rtn", ["r2q"])
+    assert "The run trained no model with both rtn and another quantizer." in page(results)
+    assert page(results).count("| diverged") == 10
+    with pytest.raises(ValueError, match="no recipe of the run trained with quantizer hqq; there are r2q, rtn"):
+        claims(results, results / "claims", "hqq")
+
+
 def test_a_run_without_rivals_says_so(results: Path) -> None:
     gather_training(results / "config.yaml", results)
     (results / "trained.sha256").unlink()  # what follows is no edit of a run's numbers, but another run

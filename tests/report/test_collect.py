@@ -160,6 +160,11 @@ def test_provenance_resolves_and_tells_apart(run):
     assert record["weights"] == {"source": "source-of-mini-opt", "weights": "weights-of-mini-opt-r2q-g64-0"}
     assert record["versions"]["evaluate"]["lm_eval"] == "0.4.13"
     assert record["data"] == {"tasks": "7a5c"}
+    report = json.loads((run.folder("mini-opt", "r2q-g64") / "report.json").read_text())
+    run.change("mini-opt", "r2q-g64", "report.json", hashes=report["hashes"] | {"calibration": "ca1", "training": "70"})
+    collect(run.config_path, run.results)
+    data = [record["data"] for record in json.loads((run.results / "provenance.json").read_text()).values()]
+    assert {"tasks": "7a5c", "calibration": "ca1", "training": "70"} in data
     assert record["evaluation"]["batch_size"] == 64
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from r2q.kept import ROOT
@@ -60,6 +61,19 @@ def test_claims_have_the_digits_of_the_table_of_claims(tmp_path: Path) -> None:
     told = re.sub(r"[ |(]+", " ", (study / "tables" / "claims.md").read_text())
     assert len(cells) > 20
     assert [pair for pair in cells if " ".join(pair).removesuffix(" –") not in told] == []
+
+
+@pytest.mark.parametrize("lost", [["low", "high"], ["difference", "low", "high"]])
+def test_claims_without_any_interval_or_number_are_shown(lost: list[str], run, tmp_path: Path) -> None:
+    """Of one seed of one model without tasks, or where every training of R2Q diverged."""
+    collect(run.config_path, run.results)
+    claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
+    (run.results / "tables").mkdir()
+    claims.assign(**dict.fromkeys(lost, "")).to_csv(run.results / "tables" / "claims.csv", index=False)
+    page([run.results], tmp_path / "page.html")
+    measured = re.findall(r"</td><td>([^<]*)</td><td>–</td>", (tmp_path / "page.html").read_text())
+    assert len(measured) == len(claims)
+    assert ("–" in measured) == ("difference" in lost)
 
 
 def test_it_is_one_file_that_asks_for_nothing(report: Path) -> None:

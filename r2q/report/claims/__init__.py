@@ -79,10 +79,11 @@ def claims(results: str | Path, out: str | Path, subject: str = SUBJECT, against
     """
     run = Run(results)
     known = list(dict.fromkeys(run.steps["quantizer"]))
+    begun_or_not = dict.fromkeys([*known, *run.scores.loc[run.scores["kind"] == "training", "quantizer"]])
     for name in (subject, *against) if (subject, *against) != (SUBJECT,) else ():
-        if name not in known:
+        if name not in begun_or_not:
             raise ValueError(
-                f"claims: no recipe of the run trained with quantizer {name}; there are {', '.join(known)}"
+                f"claims: no recipe of the run trained with quantizer {name}; there are {', '.join(begun_or_not)}"
             )
     others = list(against) or sorted((name for name in known if name != subject), key=_place)
     rows = list(judge(run.steps, run.drift, run.scores, subject, others))

@@ -45,11 +45,11 @@ def data(run: Run, variant: str) -> pd.DataFrame:
 
 
 def of_all(frame: pd.DataFrame) -> pd.Series:
-    """Of each recipe the share over its tasks together: points above chance over those of full precision."""
+    """Each recipe's share over all tasks: points above chance over those of full precision; NaN if it lacks one."""
     points = pd.DataFrame({"recipe": frame["recipe"], "way": frame["value"], "full": frame["full"]})
     points[["way", "full"]] = points[["way", "full"]].sub(frame["chance"], axis=0)
     sums = points.groupby("recipe").sum()
-    return sums["way"] / sums["full"]
+    return (sums["way"] / sums["full"]).where(frame.groupby("recipe")["task"].nunique() == frame["task"].nunique())
 
 
 def draw(frame: pd.DataFrame) -> Figure:

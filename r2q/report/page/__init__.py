@@ -95,7 +95,8 @@ def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "tables" / "claims.csv"
     if not path.is_file():
         return
-    rows = read_drawn(path, ())
+    rows, ends = read_drawn(path, ()), ["difference", "low", "high"]
+    rows[ends] = rows[ends].apply(pd.to_numeric)  # an empty column is read as texts
     whole = rows[rows["model"] == "all"] if "all" in set(rows["model"]) else rows
     for record in whole.to_dict("records"):
         row: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in record.items()}
