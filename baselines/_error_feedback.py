@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -126,21 +126,13 @@ class Asked:
 
 def part_of(grid: Grid, group: int) -> Grid:
     """One group of every row."""
-    tensors = {f.name: getattr(grid, f.name) for f in fields(grid)}
-    return replace(grid, **{name: x[:, group : group + 1] for name, x in tensors.items() if torch.is_tensor(x)})
+    return replace(grid, **{name: x[:, group : group + 1] for name, x in grid.parts().items()})
 
 
 def split_rows(grid: Grid, rows: Sequence[int]) -> list[Grid]:
     """The inverse of ``Grid.cat``."""
-    names = [f.name for f in fields(grid) if torch.is_tensor(getattr(grid, f.name))]
-    parts = zip(*(getattr(grid, name).split(list(rows)) for name in names), strict=True)
-    return [replace(grid, **dict(zip(names, tensors, strict=True))) for tensors in parts]
-
-
-def join_groups(grids: Sequence[Grid]) -> Grid:
-    """Grids of neighbouring groups side by side."""
-    tensors = [f.name for f in fields(grids[0]) if torch.is_tensor(getattr(grids[0], f.name))]
-    return replace(grids[0], **{name: torch.cat([getattr(grid, name) for grid in grids], 1) for name in tensors})
+    parts = zip(*(x.split(list(rows)) for x in grid.parts().values()), strict=True)
+    return [replace(grid, **dict(zip(grid.parts(), tensors, strict=True))) for tensors in parts]
 
 
 def blocks_of(width: int, size: int | None) -> list[tuple[int, int]]:
@@ -194,8 +186,7 @@ def quantize_rows(
     if factor.order is not None:
         weight, group_of = weight[:, factor.order], group_of[factor.order]
     if size is None and grid is not None:  # the same levels for every row
-        shared = {f.name: getattr(grid, f.name) for f in fields(grid)}
-        expanded = {k: x.expand(len(weight), *x.shape[1:]) for k, x in shared.items() if torch.is_tensor(x)}
+        expanded = {name: x.expand(len(weight), *x.shape[1:]) for name, x in grid.parts().items()}
         rule = _rule(lattice, replace(grid, **expanded))
     elif grid is not None:
         rule = _rule(lattice, grid)
@@ -223,7 +214,7 @@ def quantize_rows(
                     block[at.stop :].addmm_(factor.upper[start:stop, stop:end].t(), errors[at], alpha=-1)
             if end < width:
                 rest[end:].addmm_(factor.upper[begin:end, end:].t(), errors, alpha=-1)
-    result, levels = codes.t(), join_groups(fitted) if grid is None else grid
+    result, levels = codes.t(), type(fitted[0]).cat(fitted, 1) if grid is None else grid
     if factor.order is not None:
         result = torch.empty_like(result).index_copy_(1, factor.order, result)
     result = result.contiguous()

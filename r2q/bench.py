@@ -16,7 +16,7 @@ import torch
 
 from r2q.kept import write_json
 from r2q.models.checks import max_positions
-from r2q.models.devices import pick_device
+from r2q.models.devices import device_name, pick_device
 from r2q.models.load import load_packed
 from r2q.records import write_csv
 
@@ -88,7 +88,7 @@ def measure(model: Any, phase: str, batch: int, context: int, repeats: int, copy
         "phase": phase,
         "batch": batch,
         "context": context,
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "device": device_name(device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "median_ms": round(median * 1e3, 4),
         "first_quartile_ms": round(low * 1e3, 4),

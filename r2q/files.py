@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from r2q.records import one_line
+
 COMPRESSION = ("", ".xz", ".gz")
 HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:[\w.-]+:[\w.-]+\.json(\.gz)?")
 
@@ -144,7 +146,7 @@ def read_documents(path: str | Path, field: str = "text", hub: Newest = NEWEST) 
         try:
             table = parquet.read_table(content)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: damaged parquet file ({' '.join(str(error).split())})") from None
+            raise ValueError(f"{path}: damaged parquet file ({one_line(error)})") from None
         columns = table.column_names
         values = (
             [_parquet_value(value, path, n) for n, value in enumerate(table.column(field), 1)]

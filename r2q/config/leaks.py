@@ -62,9 +62,7 @@ def same_text(a: str, b: str, content: bool) -> bool:
             return Path(a).samefile(b) or (content and _digest(a) is not None and _digest(a) == _digest(b))
         return os.path.realpath(a) == os.path.realpath(b)
     one, other = _hub_text(a), _hub_text(b)
-    if one is None or other is None:
-        return False
-    if one[:2] != other[:2]:
+    if one is None or other is None or one[:2] != other[:2]:
         return False
     (split, whole), (other_split, other_whole) = one[2:], other[2:]
     return split == other_split or (whole != other_whole and _within(split, other_split, whole))

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from r2q.config.base import ConfigError
+from r2q.records import one_line
 
 MOST_BYTES = 16 << 20
 MOST_VALUES = 1_000_000
@@ -71,7 +72,7 @@ def parse_yaml(text: str) -> Any:
         _count(node, {}, ())
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"not valid YAML: {one_line(error)}") from None
     except RecursionError:
         raise ConfigError(f"is nested deeper than {DEEPEST} levels") from None
     except (ValueError, OverflowError) as error:

@@ -135,6 +135,8 @@ class Session:
 
     def _identity(self, folder: Path, weights: str) -> dict[str, Any]:
         """Everything that can move a number of a unit."""
+        from r2q.models.devices import device_name
+
         return {
             "weights": weights,
             "files": _folder_hash(folder),
@@ -144,7 +146,7 @@ class Session:
             "dtype": self.entry.dtype,
             "add_bos": self.entry.add_bos,
             "batch_size": self.config.limits.batch_size,
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "seeds": SEEDS,
             "bootstrap": BOOTSTRAP,
             "code": self.code,
@@ -258,12 +260,6 @@ def _folder_hash(folder: Path, without: tuple[str, ...] = ()) -> str:
 
     files = [file for file in small_files(folder) if file.name not in without]
     return sha256(*(part for file in files for part in (file.name, file.read_bytes())))
-
-
-def _device_name(device: Any) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
 def silence() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from r2q.config import ConfigError, nearest
+from r2q.records import one_line
 
 _KEY = re.compile(rb"""^["']?(task|group|tag|include|class)["']?[ \t]*:(.*(?:\n(?:[ \t-].*)?)*)""", re.MULTILINE)
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
@@ -219,7 +220,7 @@ def read_settings(path: Path, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{_open[-1] if _open else 'tasks'}: includes {path}, which is not there") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: holds {type(settings).__name__} instead of settings")
     merged: dict[str, Any] = {}

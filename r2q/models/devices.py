@@ -40,6 +40,11 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def device_name(device: torch.device) -> str:
+    """What a GPU calls itself; `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def claim(names: list[str], folder: str | Path | None = None) -> str:
     """The device of `names` that fewest processes hold; held by this process from now on, by a lock in `folder`."""
     place = Path(folder or Path(tempfile.gettempdir()) / f"r2q-gpus-{os.getuid()}")

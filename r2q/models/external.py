@@ -122,9 +122,7 @@ def link(source: Path, folder: Path, tokenizer: Any) -> None:
 
 def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[int, int]:
     """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files."""
-    stacks = {target.name for target in targets if target.is_stack}
-    linears = {f"{target.name}.{target.parameter}" for target in targets if not target.is_stack}
-    others = model.state_dict().keys() - stacks - linears
+    others = model.state_dict().keys() - {target.weight_name for target in targets}
     layers = everything = 0
     for file in weight_files(folder):
         for name, (first, end) in tensor_places(file)[1].items():
@@ -142,7 +140,8 @@ def computed_weight(model: Any, target: Target) -> torch.Tensor:
         RuntimeError: the layer cannot be run by itself.
     """
     try:
-        part = model.get_submodule(target.name) if not target.is_stack else stack_of(model, target)
+        part = model.get_submodule(target.owner_name)
+        part = getattr(part, target.parameter) if target.is_stack else part  # a parameter, or a packed weight
     except AttributeError:
         raise ValueError(f"the checkpoint has no layer {target.name}: it is not one of this model") from None
     if isinstance(part, PackedWeight):
@@ -164,12 +163,6 @@ def computed_weight(model: Any, target: Target) -> torch.Tensor:
 def is_plain(part: nn.Module) -> bool:
     """Whether a layer is an ordinary Linear; some formats leave the class and change what it holds and does."""
     return type(part) is nn.Linear and "weight" in part._parameters and "forward" not in vars(part)
-
-
-def stack_of(model: Any, target: Target) -> Any:
-    """The parameter, or the packed weight, that a stack of experts is."""
-    owner, _, parameter = target.name.rpartition(".")
-    return getattr(model.get_submodule(owner), parameter)
 
 
 def probe(layer: nn.Module, width: int, model: Any) -> torch.Tensor:

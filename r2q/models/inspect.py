@@ -25,7 +25,7 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
     """Write where recipes put every weight of one group, for the figures lattice and mechanism.
 
     The group is the one that `figures.lattice` of the config names; where it names none, the one whose relative error,
-    summed over the recipes, is the median of the layer (of the row). Columns of the CSV: recipe, method, model, layer,
+    summed over the recipes, is the median of the layer (of the row). Columns of the CSV: method, recipe, model, layer,
     row, group, percentile (of the group's relative error among all of the layer, 0 to 100), index (of the weight in
     its group), weight, code, quantized, level_0 ... (the level of each code). Weights of a method that scales inputs
     are scaled: what is put on levels. A recipe of which the unit failed is left out, and said.

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from r2q.records import one_line
+
 TOKENS = 24
 _TENSOR: Any = torch.Tensor
 PLAIN = (_TENSOR.shape.__get__, _TENSOR.dtype.__get__)  # what a packed weight tells as a parameter does
@@ -140,7 +142,7 @@ def _rehearse(twin: Any, watch: Watch) -> Any:
         except Exception as error:
             raise ValueError(
                 f"{type(twin).__name__}: its forward pass cannot be followed on token ids alone "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                f"({type(error).__name__}: {one_line(error)[:200]})"
             ) from None
 
 

@@ -46,6 +46,16 @@ class Target:
         """Whether the weight stacks experts."""
         return not isinstance(self.owner, nn.Linear)
 
+    @property
+    def owner_name(self) -> str:
+        """Dotted name of ``owner``."""
+        return self.name.rpartition(".")[0] if self.is_stack else self.name
+
+    @property
+    def weight_name(self) -> str:
+        """Dotted name of the weight among the model's parameters."""
+        return f"{self.owner_name}.{self.parameter}"
+
 
 class NoHead(ValueError):
     """The output head is asked for, and is not one that can be quantized."""

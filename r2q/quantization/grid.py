@@ -11,7 +11,7 @@ Arithmetic on them is float32.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import torch
@@ -88,9 +88,13 @@ class Grid(ABC):
         rank = nearest_rank(levels, values)
         return order.to(torch.uint8).gather(-1, rank.long())
 
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The tensors that it is made of, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
+        return self.parts()
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> Self:
@@ -98,15 +102,12 @@ class Grid(ABC):
         return cls(**{f.name: bits if f.name == "width" else tensors[f.name] for f in fields(cls)})
 
     @classmethod
-    def cat(cls, grids: list[Self]) -> Self:
-        """Stack grids of consecutive rows."""
+    def cat(cls, grids: list[Self], dim: int = 0) -> Self:
+        """One grid of consecutive rows, or, with ``dim`` 1, of neighbouring groups."""
         if len(grids) == 1:
             return grids[0]
-        columns = {}
-        for f in fields(cls):
-            values = [getattr(grid, f.name) for grid in grids]
-            columns[f.name] = torch.cat(values) if torch.is_tensor(values[0]) else values[0]
-        return cls(**columns)
+        parts = {name: torch.cat([getattr(grid, name) for grid in grids], dim) for name in grids[0].parts()}
+        return replace(grids[0], **parts)
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,8 @@ class AffineGrid(Grid):
         return codes.clamp_(0, 2**self.width - 1).to(torch.uint8)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        if self.zero.dtype != torch.uint8:
-            return {"scale": self.scale, "zero": self.zero}
-        return {"scale": self.scale, "zero": pack(self.zero.flatten(), self.width)}
+        packed = {"zero": pack(self.zero.flatten(), self.width)} if self.zero.dtype == torch.uint8 else {}
+        return self.parts() | packed
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], bits: int, shape: tuple[int, int]) -> Self:

@@ -66,7 +66,7 @@ class Student:
                     parameter.data.copy_(others[names[id(parameter)]])
             inside: dict[str, Layer] = {}
             for target in (target for target in targets if target.block == number):
-                own = replace(target, owner=self.model.get_submodule(owner_name(target)))
+                own = replace(target, owner=self.model.get_submodule(target.owner_name))
                 if what == "scales":
                     inside[own.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
                     continue
@@ -144,11 +144,6 @@ class Student:
         for name, parameter in self.model.named_parameters():
             if id(parameter) not in inside and (parameter.requires_grad or name in started):
                 yield name, whole(parameter.detach())
-
-
-def owner_name(target: Target) -> str:
-    """Dotted name of the module that holds a target's weight."""
-    return target.name.rpartition(".")[0] if target.is_stack else target.name
 
 
 def twin(model: Any) -> Any:
