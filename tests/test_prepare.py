@@ -350,7 +350,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no causal model": (
         lambda f: _edit(f / "config.json", model_type="vit"),
-        "no causal language model ViT can be built of it: ",
+        "no causal language model ViT can be built of it: transformers has none of the model_type vit",
+    ),
+    "pictures, too": (
+        lambda f: _edit(f / "config.json", model_type="llava", text_config={"model_type": "llama"}),
+        "no causal language model Llava can be built of it: transformers has none of the model_type llava; its text "
+        "part, llama, is one",
     ),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter (adapter_config.json)"),
     "pointer": (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from r2q.models.source import SMALL, VOCABULARY, WEIGHTS
@@ -135,6 +135,11 @@ def meta_model(folder: Path, config: Any) -> Any:
         ValueError: transformers has no such causal model, or the weights are not the model's: missing, unknown, or of
             another shape.
     """
+    kind = f"no causal language model {type(config).__name__.removesuffix('Config')} can be built of it"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        text = config.get_text_config()
+        part = f"; its text part, {text.model_type}, is one" if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+        raise ValueError(f"{kind}: transformers has none of the model_type {config.model_type}{part}")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -145,8 +150,7 @@ def meta_model(folder: Path, config: Any) -> Any:
             trust_remote_code=False,
         )
     except Exception as error:
-        kind = type(config).__name__.removesuffix("Config")
-        raise ValueError(f"no causal language model {kind} can be built of it: {one_line(error)}") from None
+        raise ValueError(f"{kind}: {one_line(error)}") from None
     name = type(model).__name__
     if info.get("mismatched_keys"):
         told = [
