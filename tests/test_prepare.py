@@ -499,6 +499,23 @@ def test_a_checkpoint_that_asks_for_attention_weights_can_be_written(tmp_path: P
     assert load_full(str(tmp_path / "saved")).config.output_attentions is False
 
 
+def test_numbers_that_are_rounded_when_they_are_read_are_said(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_folder("llama", tmp_path / "model", torch.bfloat16)
+    config = data(models, models={"m": {"path": str(folder)}})
+    run(tmp_path, config)
+    assert "read as" not in capsys.readouterr().out
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"] = state["model.norm.weight"].float()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    run(tmp_path, config)
+    assert "parameters, float32 read as bfloat16, 14 layers" in capsys.readouterr().out
+    _edit(folder / "config.json", dtype="float32")
+    run(tmp_path, config)
+    assert "read as" not in capsys.readouterr().out
+
+
 def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path / "model")
     _edit(folder / "tokenizer_config.json", bos_token=None)

@@ -21,7 +21,7 @@ from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
 
 POINTER = b"version https://git-lfs"
-PLAIN = ("F64", "F32", "F16", "BF16")
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
 TOLERANCE = 1e-3  # of the logits' spread: far above rounding, far below what another token moves
@@ -126,6 +126,17 @@ def check_files(folder: Path) -> None:
                         )
         except SafetensorError as error:
             raise ValueError(f"{file.name} is damaged or truncated ({error})") from None
+
+
+def rounded(folder: Path, model: Any) -> list[str]:
+    """Types of a checkpoint's tensors that reading it as ``model`` rounds, as config.json or its first tensor says."""
+    stored: set[str] = set()
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as content:
+            stored |= {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+    lost = {PLAIN[kind] for kind in stored & PLAIN.keys()} - {parameter.dtype for parameter in model.parameters()}
+    names = {str(kind).removeprefix("torch.") for kind in lost if torch.promote_types(kind, model.dtype) != model.dtype}
+    return sorted(names)
 
 
 def meta_model(folder: Path, config: Any) -> Any:
