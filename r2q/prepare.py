@@ -265,6 +265,8 @@ def _describe(entry: Model) -> dict[str, Any]:
         "family": config.model_type,
         "architecture": type(model).__name__,
         "attention": model.config._attn_implementation,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "rounded": checks.rounded(folder, model),
         "plain_logits": has_plain_logits(model),
         "positions": checks.max_positions(config),
         "total_parameters": sum(p.numel() for p in model.parameters()),
@@ -285,4 +287,5 @@ def _summary(facts: dict[str, Any]) -> str:
     made = f" dequantized from {facts['source_format']}" if facts["source_format"] else ""
     share = sum(math.prod(target["shape"]) for target in facts["targets"]) / facts["block_parameters"]
     layers = f"{len(facts['targets'])} layers to quantize ({share:.1%} of its decoder blocks)"
-    return f"{facts['architecture']}{made}, {weights}, {layers}, {facts['attention']} attention"
+    read = f", {' and '.join(facts['rounded'])} read as {facts['dtype']}" if facts["rounded"] else ""
+    return f"{facts['architecture']}{made}, {weights}{read}, {layers}, {facts['attention']} attention"

@@ -350,7 +350,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no causal model": (
         lambda f: _edit(f / "config.json", model_type="vit"),
-        "no causal language model ViT can be built of it: ",
+        "no causal language model ViT can be built of it: transformers has none of the model_type vit",
+    ),
+    "pictures, too": (
+        lambda f: _edit(f / "config.json", model_type="llava", text_config={"model_type": "llama"}),
+        "no causal language model Llava can be built of it: transformers has none of the model_type llava; its text "
+        "part, llama, is one",
     ),
     "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter (adapter_config.json)"),
     "pointer": (
@@ -492,6 +497,23 @@ def test_a_checkpoint_that_asks_for_attention_weights_can_be_written(tmp_path: P
     _edit(folder / "config.json", output_attentions=True)
     load_full(str(folder)).save_pretrained(tmp_path / "saved")
     assert load_full(str(tmp_path / "saved")).config.output_attentions is False
+
+
+def test_numbers_that_are_rounded_when_they_are_read_are_said(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_folder("llama", tmp_path / "model", torch.bfloat16)
+    config = data(models, models={"m": {"path": str(folder)}})
+    run(tmp_path, config)
+    assert "read as" not in capsys.readouterr().out
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"] = state["model.norm.weight"].float()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    run(tmp_path, config)
+    assert "parameters, float32 read as bfloat16, 14 layers" in capsys.readouterr().out
+    _edit(folder / "config.json", dtype="float32")
+    run(tmp_path, config)
+    assert "read as" not in capsys.readouterr().out
 
 
 def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ last window - 1 tokens; the value is exp of the mean negative log-likelihood. Ll
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,10 +64,9 @@ def window_logits(model: Any, inputs: torch.Tensor, batch_size: int) -> Iterator
         batch_size: windows at once, at most; fewer when their logits would not fit.
     """
     size = rows_at_once(batch_size, inputs.shape[1] * model.config.get_text_config().vocab_size)
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     for batch in inputs.split(size):
         batch = batch.to(model.device)
-        logits = model(input_ids=batch, **options).logits[:, :-1]  # [rows, window - 1, vocabulary]
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # [rows, window - 1, vocabulary]
         yield from zip(logits, batch[:, 1:], strict=True)
 
 

@@ -139,7 +139,7 @@ def check_chain(model: Any) -> None:
             watch.reads = []
             try:
                 output = hidden_of(block(inputs[index], *args, **kwargs))
-            except (KeyError, AttributeError, TypeError, IndexError, RuntimeError) as error:
+            except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
                 refuse(index, f"needs what earlier blocks leave behind ({type(error).__name__}: {error})")
             if not same(output, outputs[index]) or not same(watch.reads, reads[index]):
                 refuse(index, "computes something else when earlier blocks leave nothing behind for it")

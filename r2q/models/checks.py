@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from r2q.config import some
@@ -21,7 +21,7 @@ from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
 
 POINTER = b"version https://git-lfs"
-PLAIN = ("F64", "F32", "F16", "BF16")
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
 TOLERANCE = 1e-3  # of the logits' spread: far above rounding, far below what another token moves
@@ -128,6 +128,17 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{file.name} is damaged or truncated ({error})") from None
 
 
+def rounded(folder: Path, model: Any) -> list[str]:
+    """Types of a checkpoint's tensors that reading it as ``model`` rounds, as config.json or its first tensor says."""
+    stored: set[str] = set()
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as content:
+            stored |= {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+    lost = {PLAIN[kind] for kind in stored & PLAIN.keys()} - {parameter.dtype for parameter in model.parameters()}
+    names = {str(kind).removeprefix("torch.") for kind in lost if torch.promote_types(kind, model.dtype) != model.dtype}
+    return sorted(names)
+
+
 def meta_model(folder: Path, config: Any) -> Any:
     """The model on the meta device, after a loading that reads headers alone.
 
@@ -135,6 +146,11 @@ def meta_model(folder: Path, config: Any) -> Any:
         ValueError: transformers has no such causal model, or the weights are not the model's: missing, unknown, or of
             another shape.
     """
+    kind = f"no causal language model {type(config).__name__.removesuffix('Config')} can be built of it"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        text = config.get_text_config()
+        part = f"; its text part, {text.model_type}, is one" if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+        raise ValueError(f"{kind}: transformers has none of the model_type {config.model_type}{part}")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -145,8 +161,7 @@ def meta_model(folder: Path, config: Any) -> Any:
             trust_remote_code=False,
         )
     except Exception as error:
-        kind = type(config).__name__.removesuffix("Config")
-        raise ValueError(f"no causal language model {kind} can be built of it: {one_line(error)}") from None
+        raise ValueError(f"{kind}: {one_line(error)}") from None
     name = type(model).__name__
     if info.get("mismatched_keys"):
         told = [

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from r2q.kept import share, write_json
 from r2q.models.card import CARD, card, stated
@@ -64,6 +65,13 @@ def export(folder: str | Path, out: str | Path) -> None:
     state |= {f"{name}.bias": layer.bias for name, layer in layers.items() if getattr(layer, "bias", None) is not None}
     for name, layer in layers.items():
         state |= {f"{name}.{key}": tensor for key, tensor in gptq_tensors(layer, lowered=lowest > 0).items()}
+    vars(model).pop("_weight_conversions", None)  # a packed folder is read without any: it has the model's own names
+    named = revert_weight_conversion(model, state)  # as its checkpoints have it, such as GPT-NeoX's embed_out
+    kept = {id(tensor) for tensor in named.values()}
+    for name in layers:
+        if id(state[f"{name}.qweight"]) not in kept:
+            raise ValueError(f"{FORMAT} cannot hold {folder}: {name}: it is made of other layers of a checkpoint")
+    state = named
     out.mkdir(parents=True, exist_ok=True)
     digests = write_state(state, out)
     for file in small_files(folder):

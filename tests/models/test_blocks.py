@@ -174,6 +174,16 @@ def test_blocks_that_are_given_hidden_states_by_name_are_refused() -> None:
         next(walk(model, [], text()))
 
 
+def test_blocks_that_need_what_others_leave_are_refused_whatever_they_raise() -> None:
+    heads = {"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "index_topk": 8, "index_n_heads": 4}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    model = small("HYV4Config", pad_token_id=0, num_hidden_layers=4, **heads, **experts)
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.\d needs what earlier blocks leave behind \(ValueError: Shared DSA"
+    ):
+        next(walk(model, [], text()))
+
+
 def test_half_precision_is_computed_in_a_type_that_does_not_overflow() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert compute_dtype(torch.float16, cpu) == torch.float32

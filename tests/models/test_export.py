@@ -18,7 +18,8 @@ from r2q.models.packed import PackedWeight
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
-from tests.models.tiny import tiny_folder, tokens
+from tests.models.test_targets import SMALL, small
+from tests.models.tiny import byte_tokenizer, tiny_folder, tokens
 
 
 def packed(tmp_path: Path, recipe: Recipe, case: str = "llama", positive: bool = False) -> Path:
@@ -73,6 +74,25 @@ def test_weights_decode_to_the_same_bits(
             assert np.array_equal(state[f"{name}.bias"], layer.bias.numpy())  # type: ignore[union-attr]
     rest = [key for key in model.state_dict() if key.rpartition(".")[0] not in layers and key != "lm_head.weight"]
     assert all(np.array_equal(state[key], model.state_dict()[key].numpy()) for key in rest)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [("GPTNeoXConfig", {}), ("FuyuConfig", {"text_config": {"model_type": "persimmon", **SMALL}})],
+)
+def test_tensors_have_the_names_of_the_source(config: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """transformers calls GPT-NeoX's output layer lm_head in memory, and embed_out on disk, as other readers do."""
+    small(config, **options).save_pretrained(tmp_path / "full")
+    byte_tokenizer().save_pretrained(tmp_path / "full")
+    model = load_full(str(tmp_path / "full"))
+    apply(make_method(Recipe("rtn", "rtn", "g32")), model, list_targets(model), torch.device("cpu"))
+    save(model, None, tmp_path / "packed", {"name": "rtn"})
+    export(tmp_path / "packed", tmp_path / "gptq")
+    source, made = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "gptq"))
+    layers = {key.removesuffix(".qweight") for key in made if key.endswith(".qweight")}
+    assert layers == {key.removesuffix(".weight") for key in source.keys() - made.keys()}
+    assert all(key in source or key.rpartition(".")[0] in layers for key in made)
+    assert all(np.array_equal(made[key], source[key]) for key in made.keys() & source.keys())
 
 
 @pytest.mark.parametrize(
