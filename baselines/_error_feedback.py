@@ -73,13 +73,13 @@ def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) ->
 def columns_of(lattice: WeightMethod, grid: Grid) -> Rule | None:
     """The levels of a grid as a rule for one column at a time; None where only the lattice itself knows its codes."""
     encode = type(lattice).encode_groups
-    if isinstance(grid, AffineGrid) and encode is WeightMethod.encode_groups:
+    if type(grid) is AffineGrid and encode is WeightMethod.encode_groups:
         zero = grid.zero.float().t().contiguous()
         return Steps(grid.scale.float().t().contiguous(), zero, 2**grid.bits - 1, grid.zero.dtype != torch.uint8)
-    if isinstance(grid, BinaryGrid) and encode is R2Q.encode_groups and lattice.options.refine == "none":
+    if type(grid) is BinaryGrid and encode is R2Q.encode_groups and lattice.options.refine == "none":
         thresholds, codes = _signs(grid.alpha.float())
         return _ladder(thresholds, grid.levels().gather(-1, codes), codes)
-    if isinstance(grid, BinaryGrid | CodebookGrid) and encode in (R2Q.encode_groups, WeightMethod.encode_groups):
+    if type(grid) in (BinaryGrid, CodebookGrid) and encode in (R2Q.encode_groups, WeightMethod.encode_groups):
         levels, codes = grid.levels().sort(dim=-1, stable=True)
         return _ladder((levels[..., 1:] + levels[..., :-1]) / 2, levels, codes)
     return None

@@ -29,6 +29,7 @@ from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Method, Recipe, WeightMethod, make_method
 from r2q.training.data import Rows, TrainingData
+from r2q.training.fake_quant import FakeQuantizer
 
 WIDTH, VOCABULARY, WINDOW = 64, 272, 16
 LAYER = "model.layers.1.mlp.up_proj"  # that is made wrong where a check needs one
@@ -207,6 +208,8 @@ def a_group_is_quantized_by_itself(recipe: Recipe, bench: Bench) -> None:
     asked = (weight, weight[:rows], 2 * weight, weight)
     first, part, _, again = (method.quantize_weight(values).dequantize() for values in asked)
     _need(torch.equal(first, again), "a weight gives other numbers after another one was quantized")
+    trained = FakeQuantizer(method, "weight").run(weight).values
+    _need(torch.equal(first, trained), "fit_groups and encode_groups give other numbers than quantize_weight")
     if recipe.granularity != "tensor" and type(method).begin is WeightMethod.begin:  # random ones come in one stream
         _need(
             torch.equal(first[:rows], part), "groups of a part of the rows get other numbers than in the whole weight"

@@ -122,6 +122,10 @@ class WholeLayer(RTN):
     def fit_groups(self, values):
         return min_max_grid(values.clamp(-3 * values.std(), 3 * values.std()), self.recipe.bits)
 
+class Elsewhere(RTN):
+    def quantize_weight(self, weight, name="weight"):
+        return super().quantize_weight(weight * 0.9, name)
+
 class Remembers(RTN):
     seen = 0.0
 
@@ -135,6 +139,7 @@ class Remembers(RTN):
     ("name", "message"),
     [
         ("WholeLayer", "groups of a part of the rows get other numbers than in the whole weight"),
+        ("Elsewhere", "fit_groups and encode_groups give other numbers than quantize_weight"),
         ("Remembers", "a weight gives other numbers after another one was quantized"),
     ],
 )

@@ -217,7 +217,7 @@ def _named(module: str, node: ast.expr) -> tuple[str, str]:
 def _ancestors(module: str, cls: str) -> list[tuple[str, str]]:
     """(module, class) of a class and its bases, first bases first, down to those of the contract."""
     node = _read(module).classes.get(cls)
-    if node is None:
+    if node is None or node.decorator_list:  # a decorator may change what stands there
         raise _Unread
     ancestors = [(module, cls)]
     if (module, cls) != (CONTRACT, "Method"):

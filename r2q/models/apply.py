@@ -66,6 +66,11 @@ def apply(
         weights = {target.name: target.weight for target in targets}
         layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
     if latent is not None:
+        for target in targets if method.leaves_latent else ():
+            left, shape = result.latent.get(target.name), list(target.weight.shape)
+            if left is None or [*left.shape] != shape or left.dtype != torch.float32 or not left.isfinite().all():
+                said = f"finite torch.float32 {shape}, for training to start from"
+                raise ValueError(f"recipe {method.recipe.name}: latent[{target.name!r}] is {said}")
         latent |= result.latent
     notes = dict(result.notes)
     of_layers = notes.pop("layers", {})

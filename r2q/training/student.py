@@ -114,14 +114,20 @@ class Student:
         return None if self.start is None else self._same / total
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of decoder blocks for the backward pass. Needs training mode, without its dropout."""
-        for module in self.model.modules():
-            for name, value in list(vars(module).items()):
-                if isinstance(value, float) and (name == "p" or "drop" in name):
-                    setattr(module, name, 0.0)
-        self.model.train()
+        """Keep only the inputs of decoder blocks for the backward pass.
+
+        Only what does that is put into training mode, without its dropout: modules inside may add noise there, or take
+        another path (routers of Mixtral, Mamba).
+        """
         enable = getattr(self.model, "activation_checkpointing_enable", None)
         (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        keeping = [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+        for module in keeping:
+            module.training = True
+        for owner in (*keeping, self.model.config):  # Falcon reads its dropout there
+            for name, value in list(vars(owner).items()):
+                if isinstance(value, float) and "drop" in name:
+                    setattr(owner, name, 0.0)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that learn, by name; tied ones once."""

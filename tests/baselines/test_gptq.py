@@ -10,12 +10,13 @@ import torch
 
 import baselines.gptq
 from baselines._error_feedback import BLOCK, blocks_of, columns_of, factorize, quantize_rows, runs_of
+from baselines.rtn import RTN
 from r2q.kernels.feedback import Ladder
 from r2q.models.blocks import walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
 from r2q.models.targets import list_targets
-from r2q.quantization.grid import BinaryGrid, Grid
+from r2q.quantization.grid import AffineGrid, BinaryGrid, Grid
 from r2q.quantization.method import Quantized, Recipe, WeightMethod, make_method
 from r2q.quantization.residual import R2Q, residual_codes
 from tests.models.tiny import CASES, needs_gpu, tiny_model
@@ -314,7 +315,7 @@ def test_experts_with_few_tokens_see_all_and_the_report_says_so() -> None:
 
 
 def test_an_assignment_of_ones_own_is_kept() -> None:
-    """A subclass of R2Q that codes differently is asked for every code."""
+    """A subclass of R2Q that codes differently, or a grid that does, is asked for every code."""
 
     class Lowest(R2Q):
         def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -322,4 +323,15 @@ def test_an_assignment_of_ones_own_is_kept() -> None:
 
     weight, hessian = problem(6, 64)
     codes, _ = quantize_rows(weight, factorize(hessian, DAMPING), Lowest(Recipe("own", "own", "g32")), 32)
+    assert codes.max() == 0
+
+    class Zeros(AffineGrid):
+        def encode(self, values: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(values, dtype=torch.uint8)
+
+    class Nowhere(RTN):
+        def fit_groups(self, values: torch.Tensor) -> AffineGrid:
+            return Zeros(**vars(super().fit_groups(values)))
+
+    codes, _ = quantize_rows(weight, factorize(hessian, DAMPING), Nowhere(Recipe("own", "rtn", "g32")), 32)
     assert codes.max() == 0

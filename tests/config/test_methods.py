@@ -88,6 +88,12 @@ def test_options_and_facts_that_no_plain_assignment_gives_are_those_of_the_class
     info = method_info("nested_options.Mine")
     assert info.options.model_validate({"rounds": 5}).model_dump() == {"rounds": 5}
     assert (info.stochastic, info.version) == (False, 4)
+    (folder / "decorated.py").write_text(
+        "from baselines.rtn import RTN\n\ndef seeded(cls):\n    cls.stochastic = True\n    return cls\n\n"
+        "@seeded\nclass Mine(RTN):\n    pass\n\nclass Heir(Mine):\n    version = 2\n"
+    )
+    assert method_info("decorated.Mine").stochastic
+    assert (method_info("decorated.Heir").stochastic, method_info("decorated.Heir").version) == (True, 2)
 
 
 @pytest.mark.parametrize("how", ["from baselines.rtn import RTN", "import baselines.rtn as other\nRTN = other.RTN"])

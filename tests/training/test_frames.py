@@ -24,7 +24,7 @@ from r2q.quantize import quantize
 from r2q.report.training import gather_training
 from r2q.training import frame as frames
 from tests.configs import config_of
-from tests.models.tiny import tiny_folder, tiny_model, tokens
+from tests.models.tiny import CASES, tiny_folder, tiny_model, tokens
 from tests.training.rows import random_data
 from tests.training.teacher import make, teacher_folder
 
@@ -137,9 +137,12 @@ def test_supervised_rows_count_their_responses_only() -> None:
     assert notes["response"]["loss_on"] == "response"
 
 
-def test_activation_checkpointing_changes_no_bit() -> None:
-    """Also where the model has dropout in its configuration: training here has none."""
-    for case in ("opt", "mixtral"):
+def test_activation_checkpointing_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the model has dropout, or noise of its routers, in its configuration: training here has none."""
+    noisy = CASES["mixtral"][1] | {"router_jitter_noise": 0.3}
+    monkeypatch.setitem(CASES, "mixtral", ("MixtralConfig", noisy))
+    monkeypatch.setitem(CASES, "falcon", ("FalconConfig", {"hidden_dropout": 0.2, "attention_dropout": 0.1}))
+    for case in ("opt", "mixtral", "falcon"):
         model, data = tiny_model(case), random_data()
         found = [
             make_method(recipe("bitdistiller", quantizer="r2q", steps=2, activation_checkpointing=on)).quantize(

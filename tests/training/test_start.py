@@ -224,3 +224,40 @@ def test_what_starts_from_a_recipe_that_failed_is_a_failed_row(
     assert (failed["status"], failed["reason"]) == ("failed", "start: gptq-g32 failed: no solution")
     run.quantize("gptq-g32")
     assert run.quantize("trained-g32")["status"] == "ok"
+
+
+LEAVING = """
+from baselines.rtn import RTN
+from r2q.quantization.method import Method, Quantized
+
+class Mine(Method):
+    leaves_latent = True
+
+    def quantize(self, model, targets, data):
+        layers = RTN(self.recipe).quantize(model, targets, data).layers
+        return Quantized(layers, latent={LATENT})
+"""
+
+
+@pytest.mark.parametrize(
+    "latent",
+    [
+        "{}",
+        "{t.name: t.weight.detach()[:1] for t in targets}",
+        "{t.name: t.weight.detach().double() for t in targets}",
+        "{t.name: t.weight.detach() * float('nan') for t in targets}",
+    ],
+)
+def test_a_method_that_does_not_leave_the_weights_that_it_promised_fails_itself(
+    latent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the training that starts from it, or one row of weights would start all others."""
+    module_name = f"leaving_{abs(hash(latent))}"
+    (tmp_path / f"{module_name}.py").write_text(LEAVING.replace("{LATENT}", latent))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = load_full(str(tiny_folder("llama", tmp_path / "full")))
+    method = make_method(Recipe("mine", f"{module_name}.Mine", "g32"))
+    with pytest.raises(
+        ValueError, match=r"recipe mine: latent\['model.layers.0.self_attn.q_proj'\] is finite torch.fl"
+    ):
+        apply(method, model, list_targets(model), CPU, latent={})
