@@ -14,6 +14,7 @@ from typing import Any
 
 from mini import facts, tasks
 from mini.text import Writer
+from r2q.kept import write_atomic
 
 TRAIN_DOCUMENTS = 10_000  # in train.txt
 MODEL_NAMES = ("mini-llama", "mini-opt", "mini-qwen", "mini-llama-fp-small")
@@ -109,11 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     written = files | task_files(out)
     written["world.json"] = (json.dumps(summary(files, out), indent=2) + "\n").encode()
     for name, data in written.items():
-        path = Path(out, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.part")  # another run may be reading the file
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_atomic(Path(out, name), data)  # another run may be reading the file
     print(f"world {world_hash[:12]}: {len(written)} files in {out}")
 
 

@@ -42,7 +42,8 @@ def start() -> None:
 
     Libraries are imported with one thread, so that none is lost in a fork; a verb sets the number that it was given.
     """
-    path = Path(tempfile.mkdtemp(prefix="r2q-"), "socket")
+    long = len(os.fsencode(tempfile.gettempdir())) > 80  # the whole path of a socket may have 103 bytes
+    path = Path(tempfile.mkdtemp(prefix="r2q-", dir="/tmp" if long else None), "socket")
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -403,6 +403,15 @@ module r2q:
 
 use rule * from r2q as r2q_*
 
+use rule quantize from r2q as r2q_quantize with:
+    priority: 1
+
+onstart:
+    print("theirs")
+
+rule served:
+    shell: 'test -S "$R2Q_SERVER"'
+
 rule everything:
     default_target: True
     input: rules.r2q_all.input
@@ -419,6 +428,7 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "r2q_quantize" in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()
     report = "results/smoke/mini-opt/full_precision/seed0/report.json"
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "theirs=2", "--", report],
@@ -426,6 +436,30 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / report).is_file()
+    for more in ([], ["--no-hooks"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "1", *more, "--", "served"],
+            cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("theirs" in done.stdout) == (not more)
+
+
+def test_what_two_runs_share_is_made_by_one_of_them(fresh: Copy) -> None:
+    """Snakemake deletes a job's outputs before it starts: under another run that has just made them and reads them."""
+    with held(fresh.folder / "results/prepared/mini.made"):
+        done = fresh.run("--forcerun", "world")
+        assert done.returncode == 1
+        assert "another snakemake makes results/prepared/mini, which this run needs, too" in done.stdout
+        assert "Traceback" not in done.stdout
+        assert fresh.run("--cores", "1", "--", "results/smoke/mini-opt/prepared.json").returncode == 0
+
+
+def test_without_hooks_jobs_read_the_config_of_this_run(fresh: Copy) -> None:
+    done = fresh.run(
+        "--no-hooks", "--cores", "1", "--config", "run=hooked", "--", "results/hooked/mini-opt/prepared.json"
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_recipe_that_cannot_be_had_of_a_prepared_model_is_refused_at_once(finished: Copy) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -43,3 +46,14 @@ def test_without_a_server_there_is_no_answer(tmp_path: Path, monkeypatch: pytest
     assert cli.ask(["quantize"]) is None
     monkeypatch.setenv(cli.ADDRESS, str(tmp_path / "nothing"))
     assert cli.ask(["quantize"]) is None
+
+
+def test_a_long_path_of_temporary_files_has_a_server_too(tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    code = "import os, socket; from r2q import server; server.start()"
+    code += "; socket.socket(socket.AF_UNIX).connect(os.environ[server.ADDRESS])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(long)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,16 +12,20 @@ from typing import Any
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.utils import update_config
 
 from r2q import config as configuration
 from r2q import server
-from r2q.config import Config, ConfigError
+from r2q.config import Config, ConfigError, machine_problems
 from r2q.config.strict_yaml import parse_yaml, read_yaml
 from r2q.inputs.hub import Hub, pin
 from r2q.kept import LIBRARY, ROOT, busy, held, write_atomic
+from r2q.models.source import PREPARED
 from r2q.plan import Plan
 from r2q.records import Damaged
+
+RUNNING: dict[str, ExitStack] = {}  # what this process holds while jobs run, by the run's folder
 
 
 def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
@@ -116,10 +120,31 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def run_alone(plan: Plan, local: bool) -> ExitStack:
-    """Be the only Snakemake at work on a run, with a server for `local` jobs, for as long as this process lives.
+def start_with_jobs(workflow: Any, plan: Plan, source: str, config_file: str) -> None:
+    """Have the run started right before its first job: machine looked at, run held, server started, config written.
 
-    The profiles switch Snakemake's own lock off: it outlives a kill -9, and then asks for --unlock.
+    `onstart` does not do: Snakemake calls none of a module, and none with --no-hooks. A module is read anew for each
+    `use rule` of it, and may be read with several configs.
+    """
+    schedule = JobScheduler.schedule
+
+    def start_and_schedule(scheduler: JobScheduler) -> bool:
+        if not workflow.dryrun and plan.results not in RUNNING:
+            if workflow.local_exec:  # on a cluster jobs run elsewhere
+                stop_with(source, machine_problems(plan.config, computing(workflow)))
+                without_rate_limit(scheduler)
+            RUNNING[plan.results] = run_alone(workflow, plan)
+            write_config(plan.config, config_file)
+        return schedule(scheduler)
+
+    JobScheduler.schedule = start_and_schedule
+
+
+def run_alone(workflow: Any, plan: Plan) -> ExitStack:
+    """Be the only Snakemake at work on a run, with a server for jobs of this machine, as long as this process lives.
+
+    The profiles switch Snakemake's own lock off: it outlives a kill -9, and then asks for --unlock. What runs share is
+    made by one of them: Snakemake deletes outputs before it makes them, under a run that already reads them.
 
     Raises:
         WorkflowError: another Snakemake is at work, or jobs of one that was killed.
@@ -132,18 +157,27 @@ def run_alone(plan: Plan, local: bool) -> ExitStack:
             f"first: {jobs}"
         )
     holds.enter_context(held(f"{plan.results}/snakemake"))
-    if local:
+    made = {Path(file).parent for job in workflow.dag.needrun_jobs() for file in job.output}
+    for folder in sorted(folder for folder in made if folder.is_relative_to(PREPARED)):
+        try:
+            holds.enter_context(held(f"{folder}.made"))
+        except ValueError:
+            raise WorkflowError(
+                f"another snakemake makes {folder}, which this run needs, too; start it again once that is there"
+            ) from None
+    own = workflow.deployment_settings.deployment_method  # else jobs share this environment, and a server in it
+    if workflow.local_exec and not own:
         server.start()
     return holds
 
 
-def without_rate_limit(workflow: Any) -> None:
+def without_rate_limit(scheduler: JobScheduler) -> None:
     """Jobs of this machine start at any rate.
 
     At every look for jobs that can start, Snakemake's limit (9.27: 100 a second) sets a timer, to look again a second
     later: every second, and each job that ends adds a timer. A run of 287 jobs lost a quarter of a processor to it.
     """
-    workflow.scheduler.job_rate_limiter = None
+    scheduler.job_rate_limiter = None
 
 
 def print_results(plan: Plan) -> None:

@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))
 
 from mini.tasks import TASKS as MINI_TASKS
 from mini.world import MODEL_NAMES as MINI_MODELS
-from r2q.config import machine_problems
 from r2q.kept import source_hash
 from r2q.models.source import MADE, SOURCES
 from r2q.plan import Plan
@@ -27,17 +26,13 @@ from r2q.plan.terminal import show_progress, with_any_letter, without_colour
 from r2q.plan.snakemake import (
     again,
     checked,
-    computing,
-    is_module,
     one_of,
     print_estimate,
     print_logs,
     print_results,
-    run_alone,
     run_jobs_here,
+    start_with_jobs,
     stop_with,
-    without_rate_limit,
-    write_config,
 )
 
 run_jobs_here(workflow)
@@ -55,7 +50,6 @@ PLAN = Plan(CONFIG, made={WORLD: WORLD_FILES})
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 UNIT = f"{RESULTS}/{{model}}/{{recipe}}/seed{{seed}}"
 TRAINED = list(dict.fromkeys(unit.recipe for unit in PLAN.trained))
-RUNNING = []  # what this process holds while jobs run
 RUN_CONFIG = f"{RESULTS}/config.yaml"  # for the jobs, with every default; what they depend on of it is their `asked`
 # 1 where the heavy jobs use a GPU: the one place that decides it. The profile says how many run at once.
 GPU = 0 if CONFIG.device == "cpu" or CONFIG.device == "auto" and shutil.which("nvidia-smi") is None else 1
@@ -118,5 +112,4 @@ SAID = []  # whether a dry run has said what the run costs
 if workflow.is_main_process:
     stop_with(SOURCE, problems(PLAN, [task.name for task in MINI_TASKS]))
     STALE = stale(PLAN)
-    if is_module(workflow):  # whose onstart Snakemake does not call
-        write_config(CONFIG, RUN_CONFIG)
+    start_with_jobs(workflow, PLAN, SOURCE, RUN_CONFIG)

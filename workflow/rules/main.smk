@@ -44,14 +44,7 @@ EVERYTHING = [
 ]
 
 
-onstart:
-    # On a cluster jobs run elsewhere, and a dry run may be of another machine; known no sooner.
-    if workflow.local_exec:
-        stop_with(SOURCE, machine_problems(CONFIG, computing(workflow)))
-        without_rate_limit(workflow)
-    own = workflow.deployment_settings.deployment_method  # else jobs share this environment, and a server in it
-    RUNNING.append(run_alone(PLAN, local=workflow.local_exec and not own))
-    write_config(CONFIG, RUN_CONFIG)
+onstart:  # no module's, whose terminal is another workflow's
     show_progress()
 
 
