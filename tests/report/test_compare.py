@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -127,6 +129,22 @@ def made(name, rows):
     alike = {"model": "m", "metric": "loss", "n": 8, "status": "ok", "reason": "", "higher_is_better": False}
     named = [alike | dict(zip(("recipe", "seed", "task", "value", "stderr"), row, strict=True)) for row in rows]
     return Side(name, Path(name), pd.DataFrame(named), Items({}))
+
+
+def test_an_interval_of_perplexities_is_that_of_resampled_windows():
+    """21 and 1100: the error is nearly all the larger one's; by the root of both it had been a seventh of that."""
+    random = np.random.default_rng(0)
+    losses = {"a": random.normal(3.0, 0.3, 150), "b": random.normal(7.0, 0.3, 150)}
+    sides = []
+    for name, items in losses.items():
+        row = {"model": "m", "recipe": name, "seed": 0, "task": "t", "metric": "token_ppl_64", "n": 150, "stderr": 1.0,
+               "value": math.exp(items.mean()), "status": "ok", "reason": "", "higher_is_better": False}  # fmt: skip
+        kept = Items({("m", name, 0, "t", "token_ppl_64"): ("asked", encode(items))})
+        sides.append(Side(name, Path(), pd.DataFrame([row]), kept))
+    (found,) = differences(*sides, over_seeds=True)
+    draws = random.integers(0, 150, (4000, 150))
+    a, b = (np.exp(items[draws].mean(1)) for items in losses.values())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * (b - a).std(), rel=0.06)
 
 
 def test_means_are_over_the_seeds_that_both_have():

@@ -155,7 +155,7 @@ def _one_seed(a: pd.Series, b: pd.Series, change: float, side_a: Side, side_b: S
     if one is not None and two is not None and one[0] == two[0]:  # the same was asked
         bootstrap, stderr = statistics.paired_bootstrap(one[1], two[1])
         if str(a["metric"]).startswith("token_ppl"):  # exp of the mean of its items: delta method
-            stderr *= math.sqrt(a["value"] * b["value"])
+            _, stderr = statistics.paired_bootstrap(a["value"] * one[1], b["value"] * two[1])
         right_or_wrong = np.isin(np.concatenate([one[1], two[1]]), (0, 1)).all()
         return statistics.mcnemar(one[1], two[1]) if right_or_wrong else bootstrap, statistics.Z * stderr
     counts = [statistics.right_answers(row["value"], _count(row["n"])) for row in (a, b)]
