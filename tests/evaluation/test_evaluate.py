@@ -25,6 +25,7 @@ from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.evaluate import share
 from r2q.evaluation.session import SEEDS, Session
 from r2q.models import load
+from r2q.models.checks import read_tokenizer
 from r2q.models.save import folder_digest
 from r2q.records import Report, Status, digest, read_json, write_record
 from r2q.report.collect import collect
@@ -155,7 +156,7 @@ def test_a_record_has_every_score_with_its_error_and_level(run: Run) -> None:
 def test_scores_are_those_of_lm_eval_on_its_own(run: Run, recipe: str) -> None:
     """lm-eval's model class, task manager and prompt building, one unit, nothing shared, nothing cached."""
     record = json.loads((run.unit(recipe) / "evaluation.json").read_text())
-    model, tokenizer = load.load_packed(run.unit(recipe)), load.read_tokenizer(run.unit(recipe))
+    model, tokenizer = load.load_packed(run.unit(recipe)), read_tokenizer(run.unit(recipe))
     theirs = HFLM(model, tokenizer=tokenizer, batch_size=4, max_length=tiny.POSITIONS)
     theirs.tok_encode = lambda text, add_special_tokens=None, **_: (  # its switch adds nothing with this tokenizer
         [tokenizer.bos_token_id] * (add_special_tokens is None) + tokenizer.encode(text, add_special_tokens=False)
