@@ -141,6 +141,8 @@ def quantize(
     write_record(out / "report.json", report)
     if report.status == OK:
         drop_checkpoints(out / "training")
+    if "output_errors" in report.notes:
+        print(f"{progress} output errors {report.notes['output_errors']}", flush=True)
     print(f"{progress} {_summary(report)}", flush=True)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from r2q.models.calibration import Calibration
 from r2q.models.calibration import describe as describe_calibration
+from r2q.models.capture import NotAlone
 from r2q.models.moments import output_errors
 from r2q.models.packed import PackedWeight, replace
 from r2q.models.targets import Target
@@ -74,7 +75,11 @@ def apply(
         latent |= result.latent
     notes = dict(result.notes)
     of_layers = notes.pop("layers", {})
-    errors = output_errors(model, targets, result.layers, data) if data is not None and result.layers else {}
+    errors: dict[str, float] = {}
+    try:
+        errors = output_errors(model, targets, result.layers, data) if data is not None and result.layers else {}
+    except NotAlone as error:  # of a method that does not look at calibration text: its weights are none the worse
+        notes["output_errors"] = f"not measured: {error}"
     for layer in layers:
         name = layer["name"]
         layer |= ({"output_error": errors[name]} if name in errors else {}) | of_layers.get(name, {})

@@ -85,6 +85,10 @@ def first_inputs(
     return hidden_states, calls
 
 
+class NotAlone(ValueError):
+    """Blocks cannot be computed one at a time."""
+
+
 @torch.no_grad()
 def check_chain(model: Any) -> None:
     """Refuse a model whose blocks cannot be visited one at a time: rehearse both ways and compare.
@@ -116,7 +120,7 @@ def check_chain(model: Any) -> None:
         reads.append([*watch.reads])
 
     def refuse(index: int, what: str) -> None:
-        raise ValueError(
+        raise NotAlone(
             f"{type(model).__name__}: {prefix}.{index} {what}; methods that look at calibration text, and output "
             "errors, need blocks that can be computed one at a time"
         )

@@ -182,6 +182,11 @@ def test_blocks_that_need_what_others_leave_are_refused_whatever_they_raise() ->
         ValueError, match=r"model\.layers\.\d needs what earlier blocks leave behind \(ValueError: Shared DSA"
     ):
         next(walk(model, [], text()))
+    targets = list_targets(model)
+    layers, notes = apply(make_method(Recipe("rtn", "rtn", "channel")), model, targets, torch.device("cpu"), text())
+    assert len(layers) == len(targets) > 0  # no calibration text is needed for these
+    assert not any("output_error" in layer for layer in layers)
+    assert notes["output_errors"].startswith("not measured: HYV4ForCausalLM: model.layers.")
 
 
 def test_half_precision_is_computed_in_a_type_that_does_not_overflow() -> None:
