@@ -164,7 +164,7 @@ PASSES: Mapping[str, Amount] = {
     "efficientqat_block": lambda o, n: 3 + 3 * o["epochs"],
 }
 
-COPIES = {"omniquant_lwc": 5, "efficientqat_block": 5}  # of a block's inputs: a twin's, and outputs; else in and out
+TRAINED = {"omniquant_lwc": "gpu.ranged", "efficientqat_block": "gpu.trained"}  # block by block: the rate of a weight
 
 
 def quantize_seconds(
@@ -213,9 +213,9 @@ def quantize_bytes(
     That are GPTQ's second moments, and the inputs of all windows where they are not kept in main memory.
     """
     work = r["gpu.weight"] * shape.width * shape.widest
-    if COPIES.get(method, 0) > 2 and calibration is not None:
+    if method in TRAINED and calibration is not None:
         work = options["batch"] * calibration[1] * (shape.width + shape.inner) * r["gpu.saved"]
-        work += r["gpu.ranged" if method == "omniquant_lwc" else "gpu.trained"] * shape.block
+        work += r[TRAINED[method]] * shape.block
     if method == "gptq":
         work += FLOAT * (shape.moments + r["gptq.factors"] * shape.widest**2)
     kept = 0.0 if offload else input_bytes(shape, method, calibration)
@@ -225,7 +225,8 @@ def quantize_bytes(
 def input_bytes(shape: Shape, method: str, calibration: tuple[int, int] | None) -> float:
     """A block's inputs for all windows, those held out among them, and what is kept of them beside."""
     windows, length = calibration or (0, 0)
-    return COPIES.get(method, 2) * math.ceil(windows * 9 / 8) * length * shape.width * shape.bytes_each
+    copies = 5 if method in TRAINED else 2  # a twin's, and outputs; else in and out
+    return copies * math.ceil(windows * 9 / 8) * length * shape.width * shape.bytes_each
 
 
 # Evaluating
