@@ -116,12 +116,13 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[Test,
     change = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     if not change.any():
         return Test(1.0, "paired bootstrap", True), 0.0
+    least = 0.5 ** (len(change) - 1)
+    if len(change) == 1 or alike(list(change)):
+        return Test(least, "paired bootstrap", True), math.nan
     draws = np.random.default_rng(seed).integers(0, len(change), (RESAMPLES, len(change)))
     means = change[draws].mean(1)
     beyond = int((np.abs(means - change.mean()) >= abs(change.mean())).sum())
-    p, least = (beyond + 1) / (RESAMPLES + 1), 0.5 ** (len(change) - 1)
-    if len(change) == 1 or alike(list(change)):
-        return Test(least, "paired bootstrap", True), math.nan
+    p = (beyond + 1) / (RESAMPLES + 1)
     if not beyond:
         p = min(p, one_sample_t(list(change)).p)
     return Test(max(least, p), "paired bootstrap", True), float(means.std(ddof=1))
