@@ -244,10 +244,12 @@ CHECKS: tuple[Check, ...] = (
 def checks_of(recipe: Recipe) -> list[Check]:
     """The checks that a recipe has to pass: those of bits and of single groups only for a function of one weight."""
     info = method_info(recipe.method)
-    checks = CHECKS if info.quantizes else CHECKS[:2]
-    less = () if info.weight_method and not info.control else (more_bits_mean_less_error,)
-    alone = () if info.weight_method else (a_group_is_quantized_by_itself,)
-    return [check for check in checks if check not in (*less, *alone)]
+    checks, apart = CHECKS if info.quantizes else CHECKS[:2], list[Check]()
+    if info.control or not info.weight_method:
+        apart.append(more_bits_mean_less_error)
+    if not info.weight_method:
+        apart.append(a_group_is_quantized_by_itself)
+    return [check for check in checks if check not in apart]
 
 
 def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]) -> int:
