@@ -15,7 +15,16 @@ from typing import Any
 import pandas as pd
 
 from r2q.measure import MIB
-from r2q.report.averages import FIDELITY, SCORE, average_scores, by_granularity, fidelity_of, recipes_of, unbeaten
+from r2q.report.averages import (
+    FIDELITY,
+    SCORE,
+    average_scores,
+    by_granularity,
+    fidelity_of,
+    flags,
+    recipes_of,
+    unbeaten,
+)
 from r2q.report.published import beside
 from r2q.report.run import FULL_PRECISION, Run, of_bits
 from r2q.report.tables.render import MARKS, arrow, label, legend, show_spread
@@ -113,7 +122,7 @@ def residual(run: Run) -> Sheet | None:
 def generative(run: Run) -> Sheet | None:
     """Tasks whose answer is written, not chosen."""
     scores = run.scores
-    wrote = scores["metric"].str.partition("/")[0].isin(GENERATED) & scores["in_table"].fillna(False).astype(bool)
+    wrote = scores["metric"].str.partition("/")[0].isin(GENERATED) & flags(scores["in_table"])
     if not wrote.any():
         return None
     return _of_table(summarize(scores[wrote]), "generative", "Written answers")
