@@ -7,6 +7,7 @@ conversions are checked in milliseconds and no weight is read. Code that a check
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,26 +115,29 @@ def check_files(folder: Path) -> None:
             json.loads(generation.read_bytes())
     except ValueError as error:
         raise ValueError(f"generation_config.json is damaged ({error})") from None
+    for file, name, kind, shape in stored_tensors(folder):
+        if len(shape) > 1 and kind not in PLAIN:
+            raise ValueError(
+                f"{file.name} stores {name} as {kind}: only models with plain numbers ({', '.join(PLAIN)}) are full "
+                "precision"
+            )
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
+    """File, name, type and shape of every tensor, from the headers alone; raises ValueError where one is damaged."""
     for file in weight_files(folder):
         try:
             with safe_open(file, "pt") as content:
                 for name in content.keys():  # noqa: SIM118, it is no dict
                     part = content.get_slice(name)
-                    if len(part.get_shape()) > 1 and part.get_dtype() not in PLAIN:
-                        raise ValueError(
-                            f"{file.name} stores {name} as {part.get_dtype()}: only models with plain numbers "
-                            f"({', '.join(PLAIN)}) are full precision"
-                        )
+                    yield file, name, part.get_dtype(), part.get_shape()
         except SafetensorError as error:
             raise ValueError(f"{file.name} is damaged or truncated ({error})") from None
 
 
 def rounded(folder: Path, model: Any) -> list[str]:
     """Types of a checkpoint's tensors that reading it as ``model`` rounds, as config.json or its first tensor says."""
-    stored: set[str] = set()
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as content:
-            stored |= {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+    stored = {kind for _, _, kind, _ in stored_tensors(folder)}
     lost = {PLAIN[kind] for kind in stored & PLAIN.keys()} - {parameter.dtype for parameter in model.parameters()}
     names = {str(kind).removeprefix("torch.") for kind in lost if torch.promote_types(kind, model.dtype) != model.dtype}
     return sorted(names)
