@@ -1,7 +1,5 @@
 """Rounding with error feedback, as GPTQ does it: the part that knows nothing of models. See ``baselines.gptq``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise

@@ -1,7 +1,5 @@
 """Block reconstruction: train what a quantized block is made of until its outputs are those of the original block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files written whole or not at all, locks that a kill releases, and hashes: of plain data, and of source."""
 
-from __future__ import annotations
-
 import ast
 import fcntl
 import hashlib

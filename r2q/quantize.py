@@ -1,7 +1,5 @@
 """The verb ``quantize``: one recipe with one seed on one model, into a packed folder with a report."""
 
-from __future__ import annotations
-
 import math
 import re
 import traceback

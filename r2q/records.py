@@ -5,8 +5,6 @@ and so that equal records give equal bytes; both are read back with their types 
 file computes it again: `Damaged` is the one error that says so. Nothing here imports torch, and pandas only to read.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -600,7 +598,7 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Any]) -> 
     write_atomic(path, text.getvalue())
 
 
-def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
+def read_csv(path: str | Path, kind: type) -> "pd.DataFrame":
     """A CSV of records of type `kind`, perhaps with more columns; an empty number is NaN / NA, an empty text is "".
 
     A further column holds numbers where all of its fields are numbers or empty; one that has a default may be missing.
@@ -638,7 +636,7 @@ def _types(kind: type) -> dict[str, type]:
     return types
 
 
-def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_drawn(path: str | Path, columns: Sequence[str]) -> "pd.DataFrame":
     """The CSV of a figure: columns of numbers, of flags or of texts, by what is in them.
 
     Raises:
@@ -652,7 +650,7 @@ def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _texts(path: str | Path) -> pd.DataFrame:
+def _texts(path: str | Path) -> "pd.DataFrame":
     """A CSV whose fields are all texts."""
     import pandas as pd
 
@@ -662,12 +660,12 @@ def _texts(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path}: no CSV ({one_line(error)})") from None
 
 
-def _check_columns(path: str | Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+def _check_columns(path: str | Path, frame: "pd.DataFrame", needed: Sequence[str]) -> None:
     if missing := [name for name in needed if name not in frame.columns]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
 
 
-def _typed(kind: type | None, texts: pd.Series) -> Any:
+def _typed(kind: type | None, texts: "pd.Series") -> Any:
     import pandas as pd
 
     if kind is None:  # a further column: what a method said

@@ -1,7 +1,5 @@
 """Text to token ids, with an explicit rule for the begin-of-text token, remembered for the units that share it."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """The verb bench: rows of a packed folder and of its twin, and what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

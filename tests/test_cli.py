@@ -1,7 +1,5 @@
 """The command line: examples that parse, errors that are sentences, logs, and an import that costs nothing."""
 
-from __future__ import annotations
-
 import io
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Reading text and rows: what is not text is named with its file and row."""
 
-from __future__ import annotations
-
 import gzip
 import lzma
 from pathlib import Path

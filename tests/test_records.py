@@ -1,7 +1,5 @@
 """Records come back as they were written, or are named as damaged."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

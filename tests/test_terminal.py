@@ -1,7 +1,5 @@
 """What a run says while it works and when it is done."""
 
-from __future__ import annotations
-
 import io
 import logging
 import sys

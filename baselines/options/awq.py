@@ -1,6 +1,6 @@
 """Options of `baselines/awq.py`."""
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,7 @@ class Options(GroupedOptions):
     tokens: int = Field(default=512, ge=1, le=10**9)
 
     @model_validator(mode="after")
-    def _check_bounds(self) -> Options:
+    def _check_bounds(self) -> Self:
         if self.clip_steps > self.clip_grid:
             raise ValueError(f"clip_steps: {self.clip_steps} are more than clip_grid, {self.clip_grid}: bounds below 0")
         return self

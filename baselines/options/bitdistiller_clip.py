@@ -1,6 +1,6 @@
 """Options of `baselines/bitdistiller_clip.py`."""
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ class Options(GroupedOptions):
     tokens: int = Field(default=512, ge=1, le=10**9)
 
     @model_validator(mode="after")
-    def _check_factors(self) -> Options:
+    def _check_factors(self) -> Self:
         if self.steps > self.grid:
             raise ValueError(f"steps: {self.steps} are more than grid, {self.grid}: factors below 0")
         return self

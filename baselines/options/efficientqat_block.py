@@ -1,7 +1,5 @@
 """Options of `baselines/efficientqat_block.py`."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from baselines.options._calibrated import GroupedOptions

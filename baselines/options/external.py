@@ -1,7 +1,5 @@
 """Options of `baselines/external.py`."""
 
-from __future__ import annotations
-
 from r2q.config import MethodOptions
 from r2q.config.base import PathText
 

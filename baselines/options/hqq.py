@@ -1,7 +1,5 @@
 """Options of `baselines/hqq.py`."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from r2q.config import MethodOptions

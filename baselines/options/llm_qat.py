@@ -1,7 +1,5 @@
 """Options of `baselines/llm_qat.py`."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from r2q.config import MethodOptions

@@ -1,7 +1,5 @@
 """Options of `baselines/omniquant_lwc.py`."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from baselines.options._calibrated import GroupedOptions

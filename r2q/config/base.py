@@ -1,7 +1,5 @@
 """What every part of a config is made of: the error, closed models, checked kinds of values."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Sequence

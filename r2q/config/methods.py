@@ -7,8 +7,6 @@ to do without torch. A method for which that does not do (options in the file it
 imported as a whole: the same answer, a few seconds later.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Options that name another method: what every training frame and GPTQ share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator

@@ -10,8 +10,6 @@ Against `lm_eval.models.huggingface.HFLM`:
 The tests hold both against each other.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections import Counter

@@ -9,8 +9,6 @@
 - both None for perplexities and other scores that are not shares of right answers.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

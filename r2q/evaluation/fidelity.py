@@ -14,8 +14,6 @@ Teacher and student go through the same batches and the same code, so that full 
 device and in one dtype.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Two cases: `task_data: DIR` replaces the hub for every task (DIR/<task>/<split>.
 user's own that names `data_files` is read from just these files, relative to the task file. Both end in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

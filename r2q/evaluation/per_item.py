@@ -1,7 +1,5 @@
 """What every item of a task gave: items.json of a unit, from which `collect` makes items.csv for paired tests."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,8 +6,6 @@ last window - 1 tokens; the value is exp of the mean negative log-likelihood. Ll
 5.12 at 4096. It is not comparable with lm-eval's word perplexity (8.79 for the same model), nor between tokenizers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

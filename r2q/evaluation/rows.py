@@ -5,8 +5,6 @@ letting longer choices of one question share its context, by a mask and by posit
 only, and gained nothing in 16-bit models and about a sixth of the time of evaluation in float32 ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The evaluation of units: what they share (tasks, texts, encoded prompts), and the scores of each."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ draws other few-shot examples the second time unless it is seeded again. Here ea
 every evaluation gets its own fresh copy, so a unit's numbers are those of a process of its own (tested).
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json

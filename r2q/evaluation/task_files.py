@@ -5,8 +5,6 @@ takes a walk of the folder (0.1 s); the rest (groups' tags, odd file names, spel
 `task:`, `group:` and `tag:` lines through the text of all files (about 1 s). Nothing here imports lm-eval.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -148,7 +146,7 @@ class TaskFiles:
         return None
 
     @cached_property
-    def _index(self) -> _TextIndex:
+    def _index(self) -> "_TextIndex":
         return _TextIndex(default_folder())
 
 

@@ -4,8 +4,6 @@
 the task's own file, so that lm-eval's definition is used as it is and only the source of the data may differ.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Everything of a unit that is measured on texts: token perplexities, and the distance to full precision."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -5,14 +5,12 @@ data set is loaded from the files of that commit: `datasets` by itself, without 
 loaded last, whatever revision it is asked for. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from r2q.config import CALIBRATION_PRESETS, HUB_GGUF, HUB_TEXT, Config, ConfigError, Model, method_info
 from r2q.files import HUB_FILE, Newest
@@ -99,7 +97,7 @@ class Hub(Newest):
         self.pinned = [] if inputs is None else inputs.pinned
 
     @classmethod
-    def of(cls, config: Config) -> Hub:
+    def of(cls, config: Config) -> Self:
         """As `fetch` pinned it for this run; raises Damaged where the lock is cut off or edited."""
         lock = lock_file(config)
         return cls(read_json(lock, Inputs) if lock.is_file() else None, lock)

@@ -1,7 +1,5 @@
 """A method applied to a model: its target layers replaced by packed ones, each described."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -16,8 +16,6 @@ Experts: an expert sees the tokens that the router sends to it. One that gets fe
 shown all tokens of the block (its Hessian would be singular otherwise); ``observe`` says which.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

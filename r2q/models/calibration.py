@@ -12,8 +12,6 @@ Held-out windows, an eighth as many rounded up, follow from the same generator; 
 drawn before is drawn again. Methods see only the first part; output errors are measured on the held-out one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

@@ -4,8 +4,6 @@ Weights are held against the model as transformers itself would load them, on th
 conversions are checked in milliseconds and no weight is read. Code that a checkpoint brings along is never run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -7,8 +7,6 @@ of an input. The weight is ``scales * (code - zero)``: what an affine grid with 
 cannot be lowered; a model that has one is written as ``gptq_v2``, which is the same without that.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Checkpoints quantized elsewhere: linked into a unit's folder, loaded once, sized and compared with the original."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Sequence

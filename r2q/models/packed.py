@@ -1,7 +1,5 @@
 """Layers that hold packed codes and 16-bit scales instead of a weight, and compute with the decoded weight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

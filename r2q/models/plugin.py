@@ -4,8 +4,6 @@ transformers knows quantizers by the ``quant_method`` in config.json; importing 
 plain ``from_pretrained`` only warns and fills the packed layers with random numbers, so import r2q first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

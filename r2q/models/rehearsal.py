@@ -6,8 +6,6 @@ it takes about as long for 70 billion weights as for 7, works on the meta device
 and after its weights are read. Nothing here knows a model or a layer by its name.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +132,7 @@ def has_plain_logits(model: Any) -> bool:
     return len(passed) == 1 and torch.equal(passed[0][0], hidden) and torch.equal(passed[0][1], logits)
 
 
-def _rehearse(twin: Any, watch: Watch) -> Any:
+def _rehearse(twin: Any, watch: "Watch") -> Any:
     """What a model, or its decoder, gives on a few tokens, watched; raises ValueError where it does not run."""
     with watch.hooks(), without_cache(twin), torch.enable_grad(), watch:
         try:

@@ -1,7 +1,5 @@
 """Writing a packed model: a Hugging Face folder of safetensors, config.json and tokenizer. No pickle."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -5,8 +5,6 @@ written out, and `source.json`, which says what it was made of. Of a package onl
 imported or run, and only wheels are downloaded, because anything else runs code to say what it is.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

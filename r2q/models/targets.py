@@ -6,8 +6,6 @@ Convolutions, states, norms and embeddings are none; nor is whatever only select
 unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

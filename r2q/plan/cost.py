@@ -6,8 +6,6 @@ is what is kept, parameter by parameter, and what a pass needs on top. The rates
 torch.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What each job of a run costs, from the plan's units, the shapes of the models and the rates of `cost`. No torch."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -4,14 +4,12 @@ Shapes of models that configs here name stand in `catalogue.json`, as fields of 
 estimated without the hub.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from r2q.config import ConfigError, Model
 from r2q.models.source import made_folder
@@ -58,7 +56,7 @@ class Shape:
         """Weights of a block's linear layers."""
         return self.quantized // self.layers
 
-    def with_layers(self, layers: int) -> Shape:
+    def with_layers(self, layers: int) -> Self:
         """The same model with so many blocks."""
         quantized, active = self.block * layers, self.active // self.layers * layers
         total = self.total - self.quantized + quantized  # norms of the other blocks are left in

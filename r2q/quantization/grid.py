@@ -8,8 +8,6 @@ Parameters are rounded to float16 when a grid is made, so codes are always chose
 Arithmetic on them is float32.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self

@@ -4,13 +4,11 @@ A method may not write files, choose layers or swallow numerical errors, and nev
 it raises with the layer's name, or records what it did in its notes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
@@ -98,7 +96,7 @@ class QuantizedWeight:
     in_scale: torch.Tensor | None = None
 
     @classmethod
-    def from_codes(cls, codes: torch.Tensor, grid: Grid, in_scale: torch.Tensor | None = None) -> QuantizedWeight:
+    def from_codes(cls, codes: torch.Tensor, grid: Grid, in_scale: torch.Tensor | None = None) -> Self:
         """From unpacked codes, uint8 ``[out, in]`` or ``[experts, out, in]``."""
         packed = pack(codes.reshape(-1, codes.shape[-1]), grid.bits)
         return cls(packed, grid, tuple(codes.shape), in_scale)
@@ -184,7 +182,7 @@ class Method(ABC):
         self.recipe = recipe
         self.options: Any = self.Options.read(recipe.options)
 
-    def quantizer(self) -> WeightMethod:
+    def quantizer(self) -> "WeightMethod":
         """The method that the options name as `quantizer`, at this recipe's granularity, bits and seed."""
         name, options = self.options.quantizer, self.options.quantizer_options
         method = make_method(replace(self.recipe, method=name, options=options))

@@ -1,7 +1,5 @@
 """Options of `r2q/quantization/residual.py`."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field

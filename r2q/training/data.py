@@ -1,7 +1,5 @@
 """Rows of tokens to train on, the order in which they come, and the file that holds them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
@@ -39,11 +37,11 @@ class Rows:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
+    def __getitem__(self, rows: torch.Tensor | slice) -> "Rows":
         states = None if self.states is None else self.states[rows]
         return Rows(self.tokens[rows], self.start[rows], self.end[rows], states)
 
-    def share(self, rank: int, count: int) -> Rows:
+    def share(self, rank: int, count: int) -> "Rows":
         """One process's rows; all have the same number, filled up with rows that are nothing but padding; of several
         processes, each computes the states itself."""
         if count == 1:

@@ -17,8 +17,6 @@ with the weights); ``identity`` gives w there. dsigma/dw is autograd through the
 to 16 bits counts as the identity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What every training frame does around the loop: student and teacher, records of drift, the result."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

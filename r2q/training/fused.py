@@ -8,8 +8,6 @@ core's cache holds: the bits of layer by layer, in half the time. A method with 
 goes layer by layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -53,7 +51,7 @@ class Together:
         packed: packed codes ``[groups, bytes]`` of the last pass.
     """
 
-    def __init__(self, layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> None:
+    def __init__(self, layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> None:
         self.layers, self.keep_codes = layers, keep_codes
         self.method = layers[0].quantizer.method
         groups = self._groups()
@@ -96,7 +94,7 @@ class Together:
             self.packed = torch.cat(packed)
 
 
-def batches(layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> list[Together]:
+def batches(layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> list[Together]:
     """All layers, as few at a time as groups of several sizes and memory ask for."""
     found: dict[tuple[int, torch.dtype], list[list[Latent]]] = {}
     for layer in layers:

@@ -9,8 +9,6 @@ on the same hardware and version (its documentation, "Reproducibility"), and ``V
 it, takes the batch size out of it, too.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from importlib import metadata

@@ -22,8 +22,6 @@ the losses of a chunk are compiled: a few passes over logits in the number type 
 float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, get_args

@@ -1,8 +1,6 @@
 """Options that every training frame shares; read without torch when a config is checked."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,7 +83,7 @@ class TrainingOptions(QuantizerOptions):
     chunk: int = Field(default=4096, ge=1, le=2**24)
 
     @model_validator(mode="after")
-    def _check_together(self) -> TrainingOptions:
+    def _check_together(self) -> Self:
         if self.latent == "bfloat16" and self.compute == "float32":
             raise ValueError("compute: float32 needs latent: float32; bfloat16 weights are multiplied as they are")
         if isinstance(self.coefficient, float) and not 0 <= self.coefficient <= 1:

@@ -5,8 +5,6 @@ while it computes, so the quantizer always sees whole latent weights, in their o
 straddle two processes. Results differ from those of one process by the order of sums, no more.
 """
 
-from __future__ import annotations
-
 import shutil
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Starting from what another recipe found: its ranges (BitDistiller's first stage), or the weights that it rounded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """The student of a training run, a copy of the model that computes with quantized weights, and its teacher."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -6,8 +6,6 @@ be written anyway. Everything random depends on the seed and the step alone, so 
 ends with the same bits on the same machine; on a GPU, where sums come in any order, with `deterministic` alone.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """Rows that are done before all of them are: an hour of generation outlives a kill."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A file that is no config is refused in one sentence, whatever is in it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

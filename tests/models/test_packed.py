@@ -1,7 +1,5 @@
 """Packed folders: loaded bit for bit by transformers and by our loader, and refused when they are not whole."""
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verb ``quantize``: reports, kept units, failures that are rows, memory."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

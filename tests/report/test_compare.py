@@ -1,7 +1,5 @@
 """compare: only what measures the same thing, exact and paired tests, exit statuses, what else differed."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """Figures: drawn from their CSV and nothing else, with the same bytes every time."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Published numbers: the files are consistent, ours stand beside them, and wrong full precision stops a run."""
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from decimal import Decimal

@@ -1,7 +1,5 @@
 """The main table: which rows, in which order, what is marked, in three formats."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import re

@@ -1,7 +1,5 @@
 """Training that starts from the weights that another recipe rounded."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

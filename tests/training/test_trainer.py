@@ -1,7 +1,5 @@
 """Killed and started again; losses that are not finite; the order of rows; checkpoints of something else."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil

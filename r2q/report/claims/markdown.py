@@ -1,7 +1,5 @@
 """claims.md: verdicts over all models first, then what became of the start, single models, units without numbers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

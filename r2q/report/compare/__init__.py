@@ -6,8 +6,6 @@ exactly, item by item where the runs kept what each item gave (`r2q.report.items
 number of comparisons (Holm). A mean over seeds is compared by Student's t over the seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The numbers of two sides one beside the other: may they be compared, and is their difference more than noise?"""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path

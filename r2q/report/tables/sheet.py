@@ -1,7 +1,5 @@
 """A table as data, and its three files: CSV for programs, Markdown for reading, LaTeX (booktabs) for papers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 `summarize(scores)` decides; `r2q.report.tables.render` only writes it down.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
