@@ -19,19 +19,12 @@ LADDER = (0.01, 0.03, 0.1, 0.3, 1.0)  # damping, as a share of the mean diagonal
 
 @dataclass
 class Factor:
-    """The factor U of an inverse Hessian and how it was reached.
+    """The factor U of an inverse Hessian and how it was reached."""
 
-    Attributes:
-        upper: float32 ``[in, in]``, in the order of ``order``.
-        order: int64 ``[in]``, columns in the order of rounding; None for the natural one.
-        dead: bool ``[in]``, columns that no token reached, in their natural places.
-        steps: every damping that was tried; the last one was enough.
-    """
-
-    upper: torch.Tensor
-    order: torch.Tensor | None
-    dead: torch.Tensor
-    steps: list[float] = field(default_factory=list)
+    upper: torch.Tensor  # float32 ``[in, in]``, in the order of ``order``
+    order: torch.Tensor | None  # int64 ``[in]``, columns in the order of rounding; None for the natural one
+    dead: torch.Tensor  # bool ``[in]``, columns that no token reached, in their natural places
+    steps: list[float] = field(default_factory=list)  # every damping that was tried; the last one was enough
 
 
 def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) -> Factor:

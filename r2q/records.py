@@ -38,96 +38,63 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a recipe is, from its method and options and never from its name. In report.json; tables and claims read it.
+    """What a recipe is, by its method and options and never by its name. In report.json; tables and claims read it."""
 
-    Attributes:
-        frame: the method around a quantizer (gptq, bitdistiller, ...); None where the quantizer stands alone.
-        quantizer: the method that chooses the levels: rtn, r2q, awq, ...
-        variant: its options with a few values that are not the default, in words: `clip`, `alternating`; or "".
-        start: label of the recipe that training starts from, or None.
-        label: quantizer, variant and start: `rtn`, `rtn-clip`, `r2q-alternating`, `rtn (clipped start)`.
-        control: whether the recipe is a control (full precision, random codes), which competes with nothing.
-        kind: what it works from: `weights`, `calibration`, `training` or `checkpoint`.
-        settings: the quantizer's other options that are not the default: `{"rounds": 3}`.
-    """
-
+    # the method around a quantizer (gptq, bitdistiller, ...); None where the quantizer stands alone
     frame: str | None = None
-    quantizer: str | None = None
-    variant: str = ""
-    start: str | None = None
-    label: str = ""
-    control: bool = False
-    kind: str = ""
+    quantizer: str | None = None  # the method that chooses the levels: rtn, r2q, awq, ...
+    variant: str = ""  # its options with a few values that are not the default, in words: `clip`, `alternating`; or ""
+    start: str | None = None  # label of the recipe that training starts from, or None
+    label: str = ""  # quantizer, variant and start: `rtn`, `rtn-clip`, `r2q-alternating`, `rtn (clipped start)`
+    control: bool = False  # whether the recipe is a control (full precision, random codes), which competes with nothing
+    kind: str = ""  # what it works from: `weights`, `calibration`, `training` or `checkpoint`
+    # the quantizer's other options that are not the default: `{"rounds": 3}`
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One quantized layer, in report.json; `collect` writes it to layers.csv (see `LayerRow`).
+    """One quantized layer, in report.json; `collect` writes it to layers.csv (see `LayerRow`)."""
 
-    Attributes:
-        name: the module's name in the model.
-        shape: of its weight.
-        mse: mean squared error of a weight.
-        relative_error: squared error over squared weights, both summed.
-        bits_per_weight: with scales.
-        seconds: of quantizing it; None where layers are not quantized one by one.
-        clipped_error: the part of it that lies beyond the outermost levels.
-        output_error: relative squared error of its output on held-out calibration windows.
-        notes: what the method says of it, by name.
-    """
-
-    name: str
-    shape: list[int]
-    mse: float
-    relative_error: float
-    bits_per_weight: float
-    seconds: float | None = None
+    name: str  # the module's name in the model
+    shape: list[int]  # of its weight
+    mse: float  # mean squared error of a weight
+    relative_error: float  # squared error over squared weights, both summed
+    bits_per_weight: float  # with scales
+    seconds: float | None = None  # of quantizing it; None where layers are not quantized one by one
     status: str = OK
-    output_error: float | None = None
-    clipped_error: float | None = None
+    output_error: float | None = None  # relative squared error of its output on held-out calibration windows
+    clipped_error: float | None = None  # the part of it that lies beyond the outermost levels
     block: int | None = None
     kind: str = ""
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # what the method says of it, by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """What both records of a unit have.
+    """What both records of a unit have."""
 
-    Attributes:
-        key: hash of all that can move the result; the same key means the same result.
-        status, reason: how it ended, and why where it is not ok (a sentence on one line, else "").
-        retry: whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again.
-        files: bytes of every file of the result, by its path in the unit's folder.
-        digest: hash of all other fields, so that an edited number is not taken for a result.
-    """
-
-    key: str
+    key: str  # hash of all that can move the result; the same key means the same result
+    # status, reason: how it ended, and why where it is not ok (a sentence on one line, else "")
     status: Status
     reason: str
     versions: dict[str, str]
     hashes: dict[str, str | None]
-    files: dict[str, int]
+    files: dict[str, int]  # bytes of every file of the result, by its path in the unit's folder
     cpu_seconds: float | None = None
     gpu_mib: float | None = None
+    # whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again
     retry: bool = False
     format_version: Format = 2
-    digest: str = ""
+    digest: str = ""  # hash of all other fields, so that an edited number is not taken for a result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(_Result):
     """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
 
-    Attributes:
-        bits: of a code; None for a checkpoint that was quantized elsewhere.
-        bits_per_weight: effective, over the quantized layers, with scales.
-        file_bytes, formula_bytes: of the weight files; of their tensors by formula.
-        seconds, cpu_seconds, peak_mib, gpu_mib: of quantizing, packing and writing the unit (see
-            `r2q.measure.Measured`).
-        hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
-            tokens, the training rows.
+    Its cost is of quantizing, packing and writing the unit (see `r2q.measure.Measured`); `hashes` are sha256 of the
+    packed weights, of the other `files`, of the source model, the code, the calibration tokens, the training rows.
     """
 
     model: str
@@ -137,12 +104,13 @@ class Report(_Result):
     method: str
     granularity: str | None
     group_size: int | None
-    bits: int | None
+    bits: int | None  # of a code; None for a checkpoint that was quantized elsewhere
     options: dict[str, Any]
     facts: Facts
-    bits_per_weight: float | None
+    bits_per_weight: float | None  # effective, over the quantized layers, with scales
     quantized_weights: int | None
     total_parameters: int | None
+    # file_bytes, formula_bytes: of the weight files; of their tensors by formula
     file_bytes: int | None
     formula_bytes: int | None
     layers: list[Layer]
@@ -175,13 +143,9 @@ class TaskScore:
 class Evaluation(_Result):
     """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
-    Attributes:
-        files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
-            samples.jsonl if asked.
-        seconds, cpu_seconds, peak_mib, gpu_mib: of the whole unit; task_seconds: in the model, by task.
-        truncated: prompts that were cut to the model's positions, by task.
-        hashes: sha256 of the weights that were scored, of the tasks and texts with their data, of the code, and of
-            `files`.
+    Its `files` are lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
+    samples.jsonl if asked; `hashes` are sha256 of the weights that were scored, of the tasks and texts with their data,
+    of the code, and of `files`. Its cost is of the whole unit.
     """
 
     scores: list[TaskScore]
@@ -193,7 +157,7 @@ class Evaluation(_Result):
     batch_size: int
     add_bos: bool | None
     seeds: dict[str, int]
-    truncated: dict[str, int]
+    truncated: dict[str, int]  # prompts that were cut to the model's positions, by task
 
 
 @dataclass(frozen=True)
@@ -206,21 +170,15 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class Pinned:
-    """A repository of the hub as one run reads it, in inputs.lock.json.
+    """A repository of the hub as one run reads it, in inputs.lock.json."""
 
-    Attributes:
-        kind, id: `model` or `dataset`, `owner/name`.
-        asked: the revision that the config asks for; None: the newest.
-        commit: what it was when it was fetched.
-        files: all that is read of it, by path.
-        loads: of a data set, its files by split for each call (see `r2q.inputs.hub.call`).
-    """
-
+    # kind, id: `model` or `dataset`, `owner/name`
     kind: Literal["model", "dataset"]
     id: str
-    asked: str | None
-    commit: str
-    files: dict[str, PinnedFile] = field(default_factory=dict)
+    asked: str | None  # the revision that the config asks for; None: the newest
+    commit: str  # what it was when it was fetched
+    files: dict[str, PinnedFile] = field(default_factory=dict)  # all that is read of it, by path
+    # of a data set, its files by split for each call (see `r2q.inputs.hub.call`)
     loads: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
@@ -238,21 +196,6 @@ class Score:
     """A line of scores.csv, one number of the run: written by `collect`; tables, claims and comparisons read it.
 
     A unit without numbers is one line with an empty task.
-
-    Attributes:
-        bits_per_weight, file_bytes: of the unit's packed weights.
-        value: accuracies 0 to 1, perplexities by their metric's name; None where it is not finite.
-        stderr: standard error over the n items.
-        chance, majority: value of guessing, and of always the most frequent answer.
-        in_table: whether the main table shows it.
-        seconds: of the task (of the unit where it has no task); peak_mib: of the unit's evaluation.
-        quantize_cpu_seconds, evaluate_cpu_seconds: of processors, for the whole unit; None in older runs.
-        bits: of a code; None where a checkpoint was quantized elsewhere, and in older runs.
-        provenance: key of provenance.json.
-        status, reason: see `Report`.
-        version, num_fewshot: of the task; numbers with other ones are not compared.
-        kind: what a recipe works from: `weights`, `calibration`, `training` or `checkpoint`.
-        frame, quantizer, control: see `Facts`; `quantizer` is its label.
     """
 
     run: str
@@ -262,32 +205,37 @@ class Score:
     method: str
     granularity: str | None
     group_size: int | None
+    # bits_per_weight, file_bytes: of the unit's packed weights
     bits_per_weight: float | None
     file_bytes: int | None
     seed: int
     task: str | None
     metric: str | None
-    value: float | None
-    stderr: float | None
+    value: float | None  # accuracies 0 to 1, perplexities by their metric's name; None where it is not finite
+    stderr: float | None  # standard error over the n items
     n: int | None
+    # chance, majority: value of guessing, and of always the most frequent answer
     chance: float | None
     majority: float | None
     higher_is_better: bool | None
-    in_table: bool | None
+    in_table: bool | None  # whether the main table shows it
     status: str
-    seconds: float | None
-    peak_mib: float | None
-    provenance: str
+    seconds: float | None  # of the task (of the unit where it has no task)
+    peak_mib: float | None  # of the unit's evaluation
+    provenance: str  # key of provenance.json
     reason: str = ""
+    # version, num_fewshot: of the task; numbers with other ones are not compared
     version: str | None = None
     num_fewshot: int | None = None
-    kind: str = ""
+    kind: str = ""  # what a recipe works from: `weights`, `calibration`, `training` or `checkpoint`
+    # frame, quantizer, control: see `Facts`; `quantizer` is its label
     frame: str | None = None
     quantizer: str = ""
     control: bool = False
+    # quantize_cpu_seconds, evaluate_cpu_seconds: of processors, for the whole unit; None in older runs
     quantize_cpu_seconds: float | None = None
     evaluate_cpu_seconds: float | None = None
-    bits: int | None = None
+    bits: int | None = None  # of a code; None where a checkpoint was quantized elsewhere, and in older runs
 
 
 @dataclass(frozen=True)
@@ -330,20 +278,15 @@ class Control:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """A line of items.csv: what every item of a task gave under a metric. Written by `collect`, read by comparisons.
-
-    Attributes:
-        asked: hash of the items; only numbers of the same items are compared one by one.
-        values: of all items in the order of the task (see `r2q.report.items`).
-    """
+    """A line of items.csv: what every item of a task gave under a metric. Written by `collect`, read by comparisons."""
 
     model: str
     recipe: str
     seed: int
     task: str
     metric: str
-    asked: str
-    values: str
+    asked: str  # hash of the items; only numbers of the same items are compared one by one
+    values: str  # of all items in the order of the task (see `r2q.report.items`)
 
 
 @dataclass(frozen=True)
@@ -351,11 +294,6 @@ class LayerRow:
     """A line of layers.csv: a `Layer` of a unit. Written by `collect`, read by the weight-error figure.
 
     The notes of the methods follow as columns of their own.
-
-    Attributes:
-        shape: as 384x128.
-        block: number of the decoder block, None outside of the blocks (the head).
-        kind: what the layer is within its block, such as q_proj.
     """
 
     run: str
@@ -363,14 +301,14 @@ class LayerRow:
     recipe: str
     seed: int
     layer: str
-    shape: str
+    shape: str  # as 384x128
     mse: float
     relative_error: float
     bits_per_weight: float
     seconds: float | None
     status: str
-    block: int | None = None
-    kind: str = ""
+    block: int | None = None  # number of the decoder block, None outside of the blocks (the head)
+    kind: str = ""  # what the layer is within its block, such as q_proj
     clipped_error: float | None = None
 
 

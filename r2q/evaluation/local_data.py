@@ -21,14 +21,10 @@ _WHOLE = (None, "main", "default", "all", "plain_text")  # names of the only con
 
 @dataclass(frozen=True)
 class LocalData:
-    """Files of one task.
+    """Files of one task."""
 
-    Attributes:
-        files: split -> its files.
-        changed: keys of the task's settings that have to be replaced: splits that the files lack become null.
-    """
-
-    files: dict[str, list[Path]]
+    files: dict[str, list[Path]]  # split -> its files
+    # keys of the task's settings that have to be replaced: splits that the files lack become null
     changed: dict[str, None]
 
 

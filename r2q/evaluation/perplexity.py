@@ -20,23 +20,14 @@ from r2q.evaluation.rows import rows_at_once
 
 @dataclass(frozen=True)
 class TokenPerplexity:
-    """A perplexity and what it was measured on.
+    """A perplexity and what it was measured on."""
 
-    Attributes:
-        value: exp(mean negative log-likelihood per token).
-        stderr: by the delta method over windows; None for a single window.
-        windows: how many were scored.
-        tokens: of the whole text, the dropped tail included.
-        first_token: id of the text's first token, which tells whether a begin-of-text token stands there.
-        losses: mean negative log-likelihood per token of each window, in nats.
-    """
-
-    value: float
-    stderr: float | None
-    windows: int
-    tokens: int
-    first_token: int
-    losses: list[float]
+    value: float  # exp(mean negative log-likelihood per token)
+    stderr: float | None  # by the delta method over windows; None for a single window
+    windows: int  # how many were scored
+    tokens: int  # of the whole text, the dropped tail included
+    first_token: int  # id of the text's first token, which tells whether a begin-of-text token stands there
+    losses: list[float]  # mean negative log-likelihood per token of each window, in nats
 
 
 def cut(ids: Sequence[int], window: int, windows: int | None = None) -> torch.Tensor:

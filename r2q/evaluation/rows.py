@@ -19,15 +19,10 @@ def rows_at_once(batch_size: int, logits_per_row: int) -> int:
 
 @dataclass
 class Row:
-    """One row of a batch.
+    """One row of a batch."""
 
-    Attributes:
-        tokens: its input ids.
-        reads: (number of the request, positions whose logits predict its continuation).
-    """
-
-    tokens: tuple[int, ...]
-    reads: list[tuple[int, range]]
+    tokens: tuple[int, ...]  # its input ids
+    reads: list[tuple[int, range]]  # (number of the request, positions whose logits predict its continuation)
 
     @property
     def first_read(self) -> int:

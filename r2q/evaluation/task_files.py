@@ -25,16 +25,11 @@ _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task, group or tag.
+    """A task, group or tag."""
 
-    Attributes:
-        name: as lm-eval knows it.
-        path: its YAML file; None for a tag, which is only a list of tasks.
-        settings: the YAML with its includes, functions as text; {"task": [...]} for a tag.
-    """
-
-    name: str
-    path: Path | None
+    name: str  # as lm-eval knows it
+    path: Path | None  # its YAML file; None for a tag, which is only a list of tasks
+    # the YAML with its includes, functions as text; {"task": [...]} for a tag
     settings: dict[str, Any] = field(repr=False)
 
     @property

@@ -16,19 +16,12 @@ Parts = tuple[list[dict[str, Any]], dict[str, Any]]  # entries of `scores`; by `
 
 
 class Measurement(NamedTuple):
-    """What one text gave.
+    """What one text gave."""
 
-    Attributes:
-        rows: entries of `scores`, failed ones where it could not be measured.
-        items: by `metric,filter`, what every window gave.
-        seconds: in the model.
-        error: why it could not be measured.
-    """
-
-    rows: list[dict[str, Any]]
-    items: dict[str, Any]
-    seconds: float
-    error: Exception | None
+    rows: list[dict[str, Any]]  # entries of `scores`, failed ones where it could not be measured
+    items: dict[str, Any]  # by `metric,filter`, what every window gave
+    seconds: float  # in the model
+    error: Exception | None  # why it could not be measured
 
 
 def measure(

@@ -45,36 +45,24 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 @dataclass
 class Seen:
-    """What ``observe`` showed of one target.
+    """What ``observe`` showed of one target."""
 
-    Attributes:
-        tokens: how many; for a stack of experts, those that the router sent to each.
-        shown_all: experts below ``minimum_tokens``, which were shown all tokens instead.
-    """
-
-    tokens: int | list[int] = 0
+    tokens: int | list[int] = 0  # how many; for a stack of experts, those that the router sent to each
+    # experts below ``minimum_tokens``, which were shown all tokens instead
     shown_all: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Block:
-    """One decoder block, or the output head, copied to the device.
+    """One decoder block, or the output head, copied to the device."""
 
-    Attributes:
-        index: of the decoder block; -1 for the output head.
-        targets: its target layers; weights of the original model.
-        module: the copy.
-        prefix: its dotted name in the model.
-        inputs: hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded.
-        calls: the block's other arguments, by batch.
-    """
-
-    index: int
-    targets: Sequence[Target]
-    module: nn.Module
-    prefix: str
+    index: int  # of the decoder block; -1 for the output head
+    targets: Sequence[Target]  # its target layers; weights of the original model
+    module: nn.Module  # the copy
+    prefix: str  # its dotted name in the model
+    # hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded
     inputs: list[torch.Tensor]
-    calls: list[Call]
+    calls: list[Call]  # the block's other arguments, by batch
     data: Calibration
 
     def run(

@@ -20,19 +20,12 @@ LEFT_OUT = 0.25  # share of a model's blocks that may be used otherwise and stay
 
 @dataclass(frozen=True)
 class Target:
-    """One weight to quantize.
+    """One weight to quantize."""
 
-    Attributes:
-        name: dotted name, unique in the model: of the Linear, or of the stacked expert parameter.
-        owner: the Linear, or the module that holds the parameter.
-        parameter: the parameter's name in ``owner``.
-        block: index of the decoder block; -1 for the output head.
-    """
-
-    name: str
-    owner: nn.Module
-    parameter: str
-    block: int
+    name: str  # dotted name, unique in the model: of the Linear, or of the stacked expert parameter
+    owner: nn.Module  # the Linear, or the module that holds the parameter
+    parameter: str  # the parameter's name in ``owner``
+    block: int  # index of the decoder block; -1 for the output head
 
     @property
     def weight(self) -> torch.Tensor:

@@ -21,35 +21,20 @@ GATED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # famili
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model is made of.
+    """What a model is made of."""
 
-    Attributes:
-        layers: decoder blocks.
-        width: of the hidden states.
-        inner: features inside of the MLP that a token goes through, of all its experts together.
-        vocabulary: tokens.
-        total: all parameters.
-        quantized: weights of the blocks' linear layers, experts included; routers are none.
-        active: those of them that a token is multiplied with.
-        attention: query features, all heads together.
-        keys: key features, of the heads that are kept for later tokens.
-        widest: the most input features that a linear layer has.
-        moments: numbers in the second moments of all inputs of a block's linear layers, of each expert's too.
-        bytes_each: bytes of a parameter in the checkpoint.
-    """
-
-    layers: int
-    width: int
-    inner: int
-    vocabulary: int
-    total: int
-    quantized: int
-    active: int
-    attention: int
-    keys: int
-    widest: int
-    moments: int
-    bytes_each: int = 2
+    layers: int  # decoder blocks
+    width: int  # of the hidden states
+    inner: int  # features inside of the MLP that a token goes through, of all its experts together
+    vocabulary: int  # tokens
+    total: int  # all parameters
+    quantized: int  # weights of the blocks' linear layers, experts included; routers are none
+    active: int  # those of them that a token is multiplied with
+    attention: int  # query features, all heads together
+    keys: int  # key features, of the heads that are kept for later tokens
+    widest: int  # the most input features that a linear layer has
+    moments: int  # numbers in the second moments of all inputs of a block's linear layers, of each expert's too
+    bytes_each: int = 2  # bytes of a parameter in the checkpoint
 
     @property
     def block(self) -> int:

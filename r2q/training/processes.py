@@ -25,17 +25,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Group:
-    """One process among those of a run; alone, it has everything and nothing here does anything.
+    """One process among those of a run; alone, it has everything and nothing here does anything."""
 
-    Attributes:
-        rank: of this process; the first one writes and prints.
-        count: of processes.
-        device: where this process computes.
-    """
-
-    rank: int = 0
-    count: int = 1
-    device: torch.device = CPU
+    rank: int = 0  # of this process; the first one writes and prints
+    count: int = 1  # of processes
+    device: torch.device = CPU  # where this process computes
 
     @property
     def first(self) -> bool:
