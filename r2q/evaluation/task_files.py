@@ -83,11 +83,7 @@ class TaskFiles:
                     self._members.setdefault(tag, []).append(name)
 
     def find(self, name: str) -> TaskFile:
-        """The file of a task, group or tag.
-
-        Raises:
-            ConfigError: nothing has this name; the message has the nearest one.
-        """
+        """The file of a task, group or tag; raises ConfigError where nothing has this name, with the nearest one."""
         if name in self._own:
             return self._own[name]
         path = self._by_file_name(name) or self._index.paths.get(name)

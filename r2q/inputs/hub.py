@@ -107,11 +107,7 @@ class Hub(Newest):
         return next((e for e in self.pinned if (e.kind, e.id) == (kind, id) and asked in (e.asked, e.commit)), None)
 
     def find(self, kind: Kind, id: str, asked: str | None) -> Pinned:
-        """The same.
-
-        Raises:
-            ConfigError: it is not pinned.
-        """
+        """The same; raises ConfigError where it is not pinned."""
         entry = self.known(kind, id, asked)
         if entry is None:
             raise ConfigError(f"{id}{'' if asked is None else f' at {asked}'} is not in {self.lock}; {AGAIN}")

@@ -200,11 +200,7 @@ def say_untied(config: Any) -> None:
 
 
 def read_tokenizer(path: str | Path) -> Any:
-    """The tokenizer in a folder.
-
-    Raises:
-        ValueError: there is none, or none that can be read here.
-    """
+    """The tokenizer in a folder; raises ValueError where there is none, or none that can be read here."""
     files = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
     if not files:
         raise ValueError(f"{path} has no tokenizer (tokenizer.json)")

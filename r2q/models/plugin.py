@@ -146,11 +146,7 @@ def config_sha256(config: dict[str, Any]) -> str:
 
 
 def check_files(files: Iterable[Path], digests: dict[str, str]) -> None:
-    """Compare files with the digests in config.json.
-
-    Raises:
-        ValueError: a file is damaged or truncated.
-    """
+    """Compare files with the digests in config.json; raises ValueError where a file is damaged or truncated."""
     for file in sorted(files):
         if file.name not in digests:
             continue

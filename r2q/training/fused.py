@@ -46,9 +46,6 @@ class Together:
         layers: of one method.
         dtype: number type of the quantized values.
         keep_codes: whether ``packed`` is kept.
-
-    Attributes:
-        packed: packed codes ``[groups, bytes]`` of the last pass.
     """
 
     def __init__(self, layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> None:
@@ -60,7 +57,7 @@ class Together:
         self._values = torch.empty(sum(map(len, groups)), groups[0].shape[1], dtype=dtype, device=groups[0].device)
         for layer, part in zip(layers, self._values.split([len(group) for group in groups]), strict=True):
             layer.values = part.view(layer.target.weight.shape)
-        self.packed = torch.empty(0)
+        self.packed = torch.empty(0)  # packed codes ``[groups, bytes]`` of the last pass
 
     def _groups(self) -> list[torch.Tensor]:
         """Every layer's weight as ``[groups, n]``."""

@@ -21,17 +21,13 @@ LATENT = "latent/weights.safetensors"  # in a packed folder, but no part of the 
 class Start(Protocol):
     """Where the latent weights of a student come from, and its other parameters."""
 
-    others: dict[str, torch.Tensor]
+    others: dict[str, torch.Tensor]  # parameters that are not quantized: a method may have trained norms
 
     def latent(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor: ...
 
 
 class Ranges:
-    """The levels of a packed folder, for clamping latent weights.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """The levels of a packed folder, for clamping latent weights; raises FileNotFoundError where there is none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,9 +58,6 @@ class Ranges:
 
 class Weights:
     """The weights that a recipe rounded, and its other parameters, from a packed folder with :func:`leave`'s file.
-
-    Attributes:
-        others: parameters that are not quantized (a method may have trained norms).
 
     Raises:
         FileNotFoundError: there is no such folder, or the recipe left no weights there.

@@ -30,10 +30,6 @@ class Student:
         group: the processes that it is split over, and where it trains.
         start: where latent weights come from; None: they are the model's.
         scales_only: only scales learn, whatever the options say.
-
-    Attributes:
-        layers: what is quantized, by target name.
-        split: the model as decoder and head.
     """
 
     def __init__(
@@ -49,7 +45,7 @@ class Student:
         what = "scales" if scales_only else options.train
         dtype = getattr(torch, options.latent)
         self.model = twin(model).requires_grad_(what == "all")
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, Layer] = {}  # what is quantized, by target name
         self.start, self.device, self.dtype, self._same = start, group.device, dtype, 0
         if start is not None and what == "scales":
             raise ValueError("start: only latent weights have a start, and here only scales are trained")

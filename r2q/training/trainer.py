@@ -40,11 +40,6 @@ class Trainer:
         data: rows, folder.
         seed: of the data order.
         group: this process among those of the run; each computes on its share of every batch.
-
-    Attributes:
-        gamma: the confidence coefficient, when the loss has one.
-        rows: records of the steps, see :class:`r2q.records.Step`.
-        kept_step: the step whose weights were kept.
     """
 
     def __init__(
@@ -62,10 +57,10 @@ class Trainer:
         self.store = Store(data.folder, data.identity, group)
         self.parameters = student.trained()
         self.optimizer = make_optimizer(options, self.parameters.values(), group.device)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # records of the steps, see :class:`r2q.records.Step`
         self.gradients: list[dict[str, Any]] = []
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
-        self.gamma = math.nan
+        self.gamma = math.nan  # the confidence coefficient, when the loss has one
         self.best: dict[str, Any] = {}  # step and parameters of the least held-out loss, where they are to be kept
         self.known_states = group.device.type == "cpu" and compute_dtype(options, "cpu") == torch.float32
         self.spoken = time.monotonic()
