@@ -25,13 +25,13 @@ from r2q.records import (
     digest_files,
     missing_files,
     one_line,
-    passing,
     read_csv,
     read_drawn,
     read_if_whole,
     read_json,
     sign,
     touched_files,
+    transient,
     write_csv,
     write_record,
 )  # fmt: skip
@@ -176,18 +176,18 @@ def test_which_failures_may_pass() -> None:
         except ValueError as error:
             return error
 
-    assert passing(OutOfMemoryError())
-    assert passing(raised(FileNotFoundError("shard 2")))
-    assert passing(raised(ImportError("no library")))
-    assert not passing(raised(KeyError("weight")))
-    assert not passing(ArithmeticError("not finite"))
-    assert passing(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
-    assert not passing(RuntimeError("shapes differ"))
+    assert transient(OutOfMemoryError())
+    assert transient(raised(FileNotFoundError("shard 2")))
+    assert transient(raised(ImportError("no library")))
+    assert not transient(raised(KeyError("weight")))
+    assert not transient(ArithmeticError("not finite"))
+    assert transient(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
+    assert not transient(RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError) as full:
         torch.save({"weights": torch.zeros(1 << 12)}, "/dev/full")
-    assert passing(full.value)
-    assert not passing(raised(FileNotFoundError("shard 2")), apart=(FileNotFoundError,))
-    assert passing(raised(OSError(28, "no space left")), apart=(FileNotFoundError,))
+    assert transient(full.value)
+    assert not transient(raised(FileNotFoundError("shard 2")), apart=(FileNotFoundError,))
+    assert transient(raised(OSError(28, "no space left")), apart=(FileNotFoundError,))
 
 
 def test_a_record_of_which_a_number_was_edited_is_damaged(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from r2q.kept import file_sha256, share, write_json
+from r2q.kept import apply_umask, file_sha256, write_json
 from r2q.models.joined import join
 from r2q.models.packed import PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
@@ -118,7 +118,7 @@ def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwarg
     folder = Path(save_directory)
     weights = [file.name for file in folder.glob("model*.safetensors*")]
     for name in weights:
-        share(folder / name)
+        apply_umask(folder / name)
     seal(folder, [*weights, "config.json", "generation_config.json"])
 
 

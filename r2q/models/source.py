@@ -19,7 +19,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
-from r2q.kept import file_sha256, key, share, write_json
+from r2q.kept import apply_umask, file_sha256, key, write_json
 from r2q.records import one_line
 
 WEIGHTS = "model.safetensors"
@@ -143,7 +143,7 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
         made = Path(scratch) / "made"
         facts = dequantize(file, made, entry.dtype)
         for written in made.iterdir():
-            share(written)
+            apply_umask(written)
         files = {written.name: file_sha256(written) for written in sorted(made.iterdir())}
         facts = {"format_version": FORMAT_VERSION, "path": entry.path, "sha256": digest, **facts, "files": files}
         write_json(made / FACTS, facts)

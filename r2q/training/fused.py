@@ -39,7 +39,7 @@ def compiles(method: WeightMethod) -> bool:
     return type(method).begin is WeightMethod.begin
 
 
-class Together:
+class FusedLayers:
     """Layers with groups of one size, quantized together; each layer's ``values`` are a part of one tensor.
 
     Args:
@@ -91,7 +91,7 @@ class Together:
             self.packed = torch.cat(packed)
 
 
-def batches(layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> list[Together]:
+def batches(layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> list[FusedLayers]:
     """All layers, as few at a time as groups of several sizes and memory ask for."""
     found: dict[tuple[int, torch.dtype], list[list[Latent]]] = {}
     for layer in layers:
@@ -104,4 +104,4 @@ def batches(layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) ->
                 lists[-1].append(layer)
                 continue
         lists.append([layer])
-    return [Together(some, kind, keep_codes) for (_, kind), lists in found.items() for some in lists]
+    return [FusedLayers(some, kind, keep_codes) for (_, kind), lists in found.items() for some in lists]

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from r2q.kept import share
+from r2q.kept import apply_umask
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
 from r2q.quantization.grid import Grid
@@ -57,7 +57,7 @@ class Ranges:
 
 
 class Weights:
-    """The weights that a recipe rounded, and its other parameters, from a packed folder with :func:`leave`'s file.
+    """The weights that a recipe rounded, and its other parameters, from a packed folder that has them beside it.
 
     Raises:
         FileNotFoundError: there is no such folder, or the recipe left no weights there.
@@ -91,14 +91,14 @@ class Weights:
         return self.weights[quantizer.name].to(weight.device, weight.dtype)
 
 
-def leave(folder: Path, latent: dict[str, torch.Tensor]) -> None:
+def write_latent(folder: Path, latent: dict[str, torch.Tensor]) -> None:
     """Write the weights that a method left beside its packed folder."""
     path = folder / LATENT
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     latent = {name: weight.contiguous() for name, weight in latent.items()}
     save_file(latent, scratch, metadata={"sha256": digest_of(latent, LATENT)})
-    share(scratch)
+    apply_umask(scratch)
     scratch.replace(path)
 
 

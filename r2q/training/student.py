@@ -11,7 +11,7 @@ from torch import nn
 from r2q.models.targets import Target, decoder_blocks
 from r2q.quantization.method import QuantizedWeight, WeightMethod
 from r2q.training.fake_quant import FrozenCodes, Latent, Layer, install
-from r2q.training.fused import Together, batches
+from r2q.training.fused import FusedLayers, batches
 from r2q.training.losses import SplitModel
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, runner, whole
@@ -74,12 +74,12 @@ class Student:
             install(list(inside.values()))
             self.layers |= inside
             group.shard(part, keep_whole=number < 0)
-        self.together: list[Together] = []
+        self.fused: list[FusedLayers] = []
         # Several processes hold whole weights only while a block runs; where memory is short, so are quantized ones.
         if group.count == 1 and not options.activation_checkpointing:
             learning = [layer for layer in self.layers.values() if isinstance(layer, Latent)]
             arithmetic = compute_dtype(options, group.device.type) if options.latent == "float32" else dtype
-            self.together = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
+            self.fused = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
         self.requantize()
         with autocast(options, group.device.type):
             self.split = SplitModel(self.model, runner(self.model, trains=True))
@@ -90,8 +90,8 @@ class Student:
         Raises:
             ValueError: a weight is not finite or out of range; names the layer.
         """
-        for together in self.together:
-            together.run()
+        for layers in self.fused:
+            layers.run()
 
     def started(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """What a layer trained from, given the full-precision weight."""
@@ -129,8 +129,8 @@ class Student:
 
     def codes(self) -> list[torch.Tensor]:
         """Packed codes of all latent weights as they were last quantized; those of trained scales never change."""
-        if self.together:
-            return [together.packed for together in self.together]
+        if self.fused:
+            return [layers.packed for layers in self.fused]
         return [layer.quantized().packed for layer in self.layers.values() if isinstance(layer, Latent)]
 
     def quantized(self) -> dict[str, QuantizedWeight]:
