@@ -144,24 +144,15 @@ def runs_of(begin: int, end: int, size: int | None) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def quantize_rows(
-    weight: torch.Tensor,
-    factor: Factor,
-    lattice: WeightMethod,
-    size: int | None,
-    static: bool = False,
-    stale: bool = False,
-    left: torch.Tensor | None = None,
+    weight: torch.Tensor,  # float32 ``[out, in]``
+    factor: Factor,  # of the inverse Hessian of their input
+    lattice: WeightMethod,  # fits levels and chooses codes
+    size: int | None,  # columns of a group; None for one set of levels for the whole weight
+    static: bool = False,  # fit all groups first
+    stale: bool = False,  # fit groups from weights as they were at the start of the block of 128 columns
+    left: torch.Tensor | None = None,  # is filled with the weights, each as it was just before it was rounded
 ) -> tuple[torch.Tensor, Grid]:
     """GPTQ of one weight, or of several that read the same input, rows below each other.
-
-    Args:
-        weight: float32 ``[out, in]``.
-        factor: of the inverse Hessian of their input.
-        lattice: fits levels and chooses codes.
-        size: columns of a group; None for one set of levels for the whole weight.
-        static: fit all groups first.
-        stale: fit groups from weights as they were at the start of the block of 128 columns.
-        left: is filled, in the shape of ``weight``, with the weights as each was just before it was rounded.
 
     Returns:
         Codes uint8 ``[out, in]`` and the grid, both in the natural order of the columns.

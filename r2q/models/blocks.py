@@ -237,20 +237,13 @@ class _ExpertInputs(TorchFunctionMode):
 
 @torch.no_grad()
 def walk(
-    model: Any,
-    targets: Sequence[Target],
-    data: Calibration,
-    tokens: torch.Tensor | None = None,
-    windows_at_once: int | None = None,
+    model: Any,  # a full-precision causal language model, on the CPU or anywhere
+    targets: Sequence[Target],  # of :func:`r2q.models.targets.list_targets`
+    data: Calibration,  # calibration text; says device and offloading
+    tokens: torch.Tensor | None = None,  # other windows than ``data.tokens``, e.g. ``data.held_out``
+    windows_at_once: int | None = None,  # windows in a batch; None = as many as a few thousand tokens
 ) -> Iterator[Block]:
     """Visit the decoder blocks in order, then the output head if it is a target.
-
-    Args:
-        model: a full-precision causal language model, on the CPU or anywhere.
-        targets: of :func:`r2q.models.targets.list_targets`.
-        data: calibration text; says device and offloading.
-        tokens: other windows than ``data.tokens``, e.g. ``data.held_out``.
-        windows_at_once: windows in a batch; None = as many as a few thousand tokens.
 
     Raises:
         ValueError: blocks cannot be computed one at a time, or an output is not finite; names the block.

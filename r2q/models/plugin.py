@@ -32,22 +32,16 @@ FORMAT_VERSION = 1
 class R2QConfig(QuantizationConfigMixin):
     """``quantization_config`` of a packed folder.
 
-    Args:
-        format_version: of the layout on disk; newer ones are refused.
-        recipe: the recipe that made it.
-        layers: ``{layer name: spec}``, see ``r2q.models.packed.layer_spec``.
-        sha256: ``{file name: digest}`` of the files of the folder, see :func:`seal`.
-
     Raises:
         ValueError: the folder was written by a newer version, or its version is no number.
     """
 
     def __init__(
         self,
-        format_version: int = FORMAT_VERSION,
-        recipe: dict[str, Any] | None = None,
-        layers: dict[str, dict[str, Any]] | None = None,
-        sha256: dict[str, str] | None = None,
+        format_version: int = FORMAT_VERSION,  # of the layout on disk; newer ones are refused
+        recipe: dict[str, Any] | None = None,  # the recipe that made it
+        layers: dict[str, dict[str, Any]] | None = None,  # ``{layer name: spec}``, see ``r2q.models.packed.layer_spec``
+        sha256: dict[str, str] | None = None,  # ``{file name: digest}`` of the files of the folder, see :func:`seal`
         **_: Any,
     ) -> None:
         if type(format_version) is not int:

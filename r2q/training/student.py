@@ -20,27 +20,17 @@ from r2q.training.start import Start, same_ranks
 
 
 class Student:
-    """A model under training.
-
-    Args:
-        model: the full-precision model; not changed.
-        targets: its layers to quantize.
-        method: the quantizer.
-        options: of the recipe.
-        group: the processes that it is split over, and where it trains.
-        start: where latent weights come from; None: they are the model's.
-        scales_only: only scales learn, whatever the options say.
-    """
+    """A model under training."""
 
     def __init__(
         self,
-        model: Any,
-        targets: Sequence[Target],
-        method: WeightMethod,
-        options: TrainingOptions,
-        group: Group,
-        start: Start | None = None,
-        scales_only: bool = False,
+        model: Any,  # the full-precision model; not changed
+        targets: Sequence[Target],  # its layers to quantize
+        method: WeightMethod,  # the quantizer
+        options: TrainingOptions,  # of the recipe
+        group: Group,  # the processes that it is split over, and where it trains
+        start: Start | None = None,  # where latent weights come from; None: they are the model's
+        scales_only: bool = False,  # only scales learn, whatever the options say
     ) -> None:
         what = "scales" if scales_only else options.train
         dtype = getattr(torch, options.latent)

@@ -31,25 +31,16 @@ class Diverged(ArithmeticError):
 
 
 class Trainer:
-    """Trains a student.
-
-    Args:
-        student: the model with its quantized layers.
-        teacher: the full-precision model.
-        options: of the recipe.
-        data: rows, folder.
-        seed: of the data order.
-        group: this process among those of the run; each computes on its share of every batch.
-    """
+    """Trains a student."""
 
     def __init__(
         self,
-        student: Student,
-        teacher: SplitModel,
-        options: TrainingOptions,
-        data: TrainingData,
-        seed: int,
-        group: Group,
+        student: Student,  # the model with its quantized layers
+        teacher: SplitModel,  # the full-precision model
+        options: TrainingOptions,  # of the recipe
+        data: TrainingData,  # rows, folder
+        seed: int,  # of the data order
+        group: Group,  # this process among those of the run; each computes on its share of every batch
     ) -> None:
         self.student, self.teacher, self.options, self.data, self.group = student, teacher, options, data, group
         self.order = Order(len(data.train), options.batch_rows, seed)
