@@ -157,7 +157,6 @@ def test_files_that_are_missing_or_cut_off_are_found(tmp_path: Path) -> None:
 
 
 def test_a_reason_has_no_letter_that_a_file_cannot_have() -> None:
-    """A name of undecodable bytes in an error had ended `collect`."""
     reason = one_line(FileNotFoundError(f"no\n {chr(0xDCFF)}\x00{chr(27)}[31mß"))
     assert reason == "no \ufffd\ufffd\ufffd[31mß"
     assert reason.encode()
