@@ -466,11 +466,7 @@ def read_if_whole(path: str | Path, kind: type[Record]) -> Record | None:
 
 
 def check_tensors(path: str | Path) -> None:
-    """Hold the length of a safetensors file against its header: a look that costs nothing.
-
-    Raises:
-        Damaged: it is cut off, or no such file.
-    """
+    """Hold the length of a safetensors file against its header, at no cost; raises Damaged where they differ."""
     start, places = tensor_places(path)
     size, whole = Path(path).stat().st_size, start + max((end for _, end in places.values()), default=0)
     if size != whole:

@@ -31,11 +31,7 @@ class TokenPerplexity:
 
 
 def cut(ids: Sequence[int], window: int, windows: int | None = None) -> torch.Tensor:
-    """The first `windows` windows of a tokenized text, or all: int64 [windows, window].
-
-    Raises:
-        ValueError: the text is shorter than one window.
-    """
+    """The first `windows` windows of a text, or all: int64 [windows, window]; raises ValueError where it has none."""
     count = len(ids) // window
     if count == 0:
         raise ValueError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
@@ -62,12 +58,7 @@ def window_logits(model: Any, inputs: torch.Tensor, batch_size: int) -> Iterator
 def token_perplexity(
     model: Any, ids: Sequence[int], window: int, windows: int | None = None, batch_size: int = 1
 ) -> TokenPerplexity:
-    """Perplexity of a tokenized text, or of its first ``windows`` windows.
-
-    Raises:
-        ValueError: the text is shorter than one window.
-        NotFinite: the model gave NaN or infinity.
-    """
+    """Perplexity of a text, or of its first ``windows`` windows; raises as `cut`, and NotFinite."""
     inputs = cut(ids, window, windows)
     means: list[float] = []
     for logits, targets in window_logits(model, inputs, batch_size):

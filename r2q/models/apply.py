@@ -249,11 +249,7 @@ def _beyond(quantized: QuantizedWeight, weight: torch.Tensor) -> tuple[float, fl
 
 
 def refuse_underflow(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> None:
-    """Refuse groups too small for a 16-bit scale, whose levels are no better than zeros; groups of zeros are fine.
-
-    Raises:
-        ValueError: names the layer, and says how many groups.
-    """
+    """Refuse groups too small for a 16-bit scale, whose levels are no better than zeros; groups of zeros are fine."""
     values = weight if quantized.in_scale is None else weight * quantized.in_scale.to(weight)
     groups = values.reshape(math.prod(quantized.grid.shape), -1)  # [rows * groups, n]
     exact = torch.promote_types(groups.dtype, torch.float32)

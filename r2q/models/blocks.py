@@ -77,11 +77,7 @@ class Block:
         return hidden_of((self.module if module is None else module)(hidden.to(self.data.device), *args, **kwargs))
 
     def outputs(self) -> list[torch.Tensor]:
-        """Outputs of the copy for all inputs, where the inputs are kept.
-
-        Raises:
-            ValueError: an output is not finite; names the block.
-        """
+        """Outputs of the copy for all inputs, where these are kept; raises ValueError where one is not finite."""
         results = []
         for hidden in self.inputs:
             result = self.run(hidden)

@@ -154,11 +154,7 @@ def vocabulary_sha256(tokenizer: Any) -> str:
 
 
 def check_tokenizer(calibration: Calibration, tokenizer: Any, model: str) -> None:
-    """Refuse tokens that were cut with another tokenizer.
-
-    Raises:
-        ValueError: names the model.
-    """
+    """Refuse tokens that were cut with another tokenizer."""
     if calibration.facts.get("tokenizer") != vocabulary_sha256(tokenizer):
         raise ValueError(f"the calibration tokens are not of the tokenizer of {model}: run `r2q calibrate` again")
 

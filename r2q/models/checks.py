@@ -238,11 +238,7 @@ def may_look_ahead(model: Any) -> bool:
 
 @torch.no_grad()
 def check_causal(model: Any) -> None:
-    """Try whether a token moves what a model, with its weights, predicts before it.
-
-    Raises:
-        ValueError: it does: likelihoods of text from such a model are no likelihoods.
-    """
+    """Refuse a model in which a token moves what is predicted before it: it gives text no likelihood."""
     ids = torch.randint(
         model.get_input_embeddings().weight.shape[0], (2, CHECKED), generator=torch.Generator().manual_seed(0)
     )

@@ -83,11 +83,7 @@ def fetch(repository: str, revision: str | None) -> Path:
 
 
 def model_patterns(repository: str, revision: str | None) -> list[str]:
-    """Names of the files of a model on the hub that are read; the small ones among them are downloaded to find out.
-
-    Raises:
-        OSError: as `fetch`.
-    """
+    """Names of the files of a hub's model that are read, of which it downloads the small ones; raises as `fetch`."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))

@@ -161,11 +161,7 @@ def _only_chooses(name: str, weight: torch.Tensor, use: Use, experts: dict[str, 
 
 
 def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -> None:
-    """Refuse a model most of which would stay as it is.
-
-    Raises:
-        ValueError: names the largest weight that is left out, and its use.
-    """
+    """Refuse a model most of which would stay as it is, with the largest weight that would, and its use."""
     skipped = (nn.Embedding, nn.modules.conv._ConvNd)
     owners = dict(model.named_modules())
     left = {
@@ -196,11 +192,7 @@ def _head(model: Any, use: Use) -> Target:
 
 
 def refuse_quantized(config: object, what: str) -> None:
-    """Refuse a model that went through a quantizer: R2Q of R2Q's output is not R2Q of the weights.
-
-    Raises:
-        ValueError: the configuration says that the model is, or was, quantized.
-    """
+    """Refuse a model that went through a quantizer: R2Q of R2Q's output is not R2Q of the weights."""
     quantization = getattr(config, "quantization_config", None)
     dequantized = getattr(config, "dequantized_from", None)
     if quantization or dequantized:

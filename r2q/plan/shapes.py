@@ -49,11 +49,7 @@ class Shape:
 
 
 def count(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json describes.
-
-    Raises:
-        ValueError: the family is not known here, or a field is missing.
-    """
+    """The shape that a config.json describes; raises ValueError for other families, or where a field is missing."""
     family = config.get("model_type")
     if family not in (*GATED, "opt"):
         raise ValueError(f"models of type {family} are not counted here, only {', '.join((*GATED, 'opt'))}")

@@ -240,11 +240,7 @@ def stored_shapes(
 
 
 def check_grid(grid: Grid, bits: int, shape: tuple[int, int]) -> None:
-    """Refuse what is no grid of ``bits`` for ``shape`` (rows, groups), or would not be stored as it is.
-
-    Raises:
-        ValueError: says what is wrong.
-    """
+    """Refuse what is no grid of ``bits`` for ``shape`` (rows, groups), or would not be stored as it is."""
     if not isinstance(grid, Grid):
         raise ValueError(f"levels are a Grid of r2q.quantization.grid, not {type(grid).__name__}")
     if grid.bits != bits or grid.shape != shape:
