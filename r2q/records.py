@@ -314,10 +314,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class _Trained:
-    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training.
-
-    `steps` is how many were asked for.
-    """
+    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training."""
 
     run: str
     model: str
@@ -326,27 +323,22 @@ class _Trained:
     quantizer: str
     granularity: str
     seed: int
-    steps: int
+    steps: int  # that were asked for
 
 
 @dataclass(frozen=True)
 class Step(_Trained):
-    """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it.
+    """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it."""
 
-    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed since the
-    last look, `tokens` count from the start, `seconds` are of the step, without held-out losses. Step 0 is before
-    training.
-    """
-
-    step: float
-    loss: float | None
+    step: float  # 0 is before training
+    loss: float | None  # nats a token, as all losses and divergences here
     forward_kl: float | None
     reverse_kl: float | None
-    gradient_norm: float | None
+    gradient_norm: float | None  # before clipping
     learning_rate: float | None
-    flipped: float | None
-    tokens: float | None
-    seconds: float | None
+    flipped: float | None  # part of the codes that changed since the last look
+    tokens: float | None  # from the start
+    seconds: float | None  # of the step, without held-out losses
     held_out_loss: float | None
     held_out_forward_kl: float | None
     held_out_reverse_kl: float | None
@@ -370,20 +362,19 @@ class Gradient(_Trained):
 class Drift(_Trained):
     """A line of drift.csv, one layer of a unit: written by the trainer; the drift figure and claims read it.
 
-    All but `weights` (their number) are mean squares over them: `power` of the full-precision weights; distances to
-    them of the latent and the quantized weights before and after training; how far training moved the latent weights.
+    All but `weights` are mean squares over these.
     """
 
     layer: str
     block: int | None
     kind: str
-    weights: float | None
-    power: float | None
-    latent_before: float | None
+    weights: float | None  # how many
+    power: float | None  # of the full-precision weights
+    latent_before: float | None  # distance to these, of latent and quantized weights before and after training
     quantized_before: float | None
     latent_after: float | None
     quantized_after: float | None
-    latent_moved: float | None
+    latent_moved: float | None  # by training
 
 
 @cache

@@ -33,17 +33,14 @@ def lock_file(config: Config) -> Path:
 
 @dataclass(frozen=True)
 class HubInput:
-    """Something of the hub that a config names: a `file`, a data set's configuration `name`, or a model.
+    """Something of the hub that a config names."""
 
-    `key` is that of the config, `asked` the revision in it.
-    """
-
-    key: str
+    key: str  # of the config
     kind: Kind
     id: str
-    asked: str | None
-    file: str | None = None
-    name: str | None = None
+    asked: str | None  # the revision in the config
+    file: str | None = None  # a single one
+    name: str | None = None  # a data set's configuration
 
 
 def hub_inputs(config: Config) -> Iterator[HubInput]:
