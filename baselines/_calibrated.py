@@ -1,7 +1,5 @@
 """What the methods that look at calibration text share: their checks, sampled layer inputs, the search for ranges."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import torch

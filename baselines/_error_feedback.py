@@ -1,7 +1,5 @@
 """Rounding with error feedback, as GPTQ does it: the part that knows nothing of models. See ``baselines.gptq``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
@@ -21,19 +19,12 @@ LADDER = (0.01, 0.03, 0.1, 0.3, 1.0)  # damping, as a share of the mean diagonal
 
 @dataclass
 class Factor:
-    """The factor U of an inverse Hessian and how it was reached.
+    """The factor U of an inverse Hessian and how it was reached."""
 
-    Attributes:
-        upper: float32 ``[in, in]``, in the order of ``order``.
-        order: int64 ``[in]``, columns in the order of rounding; None for the natural one.
-        dead: bool ``[in]``, columns that no token reached, in their natural places.
-        steps: every damping that was tried; the last one was enough.
-    """
-
-    upper: torch.Tensor
-    order: torch.Tensor | None
-    dead: torch.Tensor
-    steps: list[float] = field(default_factory=list)
+    upper: torch.Tensor  # float32 ``[in, in]``, in the order of ``order``
+    order: torch.Tensor | None  # int64 ``[in]``, columns in the order of rounding; None for the natural one
+    dead: torch.Tensor  # bool ``[in]``, columns that no token reached, in their natural places
+    steps: list[float] = field(default_factory=list)  # every damping that was tried; the last one was enough
 
 
 def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) -> Factor:
@@ -153,24 +144,15 @@ def runs_of(begin: int, end: int, size: int | None) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def quantize_rows(
-    weight: torch.Tensor,
-    factor: Factor,
-    lattice: WeightMethod,
-    size: int | None,
-    static: bool = False,
-    stale: bool = False,
-    left: torch.Tensor | None = None,
+    weight: torch.Tensor,  # float32 ``[out, in]``
+    factor: Factor,  # of the inverse Hessian of their input
+    lattice: WeightMethod,  # fits levels and chooses codes
+    size: int | None,  # columns of a group; None for one set of levels for the whole weight
+    static: bool = False,  # fit all groups first
+    stale: bool = False,  # fit groups from weights as they were at the start of the block of 128 columns
+    left: torch.Tensor | None = None,  # is filled with the weights, each as it was just before it was rounded
 ) -> tuple[torch.Tensor, Grid]:
     """GPTQ of one weight, or of several that read the same input, rows below each other.
-
-    Args:
-        weight: float32 ``[out, in]``.
-        factor: of the inverse Hessian of their input.
-        lattice: fits levels and chooses codes.
-        size: columns of a group; None for one set of levels for the whole weight.
-        static: fit all groups first.
-        stale: fit groups from weights as they were at the start of the block of 128 columns.
-        left: is filled, in the shape of ``weight``, with the weights as each was just before it was rounded.
 
     Returns:
         Codes uint8 ``[out, in]`` and the grid, both in the natural order of the columns.

@@ -1,7 +1,5 @@
 """Block reconstruction: train what a quantized block is made of until its outputs are those of the original block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,22 +51,14 @@ def block_mse(block: Block, parameters: Parameters, references: Sequence[torch.T
 
 
 def fit(
-    block: Block,
-    parameters: Callable[[], Parameters],
-    references: Sequence[Sequence[torch.Tensor]],
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    block: Block,  # with its inputs
+    parameters: Callable[[], Parameters],  # makes the block's parameters from what is trained
+    references: Sequence[Sequence[torch.Tensor]],  # outputs by batch; of several, the errors are added
+    optimizer: torch.optim.Optimizer,  # over what is trained
+    epochs: int,  # passes over the batches
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,  # stepped after every batch
 ) -> None:
     """Minimize the mean squared error of the block's outputs, one step a batch, batches in order.
-
-    Args:
-        block: with its inputs.
-        parameters: makes the block's parameters from what is trained.
-        references: outputs by batch; of several, the errors are added.
-        optimizer: over what is trained.
-        epochs: passes over the batches.
-        schedule: stepped after every batch.
 
     Raises:
         ValueError: a loss is not finite; names the block's first layer.

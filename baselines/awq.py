@@ -26,8 +26,6 @@ which only differs for groups without a sign change, and there loses one end. Pe
 AWQ gives for 7B models; its own kernels refuse two bits.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -11,8 +11,6 @@ That start belongs to the min-max quantizer: R2Q's levels are means, not ends of
 `quantizer: rtn, quantizer_options: {clip: mse}` searches the range by weight error at every step instead.
 """
 
-from __future__ import annotations
-
 from baselines.options.bitdistiller import Options
 from r2q.training.frame import TrainingMethod
 

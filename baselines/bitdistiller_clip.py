@@ -19,8 +19,6 @@ widening it to zero, while the zero point is clamped to the codes. A group witho
 Storage as RTN's: 2 + 18/g bits a weight.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

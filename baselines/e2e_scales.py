@@ -5,8 +5,6 @@ whole model on cross entropy: AdamW, 2e-5, gradients clipped at 0.3. The first p
 Everything else in the model stays as it is.
 """
 
-from __future__ import annotations
-
 from baselines.options.e2e_scales import Options
 from r2q.training.frame import TrainingMethod
 

@@ -19,8 +19,6 @@ calibration it moves little. Its second phase, end-to-end training of the scales
 Storage 2 + 18/g bits a weight.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -86,7 +84,7 @@ class EfficientQATBlock(Method):
         block: Block,
         quantized: Any,
         outputs: list[torch.Tensor],
-        trained: list[Trained],
+        trained: "list[Trained]",
         free: list[torch.Tensor],
     ) -> None:
         """Train one block."""

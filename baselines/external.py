@@ -19,8 +19,6 @@ weight that it computes with.
 The checkpoint must be one of the model it stands under: name such a recipe in ``models.<name>.recipes``.
 """
 
-from __future__ import annotations
-
 from baselines.options.external import Options
 from r2q.quantization.method import CheckpointMethod
 

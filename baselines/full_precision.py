@@ -1,7 +1,5 @@
 """No quantization: the upper control, a row like any other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

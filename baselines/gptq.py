@@ -25,8 +25,6 @@ off. Different from it on purpose:
 - Levels are those that are stored, with 16-bit scales; the repository keeps scales in float32 while it quantizes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -19,8 +19,6 @@ fast kernels need; its ``axis=0`` is better at two bits). Its optional quantizat
 out: each takes 16 bits, 2 + 32/g bits a weight in all.
 """
 
-from __future__ import annotations
-
 import torch
 
 from baselines.options.hqq import Options

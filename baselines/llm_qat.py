@@ -17,8 +17,6 @@ Storage: 2 + 16/g bits a weight at two bits, as the literature counts it (``s/2`
 Above two bits the constant zero point is stored as everywhere else, ``b`` bits a group.
 """
 
-from __future__ import annotations
-
 import torch
 
 from baselines.options.llm_qat import Options

@@ -4,8 +4,6 @@ KL(teacher || student) per token, AdamW, cosine from 2e-5. Its quantizer is the 
 ``baselines/llm_qat.py`` (granularity `channel`); activations and the key-value cache stay in full precision here.
 """
 
-from __future__ import annotations
-
 from baselines.options.llm_qat_training import Options
 from r2q.training.frame import TrainingMethod
 

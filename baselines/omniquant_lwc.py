@@ -18,8 +18,6 @@ One difference: the range is widened to zero, as in RTN, so that the zero point 
 in. The repository leaves it unbounded; this concerns groups without a sign change only. Storage 2 + 18/g bits a weight.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Plain quantization-aware training: cross entropy on the labels, no teacher. The control for distillation."""
 
-from __future__ import annotations
-
 from baselines.options.qat_ce import Options
 from r2q.training.frame import TrainingMethod
 

@@ -4,8 +4,6 @@ The levels are those of RTN, the code of each weight is drawn evenly from all of
 above chance is a fault of the task, not knowledge.
 """
 
-from __future__ import annotations
-
 import torch
 
 from baselines.rtn import min_max_grid

@@ -16,8 +16,6 @@ GPTQ's ``mse`` option with the norm 2 instead of 2.4. The search starts at the f
 larger than without it (before the scales are rounded to 16 bits).
 """
 
-from __future__ import annotations
-
 import torch
 
 from baselines.options.rtn import Options

@@ -8,8 +8,6 @@ the fit. All rates are fitted at once, least squares of the logarithms. A measur
 generation, a recipe on a model, or a peak of memory (`PREDICT`).
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

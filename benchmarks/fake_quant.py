@@ -10,8 +10,6 @@ Bandwidth: 2 bytes read and 2 written a weight, as a share of that of a copy of 
 weight at a time, and replayed from a CUDA graph, which leaves the kernels alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -10,8 +10,6 @@ times are compared, too. ``floor`` is the time of the arithmetic alone at the ra
 measured in the same run: the factor (two thirds of in^3 operations) and the updates of later columns (out * in^2).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -13,8 +13,6 @@ with "max" first. Processes fill Triton's cache before anything is timed. Llama-
 of the published shapes.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import statistics

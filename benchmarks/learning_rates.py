@@ -10,8 +10,6 @@ recipes; `--apply` writes the best rate of each recipe into the config, also for
 of steps alone (not searched).
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import multiprocessing

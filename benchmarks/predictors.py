@@ -7,8 +7,6 @@ the layers' outputs on calibration text, and for recipes that train the loss bef
 and trained ones of one frame, granularity and budget are taken apart. A correlation is no proof of a cause.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

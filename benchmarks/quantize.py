@@ -5,8 +5,6 @@
 Each method is timed in turn with the pass (pairs), so a slow moment of the machine hits both; printed are medians.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

@@ -11,8 +11,6 @@ and a folder deleted before the next, where the disk has no room for all. The la
 `r2q estimate` says, and the lines of `costs.csv` that follow from it. `--small` makes two blocks of width 256.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

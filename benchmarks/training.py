@@ -15,8 +15,6 @@ which a step's rows are shared (`limits.training_processes`), with the peak of t
 teacher's own text, in batches as ``teacher-data`` makes it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

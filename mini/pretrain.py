@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from mini import architectures, corpus, facts
 from mini.world import HASHED_FILES, MODEL_NAMES, contents, sha256, world_sha256
-from r2q.kept import share
+from r2q.kept import apply_umask
 
 LOG_EVERY_STEPS = 50
 MAX_ROWS = 300_000  # rows of text; more steps than that go through them again
@@ -125,7 +125,7 @@ def save(plan: Plan, model: transformers.PreTrainedModel, curve: list[Point], se
     """Writes weights, tokenizer, loss.csv and provenance.json."""
     folder = plan.out / plan.name
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
-    share(folder / "model.safetensors")
+    apply_umask(folder / "model.safetensors")
     corpus.wrap(corpus.Tokenizer.from_str(plan.tokenizer_json)).save_pretrained(folder)
     lines = ["step,tokens,learning_rate,loss_nats_per_token"]
     lines += [f"{p.step},{p.tokens},{p.learning_rate:.3e},{p.loss_nats_per_token:.4f}" for p in curve]

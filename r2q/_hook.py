@@ -9,8 +9,6 @@ something after importing transformers; who forgets it gets a model with random 
 about this one module, once, and leaves no trace in it.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A step of decoding is one token for each row of a batch, on a cache of ``context
 CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with their quartiles.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Bad input prints one sentence to the terminal and exits with 2; anything else is
 and exits with 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import json

@@ -3,8 +3,6 @@
 A check is a function of a recipe and a bench, and raises `Broken` with a sentence.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

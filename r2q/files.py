@@ -4,8 +4,6 @@
 gives the old rows. Files are small here, so they are read each time, and hashed by content.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

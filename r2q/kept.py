@@ -1,7 +1,5 @@
 """Files written whole or not at all, locks that a kill releases, and hashes: of plain data, and of source."""
 
-from __future__ import annotations
-
 import ast
 import fcntl
 import hashlib
@@ -148,7 +146,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         raise
 
 
-def share(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file that a library made private (safetensors does) the mode of any new file: the umask decides."""
     probe = path.with_name(f".{path.name}.mode")
     probe.touch()

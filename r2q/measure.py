@@ -1,7 +1,5 @@
 """What a piece of work cost and with what it was done: seconds, of processors too, peak memory, library versions."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource
@@ -9,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 MIB = 1 << 20
 
@@ -33,7 +31,7 @@ class Measured:
         """All of them by name, after the block."""
         return {name: getattr(self, name) for name in ("seconds", "cpu_seconds", "peak_mib", "gpu_mib")}
 
-    def __enter__(self) -> Measured:
+    def __enter__(self) -> Self:
         with suppress(OSError):  # not Linux, or not allowed: the figure then covers the whole process, as documented
             Path("/proc/self/clear_refs").write_text("5")  # start VmHWM anew
         cuda = _cuda()

@@ -5,8 +5,6 @@ damaged file, a tokenizer of another model or a model that is already quantized 
 first hour. Weights are hashed, and loaded only to try out whether a model that may look ahead does.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -94,7 +92,7 @@ def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("finger
 
 def open_model(
     config: Config, prepared: str | Path, model: str, fields: Iterable[str] = ("fingerprint",)
-) -> tuple[dict[str, Any], Path, torch.device]:
+) -> "tuple[dict[str, Any], Path, torch.device]":
     """What `prepare` found of a model, its folder, and the device of the config; torch gets the config's threads.
 
     Raises as `read_prepared`; ValueError: the model is another one since, or there is no such device.

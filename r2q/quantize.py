@@ -1,7 +1,5 @@
 """The verb ``quantize``: one recipe with one seed on one model, into a packed folder with a report."""
 
-from __future__ import annotations
-
 import math
 import re
 import traceback
@@ -42,12 +40,12 @@ from r2q.records import (
     digest_files,
     missing_files,
     one_line,
-    passing,
     read_if_whole,
+    transient,
     write_record,
 )
 from r2q.training.data import TrainingData
-from r2q.training.start import LATENT, leave
+from r2q.training.start import LATENT, write_latent
 from r2q.training.trainer import Diverged
 from r2q.training.unit import CHECKPOINTS, drop_checkpoints, read_training, training_identity, with_folders
 
@@ -263,14 +261,14 @@ def _unit(
         about = {**(about or {}), "errors": mean_errors(layers)}
         digests = save(model, tokenizer, folder, dict(vars(recipe)), about)
         if latent is not None:
-            leave(folder, latent)
+            write_latent(folder, latent)
     except (*FAILURES, *OUTSIDE) as error:
         for stale in (*folder.glob("*.safetensors"), *folder.glob(CARD)):  # of an earlier attempt
             stale.unlink()
         reason, diverged = _noted(error, error), isinstance(error, Diverged)
         if diverged:  # "diverged at step 4: loss nan": the status says the first word
             reason = reason.removeprefix("diverged at ").replace(": ", ", ", 1)
-        return record | {"status": DIVERGED if diverged else FAILED, "reason": reason, "retry": passing(error)}
+        return record | {"status": DIVERGED if diverged else FAILED, "reason": reason, "retry": transient(error)}
     weights = sum(math.prod(layer["shape"]) for layer in layers)
     layer_bits = sum(layer["bits_per_weight"] * math.prod(layer["shape"]) for layer in layers)
     return record | {
@@ -300,7 +298,7 @@ def _faults_named(recipe: Recipe) -> Iterator[None]:
     except (*FAILURES, *OUTSIDE):
         raise
     except (Exception, SystemExit) as error:
-        if passing(error, OUTSIDE):
+        if transient(error, OUTSIDE):
             raise
         traceback.print_exc()
         kind_and_text = next(line for line in traceback.format_exception_only(error) if not line.startswith(" "))

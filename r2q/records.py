@@ -5,8 +5,6 @@ and so that equal records give equal bytes; both are read back with their types 
 file computes it again: `Damaged` is the one error that says so. Nothing here imports torch, and pandas only to read.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -40,96 +38,63 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a recipe is, from its method and options and never from its name. In report.json; tables and claims read it.
+    """What a recipe is, by its method and options and never by its name. In report.json; tables and claims read it."""
 
-    Attributes:
-        frame: the method around a quantizer (gptq, bitdistiller, ...); None where the quantizer stands alone.
-        quantizer: the method that chooses the levels: rtn, r2q, awq, ...
-        variant: its options with a few values that are not the default, in words: `clip`, `alternating`; or "".
-        start: label of the recipe that training starts from, or None.
-        label: quantizer, variant and start: `rtn`, `rtn-clip`, `r2q-alternating`, `rtn (clipped start)`.
-        control: whether the recipe is a control (full precision, random codes), which competes with nothing.
-        kind: what it works from: `weights`, `calibration`, `training` or `checkpoint`.
-        settings: the quantizer's other options that are not the default: `{"rounds": 3}`.
-    """
-
+    # the method around a quantizer (gptq, bitdistiller, ...); None where the quantizer stands alone
     frame: str | None = None
-    quantizer: str | None = None
-    variant: str = ""
-    start: str | None = None
-    label: str = ""
-    control: bool = False
-    kind: str = ""
+    quantizer: str | None = None  # the method that chooses the levels: rtn, r2q, awq, ...
+    variant: str = ""  # its options with a few values that are not the default, in words: `clip`, `alternating`; or ""
+    start: str | None = None  # label of the recipe that training starts from, or None
+    label: str = ""  # quantizer, variant and start: `rtn`, `rtn-clip`, `r2q-alternating`, `rtn (clipped start)`
+    control: bool = False  # whether the recipe is a control (full precision, random codes), which competes with nothing
+    kind: str = ""  # what it works from: `weights`, `calibration`, `training` or `checkpoint`
+    # the quantizer's other options that are not the default: `{"rounds": 3}`
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One quantized layer, in report.json; `collect` writes it to layers.csv (see `LayerRow`).
+    """One quantized layer, in report.json; `collect` writes it to layers.csv (see `LayerRow`)."""
 
-    Attributes:
-        name: the module's name in the model.
-        shape: of its weight.
-        mse: mean squared error of a weight.
-        relative_error: squared error over squared weights, both summed.
-        bits_per_weight: with scales.
-        seconds: of quantizing it; None where layers are not quantized one by one.
-        clipped_error: the part of it that lies beyond the outermost levels.
-        output_error: relative squared error of its output on held-out calibration windows.
-        notes: what the method says of it, by name.
-    """
-
-    name: str
-    shape: list[int]
-    mse: float
-    relative_error: float
-    bits_per_weight: float
-    seconds: float | None = None
+    name: str  # the module's name in the model
+    shape: list[int]  # of its weight
+    mse: float  # mean squared error of a weight
+    relative_error: float  # squared error over squared weights, both summed
+    bits_per_weight: float  # with scales
+    seconds: float | None = None  # of quantizing it; None where layers are not quantized one by one
     status: str = OK
-    output_error: float | None = None
-    clipped_error: float | None = None
+    output_error: float | None = None  # relative squared error of its output on held-out calibration windows
+    clipped_error: float | None = None  # the part of it that lies beyond the outermost levels
     block: int | None = None
     kind: str = ""
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # what the method says of it, by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """What both records of a unit have.
+    """What both records of a unit have."""
 
-    Attributes:
-        key: hash of all that can move the result; the same key means the same result.
-        status, reason: how it ended, and why where it is not ok (a sentence on one line, else "").
-        retry: whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again.
-        files: bytes of every file of the result, by its path in the unit's folder.
-        digest: hash of all other fields, so that an edited number is not taken for a result.
-    """
-
-    key: str
+    key: str  # hash of all that can move the result; the same key means the same result
+    # status, reason: how it ended, and why where it is not ok (a sentence on one line, else "")
     status: Status
     reason: str
     versions: dict[str, str]
     hashes: dict[str, str | None]
-    files: dict[str, int]
+    files: dict[str, int]  # bytes of every file of the result, by its path in the unit's folder
     cpu_seconds: float | None = None
     gpu_mib: float | None = None
+    # whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again
     retry: bool = False
     format_version: Format = 2
-    digest: str = ""
+    digest: str = ""  # hash of all other fields, so that an edited number is not taken for a result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(_Result):
     """report.json of a unit: written by `quantize`; read by `evaluate`, `collect`, the lattice figure and the plan.
 
-    Attributes:
-        bits: of a code; None for a checkpoint that was quantized elsewhere.
-        bits_per_weight: effective, over the quantized layers, with scales.
-        file_bytes, formula_bytes: of the weight files; of their tensors by formula.
-        seconds, cpu_seconds, peak_mib, gpu_mib: of quantizing, packing and writing the unit (see
-            `r2q.measure.Measured`).
-        hashes: sha256 of the packed weights, of the other `files`, of the source model, the code, the calibration
-            tokens, the training rows.
+    Its cost is of quantizing, packing and writing the unit (see `r2q.measure.Measured`); `hashes` are sha256 of the
+    packed weights, of the other `files`, of the source model, the code, the calibration tokens, the training rows.
     """
 
     model: str
@@ -139,12 +104,13 @@ class Report(_Result):
     method: str
     granularity: str | None
     group_size: int | None
-    bits: int | None
+    bits: int | None  # of a code; None for a checkpoint that was quantized elsewhere
     options: dict[str, Any]
     facts: Facts
-    bits_per_weight: float | None
+    bits_per_weight: float | None  # effective, over the quantized layers, with scales
     quantized_weights: int | None
     total_parameters: int | None
+    # file_bytes, formula_bytes: of the weight files; of their tensors by formula
     file_bytes: int | None
     formula_bytes: int | None
     layers: list[Layer]
@@ -177,13 +143,9 @@ class TaskScore:
 class Evaluation(_Result):
     """evaluation.json of a unit: written by `evaluate`, read by `collect` and the plan.
 
-    Attributes:
-        files: lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
-            samples.jsonl if asked.
-        seconds, cpu_seconds, peak_mib, gpu_mib: of the whole unit; task_seconds: in the model, by task.
-        truncated: prompts that were cut to the model's positions, by task.
-        hashes: sha256 of the weights that were scored, of the tasks and texts with their data, of the code, and of
-            `files`.
+    Its `files` are lm_eval.json (raw results), items.json (by task and `metric,filter`, what every item gave), and
+    samples.jsonl if asked; `hashes` are sha256 of the weights that were scored, of the tasks and texts with their data,
+    of the code, and of `files`. Its cost is of the whole unit.
     """
 
     scores: list[TaskScore]
@@ -195,7 +157,7 @@ class Evaluation(_Result):
     batch_size: int
     add_bos: bool | None
     seeds: dict[str, int]
-    truncated: dict[str, int]
+    truncated: dict[str, int]  # prompts that were cut to the model's positions, by task
 
 
 @dataclass(frozen=True)
@@ -208,21 +170,15 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class Pinned:
-    """A repository of the hub as one run reads it, in inputs.lock.json.
+    """A repository of the hub as one run reads it, in inputs.lock.json."""
 
-    Attributes:
-        kind, id: `model` or `dataset`, `owner/name`.
-        asked: the revision that the config asks for; None: the newest.
-        commit: what it was when it was fetched.
-        files: all that is read of it, by path.
-        loads: of a data set, its files by split for each call (see `r2q.inputs.hub.call`).
-    """
-
+    # kind, id: `model` or `dataset`, `owner/name`
     kind: Literal["model", "dataset"]
     id: str
-    asked: str | None
-    commit: str
-    files: dict[str, PinnedFile] = field(default_factory=dict)
+    asked: str | None  # the revision that the config asks for; None: the newest
+    commit: str  # what it was when it was fetched
+    files: dict[str, PinnedFile] = field(default_factory=dict)  # all that is read of it, by path
+    # of a data set, its files by split for each call (see `r2q.inputs.hub.call`)
     loads: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
@@ -240,21 +196,6 @@ class Score:
     """A line of scores.csv, one number of the run: written by `collect`; tables, claims and comparisons read it.
 
     A unit without numbers is one line with an empty task.
-
-    Attributes:
-        bits_per_weight, file_bytes: of the unit's packed weights.
-        value: accuracies 0 to 1, perplexities by their metric's name; None where it is not finite.
-        stderr: standard error over the n items.
-        chance, majority: value of guessing, and of always the most frequent answer.
-        in_table: whether the main table shows it.
-        seconds: of the task (of the unit where it has no task); peak_mib: of the unit's evaluation.
-        quantize_cpu_seconds, evaluate_cpu_seconds: of processors, for the whole unit; None in older runs.
-        bits: of a code; None where a checkpoint was quantized elsewhere, and in older runs.
-        provenance: key of provenance.json.
-        status, reason: see `Report`.
-        version, num_fewshot: of the task; numbers with other ones are not compared.
-        kind: what a recipe works from: `weights`, `calibration`, `training` or `checkpoint`.
-        frame, quantizer, control: see `Facts`; `quantizer` is its label.
     """
 
     run: str
@@ -264,32 +205,37 @@ class Score:
     method: str
     granularity: str | None
     group_size: int | None
+    # bits_per_weight, file_bytes: of the unit's packed weights
     bits_per_weight: float | None
     file_bytes: int | None
     seed: int
     task: str | None
     metric: str | None
-    value: float | None
-    stderr: float | None
+    value: float | None  # accuracies 0 to 1, perplexities by their metric's name; None where it is not finite
+    stderr: float | None  # standard error over the n items
     n: int | None
+    # chance, majority: value of guessing, and of always the most frequent answer
     chance: float | None
     majority: float | None
     higher_is_better: bool | None
-    in_table: bool | None
+    in_table: bool | None  # whether the main table shows it
     status: str
-    seconds: float | None
-    peak_mib: float | None
-    provenance: str
+    seconds: float | None  # of the task (of the unit where it has no task)
+    peak_mib: float | None  # of the unit's evaluation
+    provenance: str  # key of provenance.json
     reason: str = ""
+    # version, num_fewshot: of the task; numbers with other ones are not compared
     version: str | None = None
     num_fewshot: int | None = None
-    kind: str = ""
+    kind: str = ""  # what a recipe works from: `weights`, `calibration`, `training` or `checkpoint`
+    # frame, quantizer, control: see `Facts`; `quantizer` is its label
     frame: str | None = None
     quantizer: str = ""
     control: bool = False
+    # quantize_cpu_seconds, evaluate_cpu_seconds: of processors, for the whole unit; None in older runs
     quantize_cpu_seconds: float | None = None
     evaluate_cpu_seconds: float | None = None
-    bits: int | None = None
+    bits: int | None = None  # of a code; None where a checkpoint was quantized elsewhere, and in older runs
 
 
 @dataclass(frozen=True)
@@ -332,20 +278,15 @@ class Control:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """A line of items.csv: what every item of a task gave under a metric. Written by `collect`, read by comparisons.
-
-    Attributes:
-        asked: hash of the items; only numbers of the same items are compared one by one.
-        values: of all items in the order of the task (see `r2q.report.items`).
-    """
+    """A line of items.csv: what every item of a task gave under a metric. Written by `collect`, read by comparisons."""
 
     model: str
     recipe: str
     seed: int
     task: str
     metric: str
-    asked: str
-    values: str
+    asked: str  # hash of the items; only numbers of the same items are compared one by one
+    values: str  # of all items in the order of the task (see `r2q.report.items`)
 
 
 @dataclass(frozen=True)
@@ -353,11 +294,6 @@ class LayerRow:
     """A line of layers.csv: a `Layer` of a unit. Written by `collect`, read by the weight-error figure.
 
     The notes of the methods follow as columns of their own.
-
-    Attributes:
-        shape: as 384x128.
-        block: number of the decoder block, None outside of the blocks (the head).
-        kind: what the layer is within its block, such as q_proj.
     """
 
     run: str
@@ -365,23 +301,20 @@ class LayerRow:
     recipe: str
     seed: int
     layer: str
-    shape: str
+    shape: str  # as 384x128
     mse: float
     relative_error: float
     bits_per_weight: float
     seconds: float | None
     status: str
-    block: int | None = None
-    kind: str = ""
+    block: int | None = None  # number of the decoder block, None outside of the blocks (the head)
+    kind: str = ""  # what the layer is within its block, such as q_proj
     clipped_error: float | None = None
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training.
-
-    `steps` is how many were asked for.
-    """
+    """Columns of a unit that trained. `collect-training` puts them before the unit's own records of training."""
 
     run: str
     model: str
@@ -390,27 +323,22 @@ class _Trained:
     quantizer: str
     granularity: str
     seed: int
-    steps: int
+    steps: int  # that were asked for
 
 
 @dataclass(frozen=True)
 class Step(_Trained):
-    """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it.
+    """A line of training.csv, one step of a unit: written by the trainer; the training figure and claims read it."""
 
-    Losses are nats a token, `gradient_norm` is before clipping, `flipped` the part of the codes that changed since the
-    last look, `tokens` count from the start, `seconds` are of the step, without held-out losses. Step 0 is before
-    training.
-    """
-
-    step: float
-    loss: float | None
+    step: float  # 0 is before training
+    loss: float | None  # nats a token, as all losses and divergences here
     forward_kl: float | None
     reverse_kl: float | None
-    gradient_norm: float | None
+    gradient_norm: float | None  # before clipping
     learning_rate: float | None
-    flipped: float | None
-    tokens: float | None
-    seconds: float | None
+    flipped: float | None  # part of the codes that changed since the last look
+    tokens: float | None  # from the start
+    seconds: float | None  # of the step, without held-out losses
     held_out_loss: float | None
     held_out_forward_kl: float | None
     held_out_reverse_kl: float | None
@@ -434,20 +362,19 @@ class Gradient(_Trained):
 class Drift(_Trained):
     """A line of drift.csv, one layer of a unit: written by the trainer; the drift figure and claims read it.
 
-    All but `weights` (their number) are mean squares over them: `power` of the full-precision weights; distances to
-    them of the latent and the quantized weights before and after training; how far training moved the latent weights.
+    All but `weights` are mean squares over these.
     """
 
     layer: str
     block: int | None
     kind: str
-    weights: float | None
-    power: float | None
-    latent_before: float | None
+    weights: float | None  # how many
+    power: float | None  # of the full-precision weights
+    latent_before: float | None  # distance to these, of latent and quantized weights before and after training
     quantized_before: float | None
     latent_after: float | None
     quantized_after: float | None
-    latent_moved: float | None
+    latent_moved: float | None  # by training
 
 
 @cache
@@ -464,22 +391,22 @@ def one_line(error: object) -> str:
     )
 
 
-OF_THE_MACHINE = (  # errors of torch; the last two of a compiler
+MACHINE_ERRORS = (  # errors of torch; the last two of a compiler
     "OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException", "InductorError",
     "BackendCompilerFailed",
 )  # fmt: skip
 # What torch says in a plain RuntimeError; the last of a file that it could not write, as on a full disk.
-ALSO = ("can't allocate memory", "CUDA error", "fail at inline_container.cc")
+MACHINE_WORDS = ("can't allocate memory", "CUDA error", "fail at inline_container.cc")
 
 
-def passing(error: BaseException | None, apart: tuple[type[Exception], ...] = ()) -> bool:
+def transient(error: BaseException | None, apart: tuple[type[Exception], ...] = ()) -> bool:
     """Whether an error may be gone the next time, all else equal: a file, library, memory or GPU that was not there.
 
     What it was raised from, or while it was handled, counts as well, but for errors of the kinds `apart`.
     """
     while error is not None:
-        machine = isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ in OF_THE_MACHINE
-        machine = machine or (isinstance(error, RuntimeError) and any(words in str(error) for words in ALSO))
+        machine = isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ in MACHINE_ERRORS
+        machine = machine or (isinstance(error, RuntimeError) and any(words in str(error) for words in MACHINE_WORDS))
         if machine and not isinstance(error, apart):
             return True
         error = error.__cause__ or error.__context__
@@ -530,11 +457,7 @@ def read_if_whole(path: str | Path, kind: type[Record]) -> Record | None:
 
 
 def check_tensors(path: str | Path) -> None:
-    """Hold the length of a safetensors file against its header: a look that costs nothing.
-
-    Raises:
-        Damaged: it is cut off, or no such file.
-    """
+    """Hold the length of a safetensors file against its header, at no cost; raises Damaged where they differ."""
     start, places = tensor_places(path)
     size, whole = Path(path).stat().st_size, start + max((end for _, end in places.values()), default=0)
     if size != whole:
@@ -600,7 +523,7 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Any]) -> 
     write_atomic(path, text.getvalue())
 
 
-def read_csv(path: str | Path, kind: type) -> pd.DataFrame:
+def read_csv(path: str | Path, kind: type) -> "pd.DataFrame":
     """A CSV of records of type `kind`, perhaps with more columns; an empty number is NaN / NA, an empty text is "".
 
     A further column holds numbers where all of its fields are numbers or empty; one that has a default may be missing.
@@ -638,7 +561,7 @@ def _types(kind: type) -> dict[str, type]:
     return types
 
 
-def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_drawn(path: str | Path, columns: Sequence[str]) -> "pd.DataFrame":
     """The CSV of a figure: columns of numbers, of flags or of texts, by what is in them.
 
     Raises:
@@ -652,7 +575,7 @@ def read_drawn(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _texts(path: str | Path) -> pd.DataFrame:
+def _texts(path: str | Path) -> "pd.DataFrame":
     """A CSV whose fields are all texts."""
     import pandas as pd
 
@@ -662,12 +585,12 @@ def _texts(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path}: no CSV ({one_line(error)})") from None
 
 
-def _check_columns(path: str | Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+def _check_columns(path: str | Path, frame: "pd.DataFrame", needed: Sequence[str]) -> None:
     if missing := [name for name in needed if name not in frame.columns]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'none'}")
 
 
-def _typed(kind: type | None, texts: pd.Series) -> Any:
+def _typed(kind: type | None, texts: "pd.Series") -> Any:
     import pandas as pd
 
     if kind is None:  # a further column: what a method said

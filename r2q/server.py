@@ -9,8 +9,6 @@ model are made, once for all its units; no GPU is touched: a child is like any p
 The server ends with whoever started it, a child with the verb that asked for it, also after a kill -9.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -1,7 +1,5 @@
 """Text to token ids, with an explicit rule for the begin-of-text token, remembered for the units that share it."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterable
 from typing import Any
@@ -23,9 +21,6 @@ class Encoder:
     quantized models depend on it, so a wish is carried out here: True puts the begin-of-text token first, False never,
     None leaves it to the tokenizer.
 
-    Attributes:
-        adds_bos: whether ordinary text starts with the begin-of-text token.
-
     Raises:
         ConfigError: add_bos is true and the tokenizer has no such token; or it is None and the tokenizer ends every
             text with a token, which would stand between a question and its answers, and be scored in their place.
@@ -43,7 +38,7 @@ class Encoder:
                 f"add_bos: the tokenizer ends every text with {tokenizer.convert_ids_to_tokens(last)[0]!r}, also a "
                 "prompt; true (begin-of-text first) or false leaves that out"
             )
-        self.adds_bos = self.bos is not None and self.encode("a")[:1] == [self.bos]
+        self.adds_bos = self.bos is not None and self.encode("a")[:1] == [self.bos]  # to ordinary text
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`, without any special token when `special` is False."""

@@ -1,7 +1,5 @@
 """The smallest config of recipes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

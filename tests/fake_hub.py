@@ -3,8 +3,6 @@
 Repositories are folders of a test; a commit is a hash of their content, kept for as long as the hub lives.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The verb bench: rows of a packed folder and of its twin, and what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -84,7 +82,7 @@ def test_a_context_beyond_the_positions_is_refused(folder: Path, tmp_path: Path)
 
 
 def test_without_a_context_it_is_what_a_small_model_takes(folder: Path, tmp_path: Path) -> None:
-    """The README's own command, on a model of 256 positions, was refused for 512 that nobody had asked for."""
+    """The README's own command, on a model of 256 positions."""
     rows = bench(folder, tmp_path / "x.csv", batches=(1,), device="cpu", repeats=1)
     assert {row["context"] for row in rows} == {63}
 

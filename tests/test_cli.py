@@ -1,7 +1,5 @@
 """The command line: examples that parse, errors that are sentences, logs, and an import that costs nothing."""
 
-from __future__ import annotations
-
 import io
 import os
 import shlex
@@ -205,7 +203,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(
 
 
 def test_verbs_that_write_into_a_runs_folder_do_so_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As Snakemake starts them; the second had been refused, and the run stopped. The same verb twice still is."""
+    """As Snakemake starts them; the same verb twice is refused."""
     asked = ["--config", "config/smoke.yaml", "--out", str(tmp_path)]
     meanwhile: list[int] = []
 

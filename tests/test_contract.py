@@ -1,7 +1,5 @@
 """What every method promises, checked for every recipe that a shipped config names, and at 3 and 4 bits."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

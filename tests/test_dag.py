@@ -1,7 +1,5 @@
 """What runs, and what runs again, when something changes: by dry runs beside a finished one."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

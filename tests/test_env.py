@@ -1,7 +1,5 @@
 """The environment: one hand-written list, a lock that covers it, conda's copy, and the choices of bootstrap.py."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """What a run costs: sizes against the models, rates against measurements, refusals against what they advise."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

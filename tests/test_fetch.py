@@ -1,7 +1,5 @@
 """A run's inputs fetched from a hub on localhost, pinned, and read without a network to the same numbers."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

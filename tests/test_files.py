@@ -1,7 +1,5 @@
 """Reading text and rows: what is not text is named with its file and row."""
 
-from __future__ import annotations
-
 import gzip
 import lzma
 from pathlib import Path
@@ -43,7 +41,6 @@ def test_half_a_surrogate_pair_in_a_hub_data_set_is_named(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["t.txt.gz", "t.txt.xz", "t.parquet"])
 def test_a_damaged_file_is_named_wherever_the_damage_is(name: str, tmp_path: Path) -> None:
-    """Of a .gz the stream inside had been looked at by nobody, of a parquet file all but its end."""
     path = tmp_path / name
     texts = [f"document {i} of {i * i}" for i in range(30)]
     if path.suffix == ".parquet":

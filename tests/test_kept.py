@@ -1,7 +1,5 @@
 """Keys, hashes of source, atomic writes, locks."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

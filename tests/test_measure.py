@@ -1,7 +1,5 @@
 """What a piece of work cost, held against what its processes say of themselves."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

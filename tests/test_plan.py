@@ -1,7 +1,5 @@
 """What a result depends on: the lists of source files hold all that the verbs import, and inputs what is read."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 from typing import Any

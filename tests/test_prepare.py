@@ -1,7 +1,5 @@
 """The verb `prepare`: what cannot work is found before any work, all at once."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

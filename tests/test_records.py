@@ -1,7 +1,5 @@
 """Records come back as they were written, or are named as damaged."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -27,13 +25,13 @@ from r2q.records import (
     digest_files,
     missing_files,
     one_line,
-    passing,
     read_csv,
     read_drawn,
     read_if_whole,
     read_json,
     sign,
     touched_files,
+    transient,
     write_csv,
     write_record,
 )  # fmt: skip
@@ -159,7 +157,6 @@ def test_files_that_are_missing_or_cut_off_are_found(tmp_path: Path) -> None:
 
 
 def test_a_reason_has_no_letter_that_a_file_cannot_have() -> None:
-    """A name of undecodable bytes in an error had ended `collect`."""
     reason = one_line(FileNotFoundError(f"no\n {chr(0xDCFF)}\x00{chr(27)}[31mß"))
     assert reason == "no \ufffd\ufffd\ufffd[31mß"
     assert reason.encode()
@@ -178,18 +175,18 @@ def test_which_failures_may_pass() -> None:
         except ValueError as error:
             return error
 
-    assert passing(OutOfMemoryError())
-    assert passing(raised(FileNotFoundError("shard 2")))
-    assert passing(raised(ImportError("no library")))
-    assert not passing(raised(KeyError("weight")))
-    assert not passing(ArithmeticError("not finite"))
-    assert passing(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
-    assert not passing(RuntimeError("shapes differ"))
+    assert transient(OutOfMemoryError())
+    assert transient(raised(FileNotFoundError("shard 2")))
+    assert transient(raised(ImportError("no library")))
+    assert not transient(raised(KeyError("weight")))
+    assert not transient(ArithmeticError("not finite"))
+    assert transient(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
+    assert not transient(RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError) as full:
         torch.save({"weights": torch.zeros(1 << 12)}, "/dev/full")
-    assert passing(full.value)
-    assert not passing(raised(FileNotFoundError("shard 2")), apart=(FileNotFoundError,))
-    assert passing(raised(OSError(28, "no space left")), apart=(FileNotFoundError,))
+    assert transient(full.value)
+    assert not transient(raised(FileNotFoundError("shard 2")), apart=(FileNotFoundError,))
+    assert transient(raised(OSError(28, "no space left")), apart=(FileNotFoundError,))
 
 
 def test_a_record_of_which_a_number_was_edited_is_damaged(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The process that forks itself for verbs, from the side of the verb."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """Random models of 7B: their published sizes, and what a run of small ones leaves for the model of costs."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The smoke run from end to end: whole, repeated, broken off and resumed, damaged and repaired."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

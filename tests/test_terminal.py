@@ -1,7 +1,5 @@
 """What a run says while it works and when it is done."""
 
-from __future__ import annotations
-
 import io
 import logging
 import sys
@@ -44,7 +42,6 @@ def test_bookkeeping_is_hidden_and_errors_are_not() -> None:
 
 
 def test_a_terminal_of_few_letters_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that had ended well ended with an error, at the arrows of its table."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
     terminal.with_any_letter()

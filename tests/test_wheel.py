@@ -1,7 +1,5 @@
 """The wheel: one name, all that a run needs, and the same results as in the repository, in any folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Several units in one process, which the verbs take one by one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

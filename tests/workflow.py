@@ -1,7 +1,5 @@
 """Runs of the whole workflow in copies of the repository, where tests may change and delete things."""
 
-from __future__ import annotations
-
 import csv
 import os
 import re

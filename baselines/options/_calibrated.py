@@ -1,7 +1,5 @@
 """What the options of calibrated methods have in common."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from r2q.config import MethodOptions

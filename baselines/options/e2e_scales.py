@@ -1,7 +1,5 @@
 """Options of `baselines/e2e_scales.py`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

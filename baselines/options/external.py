@@ -1,18 +1,11 @@
 """Options of `baselines/external.py`."""
 
-from __future__ import annotations
-
 from r2q.config import MethodOptions
 from r2q.config.base import PathText
 
 
 class Options(MethodOptions):
-    """Where the checkpoint is.
+    """Where the checkpoint is."""
 
-    Attributes:
-        path: a folder in Hugging Face layout with safetensors, or a hub id ``owner/name``.
-        revision: commit, tag or branch of a hub id.
-    """
-
-    path: PathText
-    revision: str | None = None
+    path: PathText  # a folder in Hugging Face layout with safetensors, or a hub id ``owner/name``
+    revision: str | None = None  # commit, tag or branch of a hub id

@@ -1,7 +1,5 @@
 """Options of `baselines/gptq.py`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
@@ -10,19 +8,11 @@ from r2q.config import QuantizerOptions
 
 
 class Options(QuantizerOptions):
-    """Options of GPTQ.
+    """Options of GPTQ; the quantizer is RTN in the repository."""
 
-    Attributes:
-        quantizer, quantizer_options: whose levels are used; RTN's in the repository.
-        damping: first share of the mean diagonal that is added to the diagonal.
-        act_order: columns with large activations first; implies static groups.
-        static_groups: levels of all groups are fitted before the first column is rounded.
-        true_sequential: inside a block, layers see inputs from the layers before them already quantized.
-        compat: ``reference`` fits groups of fewer than 128 columns from stale weights, as the repository does.
-    """
-
-    damping: float = Field(default=0.01, gt=0, le=1)
-    act_order: bool = False
-    static_groups: bool = False
-    true_sequential: bool = False
+    damping: float = Field(default=0.01, gt=0, le=1)  # first share of the mean diagonal that is added to the diagonal
+    act_order: bool = False  # columns with large activations first; implies static groups
+    static_groups: bool = False  # levels of all groups are fitted before the first column is rounded
+    true_sequential: bool = False  # inside a block, layers see inputs from the layers before them already quantized
+    # ``reference`` fits groups of fewer than 128 columns from stale weights, as the repository does
     compat: Literal["none", "reference"] = "none"

@@ -1,19 +1,14 @@
 """Options of `baselines/llm_qat.py`."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from r2q.config import MethodOptions
 
 
 class Options(MethodOptions):
-    """Options of the symmetric rule.
+    """Options of the symmetric rule."""
 
-    Attributes:
-        scale: ``mean`` is LLM-QAT's s = 2 mean |w|, ``max`` SEQ's start s = max |w|; at two bits only.
-    """
-
+    # ``mean`` is LLM-QAT's s = 2 mean |w|, ``max`` SEQ's start s = max |w|; at two bits only
     scale: Literal["mean", "max"] = "mean"
 
     def problems(self, recipe: Any, config: Any) -> list[str]:

@@ -1,7 +1,5 @@
 """Options of `baselines/llm_qat_training.py`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Options of `baselines/qat_ce.py`."""
 
-from __future__ import annotations
-
 from r2q.training.options import Loss, TrainingOptions
 
 

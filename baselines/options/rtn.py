@@ -1,7 +1,5 @@
 """Options of `baselines/rtn.py`."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
@@ -10,14 +8,8 @@ from r2q.config import MethodOptions
 
 
 class Options(MethodOptions):
-    """Options of round to nearest.
+    """Options of round to nearest."""
 
-    Attributes:
-        clip: ``none`` keeps the whole range; ``mse`` searches the range by weight error.
-        steps: factors tried, evenly spaced from 1 down to ``smallest``.
-        smallest: the smallest factor tried.
-    """
-
-    clip: Literal["none", "mse"] = "none"
-    steps: int = Field(default=81, ge=2, le=1000)
-    smallest: float = Field(default=0.2, gt=0, lt=1)
+    clip: Literal["none", "mse"] = "none"  # ``none`` keeps the whole range; ``mse`` searches the range by weight error
+    steps: int = Field(default=81, ge=2, le=1000)  # factors tried, evenly spaced from 1 down to ``smallest``
+    smallest: float = Field(default=0.2, gt=0, lt=1)  # the smallest factor tried

@@ -11,8 +11,6 @@ JSON schema for editors and the table of keys in config/README.md are generated 
     problems   findings as sentences                          strict_yaml, schema
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`python -m r2q.config FILE ...`: whether configs are right, before Snakemake opens them; one sentence per problem."""
 
-from __future__ import annotations
-
 import sys
 
 from r2q.config import ConfigError, load_to_run

@@ -1,7 +1,5 @@
 """What every part of a config is made of: the error, closed models, checked kinds of values."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterable, Sequence
@@ -62,11 +60,7 @@ class MethodOptions(Closed):
 
     @classmethod
     def read(cls, values: Any) -> Self:
-        """Options as a config or a record holds them: a list may be a tuple, a text a path, a date or of an enum.
-
-        Raises:
-            ValidationError: they are not.
-        """
+        """Options as a config or a record has them: a list may be a tuple, a text a path, a date, or of an enum."""
         return cls.model_validate_json(json.dumps(values, default=str))
 
     def problems(self, recipe: Any, config: Any) -> list[str]:

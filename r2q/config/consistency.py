@@ -1,7 +1,5 @@
 """What no single key of a config can say: names that must exist elsewhere, options of methods, texts to keep apart."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

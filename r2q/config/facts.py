@@ -1,7 +1,5 @@
 """What a recipe is: it follows from method, quantizer, options and start, never from the recipe's name."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args, get_origin
 
 from r2q.config.base import MethodOptions, alternatives

@@ -1,7 +1,5 @@
 """Whether the lattice figure's recipes are there, and its layer, row and group by the shapes that `prepare` found."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ The same text can be spelled in many ways: another path to the same file, a link
 case of a hub id, a preset and what it stands for, a split and a file of it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What a config asks of the machine that its jobs run on; said before the first job."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Collection

@@ -7,8 +7,6 @@ to do without torch. A method for which that does not do (options in the file it
 imported as a whole: the same answer, a few seconds later.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util
@@ -29,20 +27,11 @@ Needs = Literal["weights", "calibration", "training", "checkpoint"]
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One method.
-
-    Attributes:
-        module, name: where the class is imported from.
-        path: the source file.
-        options: its `Options`.
-        needs, stochastic, version, control, quantizes, leaves_latent, scales_inputs: attributes of the contract.
-        weight_method: whether it is a function of one weight.
-        trains: whether it is a training frame, with its options and records; others may read training rows, too.
-    """
+    """One method: where its class is, and the attributes of the contract."""
 
     module: str
     name: str
-    path: Path
+    path: Path  # the source file
     options: type[MethodOptions]
     needs: Needs
     stochastic: bool
@@ -51,8 +40,8 @@ class MethodInfo:
     quantizes: bool
     leaves_latent: bool
     scales_inputs: bool
-    weight_method: bool
-    trains: bool
+    weight_method: bool  # whether it is a function of one weight
+    trains: bool  # whether it is a training frame, with its options and records; others may read training rows, too
 
     @property
     def label(self) -> str:

@@ -1,7 +1,5 @@
 """Pydantic's findings as sentences: the key, what is wrong, what is allowed."""
 
-from __future__ import annotations
-
 import math
 import typing
 from collections.abc import Iterator, Mapping

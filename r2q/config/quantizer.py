@@ -1,7 +1,5 @@
 """Options that name another method: what every training frame and GPTQ share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -12,15 +10,10 @@ from r2q.config.problems import describe
 
 
 class QuantizerOptions(MethodOptions):
-    """Options of a method that goes with any method of one weight.
+    """Options of a method that goes with any method of one weight."""
 
-    Attributes:
-        quantizer: any method that is a function of one weight: rtn, r2q, llm_qat, ...
-        quantizer_options: that method's own options.
-    """
-
-    quantizer: str = "rtn"
-    quantizer_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    quantizer: str = "rtn"  # any method that is a function of one weight: rtn, r2q, llm_qat, ...
+    quantizer_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)  # that method's own options
 
     @field_validator("quantizer")
     @classmethod

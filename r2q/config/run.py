@@ -1,7 +1,5 @@
 """One run as it is asked for, and what follows from it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import Field

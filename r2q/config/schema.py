@@ -3,8 +3,6 @@
 `python -m r2q.config.schema` writes both.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parts of a config that are not about texts: models, recipes, tasks, limits, figures."""
 
-from __future__ import annotations
-
 import os
 import re
 from typing import Annotated, Any, Literal

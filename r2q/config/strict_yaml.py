@@ -1,7 +1,5 @@
 """Reading YAML without its silent traps: keys that stand twice, `1e-5` taken for text, files that never end."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Texts of a config: what is evaluated, what methods calibrate on, what they train on."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

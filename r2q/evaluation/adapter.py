@@ -10,8 +10,6 @@ Against `lm_eval.models.huggingface.HFLM`:
 The tests hold both against each other.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections import Counter
@@ -52,11 +50,8 @@ class Scorer(HFLM):
         encoder: tokenizer with the rule for the begin-of-text token.
         batch_size: requests a batch; fixed.
 
-    Attributes:
-        task: the one whose requests come next, for messages and counts; tasks come one after the other, so that the
-            numbers of one do not depend on its neighbours.
-        truncated: requests by task that exceed the model's positions: the context is cut off in front, and a
-            continuation longer than all positions is scored in pieces.
+    Tasks come one after the other, so that the numbers of one do not depend on its neighbours. Of requests that exceed
+    the model's positions the context is cut off in front, and a continuation longer than all of them scored in pieces.
     """
 
     def __init__(self, model: Any, encoder: Encoder, batch_size: int) -> None:
@@ -70,8 +65,8 @@ class Scorer(HFLM):
             softmax_dtype="float32",
             add_bos_token=encoder.add_bos,
         )
-        self.task = ""
-        self.truncated: Counter[str] = Counter()
+        self.task = ""  # the one whose requests come next
+        self.truncated: Counter[str] = Counter()  # requests that exceed the positions, by task
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def tok_encode(

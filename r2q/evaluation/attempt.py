@@ -1,7 +1,5 @@
 """Parts of an evaluation that may fail alone: a task, a text. What fails in one leaves the others' numbers alone."""
 
-from __future__ import annotations
-
 import gc
 import time
 import traceback

@@ -4,8 +4,6 @@ Texts are tokenized and tasks loaded as the evaluation will do; no weight is rea
 evaluation itself still makes a failed row of what it meets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

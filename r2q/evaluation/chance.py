@@ -9,8 +9,6 @@
 - both None for perplexities and other scores that are not shares of right answers.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -26,15 +24,10 @@ GREEDY = "loglikelihood", "acc"  # whether decoding gives the answer, as of LAMB
 
 @dataclass(frozen=True)
 class Items:
-    """The answers of a multiple-choice task.
+    """The answers of a multiple-choice task."""
 
-    Attributes:
-        choices: the choices of each item.
-        gold: indices of each item's right choices; empty when the file names none that exists.
-    """
-
-    choices: list[list[str]]
-    gold: list[list[int]]
+    choices: list[list[str]]  # the choices of each item
+    gold: list[list[int]]  # indices of each item's right choices; empty when the file names none that exists
 
     @property
     def chance(self) -> float:

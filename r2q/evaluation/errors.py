@@ -1,7 +1,5 @@
 """Standard errors that lm-eval does not give."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

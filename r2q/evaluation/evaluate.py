@@ -1,7 +1,5 @@
 """The verb `evaluate`: scores of a packed checkpoint, reading nothing but its folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from r2q import config as configuration

@@ -14,8 +14,6 @@ Teacher and student go through the same batches and the same code, so that full 
 device and in one dtype.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator
@@ -46,25 +44,17 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Reference:
-    """The teacher's distributions.
+    """The teacher's distributions."""
 
-    Attributes:
-        tokens: int32 ``[windows, window]``; what both models read.
-        top1: int32 ``[windows, window - 1]``; the likeliest next token.
-        ids: int32 ``[windows, window - 1, k]``; the k likeliest.
-        log_probs: float32 of the same shape; theirs, in nats.
-        tail: float32 ``[windows, window - 1]``; log of the probability of all other tokens, -inf where there are none.
-        facts: where they come from; `reason` is why there are no distributions, where the teacher is not finite.
-        digest: sha256 of the file.
-    """
-
-    tokens: torch.Tensor
-    top1: torch.Tensor
-    ids: torch.Tensor
-    log_probs: torch.Tensor
+    tokens: torch.Tensor  # int32 ``[windows, window]``; what both models read
+    top1: torch.Tensor  # int32 ``[windows, window - 1]``; the likeliest next token
+    ids: torch.Tensor  # int32 ``[windows, window - 1, k]``; the k likeliest
+    log_probs: torch.Tensor  # float32 of the same shape; theirs, in nats
+    # float32 ``[windows, window - 1]``; log of the probability of all other tokens, -inf where there are none
     tail: torch.Tensor
+    # where they come from; `reason` is why there are no distributions, where the teacher is not finite
     facts: dict[str, Any]
-    digest: str = ""
+    digest: str = ""  # sha256 of the file
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ Two cases: `task_data: DIR` replaces the hub for every task (DIR/<task>/<split>.
 user's own that names `data_files` is read from just these files, relative to the task file. Both end in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +21,10 @@ _WHOLE = (None, "main", "default", "all", "plain_text")  # names of the only con
 
 @dataclass(frozen=True)
 class LocalData:
-    """Files of one task.
+    """Files of one task."""
 
-    Attributes:
-        files: split -> its files.
-        changed: keys of the task's settings that have to be replaced: splits that the files lack become null.
-    """
-
-    files: dict[str, list[Path]]
+    files: dict[str, list[Path]]  # split -> its files
+    # keys of the task's settings that have to be replaced: splits that the files lack become null
     changed: dict[str, None]
 
 

@@ -1,7 +1,5 @@
 """lm-eval's evaluation of each single task on its own: what fails in one leaves the others' scores alone."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What every item of a task gave: items.json of a unit, from which `collect` makes items.csv for paired tests."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from r2q.evaluation.tasks import TaskSet
 CLOSE = 1e-9  # relative; of a mean to the score
 
 
-def kept(values: Sequence[float], asked: str) -> dict[str, Any]:
+def item_entry(values: Sequence[float], asked: str) -> dict[str, Any]:
     """An entry of items.json: numbers in the order of the items, and a hash of the items."""
     return {"asked": asked, "values": list(values)}
 
@@ -33,7 +31,7 @@ def task_items(raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, dict[str, An
                 values, score = [document.get(metric) for document in documents], results.get(f"{metric},{filter_}")
                 numbers = _numbers(values)
                 if numbers is not None and _is_mean(score, numbers):
-                    items.setdefault(name, {})[f"{metric},{filter_}"] = kept(numbers, tasks.documents[name])
+                    items.setdefault(name, {})[f"{metric},{filter_}"] = item_entry(numbers, tasks.documents[name])
     return items
 
 

@@ -6,8 +6,6 @@ last window - 1 tokens; the value is exp of the mean negative log-likelihood. Ll
 5.12 at 4096. It is not comparable with lm-eval's word perplexity (8.79 for the same model), nor between tokenizers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,31 +20,18 @@ from r2q.evaluation.rows import rows_at_once
 
 @dataclass(frozen=True)
 class TokenPerplexity:
-    """A perplexity and what it was measured on.
+    """A perplexity and what it was measured on."""
 
-    Attributes:
-        value: exp(mean negative log-likelihood per token).
-        stderr: by the delta method over windows; None for a single window.
-        windows: how many were scored.
-        tokens: of the whole text, the dropped tail included.
-        first_token: id of the text's first token, which tells whether a begin-of-text token stands there.
-        losses: mean negative log-likelihood per token of each window, in nats.
-    """
-
-    value: float
-    stderr: float | None
-    windows: int
-    tokens: int
-    first_token: int
-    losses: list[float]
+    value: float  # exp(mean negative log-likelihood per token)
+    stderr: float | None  # by the delta method over windows; None for a single window
+    windows: int  # how many were scored
+    tokens: int  # of the whole text, the dropped tail included
+    first_token: int  # id of the text's first token, which tells whether a begin-of-text token stands there
+    losses: list[float]  # mean negative log-likelihood per token of each window, in nats
 
 
 def cut(ids: Sequence[int], window: int, windows: int | None = None) -> torch.Tensor:
-    """The first `windows` windows of a tokenized text, or all: int64 [windows, window].
-
-    Raises:
-        ValueError: the text is shorter than one window.
-    """
+    """The first `windows` windows of a text, or all: int64 [windows, window]; raises ValueError where it has none."""
     count = len(ids) // window
     if count == 0:
         raise ValueError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
@@ -73,12 +58,7 @@ def window_logits(model: Any, inputs: torch.Tensor, batch_size: int) -> Iterator
 def token_perplexity(
     model: Any, ids: Sequence[int], window: int, windows: int | None = None, batch_size: int = 1
 ) -> TokenPerplexity:
-    """Perplexity of a tokenized text, or of its first ``windows`` windows.
-
-    Raises:
-        ValueError: the text is shorter than one window.
-        NotFinite: the model gave NaN or infinity.
-    """
+    """Perplexity of a text, or of its first ``windows`` windows; raises as `cut`, and NotFinite."""
     inputs = cut(ids, window, windows)
     means: list[float] = []
     for logits, targets in window_logits(model, inputs, batch_size):

@@ -5,8 +5,6 @@ letting longer choices of one question share its context, by a mask and by posit
 only, and gained nothing in 16-bit models and about a sixth of the time of evaluation in float32 ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,15 +19,10 @@ def rows_at_once(batch_size: int, logits_per_row: int) -> int:
 
 @dataclass
 class Row:
-    """One row of a batch.
+    """One row of a batch."""
 
-    Attributes:
-        tokens: its input ids.
-        reads: (number of the request, positions whose logits predict its continuation).
-    """
-
-    tokens: tuple[int, ...]
-    reads: list[tuple[int, range]]
+    tokens: tuple[int, ...]  # its input ids
+    reads: list[tuple[int, range]]  # (number of the request, positions whose logits predict its continuation)
 
     @property
     def first_read(self) -> int:

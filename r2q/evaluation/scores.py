@@ -1,7 +1,5 @@
 """From lm-eval's results to rows: one per task, metric and filter, each with error, chance level and majority rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

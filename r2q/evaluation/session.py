@@ -1,7 +1,5 @@
 """The evaluation of units: what they share (tasks, texts, encoded prompts), and the scores of each."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -28,8 +26,8 @@ from r2q.records import (
     digest_files,
     missing_files,
     one_line,
-    passing,
     read_if_whole,
+    transient,
     write_record,
 )
 
@@ -165,7 +163,7 @@ class Session:
             try:
                 raw, items, lines = self._scores(folder, found)
             except NO_NUMBER as error:
-                found |= {"status": FAILED, "reason": one_line(error), "retry": passing(error), "scores": []}
+                found |= {"status": FAILED, "reason": one_line(error), "retry": transient(error), "scores": []}
             finally:
                 release()
         return found | cost.spent, raw, items, lines
@@ -218,7 +216,7 @@ class Session:
             lost += [] if part.error is None else [part.error]
         if all(score.value is None for score in found["scores"]) and any(isinstance(e, NO_NUMBER) for e in lost):
             raise next(error for error in lost if isinstance(error, NO_NUMBER))
-        found["retry"] = any(map(passing, lost))
+        found["retry"] = any(map(transient, lost))
         del model
         torch.manual_seed(SEEDS["torch"])
         return plain(raw), items, lines

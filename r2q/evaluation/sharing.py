@@ -5,8 +5,6 @@ draws other few-shot examples the second time unless it is seeded again. Here ea
 every evaluation gets its own fresh copy, so a unit's numbers are those of a process of its own (tested).
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json
@@ -23,18 +21,12 @@ from r2q.files import sha256
 
 @dataclass
 class Frozen:
-    """A task that gives the same documents and prompts to every evaluation.
+    """A task that gives the same documents and prompts to every evaluation."""
 
-    Attributes:
-        evaluated: the documents that are evaluated.
-        hash: of settings, documents and prompts.
-        documents: hash of documents and prompts alone.
-        seen: filled by each evaluation: the values of each document, in order, under one filter after the other.
-    """
-
-    evaluated: list[Any]
-    hash: str
-    documents: str
+    evaluated: list[Any]  # the documents that are evaluated
+    hash: str  # of settings, documents and prompts
+    documents: str  # hash of documents and prompts alone
+    # filled by each evaluation: the values of each document, in order, under one filter after the other
     seen: list[dict[str, Any]]
 
 

@@ -5,8 +5,6 @@ takes a walk of the folder (0.1 s); the rest (groups' tags, odd file names, spel
 `task:`, `group:` and `tag:` lines through the text of all files (about 1 s). Nothing here imports lm-eval.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -27,16 +25,11 @@ _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task, group or tag.
+    """A task, group or tag."""
 
-    Attributes:
-        name: as lm-eval knows it.
-        path: its YAML file; None for a tag, which is only a list of tasks.
-        settings: the YAML with its includes, functions as text; {"task": [...]} for a tag.
-    """
-
-    name: str
-    path: Path | None
+    name: str  # as lm-eval knows it
+    path: Path | None  # its YAML file; None for a tag, which is only a list of tasks
+    # the YAML with its includes, functions as text; {"task": [...]} for a tag
     settings: dict[str, Any] = field(repr=False)
 
     @property
@@ -90,11 +83,7 @@ class TaskFiles:
                     self._members.setdefault(tag, []).append(name)
 
     def find(self, name: str) -> TaskFile:
-        """The file of a task, group or tag.
-
-        Raises:
-            ConfigError: nothing has this name; the message has the nearest one.
-        """
+        """The file of a task, group or tag; raises ConfigError where nothing has this name, with the nearest one."""
         if name in self._own:
             return self._own[name]
         path = self._by_file_name(name) or self._index.paths.get(name)
@@ -148,7 +137,7 @@ class TaskFiles:
         return None
 
     @cached_property
-    def _index(self) -> _TextIndex:
+    def _index(self) -> "_TextIndex":
         return _TextIndex(default_folder())
 
 

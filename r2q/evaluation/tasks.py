@@ -4,8 +4,6 @@
 the task's own file, so that lm-eval's definition is used as it is and only the source of the data may differ.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,24 +30,17 @@ DEFAULT_METRICS = {  # lm-eval 0.4.13, api/registry.py: DEFAULT_METRIC_REGISTRY
 
 @dataclass
 class TaskSet:
-    """The loaded tasks of a config.
+    """The loaded tasks of a config."""
 
-    Attributes:
-        dictionary: what `lm_eval.evaluate` takes: tasks, groups, group_map.
-        asked: task, group or tag of the config -> the names that stand for it in the results.
-        items: per single task, choices and gold of the evaluated documents (None: not multiple choice).
-        limits: per single task, how many documents are evaluated.
-        hash: of everything on the tasks' side that can move a number: settings, documents, prompts.
-        documents: per single task, hash of its evaluated documents and prompts.
-        seen: per single task, what its last evaluation gave for each document (see `sharing.freeze`).
-    """
-
-    dictionary: dict[str, Any]
-    asked: dict[str, list[str]]
+    dictionary: dict[str, Any]  # what `lm_eval.evaluate` takes: tasks, groups, group_map
+    asked: dict[str, list[str]]  # task, group or tag of the config -> the names that stand for it in the results
+    # per single task, choices and gold of the evaluated documents (None: not multiple choice)
     items: dict[str, Items | None] = field(default_factory=dict)
-    limits: dict[str, int] = field(default_factory=dict)
-    hash: str = ""
+    limits: dict[str, int] = field(default_factory=dict)  # per single task, how many documents are evaluated
+    hash: str = ""  # of everything on the tasks' side that can move a number: settings, documents, prompts
+    # per single task, hash of its evaluated documents and prompts
     documents: dict[str, str] = field(default_factory=dict)
+    # per single task, what its last evaluation gave for each document (see `sharing.freeze`)
     seen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 

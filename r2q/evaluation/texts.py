@@ -1,7 +1,5 @@
 """Everything of a unit that is measured on texts: token perplexities, and the distance to full precision."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +7,7 @@ from typing import Any, NamedTuple
 from r2q.config import Config
 from r2q.evaluation.attempt import NO_NUMBER, attempt, reason
 from r2q.evaluation.fidelity import Reference, distance
-from r2q.evaluation.per_item import kept
+from r2q.evaluation.per_item import item_entry
 from r2q.evaluation.perplexity import token_perplexity
 from r2q.evaluation.scores import failed_text, fidelity_scores, perplexity_score
 from r2q.files import sha256
@@ -18,19 +16,12 @@ Parts = tuple[list[dict[str, Any]], dict[str, Any]]  # entries of `scores`; by `
 
 
 class Measurement(NamedTuple):
-    """What one text gave.
+    """What one text gave."""
 
-    Attributes:
-        rows: entries of `scores`, failed ones where it could not be measured.
-        items: by `metric,filter`, what every window gave.
-        seconds: in the model.
-        error: why it could not be measured.
-    """
-
-    rows: list[dict[str, Any]]
-    items: dict[str, Any]
-    seconds: float
-    error: Exception | None
+    rows: list[dict[str, Any]]  # entries of `scores`, failed ones where it could not be measured
+    items: dict[str, Any]  # by `metric,filter`, what every window gave
+    seconds: float  # in the model
+    error: Exception | None  # why it could not be measured
 
 
 def measure(
@@ -51,14 +42,14 @@ def _perplexity(model: Any, name: str, text: Any, ids: Sequence[int], size: int)
     result = token_perplexity(model, ids, text.window, text.windows, size)
     row = perplexity_score(name, text.window, result)
     asked = sha256(str(text.window), " ".join(map(str, ids[: result.windows * text.window])))
-    return [row], {f"{row['metric']},none": kept(result.losses, asked)}
+    return [row], {f"{row['metric']},none": item_entry(result.losses, asked)}
 
 
 def _fidelity(model: Any, teacher: Reference, size: int) -> Parts:
     result = distance(model, teacher, size)
     asked = sha256(str(teacher.tokens.shape[1]), teacher.tokens.numpy().tobytes())
     parts = {"kl,none": result.kl, "top1_agreement,none": result.agreement}
-    return fidelity_scores(result, teacher), {name: kept(values, asked) for name, values in parts.items()}
+    return fidelity_scores(result, teacher), {name: item_entry(values, asked) for name, values in parts.items()}
 
 
 def _measurement(work: Callable[[], Parts], name: str, metric: str, where: str) -> Measurement:

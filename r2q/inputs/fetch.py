@@ -5,8 +5,6 @@ ones; files that are whole are not downloaded again. Every file is then hashed a
 `inputs.lock.json` is written when all is there. A fetch that finds it keeps its commits: delete it for newer ones.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import shutil
@@ -118,7 +116,7 @@ def _check_gguf(entry: Model) -> None:
         print(f"fetch {entry.path}: sha256 {digest}", flush=True)
 
 
-def _fetch_tasks(config: Config, hub: Downloads, problems: list[str]) -> None:
+def _fetch_tasks(config: Config, hub: "Downloads", problems: list[str]) -> None:
     """Load every task whose rows come from the hub, which says what it reads."""
     from r2q.evaluation.session import SEEDS, silence
     from r2q.evaluation.tasks import check_tasks, load_tasks

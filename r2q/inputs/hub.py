@@ -5,14 +5,12 @@ data set is loaded from the files of that commit: `datasets` by itself, without 
 loaded last, whatever revision it is asked for. Nothing here imports torch.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from r2q.config import CALIBRATION_PRESETS, HUB_GGUF, HUB_TEXT, Config, ConfigError, Model, method_info
 from r2q.files import HUB_FILE, Newest
@@ -35,17 +33,14 @@ def lock_file(config: Config) -> Path:
 
 @dataclass(frozen=True)
 class HubInput:
-    """Something of the hub that a config names: a `file`, a data set's configuration `name`, or a model.
+    """Something of the hub that a config names."""
 
-    `key` is that of the config, `asked` the revision in it.
-    """
-
-    key: str
+    key: str  # of the config
     kind: Kind
     id: str
-    asked: str | None
-    file: str | None = None
-    name: str | None = None
+    asked: str | None  # the revision in the config
+    file: str | None = None  # a single one
+    name: str | None = None  # a data set's configuration
 
 
 def hub_inputs(config: Config) -> Iterator[HubInput]:
@@ -99,7 +94,7 @@ class Hub(Newest):
         self.pinned = [] if inputs is None else inputs.pinned
 
     @classmethod
-    def of(cls, config: Config) -> Hub:
+    def of(cls, config: Config) -> Self:
         """As `fetch` pinned it for this run; raises Damaged where the lock is cut off or edited."""
         lock = lock_file(config)
         return cls(read_json(lock, Inputs) if lock.is_file() else None, lock)
@@ -109,11 +104,7 @@ class Hub(Newest):
         return next((e for e in self.pinned if (e.kind, e.id) == (kind, id) and asked in (e.asked, e.commit)), None)
 
     def find(self, kind: Kind, id: str, asked: str | None) -> Pinned:
-        """The same.
-
-        Raises:
-            ConfigError: it is not pinned.
-        """
+        """The same; raises ConfigError where it is not pinned."""
         entry = self.known(kind, id, asked)
         if entry is None:
             raise ConfigError(f"{id}{'' if asked is None else f' at {asked}'} is not in {self.lock}; {AGAIN}")

@@ -1,7 +1,5 @@
 """A method applied to a model: its target layers replaced by packed ones, each described."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -56,23 +54,9 @@ def apply(
     if isinstance(method, WeightMethod):
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
-        before, buffers = _given(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
-        result = method.quantize(model, targets, training if method.needs == "training" else data)
-        for name, buffer in model.named_buffers():  # a model may count its passes in one
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
-        if changed := dict(before.items() ^ _given(model).items()):
-            raise ValueError(f"recipe {method.recipe.name}: quantize changes {min(changed)} {OF_THE_MODEL}")
-        _refuse_other_than_said(method, model, targets, result)
-        weights = {target.name: target.weight for target in targets}
-        layers = [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
+        result, layers = _all_at_once(method, model, targets, training if method.needs == "training" else data)
     if latent is not None:
-        for target in targets if method.leaves_latent else ():
-            left, shape = result.latent.get(target.name), list(target.weight.shape)
-            if left is None or [*left.shape] != shape or left.dtype != torch.float32 or not left.isfinite().all():
-                said = f"finite torch.float32 {shape}, for training to start from"
-                raise ValueError(f"recipe {method.recipe.name}: latent[{target.name!r}] is {said}")
-        latent |= result.latent
+        latent |= _left(method, targets, result)
     notes = dict(result.notes)
     of_layers = notes.pop("layers", {})
     errors: dict[str, float] = {}
@@ -151,6 +135,16 @@ def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], r
             raise ValueError(f"{who}: notes of {name}: {wrong[0]} is measured, no note; give it another name")
 
 
+def _left(method: Method, targets: list[Target], result: Quantized) -> dict[str, torch.Tensor]:
+    """The weights that a method left for training to start from; raises ValueError where it promises what it lacks."""
+    for target in targets if method.leaves_latent else ():
+        latent, shape = result.latent.get(target.name), list(target.weight.shape)
+        if latent is None or [*latent.shape] != shape or latent.dtype != torch.float32 or not latent.isfinite().all():
+            said = f"finite torch.float32 {shape}, for training to start from"
+            raise ValueError(f"recipe {method.recipe.name}: latent[{target.name!r}] is {said}")
+    return result.latent
+
+
 def _check_weight(recipe: Recipe, target: Target, quantized: QuantizedWeight) -> None:
     shape = tuple(target.weight.shape)
     rows, width = math.prod(shape[:-1]), shape[-1]
@@ -188,6 +182,22 @@ def _one_by_one(
         else:
             replace(model, target, to_device(quantized, "cpu"))
     return Quantized(packed), layers
+
+
+def _all_at_once(
+    method: Method, model: Any, targets: list[Target], data: Any
+) -> tuple[Quantized, list[dict[str, Any]]]:
+    """Let a method see the whole model, which has to be as before when it is done, and check what it gives."""
+    before, buffers = _given(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    result = method.quantize(model, targets, data)
+    for name, buffer in model.named_buffers():  # a model may count its passes in one
+        if name in buffers and buffer.shape == buffers[name].shape:
+            buffer.copy_(buffers[name])
+    if changed := dict(before.items() ^ _given(model).items()):
+        raise ValueError(f"recipe {method.recipe.name}: quantize changes {min(changed)} {OF_THE_MODEL}")
+    _refuse_other_than_said(method, model, targets, result)
+    weights = {target.name: target.weight for target in targets}
+    return result, [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
 
 
 def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
@@ -251,11 +261,7 @@ def _beyond(quantized: QuantizedWeight, weight: torch.Tensor) -> tuple[float, fl
 
 
 def refuse_underflow(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> None:
-    """Refuse groups too small for a 16-bit scale, whose levels are no better than zeros; groups of zeros are fine.
-
-    Raises:
-        ValueError: names the layer, and says how many groups.
-    """
+    """Refuse groups too small for a 16-bit scale, whose levels are no better than zeros; groups of zeros are fine."""
     values = weight if quantized.in_scale is None else weight * quantized.in_scale.to(weight)
     groups = values.reshape(math.prod(quantized.grid.shape), -1)  # [rows * groups, n]
     exact = torch.promote_types(groups.dtype, torch.float32)

@@ -16,8 +16,6 @@ Experts: an expert sees the tokens that the router sends to it. One that gets fe
 shown all tokens of the block (its Hessian would be singular otherwise); ``observe`` says which.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -47,36 +45,24 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 @dataclass
 class Seen:
-    """What ``observe`` showed of one target.
+    """What ``observe`` showed of one target."""
 
-    Attributes:
-        tokens: how many; for a stack of experts, those that the router sent to each.
-        shown_all: experts below ``minimum_tokens``, which were shown all tokens instead.
-    """
-
-    tokens: int | list[int] = 0
+    tokens: int | list[int] = 0  # how many; for a stack of experts, those that the router sent to each
+    # experts below ``minimum_tokens``, which were shown all tokens instead
     shown_all: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Block:
-    """One decoder block, or the output head, copied to the device.
+    """One decoder block, or the output head, copied to the device."""
 
-    Attributes:
-        index: of the decoder block; -1 for the output head.
-        targets: its target layers; weights of the original model.
-        module: the copy.
-        prefix: its dotted name in the model.
-        inputs: hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded.
-        calls: the block's other arguments, by batch.
-    """
-
-    index: int
-    targets: Sequence[Target]
-    module: nn.Module
-    prefix: str
+    index: int  # of the decoder block; -1 for the output head
+    targets: Sequence[Target]  # its target layers; weights of the original model
+    module: nn.Module  # the copy
+    prefix: str  # its dotted name in the model
+    # hidden states by batch, each ``[windows, window, width]``; in main memory when offloaded
     inputs: list[torch.Tensor]
-    calls: list[Call]
+    calls: list[Call]  # the block's other arguments, by batch
     data: Calibration
 
     def run(
@@ -91,11 +77,7 @@ class Block:
         return hidden_of((self.module if module is None else module)(hidden.to(self.data.device), *args, **kwargs))
 
     def outputs(self) -> list[torch.Tensor]:
-        """Outputs of the copy for all inputs, where the inputs are kept.
-
-        Raises:
-            ValueError: an output is not finite; names the block.
-        """
+        """Outputs of the copy for all inputs, where these are kept; raises ValueError where one is not finite."""
         results = []
         for hidden in self.inputs:
             result = self.run(hidden)
@@ -251,20 +233,13 @@ class _ExpertInputs(TorchFunctionMode):
 
 @torch.no_grad()
 def walk(
-    model: Any,
-    targets: Sequence[Target],
-    data: Calibration,
-    tokens: torch.Tensor | None = None,
-    windows_at_once: int | None = None,
+    model: Any,  # a full-precision causal language model, on the CPU or anywhere
+    targets: Sequence[Target],  # of :func:`r2q.models.targets.list_targets`
+    data: Calibration,  # calibration text; says device and offloading
+    tokens: torch.Tensor | None = None,  # other windows than ``data.tokens``, e.g. ``data.held_out``
+    windows_at_once: int | None = None,  # windows in a batch; None = as many as a few thousand tokens
 ) -> Iterator[Block]:
     """Visit the decoder blocks in order, then the output head if it is a target.
-
-    Args:
-        model: a full-precision causal language model, on the CPU or anywhere.
-        targets: of :func:`r2q.models.targets.list_targets`.
-        data: calibration text; says device and offloading.
-        tokens: other windows than ``data.tokens``, e.g. ``data.held_out``.
-        windows_at_once: windows in a batch; None = as many as a few thousand tokens.
 
     Raises:
         ValueError: blocks cannot be computed one at a time, or an output is not finite; names the block.

@@ -12,8 +12,6 @@ Held-out windows, an eighth as many rounded up, follow from the same generator; 
 drawn before is drawn again. Methods see only the first part; output errors are measured on the held-out one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -45,23 +43,14 @@ Place = tuple[int, int]  # document, first token
 
 @dataclass(frozen=True)
 class Calibration:
-    """Windows of text for a method, and where and how it should look at them.
+    """Windows of text for a method, and where and how it should look at them."""
 
-    Attributes:
-        tokens: int64 ``[windows, window]``; what a method may use.
-        held_out: int64 ``[windows / 8, window]``; for measuring only.
-        facts: what the file says of itself (source, seed, sha256, ...), as text.
-        device: where blocks and their inputs are while they are visited.
-        offload: keep inputs of blocks in main memory.
-        minimum_tokens: an expert that gets fewer is shown all tokens.
-    """
-
-    tokens: torch.Tensor
-    held_out: torch.Tensor
-    facts: dict[str, str]
-    device: torch.device = CPU
-    offload: bool = False
-    minimum_tokens: int = 256
+    tokens: torch.Tensor  # int64 ``[windows, window]``; what a method may use
+    held_out: torch.Tensor  # int64 ``[windows / 8, window]``; for measuring only
+    facts: dict[str, str]  # what the file says of itself (source, seed, sha256, ...), as text
+    device: torch.device = CPU  # where blocks and their inputs are while they are visited
+    offload: bool = False  # keep inputs of blocks in main memory
+    minimum_tokens: int = 256  # an expert that gets fewer is shown all tokens
 
 
 def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
@@ -165,11 +154,7 @@ def vocabulary_sha256(tokenizer: Any) -> str:
 
 
 def check_tokenizer(calibration: Calibration, tokenizer: Any, model: str) -> None:
-    """Refuse tokens that were cut with another tokenizer.
-
-    Raises:
-        ValueError: names the model.
-    """
+    """Refuse tokens that were cut with another tokenizer."""
     if calibration.facts.get("tokenizer") != vocabulary_sha256(tokenizer):
         raise ValueError(f"the calibration tokens are not of the tokenizer of {model}: run `r2q calibrate` again")
 

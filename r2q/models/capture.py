@@ -1,7 +1,5 @@
 """What decoder blocks are called with, found out without running them: forward passes with the blocks replaced."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The model card, README.md, of a folder of weights: what they were made of and how, their size, how to load them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

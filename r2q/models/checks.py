@@ -4,8 +4,6 @@ Weights are held against the model as transformers itself would load them, on th
 conversions are checked in milliseconds and no weight is read. Code that a checkpoint brings along is never run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,11 +200,7 @@ def say_untied(config: Any) -> None:
 
 
 def read_tokenizer(path: str | Path) -> Any:
-    """The tokenizer in a folder.
-
-    Raises:
-        ValueError: there is none, or none that can be read here.
-    """
+    """The tokenizer in a folder; raises ValueError where there is none, or none that can be read here."""
     files = sorted(file.name for pattern in VOCABULARY for file in Path(path).glob(pattern))
     if not files:
         raise ValueError(f"{path} has no tokenizer (tokenizer.json)")
@@ -244,11 +238,7 @@ def may_look_ahead(model: Any) -> bool:
 
 @torch.no_grad()
 def check_causal(model: Any) -> None:
-    """Try whether a token moves what a model, with its weights, predicts before it.
-
-    Raises:
-        ValueError: it does: likelihoods of text from such a model are no likelihoods.
-    """
+    """Refuse a model in which a token moves what is predicted before it: it gives text no likelihood."""
     ids = torch.randint(
         model.get_input_embeddings().weight.shape[0], (2, CHECKED), generator=torch.Generator().manual_seed(0)
     )

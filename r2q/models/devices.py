@@ -5,8 +5,6 @@ others hold; it is then torch's current device, so that the rest of the code nee
 jobs is Snakemake's `--resources gpu=N`; more than there are GPUs means several jobs on each, if their memory allows.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import tempfile

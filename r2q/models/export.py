@@ -7,8 +7,6 @@ of an input. The weight is ``scales * (code - zero)``: what an affine grid with 
 cannot be lowered; a model that has one is written as ``gptq_v2``, which is the same without that.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -20,7 +18,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from r2q.kept import share, write_json
+from r2q.kept import apply_umask, write_json
 from r2q.models.card import CARD, card, stated
 from r2q.models.checks import small_files
 from r2q.models.load import load_packed
@@ -91,7 +89,7 @@ def export(folder: str | Path, out: str | Path) -> None:
     length = sum((out / name).stat().st_size for name in digests)
     (out / CARD).write_text(card(quantization.recipe, stored / count, count, length, about, use), encoding="utf-8")
     for name in digests:
-        share(out / name)
+        apply_umask(out / name)
     write_json(out / "config.json", config)
     print(f"export {folder}: {len(layers)} layers, {bits} bits, group size {size}, {settings['checkpoint_format']}")
 

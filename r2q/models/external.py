@@ -1,7 +1,5 @@
 """Checkpoints quantized elsewhere: linked into a unit's folder, loaded once, sized and compared with the original."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Sequence
@@ -68,11 +66,7 @@ def adopt(
 
 @torch.no_grad()
 def try_out(model: Any, source: Path) -> None:
-    """Run a model once: some formats unpack themselves only then, and some fail only then.
-
-    Raises:
-        ValueError: it cannot run on its device.
-    """
+    """Run a model once: some formats unpack themselves only then, and some fail only then, with a ValueError."""
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except (RuntimeError, ImportError, TypeError, AttributeError) as error:

@@ -1,7 +1,5 @@
 """Which model it is, by the content of every file that its numbers follow from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

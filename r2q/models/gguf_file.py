@@ -1,7 +1,5 @@
 """A GGUF file as an ordinary Hugging Face folder: weights dequantized by transformers, tokenizer from the file."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Numbers out of packed models that figures are drawn from. Figures read the CSV and never a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

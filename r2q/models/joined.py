@@ -1,7 +1,5 @@
 """Packed layers that get the same input, in one product: on a GPU, a small one costs little more than its launch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

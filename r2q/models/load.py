@@ -1,7 +1,5 @@
 """Reading models: full-precision ones to quantize, packed ones to evaluate. Nothing is ever filled in silently."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

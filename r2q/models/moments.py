@@ -1,7 +1,5 @@
 """Second moments of layer inputs, and what they say about the output error of a quantized layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

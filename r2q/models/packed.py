@@ -1,7 +1,5 @@
 """Layers that hold packed codes and 16-bit scales instead of a weight, and compute with the decoded weight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -170,11 +168,7 @@ def make_dense(model: Any) -> Any:
 
 @torch.no_grad()
 def make_dense_checked(model: Any) -> Any:
-    """:func:`make_dense`, and logits before and after compared: packed layers are what a user loads.
-
-    Raises:
-        ValueError: the packed layers do not run, or compute something else than their dense weights.
-    """
+    """:func:`make_dense`, refused where packed layers, which users load, do not run or give other logits."""
     tokens = torch.arange(4, 12, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
     for module in model.modules():  # kernels are held against this path by their own tests
         if isinstance(module, PackedLinear):

@@ -4,8 +4,6 @@ transformers knows quantizers by the ``quant_method`` in config.json; importing 
 plain ``from_pretrained`` only warns and fills the packed layers with random numbers, so import r2q first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable
@@ -22,7 +20,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from r2q.kept import file_sha256, share, write_json
+from r2q.kept import apply_umask, file_sha256, write_json
 from r2q.models.joined import join
 from r2q.models.packed import PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
@@ -34,22 +32,16 @@ FORMAT_VERSION = 1
 class R2QConfig(QuantizationConfigMixin):
     """``quantization_config`` of a packed folder.
 
-    Args:
-        format_version: of the layout on disk; newer ones are refused.
-        recipe: the recipe that made it.
-        layers: ``{layer name: spec}``, see ``r2q.models.packed.layer_spec``.
-        sha256: ``{file name: digest}`` of the files of the folder, see :func:`seal`.
-
     Raises:
         ValueError: the folder was written by a newer version, or its version is no number.
     """
 
     def __init__(
         self,
-        format_version: int = FORMAT_VERSION,
-        recipe: dict[str, Any] | None = None,
-        layers: dict[str, dict[str, Any]] | None = None,
-        sha256: dict[str, str] | None = None,
+        format_version: int = FORMAT_VERSION,  # of the layout on disk; newer ones are refused
+        recipe: dict[str, Any] | None = None,  # the recipe that made it
+        layers: dict[str, dict[str, Any]] | None = None,  # ``{layer name: spec}``, see ``r2q.models.packed.layer_spec``
+        sha256: dict[str, str] | None = None,  # ``{file name: digest}`` of the files of the folder, see :func:`seal`
         **_: Any,
     ) -> None:
         if type(format_version) is not int:
@@ -120,7 +112,7 @@ def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwarg
     folder = Path(save_directory)
     weights = [file.name for file in folder.glob("model*.safetensors*")]
     for name in weights:
-        share(folder / name)
+        apply_umask(folder / name)
     seal(folder, [*weights, "config.json", "generation_config.json"])
 
 
@@ -148,11 +140,7 @@ def config_sha256(config: dict[str, Any]) -> str:
 
 
 def check_files(files: Iterable[Path], digests: dict[str, str]) -> None:
-    """Compare files with the digests in config.json.
-
-    Raises:
-        ValueError: a file is damaged or truncated.
-    """
+    """Compare files with the digests in config.json; raises ValueError where a file is damaged or truncated."""
     for file in sorted(files):
         if file.name not in digests:
             continue

@@ -6,8 +6,6 @@ it takes about as long for 70 billion weights as for 7, works on the meta device
 and after its weights are read. Nothing here knows a model or a layer by its name.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,23 +28,18 @@ PLAIN = (_TENSOR.shape.__get__, _TENSOR.dtype.__get__)  # what a packed weight t
 
 @dataclass
 class Use:
-    """How a forward pass uses the parameters, each by its name.
+    """How a forward pass uses the parameters, each by its name."""
 
-    Attributes:
-        linear: matrices ``[out, in]`` of called ``nn.Linear`` modules, and stacks ``[experts, out, in]`` indexed by
-            expert; both for nothing but ``x W^T``.
-        stacks: those of them that are stacks.
-        other: parameters with another use, and the torch function that makes it.
-        idle: matrices whose output reaches the output of the model, and what other matrices read, only through the
-            selection and the weights of experts; also those that only such matrices read.
-        feeding: matrices whose output reaches what experts read.
-    """
-
+    # matrices ``[out, in]`` of called ``nn.Linear`` modules, and stacks ``[experts, out, in]`` indexed by expert; both
+    # for nothing but ``x W^T``
     linear: set[str] = field(default_factory=set)
-    stacks: set[str] = field(default_factory=set)
+    stacks: set[str] = field(default_factory=set)  # those of them that are stacks
+    # parameters with another use, and the torch function that makes it
     other: dict[str, str] = field(default_factory=dict)
+    # matrices whose output reaches the output of the model, and what other matrices read, only through the selection
+    # and the weights of experts; also those that only such matrices read
     idle: set[str] = field(default_factory=set)
-    feeding: set[str] = field(default_factory=set)
+    feeding: set[str] = field(default_factory=set)  # matrices whose output reaches what experts read
 
 
 def stand_in(model: Any) -> Any:
@@ -134,7 +127,7 @@ def has_plain_logits(model: Any) -> bool:
     return len(passed) == 1 and torch.equal(passed[0][0], hidden) and torch.equal(passed[0][1], logits)
 
 
-def _rehearse(twin: Any, watch: Watch) -> Any:
+def _rehearse(twin: Any, watch: "Watch") -> Any:
     """What a model, or its decoder, gives on a few tokens, watched; raises ValueError where it does not run."""
     with watch.hooks(), without_cache(twin), torch.enable_grad(), watch:
         try:

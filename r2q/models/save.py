@@ -1,7 +1,5 @@
 """Writing a packed model: a Hugging Face folder of safetensors, config.json and tokenizer. No pickle."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -13,7 +11,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from r2q.kept import file_sha256, share
+from r2q.kept import apply_umask, file_sha256
 from r2q.models.card import CARD, card
 from r2q.models.checks import read_files
 from r2q.models.packed import PackedWeight
@@ -52,7 +50,7 @@ def save(
     if tokenizer is not None:
         tokenizer.save_pretrained(scratch)
     for file in scratch.glob("*.safetensors"):
-        share(file)
+        apply_umask(file)
     if layers:
         seal(scratch, [file.name for file in scratch.iterdir()])
         packed = [module.quantized() for module in model.modules() if isinstance(module, PackedWeight)]

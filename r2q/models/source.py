@@ -5,8 +5,6 @@ written out, and `source.json`, which says what it was made of. Of a package onl
 imported or run, and only wheels are downloaded, because anything else runs code to say what it is.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -21,7 +19,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
-from r2q.kept import file_sha256, key, share, write_json
+from r2q.kept import apply_umask, file_sha256, key, write_json
 from r2q.records import one_line
 
 WEIGHTS = "model.safetensors"
@@ -85,11 +83,7 @@ def fetch(repository: str, revision: str | None) -> Path:
 
 
 def model_patterns(repository: str, revision: str | None) -> list[str]:
-    """Names of the files of a model on the hub that are read; the small ones among them are downloaded to find out.
-
-    Raises:
-        OSError: as `fetch`.
-    """
+    """Names of the files of a hub's model that are read, of which it downloads the small ones; raises as `fetch`."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
@@ -145,7 +139,7 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
         made = Path(scratch) / "made"
         facts = dequantize(file, made, entry.dtype)
         for written in made.iterdir():
-            share(written)
+            apply_umask(written)
         files = {written.name: file_sha256(written) for written in sorted(made.iterdir())}
         facts = {"format_version": FORMAT_VERSION, "path": entry.path, "sha256": digest, **facts, "files": files}
         write_json(made / FACTS, facts)

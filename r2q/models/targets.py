@@ -6,8 +6,6 @@ Convolutions, states, norms and embeddings are none; nor is whatever only select
 unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,19 +20,12 @@ LEFT_OUT = 0.25  # share of a model's blocks that may be used otherwise and stay
 
 @dataclass(frozen=True)
 class Target:
-    """One weight to quantize.
+    """One weight to quantize."""
 
-    Attributes:
-        name: dotted name, unique in the model: of the Linear, or of the stacked expert parameter.
-        owner: the Linear, or the module that holds the parameter.
-        parameter: the parameter's name in ``owner``.
-        block: index of the decoder block; -1 for the output head.
-    """
-
-    name: str
-    owner: nn.Module
-    parameter: str
-    block: int
+    name: str  # dotted name, unique in the model: of the Linear, or of the stacked expert parameter
+    owner: nn.Module  # the Linear, or the module that holds the parameter
+    parameter: str  # the parameter's name in ``owner``
+    block: int  # index of the decoder block; -1 for the output head
 
     @property
     def weight(self) -> torch.Tensor:
@@ -170,11 +161,7 @@ def _only_chooses(name: str, weight: torch.Tensor, use: Use, experts: dict[str, 
 
 
 def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -> None:
-    """Refuse a model most of which would stay as it is.
-
-    Raises:
-        ValueError: names the largest weight that is left out, and its use.
-    """
+    """Refuse a model most of which would stay as it is, with the largest weight that would, and its use."""
     skipped = (nn.Embedding, nn.modules.conv._ConvNd)
     owners = dict(model.named_modules())
     left = {
@@ -205,11 +192,7 @@ def _head(model: Any, use: Use) -> Target:
 
 
 def refuse_quantized(config: object, what: str) -> None:
-    """Refuse a model that went through a quantizer: R2Q of R2Q's output is not R2Q of the weights.
-
-    Raises:
-        ValueError: the configuration says that the model is, or was, quantized.
-    """
+    """Refuse a model that went through a quantizer: R2Q of R2Q's output is not R2Q of the weights."""
     quantization = getattr(config, "quantization_config", None)
     dequantized = getattr(config, "dequantized_from", None)
     if quantization or dequantized:

@@ -3,8 +3,6 @@
 Everything about one model or unit takes `at`: a `Unit`, or a rule's wildcards, which have the same names.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

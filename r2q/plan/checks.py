@@ -5,8 +5,6 @@ stand for a whole folder, whose other files differ from model to model: the repo
 off, and what failed for a reason outside of the run (a file, memory), is therefore found here, and asked for again.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

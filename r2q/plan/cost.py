@@ -6,8 +6,6 @@ is what is kept, parameter by parameter, and what a pass needs on top. The rates
 torch.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Mapping
@@ -169,21 +167,14 @@ TRAINED = {"omniquant_lwc": "gpu.ranged", "efficientqat_block": "gpu.trained"}  
 
 def quantize_seconds(
     r: Rates,
-    device: str,
+    device: str,  # `gpu` or `cpu`
     shape: Shape,
     method: str,
-    options: Mapping[str, Any],
-    calibration: tuple[int, int] | None = None,
-    quantizer: tuple[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any],  # of the recipe, every default filled in
+    calibration: tuple[int, int] | None = None,  # windows and tokens of each, where the model has calibration text
+    quantizer: tuple[str, Mapping[str, Any]] | None = None,  # of gptq, with its options
 ) -> float:
-    """A post-training recipe: rounding, passes of calibration text, error feedback, packing, layers' output errors.
-
-    Args:
-        r, device, shape: rates, `gpu` or `cpu`, the model.
-        method, options: of the recipe, every default filled in.
-        calibration: windows and tokens of each, where the model has calibration text.
-        quantizer: of gptq, with its options.
-    """
+    """A post-training recipe: rounding, passes of calibration text, error feedback, packing, layers' output errors."""
     windows, length = calibration or (0, 0)
     inner, chosen = quantizer or (method, options)
     sweeps = SWEEPS.get(inner, lambda o, n: 2)(chosen, windows)

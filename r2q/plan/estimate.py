@@ -1,7 +1,5 @@
 """What a run costs, rule by rule, before it starts: GPU hours, time, memory, disk, downloads; and what cannot fit."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What each job of a run costs, from the plan's units, the shapes of the models and the rates of `cost`. No torch."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,28 +24,18 @@ Changes = Callable[[float], list[str]]  # what to change, with what it then take
 
 @dataclass(frozen=True)
 class Job:
-    """One job.
+    """One job."""
 
-    Attributes:
-        rule: of the workflow.
-        what: model, recipe and seed in words; of the whole run "".
-        seconds: that it takes.
-        gpus: that it holds; 0 for one that needs none, and for all of a run on the CPU (see `Jobs`).
-        gpu_bytes, host_bytes: peaks, of each GPU and of main memory.
-        disk_bytes: of what it leaves.
-        passing_bytes: of what it has on disk only while it runs.
-        changes: of the config, that would make it fit.
-    """
-
-    rule: str
-    what: str = ""
-    seconds: float = 0.0
-    gpus: int = 0
+    rule: str  # of the workflow
+    what: str = ""  # model, recipe and seed in words; of the whole run ""
+    seconds: float = 0.0  # that it takes
+    gpus: int = 0  # that it holds; 0 for one that needs none, and for all of a run on the CPU (see `Jobs`)
+    # gpu_bytes, host_bytes: peaks, of each GPU and of main memory
     gpu_bytes: float = 0.0
     host_bytes: float = 0.0
-    disk_bytes: float = 0.0
-    passing_bytes: float = 0.0
-    changes: Changes = lambda capacity: []
+    disk_bytes: float = 0.0  # of what it leaves
+    passing_bytes: float = 0.0  # of what it has on disk only while it runs
+    changes: Changes = lambda capacity: []  # of the config, that would make it fit
 
 
 @dataclass(frozen=True)

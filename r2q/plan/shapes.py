@@ -4,14 +4,12 @@ Shapes of models that configs here name stand in `catalogue.json`, as fields of 
 estimated without the hub.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from r2q.config import ConfigError, Model
 from r2q.models.source import made_folder
@@ -23,42 +21,27 @@ GATED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # famili
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model is made of.
+    """What a model is made of."""
 
-    Attributes:
-        layers: decoder blocks.
-        width: of the hidden states.
-        inner: features inside of the MLP that a token goes through, of all its experts together.
-        vocabulary: tokens.
-        total: all parameters.
-        quantized: weights of the blocks' linear layers, experts included; routers are none.
-        active: those of them that a token is multiplied with.
-        attention: query features, all heads together.
-        keys: key features, of the heads that are kept for later tokens.
-        widest: the most input features that a linear layer has.
-        moments: numbers in the second moments of all inputs of a block's linear layers, of each expert's too.
-        bytes_each: bytes of a parameter in the checkpoint.
-    """
-
-    layers: int
-    width: int
-    inner: int
-    vocabulary: int
-    total: int
-    quantized: int
-    active: int
-    attention: int
-    keys: int
-    widest: int
-    moments: int
-    bytes_each: int = 2
+    layers: int  # decoder blocks
+    width: int  # of the hidden states
+    inner: int  # features inside of the MLP that a token goes through, of all its experts together
+    vocabulary: int  # tokens
+    total: int  # all parameters
+    quantized: int  # weights of the blocks' linear layers, experts included; routers are none
+    active: int  # those of them that a token is multiplied with
+    attention: int  # query features, all heads together
+    keys: int  # key features, of the heads that are kept for later tokens
+    widest: int  # the most input features that a linear layer has
+    moments: int  # numbers in the second moments of all inputs of a block's linear layers, of each expert's too
+    bytes_each: int = 2  # bytes of a parameter in the checkpoint
 
     @property
     def block(self) -> int:
         """Weights of a block's linear layers."""
         return self.quantized // self.layers
 
-    def with_layers(self, layers: int) -> Shape:
+    def with_layers(self, layers: int) -> Self:
         """The same model with so many blocks."""
         quantized, active = self.block * layers, self.active // self.layers * layers
         total = self.total - self.quantized + quantized  # norms of the other blocks are left in
@@ -66,11 +49,7 @@ class Shape:
 
 
 def count(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json describes.
-
-    Raises:
-        ValueError: the family is not known here, or a field is missing.
-    """
+    """The shape that a config.json describes; raises ValueError for other families, or where a field is missing."""
     family = config.get("model_type")
     if family not in (*GATED, "opt"):
         raise ValueError(f"models of type {family} are not counted here, only {', '.join((*GATED, 'opt'))}")

@@ -1,7 +1,5 @@
 """What Snakemake has to be told besides rules: the config checked at once, and what to make again."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -3,8 +3,6 @@
 A file brings what it imports from its own package. A test follows all imports of every verb, and finds what is missing.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from functools import cache

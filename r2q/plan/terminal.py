@@ -1,7 +1,5 @@
 """What a run says on the terminal: one line a finished job with the time left."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -8,8 +8,6 @@ Parameters are rounded to float16 when a grid is made, so codes are always chose
 Arithmetic on them is float32.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
@@ -112,17 +110,11 @@ class Grid(ABC):
 
 @dataclass(frozen=True)
 class AffineGrid(Grid):
-    """Evenly spaced levels ``(code - zero) * scale``.
+    """Evenly spaced levels ``(code - zero) * scale``."""
 
-    Attributes:
-        scale: float16 ``[rows, groups]``.
-        zero: ``[rows, groups]``; uint8 below ``2**bits`` (stored at ``bits`` bits) or float16.
-        width: bits of a code.
-    """
-
-    scale: torch.Tensor
-    zero: torch.Tensor
-    width: int
+    scale: torch.Tensor  # float16 ``[rows, groups]``
+    zero: torch.Tensor  # ``[rows, groups]``; uint8 below ``2**bits`` (stored at ``bits`` bits) or float16
+    width: int  # bits of a code
 
     kind: ClassVar[str] = "affine"
 
@@ -156,15 +148,10 @@ class AffineGrid(Grid):
 
 @dataclass(frozen=True)
 class SymmetricGrid(Grid):
-    """Evenly spaced levels around zero, ``(code - (2**bits - 1) / 2) * scale``: no level is zero, no zero point stored.
+    """Evenly spaced levels around zero, ``(code - (2**bits - 1) / 2) * scale``: none of them zero, no zero point."""
 
-    Attributes:
-        scale: float16 ``[rows, groups]``.
-        width: bits of a code.
-    """
-
-    scale: torch.Tensor
-    width: int
+    scale: torch.Tensor  # float16 ``[rows, groups]``
+    width: int  # bits of a code
 
     kind: ClassVar[str] = "symmetric"
 
@@ -192,13 +179,9 @@ class SymmetricGrid(Grid):
 
 @dataclass(frozen=True)
 class BinaryGrid(Grid):
-    """Sums of signed scales ``±alpha_0 ± alpha_1 ...``; bit ``i`` of a code is the sign of ``alpha_i`` (set: plus).
+    """Sums of signed scales ``±alpha_0 ± alpha_1 ...``; bit ``i`` of a code is the sign of ``alpha_i`` (set: plus)."""
 
-    Attributes:
-        alpha: float16 ``[rows, groups, bits]``.
-    """
-
-    alpha: torch.Tensor
+    alpha: torch.Tensor  # float16 ``[rows, groups, bits]``
 
     kind: ClassVar[str] = "binary"
 
@@ -221,13 +204,9 @@ class BinaryGrid(Grid):
 
 @dataclass(frozen=True)
 class CodebookGrid(Grid):
-    """Any ``2**bits`` levels per group.
+    """Any ``2**bits`` levels per group."""
 
-    Attributes:
-        book: float16 ``[rows, groups, 2**bits]``.
-    """
-
-    book: torch.Tensor
+    book: torch.Tensor  # float16 ``[rows, groups, 2**bits]``
 
     kind: ClassVar[str] = "codebook"
 
@@ -261,11 +240,7 @@ def stored_shapes(
 
 
 def check_grid(grid: Grid, bits: int, shape: tuple[int, int]) -> None:
-    """Refuse what is no grid of ``bits`` for ``shape`` (rows, groups), or would not be stored as it is.
-
-    Raises:
-        ValueError: says what is wrong.
-    """
+    """Refuse what is no grid of ``bits`` for ``shape`` (rows, groups), or would not be stored as it is."""
     if not isinstance(grid, Grid):
         raise ValueError(f"levels are a Grid of r2q.quantization.grid, not {type(grid).__name__}")
     if grid.bits != bits or grid.shape != shape:

@@ -4,13 +4,11 @@ A method may not write files, choose layers or swallow numerical errors, and nev
 it raises with the layer's name, or records what it did in its notes.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
@@ -34,25 +32,16 @@ def in_chunks(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method with its options, as one row of a table.
+    """A method with its options, as one row of a table."""
 
-    Attributes:
-        name: the row's name, e.g. ``r2q-g64``.
-        method: a file of ``baselines/``, ``r2q``, or the dotted path of a class.
-        granularity: ``g<size>`` (groups along in_features), ``channel`` (one group a row), ``tensor``, or None.
-        bits: bits of a code.
-        seed: seeds everything random in the method.
-        options: the method's own options, already checked.
-        lm_head: whether an untied output head is quantized too.
-    """
-
-    name: str
-    method: str
+    name: str  # the row's name, e.g. ``r2q-g64``
+    method: str  # a file of ``baselines/``, ``r2q``, or the dotted path of a class
+    # ``g<size>`` (groups along in_features), ``channel`` (one group a row), ``tensor``, or None
     granularity: str | None = None
-    bits: int = 2
-    seed: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    lm_head: bool = False
+    bits: int = 2  # bits of a code
+    seed: int = 0  # seeds everything random in the method
+    options: dict[str, Any] = field(default_factory=dict)  # the method's own options, already checked
+    lm_head: bool = False  # whether an untied output head is quantized too
 
     def group_size(self, in_features: int, layer: str) -> int | None:
         """Weights along in_features that share levels; None for the whole tensor.
@@ -83,22 +72,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """One quantized weight matrix, or one stack of expert matrices.
+    """One quantized weight matrix, or one stack of expert matrices."""
 
-    Attributes:
-        packed: uint8 ``[out, ceil(in * bits / 8)]``; ``[experts * out, ...]`` for a stack.
-        grid: levels of its groups.
-        shape: ``(out, in)`` or ``(experts, out, in)``.
-        in_scale: float16 ``[in]`` or None; the weight is the decoded one divided by it, column by column.
-    """
-
-    packed: torch.Tensor
-    grid: Grid
-    shape: tuple[int, ...]
+    packed: torch.Tensor  # uint8 ``[out, ceil(in * bits / 8)]``; ``[experts * out, ...]`` for a stack
+    grid: Grid  # levels of its groups
+    shape: tuple[int, ...]  # ``(out, in)`` or ``(experts, out, in)``
+    # float16 ``[in]`` or None; the weight is the decoded one divided by it, column by column
     in_scale: torch.Tensor | None = None
 
     @classmethod
-    def from_codes(cls, codes: torch.Tensor, grid: Grid, in_scale: torch.Tensor | None = None) -> QuantizedWeight:
+    def from_codes(cls, codes: torch.Tensor, grid: Grid, in_scale: torch.Tensor | None = None) -> Self:
         """From unpacked codes, uint8 ``[out, in]`` or ``[experts, out, in]``."""
         packed = pack(codes.reshape(-1, codes.shape[-1]), grid.bits)
         return cls(packed, grid, tuple(codes.shape), in_scale)
@@ -130,18 +113,14 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a method made of a model.
+    """What a method made of a model."""
 
-    Attributes:
-        layers: quantized weights by target name.
-        other: full-precision tensors that the method changed, by parameter name.
-        notes: what the method has to say, JSON values only; ``notes["layers"][name]`` belongs to one layer.
-        latent: float32 weights by target name, as they were just before they were rounded, where they are to be left.
-    """
-
-    layers: dict[str, QuantizedWeight]
+    layers: dict[str, QuantizedWeight]  # quantized weights by target name
+    # full-precision tensors that the method changed, by parameter name
     other: dict[str, torch.Tensor] = field(default_factory=dict)
+    # what the method has to say, JSON values only; ``notes["layers"][name]`` belongs to one layer
     notes: dict[str, Any] = field(default_factory=dict)
+    # float32 weights by target name, as they were just before they were rounded, where they are to be left
     latent: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -156,35 +135,27 @@ class Weighted(Protocol):
 
 
 class Method(ABC):
-    """A way to quantize a model.
+    """A way to quantize a model."""
 
-    Attributes:
-        needs: what it works from; decides what data it is given.
-        stochastic: whether the seed can change its result.
-        Options: its options, closed, with defaults.
-        version: raised whenever the numbers it produces can change.
-        control: whether it is there to be held against: a control does not compete for the best value of a table.
-        quantizes: whether it chooses levels; a method that does not takes no granularity and no bits.
-        leaves_latent: whether it can leave the weights that it rounded, for training to start from.
-        leave_latent: set before :meth:`quantize`: it shall.
-        scales_inputs: whether its levels are those of a weight whose columns were scaled, so that none can start there.
-    """
-
-    needs: ClassVar[Needs] = "weights"
-    stochastic: ClassVar[bool] = False
-    Options: ClassVar[type[MethodOptions]] = MethodOptions
-    version: ClassVar[int] = 1
+    needs: ClassVar[Needs] = "weights"  # what it works from; decides what data it is given
+    stochastic: ClassVar[bool] = False  # whether the seed can change its result
+    Options: ClassVar[type[MethodOptions]] = MethodOptions  # its options, closed, with defaults
+    version: ClassVar[int] = 1  # raised whenever the numbers it produces can change
+    # whether it is there to be held against: a control does not compete for the best value of a table
     control: ClassVar[bool] = False
+    # whether it chooses levels; a method that does not takes no granularity and no bits
     quantizes: ClassVar[bool] = True
+    # whether it can leave the weights that it rounded, for training to start from
     leaves_latent: ClassVar[bool] = False
+    leave_latent = False  # set before :meth:`quantize`: it shall
+    # whether its levels are those of a weight whose columns were scaled, so that none can start there
     scales_inputs: ClassVar[bool] = False
-    leave_latent = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.options: Any = self.Options.read(recipe.options)
 
-    def quantizer(self) -> WeightMethod:
+    def quantizer(self) -> "WeightMethod":
         """The method that the options name as `quantizer`, at this recipe's granularity, bits and seed."""
         name, options = self.options.quantizer, self.options.quantizer_options
         method = make_method(replace(self.recipe, method=name, options=options))

@@ -1,7 +1,5 @@
 """Options of `r2q/quantization/residual.py`."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,16 +8,12 @@ from r2q.config import MethodOptions
 
 
 class Options(MethodOptions):
-    """Options of R2Q.
+    """Options of R2Q."""
 
-    Attributes:
-        refine: ``none`` is R2Q itself; ``refit`` one least-squares refit of the scales with new codes;
-            ``alternating`` repeats that (Xu et al. 2018); ``optimal`` the exhaustive two-bit optimum (an oracle).
-        rounds: refits of ``alternating``; 15 is LUT-GEMM's default.
-    """
-
+    # ``none`` is R2Q itself; ``refit`` one least-squares refit of the scales with new codes; ``alternating`` repeats
+    # that (Xu et al. 2018); ``optimal`` the exhaustive two-bit optimum (an oracle)
     refine: Literal["none", "refit", "alternating", "optimal"] = "none"
-    rounds: int = Field(default=15, ge=1, le=1000)
+    rounds: int = Field(default=15, ge=1, le=1000)  # refits of ``alternating``; 15 is LUT-GEMM's default
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
         """The optimum is known at two bits only."""

@@ -17,8 +17,6 @@ Each scale is rounded to its stored type before the next residual and the codes 
 more than half of |w| lies below its mean, so quantizing R2Q's own output moves it again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

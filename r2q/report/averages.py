@@ -1,7 +1,5 @@
 """One number for how good a recipe is, with its interval: the average score, and the distance to full precision."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Every report.json and evaluation.json of a run, gathered into scores.csv, layers.csv and provenance.json."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

@@ -4,8 +4,6 @@ A wrong window, begin-of-text token, prompt or checkpoint moves full precision b
 quantized row with it. A difference stops the run's tables and figures; the units stay as they are.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from r2q.records import OK, Control, columns, sign, write_csv

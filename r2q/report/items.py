@@ -5,8 +5,6 @@ a text of 0 and 1, anything else separated by blanks. Numbers that differ from r
 mistaken for each other: `asked` is a hash of the items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ The same is: model (by its id on the hub), method and quantizer, bits, group, ta
 every item of the task, every window of the text. The version of the harness may differ: tables name it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The CSV files of one run, read when they are asked for: all that tables, figures, claims and the page look at."""
 
-from __future__ import annotations
-
 import json
 from functools import cached_property
 from pathlib import Path

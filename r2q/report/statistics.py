@@ -5,8 +5,6 @@ standard error is 0, and a normal test would call any difference significant. Tw
 are compared item by item (`paired`); the same difference is then worth more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

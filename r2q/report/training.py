@@ -1,7 +1,5 @@
 """Records of all training runs of a run, gathered: training.csv (steps), gradients.csv and drift.csv (layers)."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows of tokens to train on, the order in which they come, and the file that holds them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
@@ -21,29 +19,23 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of equal length.
+    """Rows of equal length."""
 
-    Attributes:
-        tokens: int64 ``[rows, length]``; padded on the right.
-        start: int64 ``[rows]``: where the response begins (0: all of it is text).
-        end: int64 ``[rows]``: tokens that are not padding.
-        states: float32 ``[rows, length, features]``: the full-precision model's final hidden states, where they came
-            with the rows.
-    """
-
-    tokens: torch.Tensor
-    start: torch.Tensor
-    end: torch.Tensor
+    tokens: torch.Tensor  # int64 ``[rows, length]``; padded on the right
+    start: torch.Tensor  # int64 ``[rows]``: where the response begins (0: all of it is text)
+    end: torch.Tensor  # int64 ``[rows]``: tokens that are not padding
+    # float32 ``[rows, length, features]``: the full-precision model's final hidden states, where they came with the
+    # rows
     states: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
+    def __getitem__(self, rows: torch.Tensor | slice) -> "Rows":
         states = None if self.states is None else self.states[rows]
         return Rows(self.tokens[rows], self.start[rows], self.end[rows], states)
 
-    def share(self, rank: int, count: int) -> Rows:
+    def share(self, rank: int, count: int) -> "Rows":
         """One process's rows; all have the same number, filled up with rows that are nothing but padding; of several
         processes, each computes the states itself."""
         if count == 1:
@@ -63,30 +55,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training method is given.
+    """What a training method is given."""
 
-    Attributes:
-        train, held_out: rows of the same kind.
-        kind: generated, text or supervised.
-        digest: SHA-256 of the rows and of how they were made.
-        folder: where checkpoints and records go; None: nowhere, and nothing can be resumed.
-        device: where to train.
-        processes: how many share the work, each on a device of that type; several need a folder.
-        start: the packed folder whose levels bound the latent weights at the start; None: nothing does.
-        identity: hash of everything that can move the result; a checkpoint of another identity is not used.
-        reason: why nothing can be trained: full precision could not write rows, the recipe to start from failed.
-    """
-
+    # train, held_out: rows of the same kind
     train: Rows
     held_out: Rows
-    kind: str
-    digest: str
-    folder: Path | None = None
-    device: torch.device = CPU
-    processes: int = 1
+    kind: str  # generated, text or supervised
+    digest: str  # SHA-256 of the rows and of how they were made
+    folder: Path | None = None  # where checkpoints and records go; None: nowhere, and nothing can be resumed
+    device: torch.device = CPU  # where to train
+    processes: int = 1  # how many share the work, each on a device of that type; several need a folder
+    # the packed folder whose levels bound the latent weights at the start; None: nothing does
     start: Path | None = None
-    identity: str = ""
-    reason: str = ""
+    identity: str = ""  # hash of everything that can move the result; a checkpoint of another identity is not used
+    reason: str = ""  # why nothing can be trained: full precision could not write rows, the recipe to start from failed
 
     def loss_on(self, wanted: str) -> str:
         """``all`` or ``response`` for an option that may be ``auto``."""

@@ -17,8 +17,6 @@ with the weights); ``identity`` gives w there. dsigma/dw is autograd through the
 to 16 bits counts as the identity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -169,16 +167,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class Latent:
-    """A layer whose latent weight is trained.
-
-    Attributes:
-        target: where it stands in the student.
-        values: the quantized weight, where it is made once a step for all passes (:mod:`r2q.training.fused`).
-    """
+    """A layer whose latent weight is trained; its target is where it stands in the student."""
 
     def __init__(self, target: Target, method: WeightMethod, gradient: Gradient) -> None:
         self.target, self.quantizer = target, FakeQuantizer(method, target.name, gradient)
-        self.values: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None  # quantized, where that is done once a step (:mod:`r2q.training.fused`)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What of it can be trained."""

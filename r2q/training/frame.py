@@ -1,7 +1,5 @@
 """What every training frame does around the loop: student and teacher, records of drift, the result."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -23,14 +21,11 @@ from r2q.training.watch import Drift
 
 
 class TrainingMethod(Method):
-    """A frame: loss, data, what is trained. The quantizer is an option, so any frame goes with any of them.
-
-    Attributes:
-        scales_only: codes stay as the quantizer chose them at the start, and only scales are trained.
-    """
+    """A frame: loss, data, what is trained. The quantizer is an option, so any frame goes with any of them."""
 
     needs = "training"
     stochastic = True
+    # codes stay as the quantizer chose them at the start, and only scales are trained
     scales_only: ClassVar[bool] = False
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Any], data: Any) -> Quantized:

@@ -8,8 +8,6 @@ core's cache holds: the bits of layer by layer, in half the time. A method with 
 goes layer by layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,19 +39,16 @@ def compiles(method: WeightMethod) -> bool:
     return type(method).begin is WeightMethod.begin
 
 
-class Together:
+class FusedLayers:
     """Layers with groups of one size, quantized together; each layer's ``values`` are a part of one tensor.
 
     Args:
         layers: of one method.
         dtype: number type of the quantized values.
         keep_codes: whether ``packed`` is kept.
-
-    Attributes:
-        packed: packed codes ``[groups, bytes]`` of the last pass.
     """
 
-    def __init__(self, layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> None:
+    def __init__(self, layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> None:
         self.layers, self.keep_codes = layers, keep_codes
         self.method = layers[0].quantizer.method
         groups = self._groups()
@@ -62,7 +57,7 @@ class Together:
         self._values = torch.empty(sum(map(len, groups)), groups[0].shape[1], dtype=dtype, device=groups[0].device)
         for layer, part in zip(layers, self._values.split([len(group) for group in groups]), strict=True):
             layer.values = part.view(layer.target.weight.shape)
-        self.packed = torch.empty(0)
+        self.packed = torch.empty(0)  # packed codes ``[groups, bytes]`` of the last pass
 
     def _groups(self) -> list[torch.Tensor]:
         """Every layer's weight as ``[groups, n]``."""
@@ -96,7 +91,7 @@ class Together:
             self.packed = torch.cat(packed)
 
 
-def batches(layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> list[Together]:
+def batches(layers: "Sequence[Latent]", dtype: torch.dtype, keep_codes: bool) -> list[FusedLayers]:
     """All layers, as few at a time as groups of several sizes and memory ask for."""
     found: dict[tuple[int, torch.dtype], list[list[Latent]]] = {}
     for layer in layers:
@@ -109,4 +104,4 @@ def batches(layers: Sequence[Latent], dtype: torch.dtype, keep_codes: bool) -> l
                 lists[-1].append(layer)
                 continue
         lists.append([layer])
-    return [Together(some, kind, keep_codes) for (_, kind), lists in found.items() for some in lists]
+    return [FusedLayers(some, kind, keep_codes) for (_, kind), lists in found.items() for some in lists]

@@ -9,8 +9,6 @@ on the same hardware and version (its documentation, "Reproducibility"), and ``V
 it, takes the batch size out of it, too.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -31,11 +29,7 @@ Continue = Callable[[list[list[int]], list[int], int], list[list[int]]]  # promp
 
 
 def encode_prompts(encoder: Encoder, prompts: list[str], wanted: Training) -> list[list[int]]:
-    """Tokens of prompts, cut as the config says.
-
-    Raises:
-        ValueError: a prompt leaves no room for an answer.
-    """
+    """Tokens of prompts, cut as the config says; raises ValueError where a prompt leaves no room for an answer."""
     heads = [encoder.encode(prompt)[: wanted.prompt_tokens] for prompt in prompts]
     if any(len(head) >= wanted.length for head in heads):
         raise ValueError(f"training.length: {wanted.length} tokens are no more than the longest prompt; cut prompts")

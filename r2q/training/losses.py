@@ -22,8 +22,6 @@ the losses of a chunk are compiled: a few passes over logits in the number type 
 float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, get_args
@@ -188,24 +186,16 @@ class _GradientAtOnce(torch.autograd.Function):
 
 def chunked_losses(
     kind: str,
-    hidden: torch.Tensor,
-    head: tuple[torch.Tensor, torch.Tensor | None],
+    hidden: torch.Tensor,  # final hidden states ``[tokens, features]``
+    head: tuple[torch.Tensor, torch.Tensor | None],  # weight ``[vocab, features]`` and bias of the output layer
     teacher_hidden: torch.Tensor | None,
-    teacher_head: Head | None,
-    labels: torch.Tensor,
+    teacher_head: Head | None,  # hidden states -> logits
+    labels: torch.Tensor,  # ``[tokens]``
     gamma: float = 0.5,
     chunk: int = 4096,
-    scale: float = 1.0,
+    scale: float = 1.0,  # factor of the objective
 ) -> Sums:
-    """Sums of :func:`token_losses`, ``chunk`` tokens at a time; gradients flow into ``hidden`` and the head.
-
-    Args:
-        hidden, teacher_hidden: final hidden states ``[tokens, features]``.
-        head: weight ``[vocab, features]`` and bias of the student's output layer.
-        teacher_head: hidden states -> logits.
-        labels: ``[tokens]``.
-        scale: factor of the objective.
-    """
+    """Sums of :func:`token_losses`, ``chunk`` tokens at a time; gradients flow into ``hidden`` and the head."""
     factor = torch.full((), scale, device=hidden.device)
     job = Job(kind, teacher_hidden, teacher_head, labels, gamma, chunk, factor)
     count = labels.shape[0]

@@ -1,8 +1,6 @@
 """Options that every training frame shares; read without torch when a config is checked."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,79 +11,62 @@ Gradient = Literal["identity", "clipped", "through-scales"]
 
 
 class TrainingOptions(QuantizerOptions):
-    """Options of a training frame. Its own file sets the defaults that its paper or code has.
+    """Options of a training frame. Its own file sets the defaults that its paper or code has."""
 
-    Attributes:
-        quantizer, quantizer_options: see :class:`r2q.config.QuantizerOptions`.
-        loss: see r2q/training/losses.py; all are means per token.
-        gradient: how the gradient passes the quantizer; see r2q/training/fake_quant.py.
-        coefficient: cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's
-            code), its mean probability of the label (its paper), or a number.
-        coefficient_batches: training batches that the coefficient is measured on.
-        start: a recipe of the same run and granularity that does not train, to start from; null = none.
-        start_from: what of it. `levels`: latent weights are first clamped to the range of its levels, group by group
-            (with bitdistiller_clip it is BitDistiller's first stage). `weights`: they are that recipe's own weights, as
-            gptq's error feedback or efficientqat_block's training left them just before they were rounded.
-        train: what learns: `all` parameters, or only the latent weights of the quantized `layers`.
-        loss_on: tokens that count: `all`, or those of the `response`; auto = response for supervised data, else all.
-        steps: optimizer steps.
-        batch_rows: rows a step.
-        micro_rows: rows at once, in each process; gradients of a step are accumulated. 0 = all.
-        optimizer: AdamW, or AdamW whose two moments take 8 bits each (torchao's, in blocks of 256; arXiv 2110.02861).
-        learning_rate: the highest one.
-        schedule: after the warmup: constant, linear to 0, or cosine to a twentieth.
-        warmup_steps: steps of linear increase.
-        weight_decay: AdamW's, on everything that is trained.
-        beta2: AdamW's second decay; the first is 0.9.
-        max_gradient_norm: gradients are scaled down to this global norm; null = never.
-        latent: number type of latent weights and optimizer states.
-        compute: number type of the layers' arithmetic, where latent weights are float32, else it is theirs; auto =
-            bfloat16 on a GPU, float32 elsewhere.
-        compiled: compile every decoder block of student and teacher (torch.compile): faster steps, other last digits.
-        deterministic: only kernels that repeat themselves, so that the same training on the same GPU ends with the same
-            bits; slower. On a CPU it always does.
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them, and quantize
-            weights in every pass instead of once a step.
-        keep: the weights that become the result: of the last step, or of the least held-out loss.
-        evaluate_every: steps between held-out losses; the first and the last step always have one.
-        checkpoint_every: steps between checkpoints to resume from; 0 = none.
-        gradients_every: steps between records of the gradient norm of every layer; 0 = none.
-        flips_every: steps between records of the share of codes that flipped in one step; 0 = none.
-        chunk: tokens whose logits are in memory at once.
-    """
-
-    loss: Loss = "forward_kl"
-    gradient: Gradient = "identity"
+    loss: Loss = "forward_kl"  # see r2q/training/losses.py; all are means per token
+    gradient: Gradient = "identity"  # how the gradient passes the quantizer; see r2q/training/fake_quant.py
+    # cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's code), its mean
+    # probability of the label (its paper), or a number
     coefficient: Literal["max_probability", "label_probability"] | float = "max_probability"
-    coefficient_batches: int = Field(default=10, ge=1, le=10**6)
-    start: str | None = None
+    coefficient_batches: int = Field(default=10, ge=1, le=10**6)  # training batches that the coefficient is measured on
+    start: str | None = None  # a recipe of the same run and granularity that does not train, to start from; null = none
+    # what of it. `levels`: latent weights are first clamped to the range of its levels, group by group (with
+    # bitdistiller_clip it is BitDistiller's first stage). `weights`: they are that recipe's own weights, as gptq's
+    # error feedback or efficientqat_block's training left them just before they were rounded
     start_from: Literal["levels", "weights"] = "levels"
+    # what learns: `all` parameters, or only the latent weights of the quantized `layers`
     train: Literal["all", "layers"] = "all"
+    # tokens that count: `all`, or those of the `response`; auto = response for supervised data, else all
     loss_on: Literal["auto", "all", "response"] = "auto"
-    steps: int = Field(default=200, ge=1, le=10**7)
-    batch_rows: int = Field(default=128, ge=1, le=10**6)
+    steps: int = Field(default=200, ge=1, le=10**7)  # optimizer steps
+    batch_rows: int = Field(default=128, ge=1, le=10**6)  # rows a step
+    # rows at once, in each process; gradients of a step are accumulated. 0 = all
     micro_rows: int = Field(default=0, ge=0, le=10**6)
+    # AdamW, or AdamW whose two moments take 8 bits each (torchao's, in blocks of 256; arXiv 2110.02861)
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    learning_rate: float = Field(default=8e-6, gt=0)
+    learning_rate: float = Field(default=8e-6, gt=0)  # the highest one
+    # after the warmup: constant, linear to 0, or cosine to a twentieth
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0, le=10**7)
-    weight_decay: float = Field(default=0.0, ge=0)
-    beta2: float = Field(default=0.999, gt=0, lt=1)
+    warmup_steps: int = Field(default=0, ge=0, le=10**7)  # steps of linear increase
+    weight_decay: float = Field(default=0.0, ge=0)  # AdamW's, on everything that is trained
+    beta2: float = Field(default=0.999, gt=0, lt=1)  # AdamW's second decay; the first is 0.9
+    # gradients are scaled down to this global norm; null = never
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
-    latent: Literal["float32", "bfloat16"] = "float32"
+    latent: Literal["float32", "bfloat16"] = "float32"  # number type of latent weights and optimizer states
+    # number type of the layers' arithmetic, where latent weights are float32, else it is theirs; auto = bfloat16 on a
+    # GPU, float32 elsewhere
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    # compile every decoder block of student and teacher (torch.compile): faster steps, other last digits
     compiled: bool = False
+    # only kernels that repeat themselves, so that the same training on the same GPU ends with the same bits; slower. On
+    # a CPU it always does
     deterministic: bool = False
+    # compute activations again in the backward pass instead of keeping them, and quantize weights in every pass instead
+    # of once a step
     activation_checkpointing: bool = False
+    # the weights that become the result: of the last step, or of the least held-out loss
     keep: Literal["last", "best"] = "last"
+    # steps between held-out losses; the first and the last step always have one
     evaluate_every: int = Field(default=20, ge=1, le=10**7)
-    checkpoint_every: int = Field(default=50, ge=0, le=10**7)
+    checkpoint_every: int = Field(default=50, ge=0, le=10**7)  # steps between checkpoints to resume from; 0 = none
+    # steps between records of the gradient norm of every layer; 0 = none
     gradients_every: int = Field(default=10, ge=0, le=10**7)
+    # steps between records of the share of codes that flipped in one step; 0 = none
     flips_every: int = Field(default=1, ge=0, le=10**7)
-    chunk: int = Field(default=4096, ge=1, le=2**24)
+    chunk: int = Field(default=4096, ge=1, le=2**24)  # tokens whose logits are in memory at once
 
     @model_validator(mode="after")
-    def _check_together(self) -> TrainingOptions:
+    def _check_together(self) -> Self:
         if self.latent == "bfloat16" and self.compute == "float32":
             raise ValueError("compute: float32 needs latent: float32; bfloat16 weights are multiplied as they are")
         if isinstance(self.coefficient, float) and not 0 <= self.coefficient <= 1:

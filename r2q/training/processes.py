@@ -5,8 +5,6 @@ while it computes, so the quantizer always sees whole latent weights, in their o
 straddle two processes. Results differ from those of one process by the order of sums, no more.
 """
 
-from __future__ import annotations
-
 import shutil
 import signal
 from collections.abc import Callable
@@ -27,17 +25,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Group:
-    """One process among those of a run; alone, it has everything and nothing here does anything.
+    """One process among those of a run; alone, it has everything and nothing here does anything."""
 
-    Attributes:
-        rank: of this process; the first one writes and prints.
-        count: of processes.
-        device: where this process computes.
-    """
-
-    rank: int = 0
-    count: int = 1
-    device: torch.device = CPU
+    rank: int = 0  # of this process; the first one writes and prints
+    count: int = 1  # of processes
+    device: torch.device = CPU  # where this process computes
 
     @property
     def first(self) -> bool:

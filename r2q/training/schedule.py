@@ -1,7 +1,5 @@
 """Optimizer, learning rate of a step, number type of the arithmetic."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Starting from what another recipe found: its ranges (BitDistiller's first stage), or the weights that it rounded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from r2q.kept import share
+from r2q.kept import apply_umask
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
 from r2q.quantization.grid import Grid
@@ -23,17 +21,13 @@ LATENT = "latent/weights.safetensors"  # in a packed folder, but no part of the 
 class Start(Protocol):
     """Where the latent weights of a student come from, and its other parameters."""
 
-    others: dict[str, torch.Tensor]
+    others: dict[str, torch.Tensor]  # parameters that are not quantized: a method may have trained norms
 
     def latent(self, quantizer: FakeQuantizer, weight: torch.Tensor) -> torch.Tensor: ...
 
 
 class Ranges:
-    """The levels of a packed folder, for clamping latent weights.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """The levels of a packed folder, for clamping latent weights; raises FileNotFoundError where there is none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,10 +57,7 @@ class Ranges:
 
 
 class Weights:
-    """The weights that a recipe rounded, and its other parameters, from a packed folder with :func:`leave`'s file.
-
-    Attributes:
-        others: parameters that are not quantized (a method may have trained norms).
+    """The weights that a recipe rounded, and its other parameters, from a packed folder that has them beside it.
 
     Raises:
         FileNotFoundError: there is no such folder, or the recipe left no weights there.
@@ -100,14 +91,14 @@ class Weights:
         return self.weights[quantizer.name].to(weight.device, weight.dtype)
 
 
-def leave(folder: Path, latent: dict[str, torch.Tensor]) -> None:
+def write_latent(folder: Path, latent: dict[str, torch.Tensor]) -> None:
     """Write the weights that a method left beside its packed folder."""
     path = folder / LATENT
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     latent = {name: weight.contiguous() for name, weight in latent.items()}
     save_file(latent, scratch, metadata={"sha256": digest_of(latent, LATENT)})
-    share(scratch)
+    apply_umask(scratch)
     scratch.replace(path)
 
 

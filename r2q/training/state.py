@@ -1,7 +1,5 @@
 """States to resume from and records of one training run, written whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping

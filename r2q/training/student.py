@@ -1,7 +1,5 @@
 """The student of a training run, a copy of the model that computes with quantized weights, and its teacher."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +11,7 @@ from torch import nn
 from r2q.models.targets import Target, decoder_blocks
 from r2q.quantization.method import QuantizedWeight, WeightMethod
 from r2q.training.fake_quant import FrozenCodes, Latent, Layer, install
-from r2q.training.fused import Together, batches
+from r2q.training.fused import FusedLayers, batches
 from r2q.training.losses import SplitModel
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, runner, whole
@@ -22,36 +20,22 @@ from r2q.training.start import Start, same_ranks
 
 
 class Student:
-    """A model under training.
-
-    Args:
-        model: the full-precision model; not changed.
-        targets: its layers to quantize.
-        method: the quantizer.
-        options: of the recipe.
-        group: the processes that it is split over, and where it trains.
-        start: where latent weights come from; None: they are the model's.
-        scales_only: only scales learn, whatever the options say.
-
-    Attributes:
-        layers: what is quantized, by target name.
-        split: the model as decoder and head.
-    """
+    """A model under training."""
 
     def __init__(
         self,
-        model: Any,
-        targets: Sequence[Target],
-        method: WeightMethod,
-        options: TrainingOptions,
-        group: Group,
-        start: Start | None = None,
-        scales_only: bool = False,
+        model: Any,  # the full-precision model; not changed
+        targets: Sequence[Target],  # its layers to quantize
+        method: WeightMethod,  # the quantizer
+        options: TrainingOptions,  # of the recipe
+        group: Group,  # the processes that it is split over, and where it trains
+        start: Start | None = None,  # where latent weights come from; None: they are the model's
+        scales_only: bool = False,  # only scales learn, whatever the options say
     ) -> None:
         what = "scales" if scales_only else options.train
         dtype = getattr(torch, options.latent)
         self.model = twin(model).requires_grad_(what == "all")
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, Layer] = {}  # what is quantized, by target name
         self.start, self.device, self.dtype, self._same = start, group.device, dtype, 0
         if start is not None and what == "scales":
             raise ValueError("start: only latent weights have a start, and here only scales are trained")
@@ -80,12 +64,12 @@ class Student:
             install(list(inside.values()))
             self.layers |= inside
             group.shard(part, keep_whole=number < 0)
-        self.together: list[Together] = []
+        self.fused: list[FusedLayers] = []
         # Several processes hold whole weights only while a block runs; where memory is short, so are quantized ones.
         if group.count == 1 and not options.activation_checkpointing:
             learning = [layer for layer in self.layers.values() if isinstance(layer, Latent)]
             arithmetic = compute_dtype(options, group.device.type) if options.latent == "float32" else dtype
-            self.together = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
+            self.fused = batches(learning, arithmetic, keep_codes=options.flips_every > 0)
         self.requantize()
         with autocast(options, group.device.type):
             self.split = SplitModel(self.model, runner(self.model, trains=True))
@@ -96,8 +80,8 @@ class Student:
         Raises:
             ValueError: a weight is not finite or out of range; names the layer.
         """
-        for together in self.together:
-            together.run()
+        for layers in self.fused:
+            layers.run()
 
     def started(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """What a layer trained from, given the full-precision weight."""
@@ -135,8 +119,8 @@ class Student:
 
     def codes(self) -> list[torch.Tensor]:
         """Packed codes of all latent weights as they were last quantized; those of trained scales never change."""
-        if self.together:
-            return [together.packed for together in self.together]
+        if self.fused:
+            return [layers.packed for layers in self.fused]
         return [layer.quantized().packed for layer in self.layers.values() if isinstance(layer, Latent)]
 
     def quantized(self) -> dict[str, QuantizedWeight]:

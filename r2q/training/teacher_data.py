@@ -8,8 +8,6 @@ Prompts are a part of the data: ``tokens[:start]`` of a row is what the model wa
 :func:`draw` gives the texts, held-out rows last.
 """
 
-from __future__ import annotations
-
 import platform
 import random
 from dataclasses import replace

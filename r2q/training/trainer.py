@@ -6,8 +6,6 @@ be written anyway. Everything random depends on the seed and the step alone, so 
 ends with the same bits on the same machine; on a GPU, where sums come in any order, with `deterministic` alone.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from typing import Any
@@ -33,30 +31,16 @@ class Diverged(ArithmeticError):
 
 
 class Trainer:
-    """Trains a student.
-
-    Args:
-        student: the model with its quantized layers.
-        teacher: the full-precision model.
-        options: of the recipe.
-        data: rows, folder.
-        seed: of the data order.
-        group: this process among those of the run; each computes on its share of every batch.
-
-    Attributes:
-        gamma: the confidence coefficient, when the loss has one.
-        rows: records of the steps, see :class:`r2q.records.Step`.
-        kept_step: the step whose weights were kept.
-    """
+    """Trains a student."""
 
     def __init__(
         self,
-        student: Student,
-        teacher: SplitModel,
-        options: TrainingOptions,
-        data: TrainingData,
-        seed: int,
-        group: Group,
+        student: Student,  # the model with its quantized layers
+        teacher: SplitModel,  # the full-precision model
+        options: TrainingOptions,  # of the recipe
+        data: TrainingData,  # rows, folder
+        seed: int,  # of the data order
+        group: Group,  # this process among those of the run; each computes on its share of every batch
     ) -> None:
         self.student, self.teacher, self.options, self.data, self.group = student, teacher, options, data, group
         self.order = Order(len(data.train), options.batch_rows, seed)
@@ -64,10 +48,10 @@ class Trainer:
         self.store = Store(data.folder, data.identity, group)
         self.parameters = student.trained()
         self.optimizer = make_optimizer(options, self.parameters.values(), group.device)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # records of the steps, see :class:`r2q.records.Step`
         self.gradients: list[dict[str, Any]] = []
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
-        self.gamma = math.nan
+        self.gamma = math.nan  # the confidence coefficient, when the loss has one
         self.best: dict[str, Any] = {}  # step and parameters of the least held-out loss, where they are to be kept
         self.known_states = group.device.type == "cpu" and compute_dtype(options, "cpu") == torch.float32
         self.spoken = time.monotonic()

@@ -1,7 +1,5 @@
 """Rows that are done before all of them are: an hour of generation outlives a kill."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -21,13 +19,10 @@ class Unfinished:
     Args:
         path: the file; it lives only as long as rows are missing.
         identity: hash of everything that can move a row.
-
-    Attributes:
-        rows: tokens by number of the row.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.rows = path, dict[int, list[int]]()
+        self.path, self.rows = path, dict[int, list[int]]()  # tokens by number of the row
         header = json.dumps({"identity": identity}) + "\n"
         found = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
         whole = [header]

@@ -1,7 +1,5 @@
 """What the verb ``quantize`` has to know of recipes that train: their data, identity, records and checkpoints."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is recorded of a student's quantized layers while it trains: gradient norms, codes that flip, drift."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Random calibration text for the tiny models, and short settings of the methods that look at it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """AWQ against round to nearest and against searches by brute force in the original model."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """BitDistiller's clipping against a search by brute force, with its quantizer written out."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

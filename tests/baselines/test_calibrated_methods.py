@@ -1,7 +1,5 @@
 """What all methods that look at calibration text have in common, on every kind of model."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

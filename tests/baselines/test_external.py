@@ -1,7 +1,5 @@
 """Checkpoints quantized elsewhere: linked, loaded, sized, compared; and what is said of those that cannot be."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """GPTQ against optimal brain quantization by brute force, the reference's algorithm, and its own lattices."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

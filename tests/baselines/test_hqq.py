@@ -1,7 +1,5 @@
 """HQQ against a literal transcription of its loop, its own objective, and round to nearest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

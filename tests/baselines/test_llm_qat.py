@@ -1,7 +1,5 @@
 """The symmetric rules against literal transcriptions of their formulas, and what they store."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

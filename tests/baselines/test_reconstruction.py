@@ -1,7 +1,5 @@
 """Block reconstruction: OmniQuant's clipping and EfficientQAT's block phase."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Round to nearest against a loop over single weights, and its range search against brute force."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

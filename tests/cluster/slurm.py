@@ -3,8 +3,6 @@
 Nothing of the machine's own configuration is read or written, and all daemons end with the block.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -14,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 MISSING = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
@@ -75,7 +74,7 @@ class Cluster:
         self.conf.write_text(CONF.format(folder=folder, **settings))
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         try:
             self._start_all()
         except BaseException:

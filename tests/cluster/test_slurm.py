@@ -4,8 +4,6 @@ Run by `make test-cluster` alone: it needs root, SLURM's programs (Debian: slurm
 ten minutes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

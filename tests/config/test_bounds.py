@@ -1,7 +1,5 @@
 """Numbers and relations that no run could mean are refused with their key, before any work."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configs: every slip is found, with the key, the file and the nearest valid key; nothing heavy is imported."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

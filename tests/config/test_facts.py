@@ -1,7 +1,5 @@
 """What a recipe is follows from what it asks for: renaming all recipes changes nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from typing import Any

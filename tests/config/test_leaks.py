@@ -1,7 +1,5 @@
 """Text that is evaluated is neither calibrated on nor trained on, however it is spelled."""
 
-from __future__ import annotations
-
 import gzip
 import lzma
 import os

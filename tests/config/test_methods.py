@@ -1,7 +1,5 @@
 """What the config knows of a method is what its class says, whoever wrote it; the shipped ones cost no torch."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import re

@@ -1,7 +1,5 @@
 """A file that is no config is refused in one sentence, whatever is in it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -84,7 +82,6 @@ def test_the_own_entry_says_it_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_check_of_configs_wants_one_and_looks_at_all(tmp_path: Path) -> None:
-    """Asked about none it had said that all is well; of two wrong ones it had named the first."""
     files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     for given, wanted in (([], "no config is given"), (files, "two.yaml: cannot be read")):
         asked = [sys.executable, "-m", "r2q.config", *map(str, given)]

@@ -1,7 +1,5 @@
 """The adapter against lm-eval's own model class, against brute force, and against itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What an evaluation cannot do with a model is one sentence before anything is quantized."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

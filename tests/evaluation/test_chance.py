@@ -1,7 +1,5 @@
 """Chance level and majority rate against items counted by hand, and standard errors against closed forms."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

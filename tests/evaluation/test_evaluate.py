@@ -1,7 +1,5 @@
 """The verb end to end on tiny models: records, kept results, failures, and lm-eval's own command line."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -1,7 +1,5 @@
 """The distance to full precision against brute force in float64, a case by hand, and its refusals."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

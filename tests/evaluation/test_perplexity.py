@@ -1,7 +1,5 @@
 """Token perplexity against a slow loop, against lm-eval's word perplexity, and its refusals."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import statistics

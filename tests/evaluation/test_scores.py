@@ -1,7 +1,5 @@
 """Rows of a group, the choice of what stands in the table, and values that are no numbers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

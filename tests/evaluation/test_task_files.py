@@ -1,7 +1,5 @@
 """Finding task files by name, in lm-eval and in folders of the user's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

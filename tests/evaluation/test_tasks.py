@@ -1,7 +1,5 @@
 """Checking and loading tasks: lm-eval's own definitions over local files, no stale data, nothing shared but work."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

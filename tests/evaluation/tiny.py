@@ -1,7 +1,5 @@
 """Tiny random models, hand-made tasks and configs for the tests of evaluation."""
 
-from __future__ import annotations
-
 import json
 import lzma
 from pathlib import Path

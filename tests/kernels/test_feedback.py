@@ -1,7 +1,5 @@
 """Rules for columns against the lattices that they stand for, and the kernel against its twin."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Kernels of packed weights and their twins against float64, on ragged shapes, in Triton's interpreter on a CPU."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

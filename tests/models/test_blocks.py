@@ -1,7 +1,5 @@
 """The walk through blocks against ordinary forward passes of the whole model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Calibration tokens: the reference's slicing, held-out windows apart, files that cannot be mistaken."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

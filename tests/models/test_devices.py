@@ -1,7 +1,5 @@
 """Processes share GPUs evenly: by lock files, so that a killed one leaves nothing behind."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """GPTQ checkpoints out of packed folders, read back by the format's definition and not by our code."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

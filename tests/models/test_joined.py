@@ -1,7 +1,5 @@
 """Layers with one input in one product: the same numbers, tensors and files; through torch.compile, too."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

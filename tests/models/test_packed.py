@@ -1,7 +1,5 @@
 """Packed folders: loaded bit for bit by transformers and by our loader, and refused when they are not whole."""
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path
@@ -302,7 +300,6 @@ def test_dense_layers_that_compute_something_else_are_refused(packed: Path, monk
 
 
 def test_what_several_layers_share_stays_as_it_is(tmp_path: Path) -> None:
-    """One of the layers had been packed, the others computed with the weight as it was, and the folder did not load."""
     kinds = ["mamba"] * 7 + ["hybrid"] * 2
     small = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": len(kinds)}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_headdim": 32}

@@ -1,7 +1,5 @@
 """The verb ``quantize``: reports, kept units, failures that are rows, memory."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -277,7 +275,6 @@ def test_a_fault_in_a_method_is_a_row_and_its_traceback_is_printed(
 def test_what_a_method_makes_of_what_is_not_there_is_a_row_to_be_tried_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """It had ended the run, and every one after it."""
     monkeypatch.syspath_prepend(tmp_path)
     faulty(run, tmp_path, fault)
     for recipe in ("one-g32", "whole-g32"):
@@ -383,7 +380,7 @@ def test_a_checksum_tells_any_change_and_no_place(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8])
 @pytest.mark.parametrize("shape", [(64, 64), (256, 640), (5, 3)])
 def test_a_checksum_tells_values_that_only_moved(dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    """Sorted rows and columns, as of error feedback in an order of its own, had been the same sum."""
+    """Such as rows and columns in another order."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(9).to(dtype)
     bits = weight.view(torch.int8)
     swapped = bits.clone()

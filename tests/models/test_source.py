@@ -1,7 +1,5 @@
 """Models out of GGUF files, here and in packages. The files and the wheels are written in the test."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

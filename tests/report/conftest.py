@@ -1,7 +1,5 @@
 """Hand-made runs: unit folders with the JSON that quantize and evaluate write."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run with as many recipes as a study has, and names as long: 72, half of them trained with three seeds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

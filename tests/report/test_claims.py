@@ -1,7 +1,5 @@
 """Claims held against numbers that were worked out by hand: intervals, verdicts, and the page."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """collect: a tidy row per number, in the config's order, with a provenance that can be looked up."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

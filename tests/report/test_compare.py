@@ -1,7 +1,5 @@
 """compare: only what measures the same thing, exact and paired tests, exit statuses, what else differed."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -132,7 +130,7 @@ def made(name, rows):
 
 
 def test_an_interval_of_perplexities_is_that_of_resampled_windows():
-    """21 and 1100: the error is nearly all the larger one's; by the root of both it had been a seventh of that."""
+    """21 and 1100: the error is nearly all the larger one's."""
     random = np.random.default_rng(0)
     losses = {"a": random.normal(3.0, 0.3, 150), "b": random.normal(7.0, 0.3, 150)}
     sides = []
@@ -156,7 +154,7 @@ def test_means_are_over_the_seeds_that_both_have():
 
 
 def test_what_is_worse_stands_before_what_is_better():
-    """Twelve lines are shown; what got better, however surely, had come first."""
+    """Twelve lines are shown."""
     a = made("a", [("r", 0, f"task {i}", 1.0, 0.01) for i in range(15)])
     losses = [1.5, 2.0] + [0.5] * 13  # a little worse, much worse, better
     b = made("b", [("r", 0, f"task {i}", value, 0.1 if value > 1 else 0.01) for i, value in enumerate(losses)])
@@ -190,7 +188,7 @@ def test_every_format_has_every_comparison(two, tmp_path, format):
 
 
 def test_counts_of_items_are_whole_numbers(two, capsys):
-    """Also where a number is of one run only: all of them had become 400.0."""
+    """Also where a number is of one run only."""
     two[1].fail("mini-llama", "rtn-g64", "weights are not finite")
     compare(*gathered(two), format="csv")
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))

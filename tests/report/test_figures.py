@@ -1,7 +1,5 @@
 """Figures: drawn from their CSV and nothing else, with the same bytes every time."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil
@@ -162,7 +160,6 @@ def test_seeds_are_averaged(run):
     ],
 )
 def test_a_recipe_at_chance_is_not_on_the_front(run, values, front):
-    """The smallest file had been on it whatever its answers, and named as one that nothing beats."""
     collect(run.config_path, run.results)
     changed = Run(run.results)
     scores = changed.scores[changed.scores["model"] == "mini-llama"].assign(chance=0.25, majority=0.35)
@@ -214,7 +211,7 @@ def test_a_model_with_controls_alone_has_no_panel(make_run, tmp_path):
 
 @pytest.mark.parametrize("common", [[], ["full-precision"]])
 def test_models_without_a_common_recipe_have_no_mean(make_run, tmp_path, common):
-    """Of none but full precision neither, which competes with nobody: both had ended the run."""
+    """Of none but full precision neither, which competes with nobody."""
     run = make_run(models=("mini-llama", "mini-opt"))
     for model, recipe in (("mini-llama", "r2q-g64"), ("mini-opt", "rtn-g64")):
         run.config["models"][model]["recipes"] = [*common, recipe]
@@ -289,7 +286,6 @@ def test_running_medians_and_ranges_over_seeds(results, tmp_path):
 
 
 def test_a_running_median_is_over_a_tenth_of_the_trainings_own_steps():
-    """Beside one of 100 steps, one of 10 had been drawn as a single number."""
     unit = {"model": "m", "granularity": "g64", "quantizer": "r2q", "seed": 0, "gradient_norm": 1.0}
     steps = [unit | {"frame": f"f, {n} steps", "recipe": f"r{n}", "step": i, "loss": float((i % 10) ** 2)}
              for n in (10, 100) for i in range(1, n + 1)]  # fmt: skip
@@ -448,7 +444,7 @@ def test_names_are_moved_apart_in_their_order():
 
 @pytest.mark.parametrize("name", ["frontier-bytes", "granularity"])
 def test_every_method_of_somebody_elses_has_a_mark(large, tmp_path, name):
-    """Whichever of the spare ones its name leads to; signs such as $+$ had stopped the run at its first figure."""
+    """Whichever of the spare ones its name leads to."""
     names = {quantizer_mark(f"method{i}").marker: f"method{i}" for i in range(60)}
     assert len(names) == 6
     run = Run(large)
@@ -480,7 +476,6 @@ def test_trainings_alike_in_all_but_a_learning_rate_are_two_lines(large, tmp_pat
 
 @pytest.mark.parametrize("name", ["frontier-bytes", "tasks-LONG", "layer_errors-LONG"])
 def test_long_names_leave_room_for_what_is_drawn(run, name):
-    """They took all of it: the map had no width, and titles ended beyond the figure."""
     model, recipe = "a-model-with-a-long-name-of-many-words", "-".join(["a-very-long-name-of-a-recipe"] * 3) + "-"
     module, variant = find(name.replace("LONG", "mini-opt"))
     collect(run.config_path, run.results)

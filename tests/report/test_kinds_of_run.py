@@ -1,7 +1,5 @@
 """Tables, every figure and the page of runs that measure little, or of which little went well."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

@@ -1,7 +1,5 @@
 """The data of the lattice figure comes out of real packed files and is what the method's formula says."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

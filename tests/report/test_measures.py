@@ -1,7 +1,5 @@
 """Numbers of trained units, worked out by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The page: every number is one of a raw JSON; it sorts, filters and opens in a browser, and says so without script."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

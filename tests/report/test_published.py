@@ -1,7 +1,5 @@
 """Published numbers: the files are consistent, ours stand beside them, and wrong full precision stops a run."""
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from decimal import Decimal
@@ -90,14 +88,8 @@ def test_an_average_is_that_of_its_tasks() -> None:
 def llama(tmp_path: Path, ppl: float, model: str = "meta-llama/Llama-2-7b-hf", **text: Any) -> Run:
     """A collected run of one model whose full precision has this perplexity, and round to nearest 400 at g64."""
     wiki = {"path": "Salesforce/wikitext:wikitext-2-raw-v1:test", "window": 2048} | text
-    recipes = {
-        "full-precision": {"method": "full_precision"},
-        "r2q-g64": {"method": "r2q", "granularity": "g64"},
-        "rtn-g64": {"method": "rtn", "granularity": "g64"},
-        "random-codes-g64": {"method": "random_codes", "granularity": "g64"},
-    }
     made = Run(
-        tmp_path, ("m",), {"m": {"path": model}}, recipes=recipes, perplexity={"wiki": wiki},
+        tmp_path, ("m",), {"m": {"path": model}}, perplexity={"wiki": wiki},
         tasks={"piqa": None, "winogrande": {"items": 100}},
     )  # fmt: skip
     lower = {"higher_is_better": False, "chance": None, "majority": None, "n": 166, "stderr": 0.03}

@@ -1,7 +1,5 @@
 """The README's table of results, against the committed numbers that it is of."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

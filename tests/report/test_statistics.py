@@ -1,7 +1,5 @@
 """Intervals and tests against closed forms, tables and brute force."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 

@@ -1,7 +1,5 @@
 """The committed study without its drift.csv: which of its claims its other files give again, as its README says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

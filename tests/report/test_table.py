@@ -1,7 +1,5 @@
 """The main table: which rows, in which order, what is marked, in three formats."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import re
@@ -302,7 +300,6 @@ def test_files_in_the_order_of_their_size(run, tmp_path):
 
 
 def test_a_recipe_whose_first_seed_failed_has_a_size(make_run, tmp_path):
-    """It had been missing from the table by file size and the frontier, and had no bits in that of costs."""
     run = make_run(models=("mini-llama",), seeds=[0, 1])
     run.unit("mini-llama", "random-codes-g64", seed=1)
     run.fail("mini-llama", "random-codes-g64", "weights are not finite")
@@ -324,7 +321,7 @@ def sized(tmp_path, rows):
 
 
 def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
-    """Whatever their order: every row had been marked that was better than those above it."""
+    """Whatever their order."""
     values = [("awq", 2.0, 0.5, {}), ("gptq", 2.0, 0.6, {}), ("hqq", 2.0, 0.8, {}), ("r2q", 2.5, 0.8, {})]
     sheet = sized(tmp_path, values)
     assert [row[1] for row in sheet.body] == ["awq", "gptq", "hqq", "r2q"]  # of one size: as in the config
@@ -333,7 +330,6 @@ def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
 
 @pytest.mark.parametrize(("value", "majority", "marked"), [(0.27, 0.25, True), (0.6, 0.62, True), (0.65, 0.62, False)])
 def test_an_average_is_at_chance_by_the_rule_of_the_main_table(tmp_path, value, majority, marked):
-    """Its interval had to hold chance itself, however often the same answer is right; and it could be best."""
     sheet = sized(
         tmp_path, [("rtn", 2.0, value, {"majority": majority}), ("r2q", 2.5, value - 0.1, {"majority": majority})]
     )
@@ -343,7 +339,6 @@ def test_an_average_is_at_chance_by_the_rule_of_the_main_table(tmp_path, value, 
 
 
 def test_intervals_have_the_digits_of_their_number(tmp_path):
-    """13 (12.7, 13.3) and 1.04 (1, 1.09) had lost their zeros."""
     kl = PPL | {"metric": "kl", "stderr": 0.15}
     sheet = sized(tmp_path, [("rtn", 2.0, 0.9, {}), ("r2q", 2.5, 13.0, kl)])
     assert sheet.body[1][4].text == "13.00 (12.71, 13.29)"

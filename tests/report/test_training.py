@@ -1,7 +1,5 @@
 """Gathered records of training and their figures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Hand-made runs of models that trained: every number of R2Q is half of round to nearest's."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

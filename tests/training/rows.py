@@ -1,7 +1,5 @@
 """Random rows of tokens to train tiny models on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A tiny model with prompts to continue, and the verb ``teacher-data`` run on it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """AdamW with moments of 8 bits, where torchao is installed (it is in the extra `gpu`, not in the lock)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The quantizer's numbers in training, and the gradients that pass it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from typing import Any

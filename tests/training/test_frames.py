@@ -1,7 +1,5 @@
 """Every frame with every quantizer on every architecture; what comes out is what was trained."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The full-precision model's own text: prompts of all lengths at once, runs that are killed, vLLM in its place."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

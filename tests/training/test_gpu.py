@@ -1,7 +1,5 @@
 """On a GPU: the compiled quantizer's numbers, training with it, blocks compiled as a whole, two GPUs as one."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import replace
 from pathlib import Path

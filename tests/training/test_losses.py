@@ -1,7 +1,5 @@
 """Losses against direct sums, and in chunks against the whole."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

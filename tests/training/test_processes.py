@@ -1,7 +1,5 @@
 """Two processes, each with half of the rows and half of every parameter, train as one does."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

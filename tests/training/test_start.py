@@ -1,7 +1,5 @@
 """Training that starts from the weights that another recipe rounded."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from r2q.quantize import quantize
 from r2q.training.fake_quant import FakeQuantizer
-from r2q.training.start import LATENT, Ranges, Weights, leave
+from r2q.training.start import LATENT, Ranges, Weights, write_latent
 from r2q.training.teacher_data import teacher_data
 from tests.baselines.calibrated import SHORT, text
 from tests.configs import config_of
@@ -40,7 +38,7 @@ def packed(folder: Path, method: str, **options: Any) -> dict[str, torch.Tensor]
     recipe = Recipe(method, method, "g32", options=SHORT.get(method, {}) | options)
     apply(make_method(recipe), model, list_targets(model), CPU, text(), latent=latent)
     save(model, None, folder / "packed", {})
-    leave(folder / "packed", latent)
+    write_latent(folder / "packed", latent)
     return latent
 
 

@@ -1,7 +1,5 @@
 """Rows that recipes train on: where they come from, and that they are the same again."""
 
-from __future__ import annotations
-
 import json
 import lzma
 from pathlib import Path

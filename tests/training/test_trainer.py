@@ -1,7 +1,5 @@
 """Killed and started again; losses that are not finite; the order of rows; checkpoints of something else."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil
@@ -278,7 +276,7 @@ def test_what_counts_in_a_row() -> None:
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_a_full_disk_is_said_where_a_state_is_written(tmp_path: Path, size: int) -> None:
-    """Torch says "unexpected pos 704 vs 598"; of another process that had been a fault of the method, for good."""
+    """Torch says "unexpected pos 704 vs 598"."""
     (tmp_path / ".checkpoint-4-0.pt.writing").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint-4-0\.pt\.writing'"):
         Store(tmp_path, "x").save("checkpoint", {"step": 4, "weights": torch.zeros(size)})

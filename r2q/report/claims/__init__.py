@@ -17,8 +17,6 @@ Ratios are means of logarithms: 0.8 says a fifth less than the other quantizer. 
 number, because it diverged or failed, is left out of the difference and named under `missing`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

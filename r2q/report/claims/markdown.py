@@ -1,7 +1,5 @@
 """claims.md: verdicts over all models first, then what became of the start, single models, units without numbers."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -48,25 +46,15 @@ neither interval nor verdict."""
 
 
 def page(
-    run: str,
-    subject: str,
-    rival: str,
-    rows: Sequence[Row],
-    trained: int,
-    unfinished: Mapping[Name, str],
-    twice: Sequence[str],
+    run: str,  # its name
+    subject: str,  # label of the quantizer that the claims are about
+    rival: str,  # whom it is compared with first
+    rows: Sequence[Row],  # what `judge` found
+    trained: int,  # number of units that trained or should have
+    unfinished: Mapping[Name, str],  # units without numbers, and why
+    twice: Sequence[str],  # recipes that are not compared: an earlier one has the same frame, quantizer, granularity
 ) -> str:
-    """The whole page.
-
-    Args:
-        run: its name.
-        subject: label of the quantizer that the claims are about.
-        rival: whom it is compared with first.
-        rows: what `judge` found.
-        trained: number of units that trained or should have.
-        unfinished: units without numbers, and why.
-        twice: recipes that are not compared, because an earlier one has the same frame, quantizer and granularity.
-    """
+    """The whole page."""
     every = _overall([row for row in rows if row["pairing"] == "granularity"])
     paper = [row for row in every if row["other"] == rival and row["claim"] not in (STARTS, ENDS, GAINS)]
     by_size = _overall([row for row in rows if row["pairing"] == "bits"])

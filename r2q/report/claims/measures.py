@@ -1,7 +1,5 @@
 """What claims about training are about: one number a trained unit and measure, NaN where a unit has none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

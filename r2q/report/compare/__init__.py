@@ -6,8 +6,6 @@ exactly, item by item where the runs kept what each item gave (`r2q.report.items
 number of comparisons (Holm). A mean over seeds is compared by Student's t over the seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,21 +17,14 @@ SAME, DIFFERS, NOT_COMPARABLE = 0, 1, 3  # exit status, as `diff` has it; 2 is a
 
 
 def compare(
-    a: str | Path,
-    b: str | Path | None = None,
-    recipes: Sequence[str] = (),
-    format: str = "text",
-    out: str | Path | None = None,
-    fail_on_regression: bool = False,
+    a: str | Path,  # a scores.csv, or the folder of a run
+    b: str | Path | None = None,  # another one
+    recipes: Sequence[str] = (),  # with `a` alone: two recipes of that run; means over their common seeds
+    format: str = "text",  # text shows what differs; the others have every comparison
+    out: str | Path | None = None,  # a file in place of the terminal
+    fail_on_regression: bool = False,  # only a significantly worse `b` counts in the exit status
 ) -> int:
     """Compare two runs, or with `recipes` two recipes of one run; print the result or write it to `out`.
-
-    Args:
-        a, b: a scores.csv, or the folder of a run.
-        recipes: with `a` alone: two recipes of that run; means over their common seeds.
-        format: text shows what differs; the others have every comparison.
-        out: a file in place of the terminal.
-        fail_on_regression: only a significantly worse `b` counts as a difference in the exit status.
 
     Returns:
         0 where nothing differs by more than noise, 1 where something does, 3 where nothing does but some numbers could

@@ -1,7 +1,5 @@
 """How a comparison is written: what differs on the terminal, every number in the other formats."""
 
-from __future__ import annotations
-
 import html
 import json
 import math

@@ -1,7 +1,5 @@
 """The numbers of two sides one beside the other: may they be compared, and is their difference more than noise?"""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,36 +20,27 @@ EQUAL, BETTER, WORSE, NOISE, APART = "equal", "better", "worse", "no difference 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One number of `a` beside one of `b`.
-
-    Attributes:
-        seed: the seed, or how many seeds the means are over.
-        difference: b - a. low, high: its 95 % interval.
-        p, p_holm: two-sided, and corrected for all comparisons of the table.
-        test: how p was found; `paired` where item by item, or seed by seed.
-        verdict: of b against a: equal, better, worse, no difference found, or not comparable.
-        reason: why not comparable.
-    """
+    """One number of `a` beside one of `b`."""
 
     model: str
     recipe_a: str
     recipe_b: str
-    seed: str
+    seed: str  # the seed, or how many seeds the means are over
     task: str
     metric: str
     value_a: float | None
     value_b: float | None
-    difference: float | None = None
-    low: float | None = None
+    difference: float | None = None  # b - a
+    low: float | None = None  # of its 95 % interval
     high: float | None = None
-    p: float | None = None
-    p_holm: float | None = None
-    test: str = ""
-    paired: bool = False
+    p: float | None = None  # two-sided
+    p_holm: float | None = None  # corrected for all comparisons of the table
+    test: str = ""  # how p was found
+    paired: bool = False  # item by item, or seed by seed
     n_a: int | None
     n_b: int | None
-    verdict: str = ""
-    reason: str = ""
+    verdict: str = ""  # of b against a: equal, better, worse, no difference found, or not comparable
+    reason: str = ""  # why not comparable
 
 
 @dataclass(frozen=True)

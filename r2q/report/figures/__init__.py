@@ -11,8 +11,6 @@ A module has a docstring that says what is to be seen, and
 Adding a figure is adding such a module, and a line to what a run draws and from which CSV files (`Plan.drawn`).
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from pathlib import Path

@@ -3,8 +3,6 @@
 A line per quantizer, a point per decoder block; an output head, which is in none, is not drawn.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -4,8 +4,6 @@ A recipe on the front has no rival that is both no larger and no worse. Full pre
 not compete.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise, product
 from typing import Any

@@ -1,7 +1,5 @@
 """What coarser groups cost: average accuracy by granularity, and the points lost from the finest to the coarsest."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

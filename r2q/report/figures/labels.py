@@ -1,7 +1,5 @@
 """Names in figures, where there is room for them: none covers a mark or another name."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

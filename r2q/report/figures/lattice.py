@@ -1,7 +1,5 @@
 """The lattice figure: where each method puts every weight of one real group, and how many land on each level."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

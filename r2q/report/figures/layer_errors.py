@@ -3,8 +3,6 @@
 The two are not the same: error feedback raises the first to lower the second.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import groupby
 

@@ -1,7 +1,5 @@
 """How R2Q adds up: a row's weights, the first sign with its scale, the residual, the second sign, and their sum."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

@@ -5,8 +5,6 @@ Okabe and Ito, told apart by the colour-blind, then of Tol; the marker tells qua
 the same bytes on every run with the same library versions: no dates, fixed ids, the fonts that come with matplotlib.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping

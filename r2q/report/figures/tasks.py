@@ -1,7 +1,5 @@
 """Every recipe on every task: how much of the way from chance to full precision is left."""
 
-from __future__ import annotations
-
 import math
 
 import matplotlib as mpl

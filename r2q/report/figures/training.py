@@ -3,8 +3,6 @@
 Single steps are noisy: they are drawn pale, and over them their running median, which is what can be compared.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

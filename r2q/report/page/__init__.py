@@ -5,8 +5,6 @@ to the unit it is of, and each unit says which recipe, options and hashes it has
 command makes it again. Sorting is tablesort (vendor/, MIT).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The tables of a run: every one as CSV, Markdown and LaTeX, and the main one on the terminal."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

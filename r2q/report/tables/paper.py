@@ -5,8 +5,6 @@ standard error above chance or the majority rate. ±: standard error over items,
 there are several.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

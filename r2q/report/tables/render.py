@@ -1,7 +1,5 @@
 """How numbers of the main table are printed, and the table as plain text for the terminal."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """A table as data, and its three files: CSV for programs, Markdown for reading, LaTeX (booktabs) for papers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,38 +21,25 @@ HEADING = 9  # letters of a line of a column's name
 
 @dataclass(frozen=True)
 class Entry:
-    """One field: what is printed, and the number behind it.
+    """One field: what is printed, and the number behind it."""
 
-    Attributes:
-        text: as printed; spread: what follows ±, without it.
-        value: the number, None for a text.
-        bold: best among its rivals. grey: no better than chance.
-    """
-
-    text: str
-    spread: str = ""
-    value: float | None = None
-    bold: bool = False
-    grey: bool = False
+    text: str  # as printed
+    spread: str = ""  # what follows ±, without it
+    value: float | None = None  # the number, None for a text
+    bold: bool = False  # best among its rivals
+    grey: bool = False  # no better than chance
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table.
+    """A table."""
 
-    Attributes:
-        name: of its files.
-        title, notes: what stands above it, and what its columns and marks mean, a sentence each.
-        head: a name per column. body: rows; entries or plain texts.
-        left: columns of texts.
-    """
-
-    name: str
+    name: str  # of its files
     title: str
-    head: list[str]
-    body: list[list[Entry | str]]
-    notes: list[str] = field(default_factory=list)
-    left: tuple[int, ...] = (0,)
+    head: list[str]  # a name per column
+    body: list[list[Entry | str]]  # rows
+    notes: list[str] = field(default_factory=list)  # what its columns and marks mean, a sentence each
+    left: tuple[int, ...] = (0,)  # columns of texts
 
 
 def write(sheet: Sheet, folder: str | Path) -> None:

@@ -3,8 +3,6 @@
 `summarize(scores)` decides; `r2q.report.tables.render` only writes it down.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,16 +21,13 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Column:
-    """One (task, metric); the average has no metric.
-
-    `percent`: an accuracy, shown times 100 and averaged. `n`: least and most items.
-    """
+    """One (task, metric); the average has no metric."""
 
     task: str
     metric: str
     higher_is_better: bool
-    percent: bool
-    n: tuple[int, int] | None = None
+    percent: bool  # an accuracy, shown times 100 and averaged
+    n: tuple[int, int] | None = None  # least and most items
 
     @property
     def name(self) -> str:
@@ -63,15 +58,15 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """`recipe` is "chance", "majority" or a recipe's name; `failures` say what is not there."""
+    """A line of a block."""
 
-    recipe: str
+    recipe: str  # "chance", "majority" or a recipe's name
     method: str = ""
     control: bool = False
     bits: float | None = None
     file_bytes: float | None = None
     seeds: int = 0  # that have values
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[Failure, ...] = ()  # what is not there
     cells: tuple[Cell, ...] = ()
 
     @property
