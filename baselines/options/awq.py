@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from baselines.options._calibrated import GroupedOptions
@@ -18,6 +20,7 @@ class Options(GroupedOptions):
         tokens: inputs that ranges are judged by.
     """
 
+    counts_with: ClassVar = dict.fromkeys(("clip_steps", "clip_grid", "tokens"), ("clip", True))
     exponents: int = Field(default=20, ge=1, le=1000)
     clip: bool = True
     clip_steps: int = Field(default=10, ge=1, le=1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from r2q.config import QuantizerOptions
 
@@ -26,3 +26,11 @@ class Options(QuantizerOptions):
     static_groups: bool = False
     true_sequential: bool = False
     compat: Literal["none", "reference"] = "none"
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Options:
+        if self.compat == "reference" and self.act_order and not self.static_groups:
+            raise ValueError(
+                "compat: act_order without static_groups, where the repository groups inputs as ordered, is not made"
+            )
+        return self

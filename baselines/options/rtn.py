@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ class Options(MethodOptions):
         smallest: the smallest factor tried.
     """
 
+    counts_with: ClassVar = {"steps": ("clip", "mse"), "smallest": ("clip", "mse")}
     clip: Literal["none", "mse"] = "none"
     steps: int = Field(default=81, ge=2, le=1000)
     smallest: float = Field(default=0.2, gt=0, lt=1)

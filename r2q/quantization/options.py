@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ class Options(MethodOptions):
         rounds: refits of ``alternating``; 15 is LUT-GEMM's default.
     """
 
+    counts_with: ClassVar = {"rounds": ("refine", "alternating")}
     refine: Literal["none", "refit", "alternating", "optimal"] = "none"
     rounds: int = Field(default=15, ge=1, le=1000)
 
