@@ -13,6 +13,7 @@ from r2q.quantization.grid import AffineGrid, BinaryGrid, CodebookGrid, Grid
 from r2q.quantization.method import WeightMethod
 from r2q.quantization.residual import R2Q
 
+PROBED = 16  # weights of a group that are coded one by one as well, before the work
 BLOCK = 128  # columns after which the rest of the weight is brought up to date
 LADDER = (0.01, 0.03, 0.1, 0.3, 1.0)  # damping, as a share of the mean diagonal
 
@@ -163,7 +164,7 @@ def quantize_rows(
     grid = None
     if whole or static or factor.order is not None:
         groups = weight.reshape(1, 1, -1) if size is None else weight.reshape(len(weight), -1, size)
-        grid = lattice.fit_groups(groups.float())
+        grid = _fit(lattice, groups)
     group_of = torch.arange(width, device=weight.device) // (size or width)
     if factor.order is not None:
         weight, group_of = weight[:, factor.order], group_of[factor.order]
@@ -186,7 +187,7 @@ def quantize_rows(
                 if dynamic:
                     if start % dynamic == 0:
                         source = rest[start : start + dynamic] if stale or start == begin else block[at]
-                        fitted.append(lattice.fit_groups(source.t().unsqueeze(1).float().contiguous()))
+                        fitted.append(_fit(lattice, source.t().unsqueeze(1).contiguous(), not fitted))
                         rule = _rule(lattice, fitted[-1])
                     local = torch.zeros_like(local)
                 codes[start:stop], errors[at] = _feed(block[at], factor.upper[start:stop, start:stop], rule, local)
@@ -209,6 +210,27 @@ def quantize_rows(
 
 def _rule(lattice: WeightMethod, grid: Grid) -> Any:
     return columns_of(lattice, grid) or Asked(lattice, grid)
+
+
+def _fit(lattice: WeightMethod, values: torch.Tensor, first: bool = True) -> Grid:
+    """Levels for ``values [rows, groups, n]``; at the ``first`` ones, whether single weights get the codes of a group.
+
+    Raises:
+        ValueError: the lattice codes the weights of a group together: column by column it would be another one.
+    """
+    grid = lattice.fit_groups(values.float())
+    if not first or type(lattice).begin is not WeightMethod.begin or columns_of(lattice, grid) is not None:
+        return grid  # random codes are others each time
+    some, levels, cause = values[:, :1, :PROBED].float(), part_of(grid, 0), None
+    together = lattice.encode_groups(some, levels)
+    try:
+        same = torch.equal(torch.cat([lattice.encode_groups(x, levels) for x in some.split(1, -1)], -1), together)
+    except Exception as error:
+        same, cause = False, error
+    if not same:
+        name = lattice.recipe.method
+        raise ValueError(f"{name} codes the weights of a group together, and error feedback one by one") from cause
+    return grid
 
 
 def _feed(values: torch.Tensor, factor: torch.Tensor, rule: Any, groups: torch.Tensor) -> Any:

@@ -16,7 +16,9 @@ Two differences. The repository stops for the whole matrix at once and keeps the
 here each group stops for itself and keeps its best one, so that no group's error rises (before the zero point is
 rounded to 16 bits) and none depends on its neighbours. Groups run along in_features (the repository's ``axis=1``, what
 fast kernels need; its ``axis=0`` is better at two bits). Its optional quantization of scales and zero points is left
-out: each takes 16 bits, 2 + 32/g bits a weight in all.
+out: each takes 16 bits, 2 + 32/g bits a weight in all. At four bits its default starts from a rounded zero point, and
+whole tensors it only rounds; here neither is an exception. Where all weights of a group are nearly the same and large,
+the step grows until the zero point fits into 16 bits (there it becomes 1).
 """
 
 import torch
@@ -25,7 +27,8 @@ from baselines.options.hqq import Options
 from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import WeightMethod
 
-LEAST_STEP = 1 / 2e4  # keeps the zero point of a nearly constant group within 16 bits
+LEAST_STEP = 1 / 2e4  # of a nearly constant group
+LARGEST_ZERO = 65000  # and its zero point, with room for the steps, within 16 bits
 
 
 def shrink(x: torch.Tensor, p: float, beta: float) -> torch.Tensor:
@@ -41,7 +44,8 @@ class HQQ(WeightMethod):
 
     def fit_groups(self, values: torch.Tensor) -> AffineGrid:
         low, high = values.amin(-1), values.amax(-1)
-        scale = stored(((high - low) / (2**self.recipe.bits - 1)).clamp_min(LEAST_STEP))
+        step = torch.maximum((high - low) / (2**self.recipe.bits - 1), torch.maximum(high, -low) / LARGEST_ZERO)
+        scale = stored(step.clamp_min(LEAST_STEP))
         path = self.refine(values, scale.float(), -low / scale.float())
         return AffineGrid(scale, stored(path[-1]), self.recipe.bits)
 

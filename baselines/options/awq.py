@@ -1,6 +1,6 @@
 """Options of `baselines/awq.py`."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from baselines.options._calibrated import GroupedOptions
 class Options(GroupedOptions):
     """Options of AWQ."""
 
+    counts_with: ClassVar = dict.fromkeys(("clip_steps", "clip_grid", "tokens"), ("clip", True))
     # how many r are tried, evenly spaced from 0, below 1; 1 tries r = 0 alone: no scales
     exponents: int = Field(default=20, ge=1, le=1000)
     clip: bool = True  # whether ranges are searched

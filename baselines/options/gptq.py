@@ -1,8 +1,8 @@
 """Options of `baselines/gptq.py`."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from r2q.config import QuantizerOptions
 
@@ -16,3 +16,11 @@ class Options(QuantizerOptions):
     true_sequential: bool = False  # inside a block, layers see inputs from the layers before them already quantized
     # ``reference`` fits groups of fewer than 128 columns from stale weights, as the repository does
     compat: Literal["none", "reference"] = "none"
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.compat == "reference" and self.act_order and not self.static_groups:
+            raise ValueError(
+                "compat: act_order without static_groups, where the repository groups inputs as ordered, is not made"
+            )
+        return self

@@ -4,9 +4,9 @@ import difflib
 import json
 from collections.abc import Iterable, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 SHA256 = r"^[0-9a-f]{64}$"
@@ -56,7 +56,21 @@ class Section(Closed):
 
 
 class MethodOptions(Closed):
-    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds."""
+    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds.
+
+    Attributes:
+        counts_with: by option, another one and its only value beside which the first counts; else it is refused.
+    """
+
+    counts_with: ClassVar[dict[str, tuple[str, Any]]] = {}
+
+    @model_validator(mode="after")
+    def _check_effects(self) -> Self:
+        for name, (other, value) in self.counts_with.items():
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if getattr(self, other) != value and getattr(self, name) != default:
+                raise ValueError(f"{name}: counts with {other}: {str(value).lower()} alone")
+        return self
 
     @classmethod
     def read(cls, values: Any) -> Self:

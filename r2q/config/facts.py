@@ -21,7 +21,7 @@ def describe_recipe(config: Config, name: str) -> Facts:
     words, settings = _differences(chosen)
     start_name = getattr(options, "start", None) if outer.needs == "training" else None
     start = _named(describe_recipe(config, start_name)) if start_name is not None else None
-    label = "-".join([_short(inner), *words])
+    label = "-".join([_short(config, inner), *words])
     if start is not None:
         label += f" ({STARTS.get(start, start)} start)"
     frame = outer.label if inner is not outer else None
@@ -34,8 +34,13 @@ def _named(facts: Facts) -> str:
     return f"{facts.frame}-{facts.label}" if facts.frame else facts.label
 
 
-def _short(info: MethodInfo) -> str:
-    return info.label.rpartition(".")[2]
+def _short(config: Config, info: MethodInfo) -> str:
+    """A class without its module, unless another one of that name chooses the levels of some recipe."""
+    short = info.label.rpartition(".")[2]
+    if short == info.label:
+        return short
+    rivals = {config.methods_of(name)[-1].label for name in config.recipes} - {info.label}
+    return info.label if any(rival.endswith(f".{short}") for rival in rivals) else short
 
 
 def _differences(options: MethodOptions) -> tuple[list[str], dict[str, Any]]:

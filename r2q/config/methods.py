@@ -90,6 +90,8 @@ def method_info(name: str) -> MethodInfo:
     options = facts.pop("Options")
     if not (isinstance(options, type) and issubclass(options, MethodOptions)):
         raise ConfigError(f"method {name}: Options of {cls} in {path} must be a subclass of MethodOptions")
+    if "quantizer" in options.model_fields and "quantizer_options" not in options.model_fields:
+        raise ConfigError(f"method {name}: an option quantizer is a method's name (QuantizerOptions); rename it")
     if facts["needs"] not in (valid := get_args(Needs)):
         raise ConfigError(f"method {name}: needs of {cls} is {facts['needs']!r}; valid: {', '.join(valid)}")
     for fact in FACTS:

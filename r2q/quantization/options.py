@@ -1,6 +1,6 @@
 """Options of `r2q/quantization/residual.py`."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from r2q.config import MethodOptions
 class Options(MethodOptions):
     """Options of R2Q."""
 
+    counts_with: ClassVar = {"rounds": ("refine", "alternating")}
     # ``none`` is R2Q itself; ``refit`` one least-squares refit of the scales with new codes; ``alternating`` repeats
     # that (Xu et al. 2018); ``optimal`` the exhaustive two-bit optimum (an oracle)
     refine: Literal["none", "refit", "alternating", "optimal"] = "none"

@@ -44,10 +44,14 @@ def finest_step(grid: Grid) -> torch.Tensor:
 
 def inside(values: torch.Tensor, grid: Grid) -> torch.Tensor:
     """M of the module's formulas: bool, in the shape of float32 ``values [rows, groups, n]``."""
-    levels = grid.levels().sort(-1).values
-    low = levels[..., :1] - (levels[..., 1:2] - levels[..., :1]) / 2
-    high = levels[..., -1:] + (levels[..., -1:] - levels[..., -2:-1]) / 2
-    return (values >= low) & (values <= high)
+    levels = grid.levels()
+    low, high = levels.amin(-1, keepdim=True), levels.amax(-1, keepdim=True)
+    return (values >= low - _least(levels - low) / 2) & (values <= high + _least(high - levels) / 2)
+
+
+def _least(gaps: torch.Tensor) -> torch.Tensor:
+    """The least gap that is one: levels may coincide, as three of a ternary method in four codes do; 0 if all do."""
+    return gaps.masked_fill(gaps <= 0, torch.inf).amin(-1, keepdim=True).nan_to_num(posinf=0.0)
 
 
 class Pass(NamedTuple):

@@ -333,3 +333,27 @@ def test_an_assignment_of_ones_own_is_kept() -> None:
 
     codes, _ = quantize_rows(weight, factorize(hessian, DAMPING), Nowhere(Recipe("own", "rtn", "g32")), 32)
     assert codes.max() == 0
+
+
+@pytest.mark.parametrize("granularity", ["g32", "tensor"])
+def test_a_lattice_that_codes_weights_together_is_refused(granularity: str) -> None:
+    """Column by column, error diffusion inside of a group is plain rounding, and pairs are none."""
+
+    class Diffusing(RTN):
+        def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
+            columns, left = [], torch.zeros_like(values[..., :1])
+            for column in values.split(1, -1):
+                columns.append(grid.encode(column + left))
+                left = column + left - grid.decode(columns[-1])
+            return torch.cat(columns, -1)
+
+    class Pairs(RTN):
+        def encode_groups(self, values: torch.Tensor, grid: Grid) -> torch.Tensor:
+            first = grid.encode(values).reshape(*values.shape[:-1], -1, 2)[..., :1]
+            return first.expand(*first.shape[:-1], 2).reshape(values.shape)
+
+    weight, hessian = problem(6, 64)
+    for kind in (Diffusing, Pairs):
+        own = kind(Recipe("own", "own.Kind", granularity))
+        with pytest.raises(ValueError, match=r"own\.Kind codes the weights of a group together"):
+            quantize_rows(weight, factorize(hessian, DAMPING), own, 32 if granularity == "g32" else None)

@@ -80,3 +80,12 @@ def test_constant_and_one_sided_groups_survive() -> None:
     back = grid.decode(grid.encode(values))
     assert (back[:2] - values[:2]).abs().max() < 1e-3
     assert (back[2] - values[2]).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("value", [10.0, -30000.0])
+@pytest.mark.parametrize("spread", [0.0, 1e-7])
+def test_large_groups_that_are_nearly_constant_keep_their_value(value: float, spread: float) -> None:
+    """The published step, which is an absolute one, would ask for zero points beyond 16 bits."""
+    values = value * (1 + spread * torch.arange(16.0)).expand(1, 1, -1)
+    grid = method().fit_groups(values)
+    assert grid.decode(grid.encode(values)) == pytest.approx(values, rel=2e-3)

@@ -98,6 +98,17 @@ def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:
         ({"method": "full_precision", "granularity": None, "bits": 3}, "bits: method full_precision has none, not 3"),
         ({"method": "full_precision", "granularity": None, "lm_head": True}, "lm_head: method full_precision has none"),
         ({"method": "hqq", "options": {"p": 0}}, "options.p: input should be greater than 0"),
+        ({"method": "r2q", "options": {"rounds": 50}}, "options.rounds: counts with refine: alternating alone"),
+        ({"method": "rtn", "options": {"smallest": 0.5}}, "options.smallest: counts with clip: mse alone"),
+        ({"method": "awq", "options": {"clip": False, "tokens": 9}}, "options.tokens: counts with clip: true alone"),
+        (
+            {"method": "gptq", "options": {"quantizer": "r2q", "quantizer_options": {"refine": "refit", "rounds": 2}}},
+            "options.quantizer_options.rounds: counts with refine: alternating alone",
+        ),
+        (
+            {"method": "gptq", "options": {"compat": "reference", "act_order": True}},
+            "options.compat: act_order without static_groups",
+        ),
     ],
 )
 def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:

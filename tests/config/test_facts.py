@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,22 @@ def test_labels(recipe: dict[str, Any], frame: str | None, label: str, control: 
     data |= {"training": {"texts": [{"path": "b.txt", "rows": 400}]}}
     facts = describe_recipe(parse(data, "x.yaml"), "r2q-anything")
     assert (facts.frame, facts.label, facts.control) == (frame, label, control)
+
+
+def test_classes_of_the_same_name_have_labels_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions of a method of yours: by one label, claims and figures had shown the first for both."""
+    text = (ROOT / "baselines" / "random_codes.py").read_text()
+    for module, name in {"version_one": "Mine", "version_two": "Mine", "version_three": "Other"}.items():
+        (tmp_path / f"{module}.py").write_text(text.replace("RandomCodes", name))
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = {
+        "a": {"method": "version_one.Mine", "granularity": "g64"},
+        "b": {"method": "gptq", "granularity": "g64", "options": {"quantizer": "version_two.Mine"}},
+        "c": {"method": "version_three.Other", "granularity": "g64"},
+    }
+    config = parse(config_of(entries, calibration={"path": "a.txt"}), "x.yaml")
+    labels = [describe_recipe(config, name).label for name in entries]
+    assert labels == ["version_one.Mine", "version_two.Mine", "Other"]
 
 
 def test_numbers_that_differ_are_settings_not_variants() -> None:

@@ -153,6 +153,16 @@ def test_a_method_file_that_breaks_the_rules_is_refused(folder: Path, body: str,
         method_info(f"{name}.Mine")
 
 
+def test_an_option_that_everything_reads_as_a_methods_name_is_refused(folder: Path) -> None:
+    (folder / "rounds.py").write_text(
+        "from baselines.rtn import RTN\nfrom r2q.config import MethodOptions\n"
+        "class Options(MethodOptions):\n    quantizer: str = 'fast'\n"
+        "class Mine(RTN):\n    Options = Options\n"
+    )
+    with pytest.raises(ConfigError, match="an option quantizer is a method's name"):
+        method_info("rounds.Mine")
+
+
 @pytest.mark.parametrize("method", ["no.such.Method", "baselines.rtn.Nothing", "a b", "os.path.join", ""])
 def test_a_name_that_leads_nowhere(method: str) -> None:
     assert problems(changed("recipes/x", {"method": method, "granularity": "g64"}))[0].startswith("recipes.x.method: ")

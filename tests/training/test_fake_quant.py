@@ -152,6 +152,10 @@ def test_the_finest_step_and_the_range_of_each_grid() -> None:
     values = torch.tensor([[[-1.6, -1.4, 0.0, 3.4, 3.6]]])
     assert inside(values, book).tolist() == [[[False, True, True, True, False]]]
     assert inside(torch.tensor([[[-0.8, -0.7, 1.2, 1.3]]]), affine).tolist() == [[[False, True, True, False]]]
+    ternary = CodebookGrid(torch.tensor([[[-1.0, 0.0, 1.0, 1.0]]]).half())  # as far up as down
+    assert inside(torch.tensor([[[-1.6, -1.4, 1.4, 1.6]]]), ternary).tolist() == [[[False, True, True, False]]]
+    zero = CodebookGrid(torch.zeros(1, 1, 4).half())
+    assert inside(torch.tensor([[[-1.0, 0.0, 1.0]]]), zero).tolist() == [[[False, True, False]]]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
