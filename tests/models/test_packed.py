@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import r2q
 from r2q.kept import file_sha256
 from r2q.models.apply import apply, formula_bytes
 from r2q.models.load import load_full, load_packed
-from r2q.models.packed import PackedLinear, PackedWeight, make_dense_checked
+from r2q.models.packed import PackedLinear, PackedWeight, layer_spec, make_dense_checked
 from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
@@ -244,6 +246,28 @@ def test_hashes_are_made_anew_by_a_save(packed: Path, tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged"):
             load_packed(folder)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_a_packed_model_of_its_own(copied: Any, packed: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(packed)
+    wanted, twin = logits(model), copied(model)
+    for weight in model.parameters():
+        weight.data.zero_()
+    assert torch.equal(logits(twin), wanted)
+    twin.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_packed(tmp_path)), wanted)
+
+
+def test_layers_of_several_widths_compile() -> None:
+    torch.compiler.reset()
+    for bits in (2, 3):
+        weight = make_method(Recipe("rtn", "rtn", "g16", bits)).quantize_weight(torch.randn(24, 48))  # type: ignore[attr-defined]
+        layer, x = PackedLinear(layer_spec(weight)), torch.randn(5, 48)
+        layer.fill(weight)
+        assert torch.equal(torch.compile(layer, backend="aot_eager")(x), layer(x))
 
 
 def test_a_config_edited_by_hand_or_cut_is_refused(packed: Path) -> None:
