@@ -7,6 +7,7 @@ conversions are checked in milliseconds and no weight is read. Code that a check
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,10 @@ def read_files(folder: Path) -> list[Path]:
     return [*small_files(folder), *weight_files(folder)]
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, config: Any) -> None:
     """Raises ValueError where a file is a git-lfs pointer, or a weight file is damaged or holds other than floats, or
     what a generation ends with is damaged, which transformers would pass over."""
+    passed_over = _passed_over(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None))
     for file in read_files(folder):
         with file.open("rb") as stream:
             if stream.read(len(POINTER)) == POINTER:
@@ -116,11 +118,16 @@ def check_files(folder: Path) -> None:
     except ValueError as error:
         raise ValueError(f"generation_config.json is damaged ({error})") from None
     for file, name, kind, shape in stored_tensors(folder):
-        if len(shape) > 1 and kind not in PLAIN:
+        if len(shape) > 1 and kind not in PLAIN and not passed_over.search(name):
             raise ValueError(
                 f"{file.name} stores {name} as {kind}: only models with plain numbers ({', '.join(PLAIN)}) are full "
                 "precision"
             )
+
+
+def _passed_over(model: Any) -> re.Pattern[str]:
+    """Names of what transformers leaves in a checkpoint of a model (or class): masks and positions of older ones."""
+    return re.compile("|".join([*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"inv_freq$"]))
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
@@ -137,7 +144,8 @@ def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
 
 def rounded(folder: Path, model: Any) -> list[str]:
     """Types of a checkpoint's tensors that reading it as ``model`` rounds, as config.json or its first tensor says."""
-    stored = {kind for _, _, kind, _ in stored_tensors(folder)}
+    passed_over = _passed_over(model)
+    stored = {kind for _, name, kind, _ in stored_tensors(folder) if not passed_over.search(name)}
     lost = {PLAIN[kind] for kind in stored & PLAIN.keys()} - {parameter.dtype for parameter in model.parameters()}
     names = {str(kind).removeprefix("torch.") for kind in lost if torch.promote_types(kind, model.dtype) != model.dtype}
     return sorted(names)
