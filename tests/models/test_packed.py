@@ -23,7 +23,7 @@ from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
-from tests.models.tiny import CASES, LINEARS, tiny_folder, tokens
+from tests.models.tiny import CASES, LINEARS, byte_tokenizer, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
 
@@ -231,6 +231,18 @@ def test_a_packed_model_is_never_quantized_again(packed: Path, tmp_path: Path) -
 def test_no_pickle_is_written(packed: Path) -> None:
     names = {file.name for file in packed.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "README.md"}  # and no tokenizer
+
+
+def test_nothing_of_an_earlier_unit_is_left(packed: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_full(str(tiny_folder("llama", tmp_path / "full"))), byte_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    save(load_packed(packed), tokenizer, tmp_path / "unit", {})
+    tokenizer.chat_template = None
+    save(model, tokenizer, tmp_path / "unit", {})
+    save(model, tokenizer, tmp_path / "fresh", {})
+    assert sorted(file.name for file in (tmp_path / "unit").iterdir()) == sorted(
+        file.name for file in (tmp_path / "fresh").iterdir()
+    )
 
 
 def test_hashes_are_made_anew_by_a_save(packed: Path, tmp_path: Path) -> None:
