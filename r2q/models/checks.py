@@ -23,6 +23,7 @@ from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
 
 POINTER = b"version https://git-lfs"
+INDICES = ("I64", "BOOL")  # that a model may look up its experts by, or mask with
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
@@ -118,7 +119,7 @@ def check_files(folder: Path, config: Any) -> None:
     except ValueError as error:
         raise ValueError(f"generation_config.json is damaged ({error})") from None
     for file, name, kind, shape in stored_tensors(folder):
-        if len(shape) > 1 and kind not in PLAIN and not passed_over.search(name):
+        if len(shape) > 1 and kind not in (*PLAIN, *INDICES) and not passed_over.search(name):
             raise ValueError(
                 f"{file.name} stores {name} as {kind}: only models with plain numbers ({', '.join(PLAIN)}) are full "
                 "precision"
