@@ -118,8 +118,7 @@ class GPTQ(Method):
                 "calibration_tokens": shown.tokens,
             }
             if shown.shown_all:
-                experts = ", ".join(map(str, shown.shown_all))
-                notes[target.name]["status"] = f"ok; too few tokens, so all were shown to experts {experts}"
+                notes[target.name]["shown_all_tokens"] = shown.shown_all  # experts that the router gave too few
             block.set_weight(target.name, decoded)
             layers[target.name] = quantized
 

@@ -243,7 +243,7 @@ def _describe(entry: Model) -> dict[str, Any]:
     folder = model_folder(entry)
     config = checks.read_config(folder)
     refuse_quantized(config, entry.path)
-    checks.check_files(folder)
+    checks.check_files(folder, config)
     model = checks.meta_model(folder, config)
     try:
         *targets, head = list_targets(model, lm_head=True)

@@ -19,11 +19,11 @@ from r2q.kept import PATHS, key
 from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
 from r2q.models.calibration import Calibration, check_tokenizer, load_calibration
-from r2q.models.card import CARD, describe_source, mean_errors
+from r2q.models.card import describe_source, mean_errors
 from r2q.models.checks import read_tokenizer, small_files, weight_files
 from r2q.models.external import adopt
 from r2q.models.load import load_full
-from r2q.models.save import folder_digest, save
+from r2q.models.save import clear, folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.plan.sources import method_code
 from r2q.prepare import open_model
@@ -263,8 +263,7 @@ def _unit(
         if latent is not None:
             write_latent(folder, latent)
     except (*FAILURES, *OUTSIDE) as error:
-        for stale in (*folder.glob("*.safetensors"), *folder.glob(CARD)):  # of an earlier attempt
-            stale.unlink()
+        clear(folder)
         reason, diverged = _noted(error, error), isinstance(error, Diverged)
         if diverged:  # "diverged at step 4: loss nan": the status says the first word
             reason = reason.removeprefix("diverged at ").replace(": ", ", ", 1)

@@ -13,7 +13,7 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV4Config, GPTNeoXConfig
 
 from r2q.config import ConfigError, parse
 from r2q.evaluation.adapter import Scorer
@@ -512,6 +512,38 @@ def test_numbers_that_are_rounded_when_they_are_read_are_said(
     _edit(folder / "config.json", dtype="float32")
     run(tmp_path, config)
     assert "read as" not in capsys.readouterr().out
+
+
+def test_masks_and_positions_of_older_checkpoints_are_passed_over(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Pythia's on the hub, which transformers reads without them."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    folder = tiny_folder("llama", tmp_path / "model")
+    model = AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=272, max_position_embeddings=64, **sizes))
+    model.to(torch.float16).save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    for index in range(2):
+        attention = f"gpt_neox.layers.{index}.attention"
+        state[f"{attention}.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
+        state[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+        state[f"{attention}.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    assert "GPTNeoXForCausalLM, 0.10 M parameters, 8 layers" in capsys.readouterr().out
+
+
+def test_a_model_that_looks_its_experts_up_in_a_table_is_read(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = {"num_attention_heads": 2, "head_dim": 32, "q_lora_rank": 32, "o_lora_rank": 32, "o_groups": 1}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
+    sizes = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    config = DeepseekV4Config(index_n_heads=2, index_head_dim=32, **sizes, **heads, **experts)
+    folder = tiny_folder("llama", tmp_path / "model")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    run(tmp_path, data(models, models={"m": {"path": str(folder)}}, recipes={"full": {"method": "full_precision"}}))
+    assert "DeepseekV4ForCausalLM, 0.22 M parameters" in capsys.readouterr().out
 
 
 def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:

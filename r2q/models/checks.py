@@ -5,6 +5,7 @@ conversions are checked in milliseconds and no weight is read. Code that a check
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
 
 POINTER = b"version https://git-lfs"
+INDICES = ("I64", "BOOL")  # that a model may look up its experts by, or mask with
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
@@ -101,9 +103,10 @@ def read_files(folder: Path) -> list[Path]:
     return [*small_files(folder), *weight_files(folder)]
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, config: Any) -> None:
     """Raises ValueError where a file is a git-lfs pointer, or a weight file is damaged or holds other than floats, or
     what a generation ends with is damaged, which transformers would pass over."""
+    passed_over = _passed_over(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None))
     for file in read_files(folder):
         with file.open("rb") as stream:
             if stream.read(len(POINTER)) == POINTER:
@@ -114,11 +117,16 @@ def check_files(folder: Path) -> None:
     except ValueError as error:
         raise ValueError(f"generation_config.json is damaged ({error})") from None
     for file, name, kind, shape in stored_tensors(folder):
-        if len(shape) > 1 and kind not in PLAIN:
+        if len(shape) > 1 and kind not in (*PLAIN, *INDICES) and not passed_over.search(name):
             raise ValueError(
                 f"{file.name} stores {name} as {kind}: only models with plain numbers ({', '.join(PLAIN)}) are full "
                 "precision"
             )
+
+
+def _passed_over(model: Any) -> re.Pattern[str]:
+    """Names of what transformers leaves in a checkpoint of a model (or class): masks and positions of older ones."""
+    return re.compile("|".join([*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"inv_freq$"]))
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
@@ -135,7 +143,8 @@ def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
 
 def rounded(folder: Path, model: Any) -> list[str]:
     """Types of a checkpoint's tensors that reading it as ``model`` rounds, as config.json or its first tensor says."""
-    stored = {kind for _, _, kind, _ in stored_tensors(folder)}
+    passed_over = _passed_over(model)
+    stored = {kind for _, name, kind, _ in stored_tensors(folder) if not passed_over.search(name)}
     lost = {PLAIN[kind] for kind in stored & PLAIN.keys()} - {parameter.dtype for parameter in model.parameters()}
     names = {str(kind).removeprefix("torch.") for kind in lost if torch.promote_types(kind, model.dtype) != model.dtype}
     return sorted(names)

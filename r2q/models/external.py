@@ -14,8 +14,8 @@ from r2q.models.apply import compare
 from r2q.models.checks import read_files, weight_files
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
-from r2q.models.save import folder_digest
-from r2q.models.source import SMALL, VOCABULARY, fetch
+from r2q.models.save import clear, folder_digest
+from r2q.models.source import VOCABULARY, fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
 from r2q.records import one_line, tensor_places
@@ -101,9 +101,7 @@ def locate(path: str, revision: str | None) -> Path:
 
 def link(source: Path, folder: Path, tokenizer: Any) -> None:
     """Put links to the checkpoint's files into ``folder``, in place of an earlier unit; ``source`` stays as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in {old for pattern in (*SMALL, "*.safetensors") for old in folder.glob(pattern)}:
-        old.unlink()
+    clear(folder)
     for file in read_files(source):
         (folder / file.name).symlink_to(file.resolve())
     if tokenizer is not None and not any(file for pattern in VOCABULARY for file in folder.glob(pattern)):

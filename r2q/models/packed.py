@@ -66,8 +66,12 @@ class PackedWeight(nn.Module):
         grid = GRIDS[spec["grid"]].from_tensors(tensors, spec["bits"], (spec["rows"], spec["groups"]))
         return QuantizedWeight(self.codes, grid, self.shape, getattr(self, "in_scale", None))
 
+    @torch.compiler.disable
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight, decoded in float32 and rounded once to ``dtype``."""
+        """The weight, decoded in float32 and rounded once to ``dtype``; as it stands also where all else is compiled.
+
+        A compiler stops at the views that codes are unpacked through, and begins anew for every shape.
+        """
         return self.quantized().dequantize().to(dtype)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ plain ``from_pretrained`` only warns and fills the packed layers with random num
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class R2QQuantizer(HfQuantizer):
         missing = [name for name, tensor in stored.items() if not getattr(tensor, filled, False)]
         if missing:
             raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
-        model.save_pretrained = MethodType(_save_pretrained, model)
+        model.save_pretrained = partial(_save_pretrained, model)  # a bound method would not pickle
         return join(model)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

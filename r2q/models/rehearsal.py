@@ -270,4 +270,5 @@ def _computes_linear(module: nn.Linear) -> bool:
         output = functional_call(module, given, (x,))
     except Exception:  # it needs more than an input and a weight of any shape: no linear map
         return False
-    return torch.is_tensor(output) and torch.allclose(output, F.linear(x, weight, given.get("bias")), atol=1e-5)
+    wanted = F.linear(x, weight, given.get("bias"))
+    return torch.is_tensor(output) and output.shape == wanted.shape and torch.allclose(output, wanted, atol=1e-5)

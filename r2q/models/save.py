@@ -16,6 +16,7 @@ from r2q.models.card import CARD, card
 from r2q.models.checks import read_files
 from r2q.models.packed import PackedWeight
 from r2q.models.plugin import R2QConfig, R2QQuantizer, seal
+from r2q.models.source import SMALL
 from r2q.records import digest_files
 
 MAX_SHARD = "5GB"
@@ -58,13 +59,18 @@ def save(
         bits = sum(weight.formula_bits() for weight in packed) / weights
         size = sum((scratch / name).stat().st_size for name in digests)
         (scratch / CARD).write_text(card(recipe, bits, weights, size, about or {}), encoding="utf-8")
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.safetensors*"):
-        stale.unlink()
+    clear(folder)
     for file in sorted(scratch.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(folder / file.name)
     scratch.rmdir()
     return digests
+
+
+def clear(folder: Path) -> None:
+    """Make ``folder``, without anything that a model is read from, or a card, of an earlier attempt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in {file for pattern in (*SMALL, "*.safetensors", CARD) for file in folder.glob(pattern)}:
+        stale.unlink()
 
 
 def untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

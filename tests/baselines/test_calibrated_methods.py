@@ -1,6 +1,7 @@
 """What all methods that look at calibration text have in common, on every kind of model."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,19 @@ def test_every_kind_of_model(name: str, case: str) -> None:
     with torch.no_grad():
         logits = model(tokens()).logits
     assert 0 < (logits - expected).square().mean() < 2 * expected.square().mean()
+
+
+@pytest.mark.parametrize("name", ["gptq", *SHORT])
+def test_experts_with_few_tokens_are_quantized_as_the_rest(name: str) -> None:
+    model, data = tiny_model("mixtral"), replace(text(), minimum_tokens=10**6)
+    method = make_method(Recipe(name, name, "g32", options=SHORT.get(name, {})))
+    layers, _ = apply(method, model, list_targets(model), torch.device("cpu"), data)
+    shown = {layer["name"]: layer["shown_all_tokens"] for layer in layers if "shown_all_tokens" in layer}
+    assert shown == (
+        {f"model.layers.{i}.mlp.experts.{kind}_proj": [0, 1, 2, 3] for i in (0, 1) for kind in ("gate_up", "down")}
+        if name == "gptq"
+        else {}
+    )
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -301,11 +301,11 @@ def test_experts_with_few_tokens_see_all_and_the_report_says_so() -> None:
     name = "model.layers.0.mlp.experts.down_proj"
     counts = free.notes["layers"][name]["calibration_tokens"]
     assert sum(counts) == 2 * data.tokens.numel()
-    assert "status" not in free.notes["layers"][name]
+    assert "shown_all_tokens" not in free.notes["layers"][name]
     fewest = counts.index(min(counts))
     ruled = quantize(model, replace(data, minimum_tokens=min(counts) + 1))
     notes = ruled.notes["layers"][name]
-    assert notes["status"] == f"ok; too few tokens, so all were shown to experts {fewest}"
+    assert notes["shown_all_tokens"] == [fewest]
     assert notes["calibration_tokens"] == counts
     for expert in range(4):
         one, other = (result.layers[name].dequantize()[expert] for result in (free, ruled))

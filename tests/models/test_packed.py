@@ -1,6 +1,8 @@
 """Packed folders: loaded bit for bit by transformers and by our loader, and refused when they are not whole."""
 
+import copy
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,12 @@ import r2q
 from r2q.kept import file_sha256
 from r2q.models.apply import apply, formula_bytes
 from r2q.models.load import load_full, load_packed
-from r2q.models.packed import PackedLinear, PackedWeight, make_dense_checked
+from r2q.models.packed import PackedLinear, PackedWeight, layer_spec, make_dense_checked
 from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
-from tests.models.tiny import CASES, LINEARS, tiny_folder, tokens
+from tests.models.tiny import CASES, LINEARS, byte_tokenizer, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
 
@@ -229,6 +231,18 @@ def test_no_pickle_is_written(packed: Path) -> None:
     assert names == {"config.json", "generation_config.json", "model.safetensors", "README.md"}  # and no tokenizer
 
 
+def test_nothing_of_an_earlier_unit_is_left(packed: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_full(str(tiny_folder("llama", tmp_path / "full"))), byte_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    save(load_packed(packed), tokenizer, tmp_path / "unit", {})
+    tokenizer.chat_template = None
+    save(model, tokenizer, tmp_path / "unit", {})
+    save(model, tokenizer, tmp_path / "fresh", {})
+    assert sorted(file.name for file in (tmp_path / "unit").iterdir()) == sorted(
+        file.name for file in (tmp_path / "fresh").iterdir()
+    )
+
+
 def test_hashes_are_made_anew_by_a_save(packed: Path, tmp_path: Path) -> None:
     for size in ("5GB", "20KB"):
         folder = tmp_path / size
@@ -242,6 +256,28 @@ def test_hashes_are_made_anew_by_a_save(packed: Path, tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged"):
             load_packed(folder)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_a_packed_model_of_its_own(copied: Any, packed: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(packed)
+    wanted, twin = logits(model), copied(model)
+    for weight in model.parameters():
+        weight.data.zero_()
+    assert torch.equal(logits(twin), wanted)
+    twin.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_packed(tmp_path)), wanted)
+
+
+def test_layers_of_several_widths_compile() -> None:
+    torch.compiler.reset()
+    for bits in (2, 3):
+        weight = make_method(Recipe("rtn", "rtn", "g16", bits)).quantize_weight(torch.randn(24, 48))  # type: ignore[attr-defined]
+        layer, x = PackedLinear(layer_spec(weight)), torch.randn(5, 48)
+        layer.fill(weight)
+        assert torch.equal(torch.compile(layer, backend="aot_eager")(x), layer(x))
 
 
 def test_a_config_edited_by_hand_or_cut_is_refused(packed: Path) -> None:
