@@ -11,7 +11,7 @@ from typing import Any
 from r2q import config as configuration
 from r2q.config import Config, some
 from r2q.kept import key, write_json
-from r2q.plan import Unit, units_of
+from r2q.plan import Plan, Unit
 from r2q.prepare import read_prepared
 from r2q.records import (
     FAILED,
@@ -47,7 +47,8 @@ def collect(config_path: str | Path, results: str | Path) -> None:
 
     Raises:
         FileNotFoundError: names the units' files that are not there.
-        ValueError: a file is not what its folder says, or the evaluation is of other weights than the report.
+        ValueError: a file is not what its folder says, the evaluation is of other weights than the report, or a unit
+            was made with other settings than the config's.
     """
     config, results = configuration.load(config_path), Path(results)
     scores: list[Score] = []
@@ -79,8 +80,8 @@ def collect(config_path: str | Path, results: str | Path) -> None:
 
 def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, Evaluation | None]]:
     """Every unit with its report and, where quantizing went well, its evaluation, in the order of the config."""
-    units, missing = [], []
-    for unit in units_of(config):
+    plan, units, missing = Plan(config), [], []
+    for unit in plan.units:
         paths = [results / unit.path / name for name in ("report.json", "evaluation.json")]
         if not paths[0].is_file():
             missing.append(paths[0])
@@ -97,6 +98,9 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
             written, scored = report.hashes["weights"], evaluation.hashes["weights"]
             if evaluation.status == OK and written != scored:
                 raise ValueError(f"{paths[1]} is of weights {scored}, but report.json wrote {written}")
+        for path, rule, record in zip(paths, ("quantize", "evaluate"), (report, evaluation), strict=True):
+            if record is not None and record.asked not in ("", plan.asked(rule, unit)):
+                raise ValueError(f"{path} was made with another config, or other code; run `{rule}` again")
         units.append((unit, report, evaluation))
     if missing:
         raise FileNotFoundError(f"missing: {some(missing, SHOWN_MISSING)}")
