@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,23 @@ def collect(config_path: str | Path, results: str | Path) -> None:
     write_csv(files[2], columns(ItemRow), items)
     write_json(files[3], provenance)
     sign(results / "collected.sha256", files)
+    for sentence in _mixed(provenance.values()):
+        print(f"collect: {sentence}; see provenance.json", flush=True)
+
+
+def _mixed(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for every library and device of which the run has several: an update makes no unit again."""
+    seen: dict[str, set[str]] = {}
+    for record in records:
+        versions = record["versions"]
+        for verb, done in (("quantize", "quantized"), ("evaluate", "evaluated")):
+            for library, version in (versions[verb] or {}).items():
+                seen.setdefault(f"{done} with {library}", set()).add(version)
+        if record["evaluation"]["device"] is not None:
+            seen.setdefault("evaluated on", set()).add(record["evaluation"]["device"])
+    for what, several in seen.items():
+        if len(several) > 1:
+            yield f"units were {what} {' and '.join(sorted(several))}, which may be what tells their numbers apart"
 
 
 def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, Evaluation | None]]:

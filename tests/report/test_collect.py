@@ -97,6 +97,19 @@ def test_numbers_of_another_config_are_no_rows(run, name, verb):
         collect(run.config_path, run.results)
 
 
+def test_an_update_between_units_is_said(run, capsys):
+    collected(run)
+    assert "units were" not in capsys.readouterr().out
+    run.change("mini-opt", "r2q-g64", "report.json", versions={"torch": "9.1"})
+    run.change("mini-opt", "r2q-g64", "evaluation.json", device="NVIDIA H100")
+    collected(run)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(", which may")[0] for line in said] == [
+        "collect: units were quantized with torch 2.13.0 and 9.1",
+        "collect: units were evaluated on NVIDIA H100 and cpu",
+    ]
+
+
 def test_a_score_without_value_says_so(run):
     path = run.folder("mini-llama", "rtn-g64") / "evaluation.json"
     scores = json.loads(path.read_text())["scores"]
