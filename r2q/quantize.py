@@ -25,6 +25,7 @@ from r2q.models.external import adopt
 from r2q.models.load import load_full
 from r2q.models.save import clear, folder_digest, save
 from r2q.models.targets import list_targets
+from r2q.plan import Plan, Unit
 from r2q.plan.sources import method_code
 from r2q.prepare import open_model
 from r2q.quantization.method import CheckpointMethod, Recipe, make_method
@@ -106,9 +107,11 @@ def quantize(
     report = read_if_whole(out / "report.json", Report)
     leaves = config.starts_training(recipe)
     description = configuration.describe_recipe(config, unit.name)
+    asked = Plan(config).asked("quantize", Unit(model, recipe, seed))
     if report is not None and report.key == key(identity) and _whole(report, out, leaves):
-        if report.facts != description:  # words about the recipe, no part of its result
-            write_record(out / "report.json", replace_fields(report, facts=description))
+        same = replace_fields(report, facts=description, asked=asked)  # words about the recipe, no part of its result
+        if same != report:
+            write_record(out / "report.json", same)
         print(f"{progress} kept", flush=True)
         return
     with Measured() as cost:
@@ -131,6 +134,7 @@ def quantize(
         group_size=configuration.group_size(unit.granularity),
         options=unit.options,
         facts=description,
+        asked=asked,
         versions=identity["versions"],
         files=files,
         **cost.spent,

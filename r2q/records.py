@@ -27,6 +27,7 @@ OK, FAILED, DIVERGED = "ok", "failed", "diverged"
 Status = Literal["ok", "failed", "diverged"]  # diverged: a loss or gradient of the training was not finite
 Format = Literal[2]  # of report.json and evaluation.json; a file of another format is made again
 
+OTHERWISE = "results of another config, or other code, than today's: looked at again"
 RAW, ITEMS, SAMPLES = "lm_eval.json", "items.json", "samples.jsonl"  # beside evaluation.json
 
 Record = TypeVar("Record")
@@ -85,6 +86,8 @@ class _Result:
     gpu_mib: float | None = None
     # whether the cause of a failure lies outside of what `key` holds (a missing file, memory): tried again
     retry: bool = False
+    # hash of the part of the config, and of the code, that it was made with (`Plan.asked`); "" in older ones
+    asked: str = ""
     format_version: Format = 2
     digest: str = ""  # hash of all other fields, so that an edited number is not taken for a result
 
@@ -456,16 +459,22 @@ def read_if_whole(path: str | Path, kind: type[Record]) -> Record | None:
         return None
 
 
-def check_tensors(path: str | Path) -> None:
-    """Hold the length of a safetensors file against its header, at no cost; raises Damaged where they differ."""
-    start, places = tensor_places(path)
+def check_tensors(path: str | Path, asked: str = "") -> None:
+    """Hold the length of a safetensors file against its header, and what it was asked, at no cost.
+
+    Raises:
+        Damaged: it is cut off, no such file, or says that it was asked otherwise.
+    """
+    start, places, metadata = tensor_places(path)
     size, whole = Path(path).stat().st_size, start + max((end for _, end in places.values()), default=0)
     if size != whole:
         raise Damaged(f"{path}: damaged: {size} bytes instead of {whole}")
+    if asked and any(json.loads(facts).get("asked", asked) != asked for facts in metadata.values()):
+        raise Damaged(OTHERWISE)
 
 
-def tensor_places(path: str | Path) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Where the tensors of a safetensors file begin, and from there the first and the last byte of each, by its name.
+def tensor_places(path: str | Path) -> tuple[int, dict[str, tuple[int, int]], dict[str, str]]:
+    """Where the tensors of a safetensors file begin, from there the first and the last byte of each, and its metadata.
 
     Raises:
         Damaged: the file has no such header.
@@ -474,7 +483,8 @@ def tensor_places(path: str | Path) -> tuple[int, dict[str, tuple[int, int]]]:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, Path(path).stat().st_size)))
-        return 8 + length, {n: tuple(entry["data_offsets"]) for n, entry in header.items() if n != "__metadata__"}
+        metadata = header.pop("__metadata__", {})
+        return 8 + length, {name: tuple(entry["data_offsets"]) for name, entry in header.items()}, metadata
     except (ValueError, TypeError, LookupError, AttributeError):
         raise Damaged(f"{path}: damaged: no safetensors file") from None
 

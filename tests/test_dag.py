@@ -253,6 +253,36 @@ def test_a_change_runs_again_what_depends_on_it(
         assert rest == AFTERWARDS - only_scores
 
 
+FIDELITY = (
+    "fidelity: {path: results/prepared/mini/tasks/mini_text.jsonl, separator: <|endoftext|>, window: 128, windows: 2"
+)
+
+
+def test_a_run_that_came_without_snakemakes_records_is_known_by_its_own(finished: Copy, tmp_path: Path) -> None:
+    """A folder of results that was copied or moved: what was changed since had been taken for what was there."""
+    with moved(finished.folder / ".snakemake", tmp_path):
+        assert finished.units() == set()
+        assert set(finished.planned()) == AFTERWARDS
+        with changed(finished, "config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}")):
+            assert finished.units() == both("mini-llama", "rtn-g64")
+        with changed(finished, "config/smoke.yaml", FIDELITY, FIDELITY.replace("windows: 2", "windows: 1")):
+            assert finished.units() == EVALUATE
+            assert finished.planned()["reference"] == 2
+        with changed(finished, "config/smoke.yaml", "path: mini/models/mini-opt", "path: ./mini/models/mini-opt"):
+            assert finished.units() == both("mini-opt", *RECIPES["mini-opt"])
+            assert finished.planned()["prepare"] == 1
+        shutil.rmtree(finished.folder / ".snakemake")  # the dry runs' own
+
+
+def test_what_was_touched_is_no_result_of_the_config(finished: Copy) -> None:
+    """`--touch`, like `--rerun-triggers mtime`, has Snakemake take what is there for what is asked."""
+    with changed(finished, "config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}")):
+        assert finished.run("--touch").returncode == 0
+        assert finished.units() == both("mini-llama", "rtn-g64")
+    assert finished.run("--touch").returncode == 0
+    assert finished.planned() == {}
+
+
 def test_a_changed_model_runs_again_and_no_other(finished: Copy) -> None:
     file = finished.folder / "mini/models/mini-opt/generation_config.json"
     before, times = file.read_text(), file.stat()

@@ -1,6 +1,7 @@
 """What a result depends on: the lists of source files hold all that the verbs import, and inputs what is read."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from r2q.config import load, parse
 from r2q.kept import ROOT, source_files
 from r2q.plan import Plan, Unit, model_files
 from r2q.plan.checks import problems, stale
-from r2q.plan.sources import SOURCES, method_code
+from r2q.plan.sources import SOURCES
 from r2q.records import Facts, Report, write_record
 
 # What says, checks, finds or writes, and computes no number; words of a recipe are asked for by their values.
@@ -115,6 +116,7 @@ def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
     data |= {"training": {"texts": [{"path": "train.txt", "rows": 200}], "held_out": 8}}
     plan = Plan(parse(data, "x.yaml"))
     recipe = plan.recipes["a-g64"]
+    unit = Unit("one", "a-g64", 0)
 
     def train(model: str, **changes: Any) -> None:
         fields: dict[str, Any] = {
@@ -122,7 +124,7 @@ def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
             "granularity": "g64", "group_size": 64, "bits": 2, "options": recipe["options"], "facts": Facts(),
             "status": "ok", "reason": "", "bits_per_weight": 2.3, "quantized_weights": 1, "total_parameters": 1,
             "file_bytes": 1, "formula_bytes": 1, "layers": [], "notes": {}, "seconds": 1.0, "peak_mib": 1.0,
-            "versions": {}, "hashes": {"code": method_code(recipe["method"], recipe["options"])}, "files": {},
+            "versions": {}, "hashes": {}, "files": {}, "asked": plan.asked("quantize", replace(unit, model=model)),
         }  # fmt: skip
         write_record(Path(plan.results, model, "a-g64", "seed0", "report.json"), Report(**fields | changes))
 
@@ -133,7 +135,7 @@ def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
     assert len(problems(plan, [])) == 1
     train("two", status="diverged")  # stays as it is
     assert problems(plan, []) == []
-    for change in ({"retry": True}, {"options": recipe["options"] | {"steps": 7}}, {"hashes": {}}, {"files": {"x": 1}}):
+    for change in ({"retry": True}, {"asked": "of another config"}, {"asked": ""}, {"files": {"x": 1}}):
         train("one", **change)
         assert len(problems(plan, [])) == 1, change
     monkeypatch.setattr(prepare, "find_spec", lambda name: name)

@@ -30,11 +30,12 @@ from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.adapter import NotFinite
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import cut, window_logits
-from r2q.files import read_joined
+from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
-from r2q.kept import file_sha256, write_atomic
+from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_tokenizer
 from r2q.models.load import load_full
+from r2q.plan import Plan, Unit
 from r2q.prepare import open_model
 from r2q.tokens import Encoder, beyond_positions
 
@@ -54,7 +55,7 @@ class Reference:
     tail: torch.Tensor
     # where they come from; `reason` is why there are no distributions, where the teacher is not finite
     facts: dict[str, Any]
-    digest: str = ""  # sha256 of the file
+    digest: str = ""  # sha256 of all that, but for what was asked
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
         "dtype": str(teacher.dtype).removeprefix("torch."),
         "device": device.type,
         "adds_bos": encoder.adds_bos,
+        "asked": Plan(config).asked("reference", Unit(model, "", 0)),
     }
     write(Path(out), made, settings | ({"reason": reason} if reason else {}))
     if reason:
@@ -210,4 +212,6 @@ def read(path: str | Path) -> Reference:
             tensors = {name: file.get_tensor(name) for name in ("tokens", "top1", "ids", "log_probs", "tail")}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); delete it and run `reference` again") from None
-    return Reference(**tensors, facts=facts, digest=file_sha256(Path(path)))
+    facts.pop("asked", None)
+    digest = sha256(json.dumps(facts, sort_keys=True), *(tensor.numpy().tobytes() for tensor in tensors.values()))
+    return Reference(**tensors, facts=facts, digest=digest)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
+from r2q.plan import Plan, Unit
 from r2q.plan.sources import code
 from r2q.records import (
     FAILED,
@@ -55,6 +57,7 @@ def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluati
         "hashes": {"weights": report.hashes.get("weights"), "tasks": None, "code": None},
         "truncated": {},
         "files": {},
+        "asked": Plan(config).asked("evaluate", Unit(model, report.recipe, report.seed)),
     }
     return Evaluation(**empty | fields)
 
@@ -115,6 +118,9 @@ class Session:
         if known is not None and known.key == unit_key and not known.retry and _whole(folder, known):
             asked = self.config.limits.samples and known.status == OK
             if not asked or SAMPLES in known.files:
+                now = blank(self.config, self.model, report).asked
+                if known.asked != now:
+                    write_record(folder / "evaluation.json", replace(known, asked=now))
                 return f"kept, {_summary(known)}"
         found, raw, items, lines = self._run(folder)
         write_json(folder / RAW, raw)

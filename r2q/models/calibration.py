@@ -31,6 +31,7 @@ from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
+from r2q.plan import Plan, Unit
 from r2q.tokens import Encoder, beyond_positions
 
 CPU = torch.device("cpu")
@@ -103,6 +104,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
         "text_tokens": text_tokens,
         "first_token": int(tokens[0, 0]),
         "adds_bos": encoder.adds_bos,
+        "asked": Plan(config).asked("calibrate", Unit(model, "", 0)),
     }
     metadata = {name: str(value) for name, value in facts.items()}
     one = {"facts": json.dumps(metadata)}  # safetensors writes several keys in random order

@@ -12,7 +12,7 @@ from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.inputs.hub import Hub
-from r2q.kept import state_of
+from r2q.kept import key, state_of
 from r2q.models.source import MADE, SMALL, SOURCES, made_folder, made_of
 from r2q.plan.sources import code, method_code
 
@@ -183,12 +183,19 @@ class Plan:
         return [*dict.fromkeys(outputs), *self.token_files]
 
     @property
-    def token_files(self) -> list[str]:
-        """Files of tokens that are made once a model: for calibration, training, and the distance to full precision."""
-        kinds = (self.calibration, self.training, self.reference)
-        return list(dict.fromkeys(path for unit in self.units for of in kinds for path in of(unit)))
+    def token_files(self) -> dict[str, tuple[str, Unit]]:
+        """Files of tokens that are made once a model: for calibration, training, and the distance to full precision.
+
+        By path, with the rule that makes it and a unit that reads it.
+        """
+        kinds = {"calibrate": self.calibration, "teacher_data": self.training, "reference": self.reference}
+        return {path: (rule, unit) for unit in self.units for rule, of in kinds.items() for path in of(unit)}
 
     # What else a result depends on, as one stable line each: when it changes, the job runs again
+
+    def asked(self, rule: str, at: Any) -> str:
+        """Hash of that line, which the results keep: Snakemake's own records do not follow a folder that is moved."""
+        return key({rule: getattr(self, f"asked_{rule}")(at)})
 
     def asked_source(self, at: Any) -> str:
         made = made_of(self.config.models[self.source_of(at)])

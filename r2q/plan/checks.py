@@ -7,15 +7,16 @@ off, and what failed for a reason outside of the run (a file, memory), is theref
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r2q import prepare
 from r2q.kept import file_sha256
 from r2q.plan import Plan, Unit, model_files
-from r2q.plan.sources import method_code
 from r2q.records import (
     OK,
+    OTHERWISE,
     Damaged,
     Evaluation,
     Report,
@@ -60,13 +61,12 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
 
 def _is_trained(plan: Plan, unit: Unit) -> bool:
     """Whether a training has come to its end, good or bad, by its recipe and code as they are now."""
-    folder, recipe = Path(plan.results, unit.path), plan.recipes[unit.recipe]
+    folder = Path(plan.results, unit.path)
     try:
         report = read_json(folder / "report.json", Report)
     except (FileNotFoundError, Damaged):
         return False
-    same = all(getattr(report, name) == recipe[name] for name in ("method", "granularity", "bits", "options"))
-    same = same and report.hashes.get("code") == method_code(recipe["method"], recipe["options"])
+    same = report.asked == plan.asked("quantize", unit)
     return same and not report.retry and not (report.status == OK and missing_files(folder, report.files))
 
 
@@ -77,11 +77,17 @@ def _of_model(plan: Plan, model: str) -> list[str]:
     if not path.is_file() or path.stat().st_mtime < max(times, default=0):
         return []
     try:
-        facts = prepare.read_prepared(path, model, prepare.FACTS)
+        return prepare.recipe_problems(plan.config, model, _prepared(plan, model, path))
     except Damaged:  # made again
         return []
-    same = [facts["path"], facts["revision"]] == [entry.path, entry.revision]
-    return prepare.recipe_problems(plan.config, model, facts) if same else []
+
+
+def _prepared(plan: Plan, model: str, path: str | Path) -> dict[str, Any]:
+    """What `prepare` found of a model; raises Damaged where the file is, or where the model stood elsewhere."""
+    facts, entry = prepare.read_prepared(path, model, prepare.FACTS), plan.config.models[model]
+    if [facts["path"], facts["revision"]] != [entry.path, entry.revision]:
+        raise Damaged(OTHERWISE)
+    return facts
 
 
 def stale(plan: Plan) -> dict[str, str]:
@@ -89,11 +95,9 @@ def stale(plan: Plan) -> dict[str, str]:
     reasons = dict(_stale_units(plan))
     reasons |= {file: reason for file, reason in damaged_worlds(plan).items() if Path(file).is_file()}
     for model in plan.config.models:
-        reasons |= _damage(
-            f"{plan.results}/{model}/prepared.json", lambda path, m=model: prepare.read_prepared(path, m, prepare.FACTS)
-        )
-    for path in plan.token_files:
-        reasons |= _damage(path, check_tensors)
+        reasons |= _damage(f"{plan.results}/{model}/prepared.json", partial(_prepared, plan, model))
+    for path, (rule, unit) in plan.token_files.items():
+        reasons |= _damage(path, partial(check_tensors, asked=plan.asked(rule, unit)))
     for manifest in plan.manifests:
         reasons |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
     return reasons
@@ -125,8 +129,9 @@ def _damage(path: str, read: Any) -> dict[str, str]:
 def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
     for unit in plan.units:
         folder = Path(plan.results, unit.path)
-        kinds: dict[str, type[Report] | type[Evaluation]] = {"report.json": Report, "evaluation.json": Evaluation}
-        for name, kind in kinds.items():
+        kinds: list[tuple[str, type[Report] | type[Evaluation], str]]
+        kinds = [("report.json", Report, "quantize"), ("evaluation.json", Evaluation, "evaluate")]
+        for name, kind, rule in kinds:
             if not (folder / name).is_file():
                 continue
             try:
@@ -135,7 +140,9 @@ def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield str(folder / name), str(error)
                 continue
             files = missing_files(folder, record.files)
-            if record.retry:
+            if record.asked not in ("", plan.asked(rule, unit)):
+                yield str(folder / name), OTHERWISE
+            elif record.retry:
                 yield str(folder / name), f"{folder}: {record.status} before ({record.reason}); tried again"
             elif record.status == OK and files:
                 yield str(folder / name), f"{folder}: {', '.join(files)} missing or cut off; made again"

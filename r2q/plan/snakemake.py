@@ -3,13 +3,14 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.utils import update_config
 
@@ -98,11 +99,15 @@ def stop_with(source: str, problems: Iterable[str]) -> None:
         raise WorkflowError(text)
 
 
-def again(workflow: Any, stale: Mapping[str, str]) -> None:
+def again(workflow: Any, plan: Plan, stale: dict[str, str]) -> None:
     """Have outputs made again, as --forcerun would, and say why; to be called while jobs are looked for.
 
-    Snakemake has no way to state that an output is there and no good. This set is what --forcerun fills.
+    Snakemake has no way to state that an output is there and no good. This set is what --forcerun fills. Tables and the
+    like, which do not keep what they were asked, are made again where Snakemake has no record of them.
     """
+    for manifest in plan.manifests:
+        if Path(manifest).is_file() and workflow.persistence.metadata(IOFile(manifest)) is None:
+            stale.setdefault(manifest, "tables and figures of which Snakemake has no record: made again")
     if not stale.keys() <= workflow.dag.forcefiles:
         workflow.dag.forcefiles.update(stale)
         print("\n".join(dict.fromkeys(stale.values())), file=sys.stderr)

@@ -1,7 +1,7 @@
 """Every report.json and evaluation.json of a run, gathered into scores.csv, layers.csv and provenance.json."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from r2q import config as configuration
 from r2q.config import Config, some
 from r2q.kept import key, write_json
-from r2q.plan import Unit, units_of
+from r2q.plan import Plan, Unit
 from r2q.prepare import read_prepared
 from r2q.records import (
     FAILED,
@@ -45,7 +45,8 @@ def collect(config_path: str | Path, results: str | Path) -> None:
 
     Raises:
         FileNotFoundError: names the units' files that are not there.
-        ValueError: a file is not what its folder says, or the evaluation is of other weights than the report.
+        ValueError: a file is not what its folder says, the evaluation is of other weights than the report, or a unit
+            was made with other settings than the config's.
     """
     config, results = configuration.load(config_path), Path(results)
     scores: list[Score] = []
@@ -73,12 +74,29 @@ def collect(config_path: str | Path, results: str | Path) -> None:
     write_csv(files[2], columns(ItemRow), items)
     write_json(files[3], provenance)
     sign(results / "collected.sha256", files)
+    for sentence in _mixed(provenance.values()):
+        print(f"collect: {sentence}; see provenance.json", flush=True)
+
+
+def _mixed(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for every library and device of which the run has several: an update makes no unit again."""
+    seen: dict[str, set[str]] = {}
+    for record in records:
+        versions = record["versions"]
+        for verb, done in (("quantize", "quantized"), ("evaluate", "evaluated")):
+            for library, version in (versions[verb] or {}).items():
+                seen.setdefault(f"{done} with {library}", set()).add(version)
+        if record["evaluation"]["device"] is not None:
+            seen.setdefault("evaluated on", set()).add(record["evaluation"]["device"])
+    for what, several in seen.items():
+        if len(several) > 1:
+            yield f"units were {what} {' and '.join(sorted(several))}, which may be what tells their numbers apart"
 
 
 def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, Evaluation | None]]:
     """Every unit with its report and, where quantizing went well, its evaluation, in the order of the config."""
-    units, missing = [], []
-    for unit in units_of(config):
+    plan, units, missing = Plan(config), [], []
+    for unit in plan.units:
         paths = [results / unit.path / name for name in ("report.json", "evaluation.json")]
         if not paths[0].is_file():
             missing.append(paths[0])
@@ -95,6 +113,9 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
             written, scored = report.hashes["weights"], evaluation.hashes["weights"]
             if evaluation.status == OK and written != scored:
                 raise ValueError(f"{paths[1]} is of weights {scored}, but report.json wrote {written}")
+        for path, rule, record in zip(paths, ("quantize", "evaluate"), (report, evaluation), strict=True):
+            if record is not None and record.asked not in ("", plan.asked(rule, unit)):
+                raise ValueError(f"{path} was made with another config, or other code; run `{rule}` again")
         units.append((unit, report, evaluation))
     if missing:
         raise FileNotFoundError(f"missing: {some(missing, SHOWN_MISSING)}")

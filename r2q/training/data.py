@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q.kept import seed_of, write_atomic
+from r2q.records import tensor_places
 
 FORMAT_VERSION = 1
 AGAIN = "delete it, and the verb teacher-data (the same run) makes it again"
@@ -98,18 +100,32 @@ class Order:
         return self._epochs[number]
 
 
-def write(path: Path, train: Rows, held_out: Rows, settings: dict[str, Any]) -> str:
-    """Write rows as one safetensors file, with the settings inside; returns the digest of both."""
+def write(
+    path: Path, train: Rows, held_out: Rows, settings: Mapping[str, Any], notes: Mapping[str, str] | None = None
+) -> str:
+    """Write rows as one safetensors file, with the settings inside; returns the digest of both, not of the notes."""
     tensors = {}
     for name, rows in (("train", train), ("held_out", held_out)):
         for field in ("tokens", "start", "end"):
             tensors[f"{name}.{field}"] = getattr(rows, field).to(torch.int32).contiguous()
         if rows.states is not None:
             tensors[f"{name}.states"] = rows.states.contiguous()
-    text = json.dumps(settings | {"format_version": FORMAT_VERSION}, sort_keys=True)
-    digest = digest_of(tensors, text)
-    write_atomic(path, save(tensors, metadata={"facts": json.dumps({"settings": text, "sha256": digest})}))  # one key
-    return digest
+    text = json.dumps({**settings, "format_version": FORMAT_VERSION}, sort_keys=True)
+    facts = {"settings": text, "sha256": digest_of(tensors, text), **(notes or {})}
+    write_atomic(path, save(tensors, metadata={"facts": json.dumps(facts)}))  # one key
+    return facts["sha256"]
+
+
+def keep(path: Path, notes: Mapping[str, str]) -> bool:
+    """Whether there are rows with the same `key` in their notes; they stay, with these notes."""
+    try:
+        if json.loads(tensor_places(path)[2]["facts"])["key"] != notes["key"]:
+            return False
+        train, held_out, settings, _ = read(path)
+    except (FileNotFoundError, ValueError, LookupError):  # none, damaged ones, or from before there were notes
+        return False
+    write(path, train, held_out, settings, notes)
+    return True
 
 
 def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:

@@ -27,10 +27,11 @@ from r2q.models.calibration import vocabulary_sha256
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.load import load_full
 from r2q.models.targets import refuse_quantized
+from r2q.plan import Plan, Unit
 from r2q.plan.sources import code
 from r2q.prepare import engine_problems, open_model
 from r2q.tokens import Encoder, beyond_positions
-from r2q.training.data import Rows, write
+from r2q.training.data import Rows, keep, write
 from r2q.training.generation import (
     Continue,
     encode_prompts,
@@ -46,6 +47,13 @@ from r2q.training.unfinished import Unfinished
 SHOWN = 5  # rows that the description shows as text
 AT_ONCE = 16  # rows of which hidden states are computed at once
 KEPT = 1 << 30  # bytes of hidden states
+PLACES = (
+    "model",
+    "path",
+    "revision",
+    "commit",
+    "texts",
+)  # where things are: fingerprint and `drawn` are what they hold
 
 
 def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
@@ -54,8 +62,9 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
     On a CPU the model's hidden states of the rows are kept with them, for all recipes that learn from it.
 
     Generated rows are also kept in a file ``.<out>.unfinished`` while they come. It goes when all are there; a run that
-    was killed goes on from it, to the same bits. Of a model whose logits are not finite there are no rows, and the file
-    says so.
+    was killed goes on from it, to the same bits. Rows that are there stay where all that can move them (the model, what
+    the texts hold, settings, code, libraries) is the same, wherever model and texts stand now. Of a model whose logits
+    are not finite there are no rows, and the file says so.
 
     Raises:
         ConfigError: the config is wrong, has no section ``training`` or no such model; rows are longer than the model
@@ -89,23 +98,29 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         "versions": versions("torch", "transformers", "tokenizers"),
     }
     unfinished = None
+    if wanted.kind == "generated":
+        own = "auto" if model_config.dtype is None else str(model_config.dtype).removeprefix("torch.")
+        dtype = "float32" if device.type == "cpu" else own
+        settings |= _generation_facts(wanted, dtype, device)
+    rest = {"drawn": drawn, "device": device.type, "threads": config.limits.threads, "code": code("teacher_data")}
+    moves = {name: value for name, value in settings.items() if name not in PLACES} | rest
+    notes = {"key": key(moves), "asked": Plan(config).asked("teacher_data", Unit(model, "", 0))}
+    if keep(out, notes):
+        print(f"teacher-data {model}: kept", flush=True)
+        return
     if wanted.kind == "text":
         rows = text_rows(encoder, [prompt for prompt, _ in drawn], wanted)
         _check_held_out(config_path, len(rows), wanted)
     elif wanted.kind == "supervised":
         rows = supervised_rows(encoder, tokenizer.eos_token_id, drawn, wanted)
     else:
-        own = "auto" if model_config.dtype is None else str(model_config.dtype).removeprefix("torch.")
-        dtype = "float32" if device.type == "cpu" else own
-        settings |= _generation_facts(wanted, dtype, device)
         heads = encode_prompts(encoder, [prompt for prompt, _ in drawn], wanted)
-        rest = {"heads": heads, "threads": config.limits.threads, "code": code("teacher_data")}
-        unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), key(settings | rest))
+        unfinished = Unfinished(out.with_name(f".{out.name}.unfinished"), notes["key"])
         say = _engine(str(folder), dtype, device, tokenizer.eos_token_id, wanted)
         try:
             rows = generated_rows(heads, wanted, say, unfinished)
         except ArithmeticError as error:
-            write(out, none := padded([], wanted.length), none, settings | {"reason": str(error)})
+            write(out, none := padded([], wanted.length), none, settings | {"reason": str(error)}, notes)
             unfinished.remove()
             print(f"teacher-data {model}: FAILED: {error}; no recipe can be trained on it", flush=True)
             return
@@ -114,7 +129,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
         rows = replace(rows, states=_states(str(folder), rows.tokens))
     first = len(rows) - wanted.held_out
     settings["first_token"] = int(rows.tokens[0, 0])
-    digest = write(out, rows[slice(0, first)], rows[slice(first, None)], settings)
+    digest = write(out, rows[slice(0, first)], rows[slice(first, None)], settings, notes)
     shown = [tokenizer.decode(rows.tokens[i, : rows.end[i]].tolist()) for i in range(min(SHOWN, len(rows)))]
     counts = {"rows": first, "held_out_rows": wanted.held_out, "tokens": int(rows.end[:first].sum())}
     write_json(out.with_suffix(".json"), settings | counts | {"sha256": digest, "first_rows": shown})

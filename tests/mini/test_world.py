@@ -6,6 +6,7 @@ Answers are checked by parsing the sentences back into facts, not by asking the 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -275,3 +276,16 @@ def test_models_of_another_world_are_refused(
 def test_committed_models_belong_to_this_world(tmp_path: Path) -> None:
     assert [folder.name for folder in MODEL_FOLDERS] == sorted(world.MODEL_NAMES)
     world.main(["--out", str(tmp_path), "--models", str(REPOSITORY / "mini/models")])
+
+
+def test_a_clone_that_converts_line_ends_has_the_same_bytes(tmp_path: Path) -> None:
+    """Git for Windows, also seen from WSL: with \\r\\n in them, no model is the one that its provenance tells of."""
+    first, clone = tmp_path / "first", tmp_path / "clone"
+    shutil.copytree(REPOSITORY / "mini/models/mini-llama", first)
+    shutil.copy(REPOSITORY / ".gitattributes", first)
+    me = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for command in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "models")):
+        subprocess.run(["git", *command], cwd=first, check=True)
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", first, clone], check=True)
+    for file in (REPOSITORY / "mini/models/mini-llama").iterdir():
+        assert (clone / file.name).read_bytes() == file.read_bytes(), file.name

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from r2q.kept import key
 from r2q.report.collect import collect, metric_name
 from r2q.report.page import page
 from r2q.report.run import read_scores
@@ -84,6 +85,27 @@ def test_a_unit_that_diverged_is_a_row_of_its_own_kind(run):
     assert list(zip(row["status"], row["reason"], strict=True)) == [("diverged", reason)]
     assert row[["value", "bits_per_weight", "file_bytes", "n"]].isna().all().all()
     assert len(rows) == 2 * 4 * 4 - 3
+
+
+@pytest.mark.parametrize(("name", "verb"), [("report.json", "quantize"), ("evaluation.json", "evaluate")])
+def test_numbers_of_another_config_are_no_rows(run, name, verb):
+    """As after `snakemake --touch`, or where the verb is called by hand: provenance.json tells of this config."""
+    run.change("mini-opt", "r2q-g64", name, asked=key({"another": "config"}))
+    with pytest.raises(ValueError, match=f"r2q-g64/seed0/{name} was made with another config.*run `{verb}` again"):
+        collect(run.config_path, run.results)
+
+
+def test_an_update_between_units_is_said(run, capsys):
+    collected(run)
+    assert "units were" not in capsys.readouterr().out
+    run.change("mini-opt", "r2q-g64", "report.json", versions={"torch": "9.1"})
+    run.change("mini-opt", "r2q-g64", "evaluation.json", device="NVIDIA H100")
+    collected(run)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(", which may")[0] for line in said] == [
+        "collect: units were quantized with torch 2.13.0 and 9.1",
+        "collect: units were evaluated on NVIDIA H100 and cpu",
+    ]
 
 
 def test_a_score_without_value_says_so(run):

@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.config.texts import Training
+from r2q.training import teacher_data as module
 from r2q.training.teacher_data import draw
 from tests.configs import config_of
 from tests.training.teacher import RECIPE, make, teacher_folder
@@ -39,6 +41,21 @@ def test_the_model_continues_prompts_the_same_way_again(folder: Path, tmp_path: 
     assert described | settings | {"format_version": 1} == described | {"format_version": 1}  # the data say the same
     assert (described["fingerprint"], described["commit"], described["end_token"]) == ("f1", None, 2)
     assert described["sampling"]["temperature"] == 0.7
+
+
+def test_rows_stay_where_model_and_texts_only_moved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be hours of work, and on a GPU other rows the next time, which all trainings would have to follow."""
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    out = tmp_path / "a" / "rows.safetensors"
+    digest = make(folder, out)[3]
+    with monkeypatch.context() as without:
+        without.setattr(module, "load_full", lambda *_, **__: pytest.fail("the model is loaded"))
+        assert make(moved, out)[3] == digest
+    (moved / "lines.txt").write_text((folder / "lines.txt").read_text().replace("line", "Line"))
+    assert make(moved, out)[3] != digest
 
 
 def test_supervised_pairs(folder: Path, tmp_path: Path) -> None:

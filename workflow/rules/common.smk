@@ -100,7 +100,7 @@ def optional_inputs(wildcards, input):
 
 def stale_outputs(wildcards):
     """No input; asked for inputs, it has Snakemake make again what is there, but damaged or failed for want of a file."""
-    again(workflow, STALE)
+    again(workflow, PLAN, STALE)
     if workflow.dryrun and not SAID:  # known no sooner
         SAID.append(True)
         print_estimate(workflow, PLAN, bool(GPU))

@@ -27,14 +27,14 @@ rule calibrate:
         """
 
 
-# Rows for the recipes that train, once per model and the same for all of them.
+# Rows for the recipes that train, once per model and the same for all of them. The verb keeps what it would make again.
 rule teacher_data:
     input:
         prepared=PLAN.of_model("prepared.json"),
         model=PLAN.model_files,
         texts=PLAN.training_text,
     output:
-        f"{RESULTS}/{{model}}/training_data.safetensors",
+        update(f"{RESULTS}/{{model}}/training_data.safetensors"),
     log:
         f"{RESULTS}/logs/teacher_data-{{model}}.log",
     priority: 10
