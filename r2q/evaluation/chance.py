@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from r2q.config import ConfigError
@@ -74,7 +75,7 @@ def items_of(task: Any, docs: Sequence[Any]) -> Items | None:
     for number, (gold, doc) in enumerate(zip(golds, docs, strict=True), 1):
         for value in gold if isinstance(gold, list) else [gold]:
             rendered = value == "None" and isinstance(doc, dict) and None in doc.values()  # by a template
-            wrong = task.OUTPUT_TYPE == "multiple_choice" and not isinstance(value, int | str)
+            wrong = task.OUTPUT_TYPE == "multiple_choice" and not isinstance(value, Integral | str)
             if value is None or rendered or wrong:
                 answer = None if rendered else gold
                 raise ConfigError(

@@ -290,6 +290,17 @@ def test_a_right_answer_that_is_null_is_named_with_task_and_row(tmp_path: Path, 
         load_tasks(config, SEEDS)
 
 
+def test_a_right_answer_may_be_a_whole_number_of_numpy(tmp_path: Path) -> None:
+    """As a function of a task's own gives it (`np.argmax`); lm-eval compares it as any other."""
+    (tmp_path / "answers.py").write_text("import numpy as np\ndef gold(doc):\n    return np.int64(doc['gold'])\n")
+    path = tiny.write_task(tmp_path, "mine", tiny.choice_rows(), doc_to_target="FUNCTION")
+    path.write_text(path.read_text().replace("FUNCTION", "!function answers.gold"))
+    data = tiny.config_data({"m": {"path": "m"}}, {"mine": {}}, task_include=[str(tmp_path)])
+    items = load_tasks(configuration.parse(data, "x"), SEEDS).items["mine"]
+    assert items is not None
+    assert items.gold == [[row["gold"]] for row in tiny.choice_rows()]
+
+
 def test_groups_of_lm_eval_whose_tasks_give_what_they_aggregate_pass() -> None:
     files = TaskFiles()
     for name in ("mmlu_stem", "blimp", "xcopa", "hendrycks_ethics"):
