@@ -47,32 +47,31 @@ def are_shares(metric: str, values: pd.Series) -> bool:
 
 
 def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Per model and recipe the mean accuracy in percent, over all tasks of the model, as in the main table.
+    """Per model and recipe the mean accuracy in percent, over all tasks of the run, as in the main table.
 
-    A seed that lacks one of them has no average; where a task has no chance level, the average has none. The interval
-    is over the items (tasks as independent samples); with several seeds it is Student's over the seeds, or the one over
-    items where that is wider.
+    A seed that lacks one of them has no average, nor has any where nobody has it; where a task has no chance level, the
+    average has none. The interval is over the items (tasks as independent samples); with several seeds Student's over
+    the seeds, or the one over items where that is wider.
     """
     rows = accuracies(scores)
+    tasks = len(rows[["task", "metric"]].drop_duplicates())
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
     averages = []
-    for model, of_model in rows.groupby("model", sort=False):
-        tasks = len(of_model[["task", "metric"]].drop_duplicates())
-        for recipe, part in of_model.groupby("recipe", sort=False):
-            values, errors, chances, majorities, items = [], [], [], [], 0
-            for _, seed in part.groupby("seed", sort=False):
-                if len(seed) < tasks:
-                    continue
-                values.append(100 * float(seed["value"].mean()))
-                errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
-                chances.append(100 * float(seed["chance"].mean(skipna=False)))
-                majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
-                items = int(seed["n"].sum())
-            if values:
-                low, high = np.clip(interval(values, errors), 0, 100)  # NaN stays: no interval
-                mean, error = sum(values) / len(values), sum(errors) / len(errors)
-                marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
-                averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
+    for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
+        values, errors, chances, majorities, items = [], [], [], [], 0
+        for _, seed in part.groupby("seed", sort=False):
+            if len(seed) < tasks:
+                continue
+            values.append(100 * float(seed["value"].mean()))
+            errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
+            chances.append(100 * float(seed["chance"].mean(skipna=False)))
+            majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
+            items = int(seed["n"].sum())
+        if values:
+            low, high = np.clip(interval(values, errors), 0, 100)  # NaN stays: no interval
+            mean, error = sum(values) / len(values), sum(errors) / len(errors)
+            marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
+            averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
     return _numbers(averages)
 
 

@@ -15,6 +15,7 @@ from r2q.report.figures import figure
 from r2q.report.page import page
 from r2q.report.run import read_scores
 from r2q.report.tables import table
+from r2q.report.tables.summary import summarize
 from tests.report.conftest import RECIPES, score
 
 MODELS = ("mini-llama", "mini-opt")
@@ -81,6 +82,19 @@ def test_a_task_that_fails_costs_one_recipe_its_average_and_no_other_a_task(run)
     whole = average_scores(scores)
     scores.loc[(scores["task"] == "mini_who") & (scores["recipe"] == "rtn-g64"), "value"] = float("nan")
     left = whole[whole["recipe"] != "rtn-g64"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(average_scores(scores), left)
+
+
+def test_a_task_that_fails_for_a_whole_model_leaves_it_no_average_anywhere(make_run):
+    """As in the main table: a mean over the other tasks beside other models' means over all says nothing."""
+    run = make_run(models=MODELS)
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    whole, lost = average_scores(scores), MODELS[0]
+    scores.loc[(scores["task"] == "mini_who") & (scores["model"] == lost), "value"] = float("nan")
+    (block,) = (block for block in summarize(scores).blocks if block.model == lost)
+    assert {row.cells[-1].value for row in block.rows if row.seeds} == {None}
+    left = whole[whole["model"] != lost].reset_index(drop=True)
     pd.testing.assert_frame_equal(average_scores(scores), left)
 
 
