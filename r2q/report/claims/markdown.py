@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from r2q.report.claims.measures import Name
-from r2q.report.tables.sheet import grid
+from r2q.report.tables.sheet import NONE, grid
 
 Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
 STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"
 SCORE, NEARER = "higher average score", "closer to full precision on held-out text"
 VERDICTS = ("supported", "not supported", "undecided")
-NONE = "–"
 
 READING = """\
 Every comparison is one quantizer against another, trained in the same frame on the same rows from the same model with
