@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +75,18 @@ def test_claims_without_any_interval_or_number_are_shown(lost: list[str], run, t
     measured = re.findall(r"</td><td>([^<]*)</td><td>–</td>", (tmp_path / "page.html").read_text())
     assert len(measured) == len(claims)
     assert ("–" in measured) == ("difference" in lost)
+
+
+def test_claims_of_one_model_alone_are_shown_beside_those_over_all(run, tmp_path: Path) -> None:
+    """As in claims.md: of what one model trained and the others did not, the page had said nothing."""
+    collect(run.config_path, run.results)
+    claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
+    over_all = claims[claims["granularity"] == "g64"].assign(model="all")
+    (run.results / "tables").mkdir()
+    pd.concat([claims, over_all]).to_csv(run.results / "tables" / "claims.csv", index=False)
+    page([run.results], tmp_path / "page.html")
+    shown = re.findall(r'<td class="text">[^<]*, ([^<,]*)</td></tr>', (tmp_path / "page.html").read_text())
+    assert Counter(shown) == Counter(claims["granularity"])
 
 
 def test_it_is_one_file_that_asks_for_nothing(report: Path) -> None:

@@ -66,9 +66,10 @@ def page(
         unfinished: units without numbers, and why.
         twice: recipes that are not compared, because an earlier one has the same frame, quantizer and granularity.
     """
-    every = _overall([row for row in rows if row["pairing"] == "granularity"])
+    whole = overall(rows)
+    every = [row for row in whole if row["pairing"] == "granularity"]
     paper = [row for row in every if row["other"] == rival and row["claim"] not in (STARTS, ENDS, GAINS)]
-    by_size = _overall([row for row in rows if row["pairing"] == "bits"])
+    by_size = [row for row in whole if row["pairing"] == "bits"]
     frames = list(dict.fromkeys(row["frame"] for row in rows))
     lines = [f"# Claims of the R2Q paper about training, held against the run {run}".rstrip(), ""]
     if not rows:
@@ -115,14 +116,14 @@ def _place(side: int) -> str:
     return "ahead" if side < 0 else "behind"
 
 
-def _overall(rows: Sequence[Row]) -> list[Row]:
-    """The rows over all models; with a single model, its own."""
+def overall(rows: Sequence[Row]) -> list[Row]:
+    """The rows over all models; of what a single model has, its own."""
     several = {_kind(row) for row in rows if row["model"] == "all"}
     return [row for row in rows if row["model"] == "all" or _kind(row) not in several]
 
 
 def _kind(row: Row) -> tuple[str, ...]:
-    return row["claim"], row["frame"], row["granularity"], row["other"]
+    return row["claim"], row["frame"], row["granularity"], row["other"], row["pairing"]
 
 
 def _where(row: Row, rows: Sequence[Row]) -> str:
@@ -190,7 +191,7 @@ def _models(rows: Sequence[Row], models: Sequence[str]) -> Iterator[str]:
     by_model = {(*_kind(row), row["model"]): row for row in rows}
     body = []
     for kind in dict.fromkeys(map(_kind, rows)):
-        claim, frame, granularity, other = kind
+        claim, frame, granularity, other, _ = kind
         cells = [_of_model(by_model.get((*kind, model))) for model in models]
         body.append([claim, frame, granularity, other, *cells])
     yield from _table(["claim", "frame", "granularity", "against", *models], body, {"frame", "against"})
