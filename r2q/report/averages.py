@@ -46,6 +46,12 @@ def are_shares(metric: str, values: pd.Series) -> bool:
     return metric.partition("/")[0] not in OTHER_SCALES and bool(values.dropna().between(0, 1).all())
 
 
+def standard_errors(rows: pd.DataFrame) -> pd.Series:
+    """Of accuracies, for their intervals: 0 of all right or all wrong is a part of the width of Wilson's interval."""
+    certain = (rows["stderr"] == 0) & rows["value"].isin((0, 1))
+    return rows["stderr"].mask(certain, statistics.Z / (rows["n"].fillna(0).astype(float) + statistics.Z**2))
+
+
 def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """Per model and recipe the mean accuracy in percent, over all tasks of the run, as in the main table.
 
@@ -58,18 +64,21 @@ def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
     averages = []
     for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
-        values, errors, chances, majorities, items = [], [], [], [], 0
+        values, chances, majorities, items = [], [], [], 0
+        spreads: list[float] = []  # of the score, and for its interval
+        widths: list[float] = []
         for _, seed in part.groupby("seed", sort=False):
             if len(seed) < tasks:
                 continue
             values.append(100 * float(seed["value"].mean()))
-            errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
+            for found, of_tasks in ((spreads, seed["stderr"]), (widths, standard_errors(seed))):
+                found.append(100 * math.sqrt(float((of_tasks**2).sum(skipna=False))) / len(seed))
             chances.append(100 * float(seed["chance"].mean(skipna=False)))
             majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
             items = int(seed["n"].sum())
         if values:
-            low, high = np.clip(interval(values, errors), 0, 100)  # NaN stays: no interval
-            mean, error = sum(values) / len(values), sum(errors) / len(errors)
+            low, high = np.clip(np.array(interval(values, widths)), 0, 100)  # NaN stays: no interval
+            mean, error = sum(values) / len(values), sum(spreads) / len(spreads)
             marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
             averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
     return _numbers(averages)

@@ -7,9 +7,10 @@ import json
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from r2q.records import read_drawn
-from r2q.report.averages import average_scores
+from r2q.report.averages import accuracies, average_scores
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
@@ -96,6 +97,20 @@ def test_a_task_that_fails_for_a_whole_model_leaves_it_no_average_anywhere(make_
     assert {row.cells[-1].value for row in block.rows if row.seeds} == {None}
     left = whole[whole["model"] != lost].reset_index(drop=True)
     pd.testing.assert_frame_equal(average_scores(scores), left)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_right_or_all_wrong_is_not_known_for_certain(share, run):
+    """The standard error of such a score is 0, and 100 (100, 100) had stood there as an interval of 95 %."""
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    chosen = accuracies(scores).index
+    scores.loc[chosen, ["value", "stderr"]] = share, 0.0
+    scores["n"] = 24
+    low, high = binomtest(round(24 * share), 24).proportion_ci(method="wilson")
+    half = 100 * (high - low) / 2**0.5  # two tasks, each with one whole width on its open side
+    ends = average_scores(scores)[["low", "high"]].drop_duplicates().to_numpy().tolist()
+    assert ends == [pytest.approx([max(0, 100 * share - half), min(100, 100 * share + half)])]
 
 
 def test_an_average_has_no_interval_where_a_task_has_no_standard_error(run):
