@@ -18,6 +18,7 @@ from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
 
+PDFTOTEXT = shutil.which("pdftotext")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -164,3 +165,16 @@ def test_in_a_browser(report: Path) -> None:
     assert found["recipes"] == ["rtn-g64"]
     assert found["open"]
     assert found["errors"] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None or PDFTOTEXT is None, reason="no Chromium, or nothing that reads its PDF")
+def test_on_paper_a_long_table_is_whole(report: Path, tmp_path: Path) -> None:
+    """On a screen it scrolls; on paper all below the edge, and to the right of it, was missing."""
+    rows = "".join(f"<tr><td>row{i}</td>{'<td>12.34 ±0.56</td>' * 14}<td>end{i}</td></tr>" for i in range(90))
+    report.write_text(report.read_text().replace("</tbody>", f"{rows}</tbody>", 1))
+    pdf = tmp_path / "page.pdf"
+    printing = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--print-to-pdf={pdf}", report.as_uri()]
+    subprocess.run(printing, capture_output=True, timeout=120, check=True)
+    reading = [str(PDFTOTEXT), "-layout", str(pdf), "-"]
+    text = subprocess.run(reading, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert {f"{end}{i}" for end in ("row", "end") for i in range(90)} - set(text.split()) == set()
