@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from snakemake.cli import get_argument_parser
 
 from r2q.kept import ROOT
 from r2q.report.collect import collect
@@ -52,6 +53,17 @@ def test_every_number_is_one_of_a_raw_json(report: Path, run) -> None:
             cells = [float(value) for value in re.findall(r'data-sort="([^"]+)"', row)][3:]
             table = [raw["mini_text word_perplexity"], raw["mini_facts acc"], raw["mini_who acc"]]
             assert cells == pytest.approx([*table, sum(table[1:]) / 2])
+
+
+def test_the_command_of_a_unit_names_the_unit(report: Path, run) -> None:
+    """Snakemake takes all that follows --configfile for configs, and had read the unit's record as one."""
+    commands = re.findall(r"<code>snakemake ([^<]*)</code>", report.read_text())
+    assert len(commands) == 8
+    for command in commands:
+        arguments = get_argument_parser().parse_args(command.split())
+        (target,), (config,) = arguments.targets, arguments.configfile
+        assert Path(target).relative_to(run.results).name == "evaluation.json"
+        assert Path(config) == run.results / "config.yaml"
 
 
 def test_claims_have_the_digits_of_the_table_of_claims(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def _units(run: Run, folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
             "seed": seed,
             "status": str(bad["status"].iloc[0]) if len(bad) else OK,
             "folder": place,
-            "command": f"snakemake --cores all --configfile {folder.as_posix()}/config.yaml {place}/evaluation.json",
+            "command": f"snakemake {place}/evaluation.json --cores all --configfile {folder.as_posix()}/config.yaml",
             "options": json.dumps(options),
             "provenance": digest,
             "hashes": _texts(record.get("weights")) | _texts(record.get("code")) | _texts(record.get("data")),
