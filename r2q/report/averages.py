@@ -137,19 +137,19 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
         rows, measure = rows[(rows["task"] == task) & (rows["metric"] == metric)], f"{task} {metric}"
     means = []
     for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
-        values, errors = list(part["value"]), list(part["stderr"])
-        low, high = interval(values, errors)
+        values, n = list(part["value"]), int(part["n"].iloc[0])
+        low, high = interval(values, list(part["stderr"]), statistics.of_few(n))
         mean = sum(values) / len(values)
         low = mean * math.exp(-(mean - low) / mean) if low <= 0 else low  # a positive number's interval is positive
-        n = int(part["n"].iloc[0])
         means.append((model, recipe, measure, False, mean, low, high, math.nan, False, len(values), n))
     return _numbers(means)
 
 
-def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds whose items have these standard errors: the wider of both kinds."""
+def interval(values: Sequence[float], errors: Sequence[float], times: float = statistics.Z) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds whose items have these standard errors, half of it `times` so wide: the
+    wider of both kinds."""
     mean, half = statistics.student(values)
-    of_items = statistics.Z * sum(errors) / len(errors)
+    of_items = times * sum(errors) / len(errors)
     wide = max([part for part in (half, of_items) if not math.isnan(part)], default=math.nan)
     return mean - wide, mean + wide
 

@@ -54,8 +54,12 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return (float(values[0]) if n else math.nan), math.nan
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return float(np.mean(values)), half
+    return float(np.mean(values)), of_few(n) * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def of_few(n: int) -> float:
+    """Standard errors of a mean of `n` numbers in half its 95 % interval, by Student's t; NaN for fewer than two."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
 
 
 def alike(changes: Sequence[float]) -> bool:
@@ -86,8 +90,7 @@ def detectable(sd: float, n: int, power: float = 0.8) -> float:
     about Student's t: (t_.975 + t_power) sd / sqrt n); NaN for fewer than two."""
     if n < 2 or not math.isfinite(sd):
         return math.nan
-    both = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) + stats.t.ppf(power, n - 1)
-    return float(both) * sd / math.sqrt(n)
+    return (of_few(n) + float(stats.t.ppf(power, n - 1))) * sd / math.sqrt(n)
 
 
 def fisher(count_a: int, n_a: int, count_b: int, n_b: int) -> Test:

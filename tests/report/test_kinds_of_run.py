@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from r2q.records import read_drawn
-from r2q.report.averages import accuracies, average_scores
+from r2q.report.averages import accuracies, average_scores, fidelity_of
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
@@ -111,6 +111,16 @@ def test_all_right_or_all_wrong_is_not_known_for_certain(share, run):
     half = 100 * (high - low) / 2**0.5  # two tasks, each with one whole width on its open side
     ends = average_scores(scores)[["low", "high"]].drop_duplicates().to_numpy().tolist()
     assert ends == [pytest.approx([max(0, 100 * share - half), min(100, 100 * share + half)])]
+
+
+def test_a_distance_over_few_windows_has_the_interval_of_few(run):
+    """Student's t, as over few seeds: 4.3 standard errors of three windows; it had been 1.96, as of many."""
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    scores.loc[scores["task"] == "mini_text", ["value", "stderr"]] = 20.0, 0.5
+    scores["n"] = 3
+    ends = fidelity_of(scores)[["low", "high"]].drop_duplicates().to_numpy().tolist()
+    assert ends == [pytest.approx([20 - 4.3027 * 0.5, 20 + 4.3027 * 0.5], rel=1e-4)]
 
 
 def test_an_average_has_no_interval_where_a_task_has_no_standard_error(run):
