@@ -92,18 +92,38 @@ def _blank_row(name: str, metric: str) -> dict[str, Any]:
 
 def _failed_row(name: str, choice: str | None, reason: str, raw: Mapping[str, Any], tasks: TaskSet) -> dict[str, Any]:
     """A row without a value, under the metric that would have stood in the table."""
-    task = tasks.dictionary["tasks"][_leaves(name, raw)[0]]
-    offered = list(task.aggregation() or {})
-    metric = (choice or "").replace(",", "/").split("/")[0] or next((m for m in SHOWN_FIRST if m in offered), "")
-    metric = metric or (offered[0] if offered else "acc")
+    leaves = [tasks.dictionary["tasks"][leaf] for leaf in _leaves(name, raw)]
+    offered = _offered(leaves, tasks.dictionary["groups"].get(name))
+    metric, _, filter_ = (choice or "").replace(",", "/").partition("/")
+    metric = metric or _first_shown([m for m, _ in offered]) or "acc"
+    filter_ = filter_ or next((f for m, f in offered if m == metric), leaves[0]._filters[0].name)
     return _blank_row(name, metric) | {
-        "filter": (choice or "").replace(",", "/").partition("/")[2] or task._filters[0].name,
+        "filter": filter_,
         "n": sum(tasks.limits[leaf] for leaf in _leaves(name, raw)),
-        "higher_is_better": _direction(metric, task.higher_is_better() or {}),
+        "higher_is_better": _direction(metric, leaves[0].higher_is_better() or {}),
         "version": str(raw["versions"].get(name)),
         "status": FAILED,
         "reason": reason,
     }
+
+
+def _offered(leaves: list[Any], group: Any) -> list[tuple[str, str]]:
+    """(metric, filter) of all that a single task gives, or a group of such tasks, in the order of lm-eval's results."""
+    given = [(m, part.name) for leaf in leaves for m in leaf.aggregation() or {} for part in leaf._filters]
+    listed = () if group is None else group.aggregate_metric_list or ()
+    if not listed:
+        return given
+    return [
+        (entry.metric, f)
+        for entry in listed
+        for f in entry.filter_list or sorted({f for m, f in given if m == entry.metric})
+        if (entry.metric, f) in given
+    ]
+
+
+def _first_shown(metrics: list[str]) -> str:
+    """The metric of these that stands in the main table where the config does not choose; "" of none."""
+    return next((m for m in SHOWN_FIRST if m in metrics), metrics[0] if metrics else "")
 
 
 def _leaves(name: str, raw: Mapping[str, Any]) -> list[str]:
@@ -198,8 +218,7 @@ def _mark(rows: list[dict[str, Any]], choice: str | None, asked: str) -> None:
     """Choose the one row of a task that stands in the main table: the first filter of the metric."""
     offered = [(row["metric"], row["filter"]) for row in rows]
     if choice is None:
-        metric = next((m for m in SHOWN_FIRST if m in [o for o, _ in offered]), offered[0][0] if offered else "")
-        filter_ = ""
+        metric, filter_ = _first_shown([m for m, _ in offered]), ""
     else:
         metric, _, filter_ = choice.replace(",", "/").partition("/")
     for row in rows:

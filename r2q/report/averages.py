@@ -44,33 +44,41 @@ def are_shares(metric: str, values: pd.Series) -> bool:
     return metric.partition("/")[0] not in OTHER_SCALES and bool(values.dropna().between(0, 1).all())
 
 
-def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Per model and recipe the mean accuracy in percent, over all tasks of the model, as in the main table.
+def standard_errors(rows: pd.DataFrame) -> pd.Series:
+    """Of accuracies, for their intervals: 0 of all right or all wrong is a part of the width of Wilson's interval."""
+    certain = (rows["stderr"] == 0) & rows["value"].isin((0, 1))
+    return rows["stderr"].mask(certain, statistics.Z / (rows["n"].fillna(0).astype(float) + statistics.Z**2))
 
-    A seed that lacks one of them has no average; where a task has no chance level, the average has none. The interval
-    is over the items (tasks as independent samples); with several seeds it is Student's over the seeds, or the one over
-    items where that is wider.
+
+def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Per model and recipe the mean accuracy in percent, over all tasks of the run, as in the main table.
+
+    A seed that lacks one of them has no average, nor has any where nobody has it; where a task has no chance level, the
+    average has none. The interval is over the items (tasks as independent samples); with several seeds Student's over
+    the seeds, or the one over items where that is wider.
     """
     rows = accuracies(scores)
+    tasks = len(rows[["task", "metric"]].drop_duplicates())
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
     averages = []
-    for model, of_model in rows.groupby("model", sort=False):
-        tasks = len(of_model[["task", "metric"]].drop_duplicates())
-        for recipe, part in of_model.groupby("recipe", sort=False):
-            values, errors, chances, majorities, items = [], [], [], [], 0
-            for _, seed in part.groupby("seed", sort=False):
-                if len(seed) < tasks:
-                    continue
-                values.append(100 * float(seed["value"].mean()))
-                errors.append(100 * math.sqrt(float((seed["stderr"] ** 2).sum(skipna=False))) / len(seed))
-                chances.append(100 * float(seed["chance"].mean(skipna=False)))
-                majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
-                items = int(seed["n"].sum())
-            if values:
-                low, high = np.clip(interval(values, errors), 0, 100)  # NaN stays: no interval
-                mean, error = sum(values) / len(values), sum(errors) / len(errors)
-                marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
-                averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
+    for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
+        values, chances, majorities, items = [], [], [], 0
+        spreads: list[float] = []  # of the score, and for its interval
+        widths: list[float] = []
+        for _, seed in part.groupby("seed", sort=False):
+            if len(seed) < tasks:
+                continue
+            values.append(100 * float(seed["value"].mean()))
+            for found, of_tasks in ((spreads, seed["stderr"]), (widths, standard_errors(seed))):
+                found.append(100 * math.sqrt(float((of_tasks**2).sum(skipna=False))) / len(seed))
+            chances.append(100 * float(seed["chance"].mean(skipna=False)))
+            majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
+            items = int(seed["n"].sum())
+        if values:
+            low, high = np.clip(np.array(interval(values, widths)), 0, 100)  # NaN stays: no interval
+            mean, error = sum(values) / len(values), sum(spreads) / len(spreads)
+            marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
+            averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
     return _numbers(averages)
 
 
@@ -127,19 +135,19 @@ def fidelity_of(scores: pd.DataFrame) -> pd.DataFrame:
         rows, measure = rows[(rows["task"] == task) & (rows["metric"] == metric)], f"{task} {metric}"
     means = []
     for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
-        values, errors = list(part["value"]), list(part["stderr"])
-        low, high = interval(values, errors)
+        values, n = list(part["value"]), int(part["n"].iloc[0])
+        low, high = interval(values, list(part["stderr"]), statistics.of_few(n))
         mean = sum(values) / len(values)
         low = mean * math.exp(-(mean - low) / mean) if low <= 0 else low  # a positive number's interval is positive
-        n = int(part["n"].iloc[0])
         means.append((model, recipe, measure, False, mean, low, high, math.nan, False, len(values), n))
     return _numbers(means)
 
 
-def interval(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds whose items have these standard errors: the wider of both kinds."""
+def interval(values: Sequence[float], errors: Sequence[float], times: float = statistics.Z) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds whose items have these standard errors, half of it `times` so wide: the
+    wider of both kinds."""
     mean, half = statistics.student(values)
-    of_items = statistics.Z * sum(errors) / len(errors)
+    of_items = times * sum(errors) / len(errors)
     wide = max([part for part in (half, of_items) if not math.isnan(part)], default=math.nan)
     return mean - wide, mean + wide
 

@@ -52,8 +52,12 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return (float(values[0]) if n else math.nan), math.nan
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return float(np.mean(values)), half
+    return float(np.mean(values)), of_few(n) * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def of_few(n: int) -> float:
+    """Standard errors of a mean of `n` numbers in half its 95 % interval, by Student's t; NaN for fewer than two."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
 
 
 def alike(changes: Sequence[float]) -> bool:
@@ -84,8 +88,7 @@ def detectable(sd: float, n: int, power: float = 0.8) -> float:
     about Student's t: (t_.975 + t_power) sd / sqrt n); NaN for fewer than two."""
     if n < 2 or not math.isfinite(sd):
         return math.nan
-    both = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) + stats.t.ppf(power, n - 1)
-    return float(both) * sd / math.sqrt(n)
+    return (of_few(n) + float(stats.t.ppf(power, n - 1))) * sd / math.sqrt(n)
 
 
 def fisher(count_a: int, n_a: int, count_b: int, n_b: int) -> Test:
@@ -102,9 +105,8 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> Test:
     return Test(float(stats.binomtest(only_a, only_a + only_b).pvalue), "McNemar", True)
 
 
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[Test, float]:
-    """Test of equal means of numbers `[items]` of the same items, and the standard error of the difference, NaN where
-    all changed by one and the same number.
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Test:
+    """Test of equal means of numbers `[items]` of the same items.
 
     Items are drawn again with replacement; p is the share of resampled differences, moved to be 0 on average, that are
     at least as large as the one found (Efron and Tibshirani 1993, chapter 16); where none is, Student's t test of the
@@ -113,17 +115,26 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[Test,
     """
     change = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     if not change.any():
-        return Test(1.0, "paired bootstrap", True), 0.0
+        return Test(1.0, "paired bootstrap", True)
     least = 0.5 ** (len(change) - 1)
     if len(change) == 1 or alike(list(change)):
-        return Test(least, "paired bootstrap", True), math.nan
+        return Test(least, "paired bootstrap", True)
     draws = np.random.default_rng(seed).integers(0, len(change), (RESAMPLES, len(change)))
     means = change[draws].mean(1)
     beyond = int((np.abs(means - change.mean()) >= abs(change.mean())).sum())
     p = (beyond + 1) / (RESAMPLES + 1)
     if not beyond:
         p = min(p, one_sample_t(list(change)).p)
-    return Test(max(least, p), "paired bootstrap", True), float(means.std(ddof=1))
+    return Test(max(least, p), "paired bootstrap", True)
+
+
+def paired_half(a: np.ndarray, b: np.ndarray) -> float:
+    """Half the width of the 95 % interval of the mean change of the same items from `a` to `b` `[items]`, by Student's
+    t; 0 where nothing changed, NaN where all changed by one and the same number."""
+    change = list(np.asarray(b, dtype=float) - np.asarray(a, dtype=float))
+    if not any(change):
+        return 0.0
+    return math.nan if alike(change) else student(change)[1]
 
 
 def z_test(difference: float, stderr: float) -> Test:

@@ -70,6 +70,36 @@ def test_levels_of_a_group_are_over_what_its_score_is_over(tasks: tuple[Config, 
     assert (group["chance"], group["n"]) == (pytest.approx(1 / 3), 6)
 
 
+@pytest.mark.parametrize("filters", ["", ", filter_list: [loose]", ", filter_list: [strict]"])
+def test_a_group_that_failed_is_a_row_of_the_number_that_it_would_have_given(tmp_path: Path, filters: str) -> None:
+    """Of its aggregated metric and filter, which need not be the first ones of its tasks: one column, not two."""
+    parts = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "loose")]
+    for name in ("one", "two"):
+        tiny.write_sum_task(tmp_path, name, filter_list=parts)
+    tiny.write_task(tmp_path, "choose", tiny.choice_rows(6, 3))
+    aggregate = f"aggregate_metric_list: [{{metric: exact_match{filters}}}]\nmetadata: {{version: 2}}\n"
+    (tmp_path / "wrote.yaml").write_text(f"group: wrote\ntask: [one, two]\n{aggregate}")
+    aggregate = "aggregate_metric_list: [{metric: acc_norm}]\nmetadata: {version: 2}\n"
+    (tmp_path / "chose.yaml").write_text(f"group: chose\ntask: [choose]\n{aggregate}")
+    data = tiny.config_data({"m": {"path": "."}}, {"wrote": {}, "chose": {}}, task_include=[str(tmp_path)])
+    config = parse(data, "c.yaml")
+    loaded = load_tasks(config, SEEDS)
+    wrote = {"sample_len": 5, "exact_match,strict": 0.2, "exact_match,loose": 0.4}
+    single: dict[str, Any] = {"one": wrote, "two": wrote}
+    single["choose"] = {"sample_len": 6, "acc,none": 0.5, "acc_norm,none": 0.25}
+    given = {
+        "results": single | {name: group.aggregate(single) for name, group in loaded.dictionary["groups"].items()},
+        "group_subtasks": loaded.dictionary["group_map"],
+        "n-shot": {},
+        "versions": {},
+        "higher_is_better": {},
+    }
+    names = [("wrote", "exact_match", "strict" if "strict" in filters else "loose"), ("chose", "acc_norm", "none")]
+    for failed in ({}, {"wrote": "NaN", "chose": "NaN"}):
+        rows = task_scores(given, loaded, config, failed)
+        assert [(row["task"], row["metric"], row["filter"]) for row in rows if row["in_table"]] == names
+
+
 @pytest.mark.parametrize("wanted", ["exact_match/loose", "exact_match,loose"])
 def test_the_config_chooses_metric_and_filter(tasks: tuple[Config, TaskSet], wanted: str) -> None:
     config, loaded = tasks

@@ -288,6 +288,43 @@ def test_a_right_answer_that_is_null_is_named_with_task_and_row(tmp_path: Path, 
         load_tasks(config, SEEDS)
 
 
+@pytest.mark.parametrize(
+    ("name", "chance"), [("truthfulqa_mc2", (2 / 3 + 1 / 4) / 2), ("truthfulqa_mc1", (1 / 3 + 1 / 4) / 2)]
+)
+def test_chance_of_a_task_with_a_rule_of_its_own_is_what_guessing_gets_by_it(
+    tmp_path: Path, name: str, chance: float
+) -> None:
+    """TruthfulQA's mc2 is the share of probability on true answers; its file names the first one alone."""
+    rows = [
+        {
+            "question": "q",
+            "mc1_targets": targets | {"labels": [1] + [0] * (len(targets["labels"]) - 1)},
+            "mc2_targets": targets,
+        }
+        for targets in (
+            {"choices": ["a", "b", "c"], "labels": [1, 1, 0]},
+            {"choices": list("abcd"), "labels": [1, 0, 0, 0]},
+        )
+    ]
+    tiny.write_jsonl(tmp_path / name / "validation.jsonl", rows)
+    data = tiny.config_data({"m": {"path": "m"}}, {name: {}}, task_data=str(tmp_path))
+    items = load_tasks(configuration.parse(data, "x"), SEEDS).items[name]
+    assert items is not None
+    assert items.chance == pytest.approx(chance)
+    assert items.majority is None  # true ones stand first
+
+
+def test_a_right_answer_may_be_a_whole_number_of_numpy(tmp_path: Path) -> None:
+    """As a function of a task's own gives it (`np.argmax`); lm-eval compares it as any other."""
+    (tmp_path / "answers.py").write_text("import numpy as np\ndef gold(doc):\n    return np.int64(doc['gold'])\n")
+    path = tiny.write_task(tmp_path, "mine", tiny.choice_rows(), doc_to_target="FUNCTION")
+    path.write_text(path.read_text().replace("FUNCTION", "!function answers.gold"))
+    data = tiny.config_data({"m": {"path": "m"}}, {"mine": {}}, task_include=[str(tmp_path)])
+    items = load_tasks(configuration.parse(data, "x"), SEEDS).items["mine"]
+    assert items is not None
+    assert items.gold == [[row["gold"]] for row in tiny.choice_rows()]
+
+
 def test_groups_of_lm_eval_whose_tasks_give_what_they_aggregate_pass() -> None:
     files = TaskFiles()
     for name in ("mmlu_stem", "blimp", "xcopa", "hendrycks_ethics"):

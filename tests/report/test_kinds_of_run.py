@@ -5,14 +5,16 @@ import json
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from r2q.records import read_drawn
-from r2q.report.averages import average_scores
+from r2q.report.averages import accuracies, average_scores, fidelity_of
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
 from r2q.report.run import read_scores
 from r2q.report.tables import table
+from r2q.report.tables.summary import summarize
 from tests.report.conftest import RECIPES, score
 
 MODELS = ("mini-llama", "mini-opt")
@@ -80,6 +82,43 @@ def test_a_task_that_fails_costs_one_recipe_its_average_and_no_other_a_task(run)
     scores.loc[(scores["task"] == "mini_who") & (scores["recipe"] == "rtn-g64"), "value"] = float("nan")
     left = whole[whole["recipe"] != "rtn-g64"].reset_index(drop=True)
     pd.testing.assert_frame_equal(average_scores(scores), left)
+
+
+def test_a_task_that_fails_for_a_whole_model_leaves_it_no_average_anywhere(make_run):
+    """As in the main table: a mean over the other tasks beside other models' means over all says nothing."""
+    run = make_run(models=MODELS)
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    whole, lost = average_scores(scores), MODELS[0]
+    scores.loc[(scores["task"] == "mini_who") & (scores["model"] == lost), "value"] = float("nan")
+    (block,) = (block for block in summarize(scores).blocks if block.model == lost)
+    assert {row.cells[-1].value for row in block.rows if row.seeds} == {None}
+    left = whole[whole["model"] != lost].reset_index(drop=True)
+    pd.testing.assert_frame_equal(average_scores(scores), left)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_right_or_all_wrong_is_not_known_for_certain(share, run):
+    """The standard error of such a score is 0, and 100 (100, 100) had stood there as an interval of 95 %."""
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    chosen = accuracies(scores).index
+    scores.loc[chosen, ["value", "stderr"]] = share, 0.0
+    scores["n"] = 24
+    low, high = binomtest(round(24 * share), 24).proportion_ci(method="wilson")
+    half = 100 * (high - low) / 2**0.5  # two tasks, each with one whole width on its open side
+    ends = average_scores(scores)[["low", "high"]].drop_duplicates().to_numpy().tolist()
+    assert ends == [pytest.approx([max(0, 100 * share - half), min(100, 100 * share + half)])]
+
+
+def test_a_distance_over_few_windows_has_the_interval_of_few(run):
+    """Student's t, as over few seeds: 4.3 standard errors of three windows; it had been 1.96, as of many."""
+    collect(run.config_path, run.results)
+    scores = read_scores(run.results / "scores.csv")
+    scores.loc[scores["task"] == "mini_text", ["value", "stderr"]] = 20.0, 0.5
+    scores["n"] = 3
+    ends = fidelity_of(scores)[["low", "high"]].drop_duplicates().to_numpy().tolist()
+    assert ends == [pytest.approx([20 - 4.3027 * 0.5, 20 + 4.3027 * 0.5], rel=1e-4)]
 
 
 def test_an_average_has_no_interval_where_a_task_has_no_standard_error(run):

@@ -5,16 +5,19 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from snakemake.cli import get_argument_parser
 
 from r2q.kept import ROOT
 from r2q.report.collect import collect
 from r2q.report.figures import figure
 from r2q.report.page import page
 
+PDFTOTEXT = shutil.which("pdftotext")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -50,6 +53,17 @@ def test_every_number_is_one_of_a_raw_json(report: Path, run) -> None:
             assert cells == pytest.approx([*table, sum(table[1:]) / 2])
 
 
+def test_the_command_of_a_unit_names_the_unit(report: Path, run) -> None:
+    """Snakemake takes all that follows --configfile for configs, and had read the unit's record as one."""
+    commands = re.findall(r"<code>snakemake ([^<]*)</code>", report.read_text())
+    assert len(commands) == 8
+    for command in commands:
+        arguments = get_argument_parser().parse_args(command.split())
+        (target,), (config,) = arguments.targets, arguments.configfile
+        assert Path(target).relative_to(run.results).name == "evaluation.json"
+        assert Path(config) == run.results / "config.yaml"
+
+
 def test_claims_have_the_digits_of_the_table_of_claims(tmp_path: Path) -> None:
     """-4.47 points (-6.61 to -2.34) on the page were -4.5 (-6.6 to -2.3) in claims.md, 1.1 was 1.10."""
     study = ROOT / "results" / "reference" / "smollm2"
@@ -72,6 +86,18 @@ def test_claims_without_any_interval_or_number_are_shown(lost: list[str], run, t
     measured = re.findall(r"</td><td>([^<]*)</td><td>–</td>", (tmp_path / "page.html").read_text())
     assert len(measured) == len(claims)
     assert ("–" in measured) == ("difference" in lost)
+
+
+def test_claims_of_one_model_alone_are_shown_beside_those_over_all(run, tmp_path: Path) -> None:
+    """As in claims.md: of what one model trained and the others did not, the page had said nothing."""
+    collect(run.config_path, run.results)
+    claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
+    over_all = claims[claims["granularity"] == "g64"].assign(model="all")
+    (run.results / "tables").mkdir()
+    pd.concat([claims, over_all]).to_csv(run.results / "tables" / "claims.csv", index=False)
+    page([run.results], tmp_path / "page.html")
+    shown = re.findall(r'<td class="text">[^<]*, ([^<,]*)</td></tr>', (tmp_path / "page.html").read_text())
+    assert Counter(shown) == Counter(claims["granularity"])
 
 
 def test_it_is_one_file_that_asks_for_nothing(report: Path) -> None:
@@ -149,3 +175,16 @@ def test_in_a_browser(report: Path) -> None:
     assert found["recipes"] == ["rtn-g64"]
     assert found["open"]
     assert found["errors"] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None or PDFTOTEXT is None, reason="no Chromium, or nothing that reads its PDF")
+def test_on_paper_a_long_table_is_whole(report: Path, tmp_path: Path) -> None:
+    """On a screen it scrolls; on paper all below the edge, and to the right of it, was missing."""
+    rows = "".join(f"<tr><td>row{i}</td>{'<td>12.34 ±0.56</td>' * 14}<td>end{i}</td></tr>" for i in range(90))
+    report.write_text(report.read_text().replace("</tbody>", f"{rows}</tbody>", 1))
+    pdf = tmp_path / "page.pdf"
+    printing = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--print-to-pdf={pdf}", report.as_uri()]
+    subprocess.run(printing, capture_output=True, timeout=120, check=True)
+    reading = [str(PDFTOTEXT), "-layout", str(pdf), "-"]
+    text = subprocess.run(reading, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert {f"{end}{i}" for end in ("row", "end") for i in range(90)} - set(text.split()) == set()

@@ -1,6 +1,7 @@
 """The main table: which rows, in which order, what is marked, in three formats."""
 
 import csv
+import io
 import itertools
 import re
 import shutil
@@ -72,8 +73,16 @@ def test_column_order_and_average(tables):
     shown = [name for name in rows["rtn-g64"] if name.endswith(("↑", "↓", "average"))]
     assert shown == ["mini_text word_perplexity ↓", "mini_facts acc ↑", "mini_who acc ↑", "average"]
     assert float(rows["rtn-g64"]["average"]) == pytest.approx((0.69 + 0.70) / 2)  # no perplexity in it
-    assert float(rows["rtn-g64"]["average spread"]) == pytest.approx(100 * 0.02 / 2**0.5, abs=0.05)
+    assert float(rows["rtn-g64"]["average spread"]) == pytest.approx(0.02 / 2**0.5)  # in the unit of its number
     assert float(rows["chance"]["average"]) == pytest.approx((0.25 + 0.5) / 2)
+
+
+def test_programs_read_columns_of_numbers_as_numbers(tables):
+    """What is not there is an empty field: a dash makes a column of texts, in pandas as in R."""
+    read = pd.read_csv(io.StringIO(tables["csv"]))
+    numbers = [name for name in read.columns if name.endswith((" acc ↑", "bits", "MiB", "average", "spread"))]
+    assert len(numbers) == 9
+    assert [name for name in numbers if not pd.api.types.is_numeric_dtype(read[name])] == []
 
 
 def test_best_is_bold_among_rivals_of_equal_bits():
@@ -207,7 +216,7 @@ def test_free_answers_have_no_majority():
 def test_failed_recipe_is_a_row(tables):
     reason = "layer model.layers.0.fc_1: 50 % & more | of it is not finite"
     row = [r for r in csv.DictReader(tables["csv"].splitlines()) if r["mini_text word_perplexity ↓"] == "failed"]
-    assert [(r["model"], r["recipe"], r["mini_facts acc ↑"]) for r in row] == [("mini-opt", "r2q-g64", "–")]
+    assert [(r["model"], r["recipe"], r["mini_facts acc ↑"]) for r in row] == [("mini-opt", "r2q-g64", "")]
     assert re.search(r"\| r2q-g64 +\| +– \| +– \| +failed \|", tables["md"])
     assert f"- mini-opt, r2q-g64 failed: {reason}." in tables["md"]
     assert r"r2q-g64 failed: layer model.layers.0.fc\_1: 50 \% \& more \textbar{} of it" in tables["tex"]

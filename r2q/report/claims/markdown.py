@@ -5,13 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from r2q.report.claims.measures import Name
-from r2q.report.tables.sheet import grid
+from r2q.report.tables.sheet import NONE, grid
 
 Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
 STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"
 SCORE, NEARER = "higher average score", "closer to full precision on held-out text"
 VERDICTS = ("supported", "not supported", "undecided")
-NONE = "–"
 
 READING = """\
 Every comparison is one quantizer against another, trained in the same frame on the same rows from the same model with
@@ -55,9 +54,10 @@ def page(
     twice: Sequence[str],  # recipes that are not compared: an earlier one has the same frame, quantizer, granularity
 ) -> str:
     """The whole page."""
-    every = _overall([row for row in rows if row["pairing"] == "granularity"])
+    whole = overall(rows)
+    every = [row for row in whole if row["pairing"] == "granularity"]
     paper = [row for row in every if row["other"] == rival and row["claim"] not in (STARTS, ENDS, GAINS)]
-    by_size = _overall([row for row in rows if row["pairing"] == "bits"])
+    by_size = [row for row in whole if row["pairing"] == "bits"]
     frames = list(dict.fromkeys(row["frame"] for row in rows))
     lines = [f"# Claims of the R2Q paper about training, held against the run {run}".rstrip(), ""]
     if not rows:
@@ -104,14 +104,14 @@ def _place(side: int) -> str:
     return "ahead" if side < 0 else "behind"
 
 
-def _overall(rows: Sequence[Row]) -> list[Row]:
-    """The rows over all models; with a single model, its own."""
+def overall(rows: Sequence[Row]) -> list[Row]:
+    """The rows over all models; of what a single model has, its own."""
     several = {_kind(row) for row in rows if row["model"] == "all"}
     return [row for row in rows if row["model"] == "all" or _kind(row) not in several]
 
 
 def _kind(row: Row) -> tuple[str, ...]:
-    return row["claim"], row["frame"], row["granularity"], row["other"]
+    return row["claim"], row["frame"], row["granularity"], row["other"], row["pairing"]
 
 
 def _where(row: Row, rows: Sequence[Row]) -> str:
@@ -179,7 +179,7 @@ def _models(rows: Sequence[Row], models: Sequence[str]) -> Iterator[str]:
     by_model = {(*_kind(row), row["model"]): row for row in rows}
     body = []
     for kind in dict.fromkeys(map(_kind, rows)):
-        claim, frame, granularity, other = kind
+        claim, frame, granularity, other, _ = kind
         cells = [_of_model(by_model.get((*kind, model))) for model in models]
         body.append([claim, frame, granularity, other, *cells])
     yield from _table(["claim", "frame", "granularity", "against", *models], body, {"frame", "against"})

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from r2q.records import OK
-from r2q.report.averages import group_width, in_table
+from r2q.report.averages import group_width, in_table, standard_errors
 from r2q.report.tables.summary import table_columns
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
@@ -157,9 +157,8 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
         if not asked or len(rows.get(name, ())) < len(asked):
             averages.append(Unit(key, math.nan))
             continue
-        values, errors = rows[name]["value"], rows[name]["stderr"]
-        error = math.sqrt(float((errors**2).sum(skipna=False))) / len(asked)
-        averages.append(Unit(key, 100 * float(values.mean()), 100 * error))
+        error = math.sqrt(float((standard_errors(rows[name]) ** 2).sum(skipna=False))) / len(asked)
+        averages.append(Unit(key, 100 * float(rows[name]["value"].mean()), 100 * error))
     return averages
 
 

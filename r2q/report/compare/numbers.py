@@ -142,11 +142,11 @@ def _one_seed(a: pd.Series, b: pd.Series, change: float, side_a: Side, side_b: S
     """The strongest test that the numbers allow, and half the width of the difference's 95 % interval."""
     one, two = (side.items.of(row) for side, row in ((side_a, a), (side_b, b)))
     if one is not None and two is not None and one[0] == two[0]:  # the same was asked
-        bootstrap, stderr = statistics.paired_bootstrap(one[1], two[1])
-        if str(a["metric"]).startswith("token_ppl"):  # exp of the mean of its items: delta method
-            _, stderr = statistics.paired_bootstrap(a["value"] * one[1], b["value"] * two[1])
         right_or_wrong = np.isin(np.concatenate([one[1], two[1]]), (0, 1)).all()
-        return statistics.mcnemar(one[1], two[1]) if right_or_wrong else bootstrap, statistics.Z * stderr
+        test = (statistics.mcnemar if right_or_wrong else statistics.paired_bootstrap)(one[1], two[1])
+        exp = str(a["metric"]).startswith("token_ppl")  # of the mean of its items: delta method
+        scales = (a["value"], b["value"]) if exp else (1.0, 1.0)
+        return test, statistics.paired_half(scales[0] * one[1], scales[1] * two[1])
     counts = [statistics.right_answers(row["value"], _count(row["n"])) for row in (a, b)]
     n = [_count(row["n"]) for row in (a, b)]
     if counts[0] is not None and counts[1] is not None and bool(a["higher_is_better"]):

@@ -18,7 +18,7 @@ from r2q.kept import write_atomic
 from r2q.plan import Unit
 from r2q.records import OK, read_drawn, sign
 from r2q.report.claims import GRANULARITY
-from r2q.report.claims.markdown import ENDS, GAINS, STARTS, interval, measured
+from r2q.report.claims.markdown import ENDS, GAINS, STARTS, interval, measured, overall
 from r2q.report.figures import find
 from r2q.report.run import Run
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
@@ -86,7 +86,7 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
 
 
 def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
-    """The claims over all models, as `claims.csv` has them; none where the run has no claims.
+    """The claims over all models, as `claims.md` has them; none where the run has no claims.
 
     `first` are those of the paper against its first rival, at equal granularity: what a reader looks for.
     """
@@ -95,9 +95,8 @@ def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
         return
     rows, ends = read_drawn(path, ()), ["difference", "low", "high"]
     rows[ends] = rows[ends].apply(pd.to_numeric)  # an empty column is read as texts
-    whole = rows[rows["model"] == "all"] if "all" in set(rows["model"]) else rows
-    for record in whole.to_dict("records"):
-        row: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in record.items()}
+    records = ({str(k): None if pd.isna(v) else v for k, v in row.items()} for row in rows.to_dict("records"))
+    for row in overall(list(records)):
         yield {
             "claim": str(row["claim"]), "verdict": str(row["verdict"]), "number": measured(row),
             "interval": interval(row),
@@ -175,7 +174,7 @@ def _units(run: Run, folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
             "seed": seed,
             "status": str(bad["status"].iloc[0]) if len(bad) else OK,
             "folder": place,
-            "command": f"snakemake --cores all --configfile {folder.as_posix()}/config.yaml {place}/evaluation.json",
+            "command": f"snakemake {place}/evaluation.json --cores all --configfile {folder.as_posix()}/config.yaml",
             "options": json.dumps(options),
             "provenance": digest,
             "hashes": _texts(record.get("weights")) | _texts(record.get("code")) | _texts(record.get("data")),

@@ -57,7 +57,7 @@ def _of_table(table: Table, name: str, title: str) -> Sheet:
         for row in block.rows:
             lost += [f"{block.model}, {row.recipe} {status}: {reason}." for status, reason in row.failures]
             cells = [
-                Entry(show(c.value, k), show_spread(c, k), c.value, c.best, c.at_chance)
+                Entry(show(c.value, k), show_spread(c, k), c.value, c.best, c.at_chance, c.spread)
                 for c, k in zip(row.cells, table.columns, strict=True)
             ]
             if row.failed:
@@ -257,7 +257,7 @@ def _beside(value: float, stderr: float, column: Column) -> Entry:
     if pd.isna(value):
         return Entry("–")
     cell = Cell(value, None if pd.isna(stderr) else stderr)
-    return Entry(show(value, column), show_spread(cell, column), value)
+    return Entry(show(value, column), show_spread(cell, column), value, error=cell.spread)
 
 
 def _number(value: float | None, places: int) -> Entry:

@@ -14,6 +14,7 @@ _ESCAPES = {
     "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$", "Σ": r"$\Sigma$", "α": r"$\alpha$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
+NONE = "–"
 NARROW, WIDE = 46, 118  # letters of footnotesize that fit into a column of a two-column page, and across the page
 GAP = 2  # letters between two columns
 HEADING = 9  # letters of a line of a column's name
@@ -28,6 +29,7 @@ class Entry:
     value: float | None = None  # the number, None for a text
     bold: bool = False  # best among its rivals
     grey: bool = False  # no better than chance
+    error: float | None = None  # the number behind the spread, in the unit of `value`
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,20 @@ def write(sheet: Sheet, folder: str | Path) -> None:
 
 
 def csv_rows(sheet: Sheet) -> tuple[list[str], list[dict[str, object]]]:
-    """Numbers as they are, their spread as printed, marks as a word."""
+    """Numbers and their spreads as they are, nothing for what there is not, marks as a word."""
     columns: list[str] = []
     rows: list[dict[str, object]] = [{} for _ in sheet.body]
     for j, name in enumerate(sheet.head):
         entries = [_entry(row[j]) for row in sheet.body]
         columns.append(name)
         for row, entry in zip(rows, entries, strict=True):
-            row[name] = entry.text if entry.value is None else entry.value
-        for part in ("spread", "bold", "grey"):
-            if any(getattr(entry, part) for entry in entries):
-                columns.append(f"{name} {part}")
-                for row, entry in zip(rows, entries, strict=True):
-                    row[f"{name} {part}"] = getattr(entry, part) or None
+            row[name] = (None if entry.text == NONE else entry.text) if entry.value is None else entry.value
+        for part, mark in (("error", "spread"), ("bold", "bold"), ("grey", "grey")):
+            known = [None if (value := getattr(entry, part)) is False else value for entry in entries]
+            if any(value is not None for value in known):
+                columns.append(f"{name} {mark}")
+                for row, value in zip(rows, known, strict=True):
+                    row[f"{name} {mark}"] = value
     return columns, rows
 
 
