@@ -12,13 +12,14 @@ mean |W - W_r| does not fall. With weights as small as a language model's, beta 
 to zero, so that a step is the least-squares zero point for the codes at hand: this is what the published numbers were
 made with.
 
-Two differences. The repository stops for the whole matrix at once and keeps the zero point of its last, worse step;
-here each group stops for itself and keeps its best one, so that no group's error rises (before the zero point is
-rounded to 16 bits) and none depends on its neighbours. Groups run along in_features (the repository's ``axis=1``, what
-fast kernels need; its ``axis=0`` is better at two bits). Its optional quantization of scales and zero points is left
-out: each takes 16 bits, 2 + 32/g bits a weight in all. At four bits its default starts from a rounded zero point, and
-whole tensors it only rounds; here neither is an exception. Where all weights of a group are nearly the same and large,
-the step grows until the zero point fits into 16 bits (there it becomes 1).
+Two differences. The repository stops for the whole matrix at once; here every group takes all steps, so that none
+depends on its neighbours. On the mini models errors of the weights agree to four digits. (Version 1 stopped for each
+group and kept its zero point of least absolute error; a step is one of squares, so that stood 1 % higher in squared
+error, and in KL 3 % on average and up to 23 %.) Groups run along in_features (the repository's ``axis=1``, what fast
+kernels need; its ``axis=0`` is better at two bits). Its optional quantization of scales and zero points is left out:
+each takes 16 bits, 2 + 32/g bits a weight in all. At four bits its default starts from a rounded zero point, and whole
+tensors it only rounds; here neither is an exception. Where all weights of a group are nearly the same and large, the
+step grows until the zero point fits into 16 bits (there it becomes 1).
 """
 
 import torch
@@ -28,6 +29,7 @@ from r2q.quantization.grid import AffineGrid, stored
 from r2q.quantization.method import WeightMethod
 
 LEAST_STEP = 1 / 2e4  # of a nearly constant group
+MOST = 1e30  # of beta
 LARGEST_ZERO = 65000  # and its zero point, with room for the steps, within 16 bits
 
 
@@ -41,6 +43,7 @@ class HQQ(WeightMethod):
     """Min-max scale, optimized floating-point zero point."""
 
     Options = Options
+    version = 2
 
     def fit_groups(self, values: torch.Tensor) -> AffineGrid:
         low, high = values.amin(-1), values.amax(-1)
@@ -50,27 +53,18 @@ class HQQ(WeightMethod):
         return AffineGrid(scale, stored(path[-1]), self.recipe.bits)
 
     def refine(self, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> list[torch.Tensor]:
-        """The zero points at the start and after every step; in each, every group has its best one so far.
+        """The zero points at the start and after every step.
 
         Args:
             values: float32 ``[rows, groups, n]``.
             scale: float32 ``[rows, groups]``, as stored.
             zero: float32 ``[rows, groups]``, the start.
         """
-        beta, step = self.options.beta, scale.unsqueeze(-1)
-        residual, codes = self.round(values, scale, zero)
-        path, least, running = [zero], residual.abs().mean(-1), torch.ones_like(zero, dtype=torch.bool)
+        beta, step, path = self.options.beta, scale.unsqueeze(-1), [zero]
         for _ in range(self.options.steps):
-            target = values - shrink(residual, self.options.p, beta)
-            zero = (codes - target / step).mean(-1)
-            beta *= self.options.kappa
-            residual, codes = self.round(values, scale, zero)
-            error = residual.abs().mean(-1)
-            running = running & (error < least)
-            least = torch.where(running, error, least)
-            path.append(torch.where(running, zero, path[-1]))
-            if not torch.compiler.is_compiling() and not running.any():
-                break
+            residual, codes = self.round(values, scale, path[-1])
+            path.append((codes - (values - shrink(residual, self.options.p, beta)) / step).mean(-1))
+            beta = min(beta * self.options.kappa, MOST)
         return path
 
     def round(self, values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

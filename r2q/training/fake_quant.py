@@ -135,7 +135,7 @@ class FakeQuantizer:
             leaf = values.detach().clone().requires_grad_()
             step = finest_step(self.method.fit_groups(leaf * 1))
             if not step.requires_grad:
-                raise ValueError(
+                raise RuntimeError(  # no divergence, as a ValueError in a step is
                     f"layer {self.name}: no gradient flows through the levels of {self.method.recipe.method}"
                 )
             pull = torch.where(step > 0, weighted.sum(-1) / step, 0.0).detach()  # [rows, groups]

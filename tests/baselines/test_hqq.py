@@ -24,19 +24,41 @@ def path_of(values: torch.Tensor, **options: object) -> tuple[torch.Tensor, list
     return scale, method(**options).refine(values, scale, -values.amin(-1) / scale)
 
 
-@pytest.mark.parametrize("options", [{}, {"beta": 1000.0}, {"p": 1.0, "beta": 500.0}])
-def test_no_step_raises_the_objective_of_any_group(options: dict[str, float]) -> None:
+def test_no_step_raises_the_squared_error_of_any_group() -> None:
+    """Each is the least-squares zero point for the codes at hand, and then the nearest codes."""
     values = weights()
-    scale, path = path_of(values, **options)
-    errors = torch.stack([method().round(values, scale, zero)[0].abs().mean(-1) for zero in path])
-    assert (errors.diff(dim=0) <= 0).all()
+    scale, path = path_of(values)
+    errors = torch.stack([method().round(values, scale, zero)[0].square().mean(-1) for zero in path])
+    assert (errors.diff(dim=0) <= 1e-9).all()
     assert (errors[-1] < errors[0]).float().mean() > 0.5  # and most groups gain
+
+
+@pytest.mark.parametrize("degrees", [3.0, 30.0])
+def test_its_error_is_that_of_the_published_loop_over_the_whole_matrix(degrees: float) -> None:
+    """Which stops for all groups at once. Stopping for each had stood one percent higher."""
+    torch.manual_seed(0)
+    w = 0.03 * torch.distributions.StudentT(degrees).sample((4096, 64))
+    low, high = w.amin(-1, keepdim=True), w.amax(-1, keepdim=True)
+    scale, beta, best = 3 / (high - low), 10.0, float("inf")
+    zero = -low * scale
+    for _ in range(20):
+        quantized = torch.clamp(torch.round(w * scale + zero), 0, 3)
+        off = w - (quantized - zero) / scale
+        zero = torch.mean(quantized - (w - shrink(off, P, beta)) * scale, dim=1, keepdim=True)
+        beta *= 1.01
+        if float(off.abs().mean()) >= best:
+            break
+        best = float(off.abs().mean())
+    published = (torch.clamp(torch.round(w * scale + zero), 0, 3) - zero) / scale
+    ours = method().quantize_weight(w).dequantize()
+    errors = [float((found - w).square().sum()) for found in (ours, published)]
+    assert errors[0] == pytest.approx(errors[1], rel=2e-3)
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("beta", [10.0, 1000.0])
 def test_the_steps_are_those_of_the_published_loop(seed: int, beta: float) -> None:
-    """For one group alone: the same zero points, up to the step at which the published loop stops."""
+    """For one group alone: the same zero points, as long as the published loop goes on."""
     values = weights(seed, rows=1)
     step, path = path_of(values, beta=beta)
     scale, zero = 1 / step, path[0]  # the published loop works with the inverse
@@ -53,7 +75,6 @@ def test_the_steps_are_those_of_the_published_loop(seed: int, beta: float) -> No
         current *= 1.01
     ours = [float(zero) for zero in path]
     assert ours[: len(published)] == pytest.approx(published, abs=1e-5)
-    assert len(published) == 20 or ours[-1] == ours[len(published) - 1]
 
 
 @pytest.mark.parametrize("n", [32, 64, 256])

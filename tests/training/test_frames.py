@@ -11,6 +11,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from baselines.rtn import RTN
 from r2q import config as configuration
 from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
@@ -220,6 +221,15 @@ def test_wrong_options_are_refused_before_any_work(options: dict[str, Any], mess
 def test_the_quantizers_options_are_filled_in() -> None:
     options = configuration.method_info("bitdistiller").options.model_validate({"quantizer": "r2q"})
     assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
+
+
+def test_levels_without_a_gradient_are_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RTN, "fit_groups", torch.no_grad()(RTN.fit_groups))
+    model = tiny_model("llama")
+    with pytest.raises(RuntimeError, match=r"layer model\..*: no gradient flows through the levels of rtn"):
+        make_method(recipe("bitdistiller", gradient="through-scales")).quantize(
+            model, list_targets(model), random_data()
+        )
 
 
 def test_an_operation_that_does_not_repeat_itself_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
