@@ -69,7 +69,8 @@ EVALUATE = {job for model, recipes in RECIPES.items() for job in jobs("evaluate"
 ALL = EVALUATE | {job for model, recipes in RECIPES.items() for job in jobs("quantize", model, *recipes)}
 HQQ = "hqq-g64: {method: hqq, granularity: g64}"
 QWEN = "mini-qwen: {path: mini/models/mini-qwen, recipes: [full_precision]}"
-LINE = "from __f", "# changed\nfrom __f"  # a comment in a source file
+# a comment in a source file, before its first import
+IMPORT, FROM = (('"""\n\n' + word, f'"""\n\n# changed\n{word}') for word in ("import ", "from "))
 
 
 @pytest.mark.parametrize("name", ["smoke", "embedded"])
@@ -217,13 +218,13 @@ def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
         ("config/smoke.yaml", "models:", f"models:\n  {QWEN}", both("mini-qwen", "full_precision")),
         ("config/smoke.yaml", "  mini_facts:", "  mini_facts: {metric: acc_norm}", EVALUATE),
         # random_codes builds on rtn
-        ("baselines/rtn.py", *LINE, both("mini-llama", "rtn-g64", "random_codes-channel")),
-        ("r2q/quantization/residual.py", *LINE, ALL),
-        ("r2q/evaluation/chance.py", *LINE, EVALUATE),
-        ("r2q/tokens.py", *LINE, ALL),  # prepare encodes, too
-        ("r2q/files.py", *LINE, EVALUATE),
-        ("r2q/report/tables/summary.py", *LINE, set()),
-        ("baselines/hqq.py", *LINE, None),  # no recipe uses it
+        ("baselines/rtn.py", *IMPORT, both("mini-llama", "rtn-g64", "random_codes-channel")),
+        ("r2q/quantization/residual.py", *FROM, ALL),
+        ("r2q/evaluation/chance.py", *IMPORT, EVALUATE),
+        ("r2q/tokens.py", *FROM, ALL),  # prepare encodes, too
+        ("r2q/files.py", *IMPORT, EVALUATE),
+        ("r2q/report/tables/summary.py", *IMPORT, set()),
+        ("baselines/hqq.py", *IMPORT, None),  # no recipe uses it
     ],
     ids=[
         "recipe",
