@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
@@ -84,6 +85,11 @@ class R2QQuantizer(HfQuantizer):
         missing = [name for name, tensor in stored.items() if not getattr(tensor, filled, False)]
         if missing:
             raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
+        for mixer in model.modules():
+            # Jamba's and Falcon Mamba's, when told that they are quantized, take a detour that rounds once more around
+            # this layer; as its weight is used otherwise, it never is
+            if isinstance(getattr(mixer, "dt_proj", None), nn.Linear):
+                vars(mixer.config).pop("_is_quantized", None)
         model.save_pretrained = partial(_save_pretrained, model)  # a bound method would not pickle
         return join(model)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, Zamba2Config, xLSTMConfig
+from transformers import AutoModel, AutoModelForCausalLM, JambaConfig, Zamba2Config, xLSTMConfig
 
 import r2q
 from r2q.kept import file_sha256
@@ -348,6 +348,27 @@ def test_what_several_layers_share_stays_as_it_is(tmp_path: Path) -> None:
     _, expected = pack_folder(tmp_path / "full", tmp_path / "packed")
     assert torch.equal(logits(fake_quantized(tmp_path / "full", R2Q)), expected)
     assert torch.equal(logits(load_packed(tmp_path / "packed")), expected)
+
+
+def test_layers_that_stay_plain_compute_as_in_full_precision(tmp_path: Path) -> None:
+    """transformers' detour for quantized time steps rounds the sum of step and bias."""
+    torch.manual_seed(0)
+    config = JambaConfig(
+        vocab_size=272, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=4,
+        mamba_dt_rank=16, use_mamba_kernels=False, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+        elif name.endswith("dt_proj.bias"):
+            parameter.data.fill_(-4.1)
+    model.save_pretrained(tmp_path / "full")
+    pack_folder(tmp_path / "full", tmp_path / "packed")
+    wanted = logits(fake_quantized(tmp_path / "full", R2Q))
+    assert torch.equal(logits(load_packed(tmp_path / "packed")), wanted)
+    assert torch.equal(logits(load_packed(tmp_path / "packed", dense=True)), wanted)
 
 
 def test_packed_layers_are_held_against_dense_ones_without_a_cache(tmp_path: Path) -> None:
