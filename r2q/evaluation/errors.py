@@ -35,9 +35,9 @@ def bootstrap(pairs: Sequence[tuple[float, float]], metric: str) -> float | None
         sums.append(counts @ values)
     totals = np.concatenate(sums)  # [RESAMPLES, 2]
     ratio = totals[:, 0] / totals[:, 1]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         replicates = -ratio / math.log(2) if metric == "bits_per_byte" else np.exp(-ratio)
-    error = float(replicates.std(ddof=1))
+        error = float(replicates.std(ddof=1))
     return error if math.isfinite(error) else None
 
 

@@ -60,7 +60,28 @@ def freeze(task: Any, items: int | None, fewshot_seed: int) -> Frozen:
 
     task.build_all_requests = hand_out
     documents = sha256(json.dumps(plain(evaluated)), json.dumps(prompts))
+    _let_overflow(task)
     return Frozen(evaluated, digest, documents, _record(task))
+
+
+def weighted_perplexity(items: Any) -> float:
+    """lm-eval's, of log-likelihoods and words; infinite where that is no float: of a text without blanks, one word."""
+    from lm_eval.api import metrics
+
+    try:
+        return metrics.weighted_perplexity(items)
+    except OverflowError:
+        return math.inf
+
+
+def _let_overflow(task: Any) -> None:
+    """Let a perplexity that is too large be no number by itself, and leave the task its others."""
+    from lm_eval.api import metrics
+
+    given = task.aggregation
+    task.aggregation = lambda: {
+        name: weighted_perplexity if rule is metrics.weighted_perplexity else rule for name, rule in given().items()
+    }
 
 
 def _record(task: Any) -> list[dict[str, Any]]:

@@ -415,6 +415,17 @@ def test_bad_input_is_one_sentence(run: Run) -> None:
         run.evaluate("rtn-g64")
 
 
+def test_a_perplexity_beyond_floating_point_leaves_the_task_its_other_numbers(run: Run) -> None:
+    """A text without blanks is one word, of which a destroyed model takes more than 709 nats."""
+    tiny.write_text_task(run.folder / "tasks", "pages", ["言" * 300, "two words"])
+    run.write(task_include=[str(run.folder / "tasks")], tasks={"pages": {}})
+    found = scores(run.evaluate("rtn-g64")["rtn-g64"])
+    assert found["pages", "word_perplexity"]["value"] is None
+    assert found["pages", "word_perplexity"]["stderr"] is None
+    assert found["pages", "bits_per_byte"]["value"] > 1
+    assert found["pages", "bits_per_byte"]["stderr"] > 0
+
+
 def test_a_text_shorter_than_a_window_is_a_row(run: Run) -> None:
     (run.folder / "short.txt").write_text("short")
     run.write(perplexity={"book": {"path": str(run.folder / "short.txt"), "window": 16}})

@@ -190,6 +190,22 @@ def test_the_front_is_what_no_smaller_recipe_beats(run, tmp_path):
     assert sorted(mean["value"]) == pytest.approx([30.5, 69.5])  # both models are alike
 
 
+def test_an_interval_wider_than_the_figure_leaves_room_for_the_marks(run):
+    """Of two windows, over seven decades: beside it, all marks had been one line of dots."""
+    collect(run.config_path, run.results)
+    frame = frontier.data(Run(run.results), "bytes")
+    of_text = ~frame["higher_is_better"]
+    frame.loc[of_text, ["low", "high"]] = 1e-7, 1e7
+    marks = frame.loc[of_text & ~frame["control"], "value"]
+    panels = [axes for axes in frontier.draw(frame).axes if axes.get_yscale() == "log"]
+    assert panels
+    for axes in panels:
+        low, high = axes.get_ylim()
+        assert low < marks.min()
+        assert marks.max() < high
+        assert high / low < 1e5  # in place of 1e14 and more
+
+
 def test_tasks_are_measured_from_chance_to_full_precision(run, tmp_path):
     collect(run.config_path, run.results)
     figure("tasks-mini-llama", run.results, tmp_path / "t")

@@ -130,9 +130,8 @@ def _scale(axes: Axes, part: pd.DataFrame, ticks: int) -> None:
     margin = 0.12 * (right - left) or 0.1 * right
     axes.set_xlim(left - margin, right + margin)
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
-    shown = pd.concat(
-        [rivals[name] for name in ("value", "low", "high")] + [part["value"][part["quantizer"] == FULL_PRECISION]]
-    )
+    points = pd.concat([rivals["value"], part["value"][part["quantizer"] == FULL_PRECISION]])
+    shown = pd.concat([points, rivals["low"], rivals["high"]])
     low, high = float(shown.min()), float(shown.max())
     if part["higher_is_better"].iloc[0]:
         floor = part["chance"].dropna().min()
@@ -141,6 +140,7 @@ def _scale(axes: Axes, part: pd.DataFrame, ticks: int) -> None:
         axes.set_ylim(low - room, high + room)
         axes.yaxis.set_major_locator(MaxNLocator(6))
     else:
+        low, high = max(low, points.min() / 10), min(high, points.max() * 10)  # intervals of few windows are wider
         room = (high / low) ** 0.1 if high > low else 1.2
         axes.set_yscale("log")
         lines = int((part["value"] > high * room).sum())  # above the marks, for controls off the scale
