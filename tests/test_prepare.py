@@ -13,7 +13,15 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV4Config, GPTNeoXConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CodeGenConfig,
+    DeepseekV4Config,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+)
 
 from r2q.config import ConfigError, parse
 from r2q.evaluation.adapter import Scorer
@@ -544,6 +552,40 @@ def test_a_model_that_looks_its_experts_up_in_a_table_is_read(
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     run(tmp_path, data(models, models={"m": {"path": str(folder)}}, recipes={"full": {"method": "full_precision"}}))
     assert "DeepseekV4ForCausalLM, 0.22 M parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "mask"),
+    [
+        (
+            GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]),
+            "attn.attention",
+            "bias",
+        ),
+        (GPTJConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8), "attn", "bias"),
+        (CodeGenConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8), "attn", "causal_mask"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_masks_that_transformers_has_no_place_for_are_passed_over(
+    models: Path, tmp_path: Path, config: Any, attention: str, mask: str
+) -> None:
+    """As GPT-Neo's, GPT-J's and CodeGen's on the hub; a weight that is unknown is still refused."""
+    folder = tiny_folder("llama", tmp_path / "model")
+    config.vocab_size, config.bos_token_id, config.eos_token_id = 272, 1, 1
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    for index in range(2):
+        state[f"transformer.h.{index}.{attention}.{mask}"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
+        state[f"transformer.h.{index}.{attention}.masked_bias"] = torch.tensor(-1e9)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    tokens = torch.arange(20)[None]
+    assert torch.equal(load_full(str(folder))(tokens).logits, model(tokens).logits)
+    save_file(state | {"transformer.h.0.attn.other": torch.ones(8, 8)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not know: transformer\.h\.0\.attn\.other$"):
+        run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
 
 
 def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:

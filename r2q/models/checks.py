@@ -6,7 +6,7 @@ conversions are checked in milliseconds and no weight is read. Code that a check
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from r2q.models.targets import decoder_blocks
 from r2q.records import one_line
 
 POINTER = b"version https://git-lfs"
+MASK = re.compile(r"attn(\.attention)?\.(bias|masked_bias|causal_mask)$")
 INDICES = ("I64", "BOOL")  # that a model may look up its experts by, or mask with
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EAGER = "eager"  # the implementation of attention that every model has everywhere
@@ -117,16 +118,30 @@ def check_files(folder: Path, config: Any) -> None:
     except ValueError as error:
         raise ValueError(f"generation_config.json is damaged ({error})") from None
     for file, name, kind, shape in stored_tensors(folder):
-        if len(shape) > 1 and kind not in (*PLAIN, *INDICES) and not passed_over.search(name):
+        if len(shape) > 1 and kind not in (*PLAIN, *INDICES) and not passed_over(name, shape):
             raise ValueError(
                 f"{file.name} stores {name} as {kind}: only models with plain numbers ({', '.join(PLAIN)}) are full "
                 "precision"
             )
 
 
-def _passed_over(model: Any) -> re.Pattern[str]:
-    """Names of what transformers leaves in a checkpoint of a model (or class): masks and positions of older ones."""
-    return re.compile("|".join([*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"inv_freq$"]))
+def _passed_over(model: Any) -> Callable[[str, list[int]], bool]:
+    """What transformers leaves in a checkpoint of a model (or class), by name and shape: masks and positions."""
+    left = re.compile("|".join([*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"inv_freq$"]))
+    return lambda name, shape: bool(left.search(name)) or _is_mask(name, shape)
+
+
+def _is_mask(name: str, shape: list[int]) -> bool:
+    """Whether a tensor is a causal mask, or what stands where it forbids, as older checkpoints hold them (GPT-J's)."""
+    return bool(MASK.search(name)) and (shape[:2] == [1, 1] or not shape)
+
+
+def unknown_keys(folder: Path, info: dict[str, Any]) -> list[str]:
+    """Tensors of a checkpoint, by what transformers says of its keys, that the model has no place for, masks aside."""
+    if not (unexpected := info.get("unexpected_keys")):
+        return []
+    masks = {name for _, name, _, shape in stored_tensors(folder) if _is_mask(name, shape)}
+    return sorted(set(unexpected) - masks)
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
@@ -144,7 +159,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, str, list[int]]]:
 def rounded(folder: Path, model: Any) -> list[str]:
     """Types of a checkpoint's tensors that reading it as ``model`` rounds, as config.json or its first tensor says."""
     passed_over = _passed_over(model)
-    stored = {kind for _, name, kind, _ in stored_tensors(folder) if not passed_over.search(name)}
+    stored = {kind for _, name, kind, shape in stored_tensors(folder) if not passed_over(name, shape)}
     lost = {PLAIN[kind] for kind in stored & PLAIN.keys()} - {parameter.dtype for parameter in model.parameters()}
     names = {str(kind).removeprefix("torch.") for kind in lost if torch.promote_types(kind, model.dtype) != model.dtype}
     return sorted(names)
@@ -181,8 +196,8 @@ def meta_model(folder: Path, config: Any) -> Any:
         raise ValueError(f"has weights of another shape than config.json gives {name}: {some(told)}")
     if info.get("missing_keys"):
         raise ValueError(f"lacks weights that {name} needs: {some(sorted(info['missing_keys']))}")
-    if info.get("unexpected_keys"):
-        raise ValueError(f"has weights that {name} does not know: {some(sorted(info['unexpected_keys']))}")
+    if unknown := unknown_keys(folder, info):
+        raise ValueError(f"has weights that {name} does not know: {some(unknown)}")
     if not _ties_as_stored(folder, model.all_tied_weights_keys):
         say_untied(model.config)
     return model

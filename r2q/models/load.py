@@ -11,7 +11,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.config import nearest, some
-from r2q.models.checks import read_config, say_untied
+from r2q.models.checks import read_config, say_untied, unknown_keys
 from r2q.models.joined import join
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
@@ -92,6 +92,7 @@ def _load(path: str, **options: Any) -> Any:
         model, info = _pretrained(path, **options)
     except SafetensorError as error:
         raise ValueError(f"{path}: a weight file is damaged or truncated ({error})") from None
+    info |= {"unexpected_keys": unknown_keys(Path(path), info)}
     _refuse_keys(f"{path}:", info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return _as_loaded(model)
 
