@@ -500,6 +500,13 @@ def digest_sums(sums: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def on_other_data(evaluations: Mapping[Path, Evaluation]) -> list[Path]:
+    """Evaluations of one model, by their files, whose tasks and texts held something else than those of the newest."""
+    read = {path: record.hashes["tasks"] for path, record in evaluations.items() if record.hashes.get("tasks")}
+    newest = max(read, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return [path for path, digest in read.items() if newest is not None and digest != read[newest]]
+
+
 def touched_files(record: Path, files: Iterable[str]) -> list[str]:
     """Those of a unit's files that were written after their record, and may be others by now."""
     written = record.stat().st_mtime_ns

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from r2q import prepare
 from r2q.config import load, parse
@@ -100,6 +101,17 @@ def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else(
     assert moved(limits=config.limits.model_copy(update={"batch_size": 8})) == (False, True)
     assert moved(limits=config.limits.model_copy(update={"threads": 3})) == (False, False)
     assert moved(device="cpu") == (True, True)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_job_which_reads_the_resolved_config_is_asked_the_same(file: Path) -> None:
+    """Else no run would ever be finished: results keep what the job was asked, and the plan holds them against that."""
+    plan = Plan(load(file))
+    of_job = Plan(parse(yaml.safe_load(yaml.safe_dump(plan.config.resolved(), allow_unicode=True)), "config.yaml"))
+    asked = [("quantize", unit) for unit in plan.units] + [("evaluate", unit) for unit in plan.units]
+    asked += plan.token_files.values()
+    assert [plan.asked(*one) for one in asked] == [of_job.asked(*one) for one in asked]
+    assert len({plan.asked("quantize", unit) for unit in plan.units}) == len({(u.model, u.recipe) for u in plan.units})
 
 
 def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(

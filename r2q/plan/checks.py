@@ -23,6 +23,7 @@ from r2q.records import (
     changed_files,
     check_tensors,
     missing_files,
+    on_other_data,
     read_json,
     touched_files,
 )
@@ -127,6 +128,7 @@ def _damage(path: str, read: Any) -> dict[str, str]:
 
 
 def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
+    evaluations: dict[str, dict[Path, Evaluation]] = {model: {} for model in plan.config.models}
     for unit in plan.units:
         folder = Path(plan.results, unit.path)
         kinds: list[tuple[str, type[Report] | type[Evaluation], str]]
@@ -139,6 +141,8 @@ def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
             except Damaged as error:
                 yield str(folder / name), str(error)
                 continue
+            if isinstance(record, Evaluation):
+                evaluations[unit.model][folder / name] = record
             files = missing_files(folder, record.files)
             if record.asked not in ("", plan.asked(rule, unit)):
                 yield str(folder / name), OTHERWISE
@@ -148,3 +152,6 @@ def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield str(folder / name), f"{folder}: {', '.join(files)} missing or cut off; made again"
             elif record.status == OK and (later := touched_files(folder / name, record.files)):
                 yield str(folder / name), f"{folder}: {', '.join(later)} written since; looked at again"
+    for model, of_model in evaluations.items():
+        for path in on_other_data(of_model):
+            yield str(path), f"{model}: tasks or texts held something else when older units were evaluated: again"

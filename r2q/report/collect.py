@@ -23,6 +23,7 @@ from r2q.records import (
     Report,
     Score,
     columns,
+    on_other_data,
     read_json,
     sign,
     write_csv,
@@ -46,7 +47,7 @@ def collect(config_path: str | Path, results: str | Path) -> None:
     Raises:
         FileNotFoundError: names the units' files that are not there.
         ValueError: a file is not what its folder says, the evaluation is of other weights than the report, or a unit
-            was made with other settings than the config's.
+            was made with other settings than the config's, or evaluated on other data than the others of its model.
     """
     config, results = configuration.load(config_path), Path(results)
     scores: list[Score] = []
@@ -119,6 +120,13 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
         units.append((unit, report, evaluation))
     if missing:
         raise FileNotFoundError(f"missing: {some(missing, SHOWN_MISSING)}")
+    for model in config.models:
+        evaluations = {
+            results / u.path / "evaluation.json": e for u, _, e in units if u.model == model and e is not None
+        }
+        if older := on_other_data(evaluations):
+            names = some([str(path) for path in older], SHOWN_MISSING)
+            raise ValueError(f"{names}: evaluated when tasks or texts held something else; run `evaluate` again")
     yield from units
 
 

@@ -1,10 +1,14 @@
 """collect: a tidy row per number, in the config's order, with a provenance that can be looked up."""
 
 import json
+import os
 
 import pytest
 
+from r2q.config import load
 from r2q.kept import key
+from r2q.plan import Plan
+from r2q.plan.checks import stale
 from r2q.report.collect import collect, metric_name
 from r2q.report.page import page
 from r2q.report.run import read_scores
@@ -93,6 +97,19 @@ def test_numbers_of_another_config_are_no_rows(run, name, verb):
     run.change("mini-opt", "r2q-g64", name, asked=key({"another": "config"}))
     with pytest.raises(ValueError, match=f"r2q-g64/seed0/{name} was made with another config.*run `{verb}` again"):
         collect(run.config_path, run.results)
+
+
+def test_units_on_other_data_are_no_rows_and_are_evaluated_again(run, monkeypatch):
+    """A data set of the hub that nobody pinned, or tasks of another lm-eval: no input of the workflow changes."""
+    file = run.folder("mini-llama", "rtn-g64") / "evaluation.json"
+    before = json.loads(file.read_text())
+    run.change("mini-llama", "rtn-g64", "evaluation.json", hashes=before["hashes"] | {"tasks": "01d"})
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"mini-llama/rtn-g64/seed0/evaluation.json: evaluated when .* run `evaluate`"):
+        collect(run.config_path, run.results)
+    monkeypatch.chdir(run.root)
+    reason = "mini-llama: tasks or texts held something else when older units were evaluated: again"
+    assert stale(Plan(load(run.config_path))) == {str(file.relative_to(run.root)): reason}
 
 
 def test_an_update_between_units_is_said(run, capsys):
