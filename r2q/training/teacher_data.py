@@ -47,13 +47,8 @@ from r2q.training.unfinished import Unfinished
 SHOWN = 5  # rows that the description shows as text
 AT_ONCE = 16  # rows of which hidden states are computed at once
 KEPT = 1 << 30  # bytes of hidden states
-PLACES = (
-    "model",
-    "path",
-    "revision",
-    "commit",
-    "texts",
-)  # where things are: fingerprint and `drawn` are what they hold
+# where things are: fingerprint and `drawn` are what they hold
+PLACES = ("model", "path", "revision", "commit", "texts")
 
 
 def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
