@@ -15,7 +15,7 @@ import torch
 from r2q.kept import write_json
 from r2q.models.checks import max_positions
 from r2q.models.devices import device_name, pick_device
-from r2q.models.load import load_packed
+from r2q.models.load import load_packed, quiet
 from r2q.records import write_csv
 
 CONTEXT = 512  # tokens before the one timed
@@ -44,6 +44,7 @@ def bench(
     for name, value in (("batch", min(batches, default=0)), ("context", context), ("repeats", repeats)):
         if value is not None and value < 1:
             raise ValueError(f"--{name}: {value}; it must be at least 1")
+    quiet()
     where = pick_device(device)
     copy = copy_bandwidth(where)
     rows = []

@@ -21,7 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from r2q.kept import apply_umask, write_json
 from r2q.models.card import CARD, card, stated
 from r2q.models.checks import small_files
-from r2q.models.load import load_packed
+from r2q.models.load import load_packed, quiet
 from r2q.models.packed import PackedLinear, PackedWeight
 from r2q.models.plugin import R2QConfig
 from r2q.models.save import untied, write_state
@@ -45,6 +45,7 @@ def export(folder: str | Path, out: str | Path) -> None:
     folder, out = Path(folder), Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a folder that is not there yet")
+    quiet()
     model = load_packed(folder)
     quantization = getattr(model.config, "quantization_config", None)
     if not isinstance(quantization, R2QConfig):
