@@ -38,6 +38,11 @@ BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bl
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
 
 
+def asked_of(config: Config, model: str, report: Report) -> str:
+    """What an evaluation of this unit is asked, as `Plan.asked` has it."""
+    return Plan(config).asked("evaluate", Unit(model, report.recipe, report.seed))
+
+
 def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluation:
     """An evaluation of a unit without results, but for `fields`."""
     empty: dict[str, Any] = {
@@ -57,7 +62,7 @@ def blank(config: Config, model: str, report: Report, **fields: Any) -> Evaluati
         "hashes": {"weights": report.hashes.get("weights"), "tasks": None, "code": None},
         "truncated": {},
         "files": {},
-        "asked": Plan(config).asked("evaluate", Unit(model, report.recipe, report.seed)),
+        "asked": asked_of(config, model, report),
     }
     return Evaluation(**empty | fields)
 
@@ -118,8 +123,7 @@ class Session:
         if known is not None and known.key == unit_key and not known.retry and _whole(folder, known):
             asked = self.config.limits.samples and known.status == OK
             if not asked or SAMPLES in known.files:
-                now = blank(self.config, self.model, report).asked
-                if known.asked != now:
+                if known.asked != (now := asked_of(self.config, self.model, report)):
                     write_record(folder / "evaluation.json", replace(known, asked=now))
                 return f"kept, {_summary(known)}"
         found, raw, items, lines = self._run(folder)

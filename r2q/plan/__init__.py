@@ -197,6 +197,10 @@ class Plan:
         """Hash of that line, which the results keep: Snakemake's own records do not follow a folder that is moved."""
         return key({rule: getattr(self, f"asked_{rule}")(at)})
 
+    def asks_otherwise(self, rule: str, at: Any, asked: str) -> bool:
+        """Whether a result was asked something else; older ones ("") do not say."""
+        return asked not in ("", self.asked(rule, at))
+
     def asked_source(self, at: Any) -> str:
         made = made_of(self.config.models[self.source_of(at)])
         return _line(made, state=_states(self.source_files(at)), code=code("source"))

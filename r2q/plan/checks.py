@@ -144,7 +144,7 @@ def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
             if isinstance(record, Evaluation):
                 evaluations[unit.model][folder / name] = record
             files = missing_files(folder, record.files)
-            if record.asked not in ("", plan.asked(rule, unit)):
+            if plan.asks_otherwise(rule, unit, record.asked):
                 yield str(folder / name), OTHERWISE
             elif record.retry:
                 yield str(folder / name), f"{folder}: {record.status} before ({record.reason}); tried again"

@@ -115,7 +115,7 @@ def _read_units(config: Config, results: Path) -> Iterator[tuple[Unit, Report, E
             if evaluation.status == OK and written != scored:
                 raise ValueError(f"{paths[1]} is of weights {scored}, but report.json wrote {written}")
         for path, rule, record in zip(paths, ("quantize", "evaluate"), (report, evaluation), strict=True):
-            if record is not None and record.asked not in ("", plan.asked(rule, unit)):
+            if record is not None and plan.asks_otherwise(rule, unit, record.asked):
                 raise ValueError(f"{path} was made with another config, or other code; run `{rule}` again")
         units.append((unit, report, evaluation))
     if missing:
