@@ -119,12 +119,14 @@ def write(
 def keep(path: Path, notes: Mapping[str, str]) -> bool:
     """Whether there are rows with the same `key` in their notes; they stay, with these notes."""
     try:
-        if json.loads(tensor_places(path)[2]["facts"])["key"] != notes["key"]:
+        stored = json.loads(tensor_places(path)[2]["facts"])
+        if stored["key"] != notes["key"]:
             return False
         train, held_out, settings, _ = read(path)
     except (FileNotFoundError, ValueError, LookupError):  # none, damaged ones, or from before there were notes
         return False
-    write(path, train, held_out, settings, notes)
+    if stored | notes != stored:
+        write(path, train, held_out, settings, notes)
     return True
 
 
