@@ -26,7 +26,7 @@ from r2q.report.averages import (
 from r2q.report.published import beside
 from r2q.report.run import FULL_PRECISION, Run, of_bits
 from r2q.report.tables.render import MARKS, arrow, label, legend, show_spread
-from r2q.report.tables.sheet import Entry, Sheet
+from r2q.report.tables.sheet import NONE, Entry, Sheet
 from r2q.report.tables.summary import Cell, Column, Table, show, summarize
 
 GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")
@@ -235,7 +235,7 @@ def _measure(distances: dict[tuple[str, str], dict[Any, Any]]) -> str:
 def _ranged(row: dict[Any, Any] | None) -> Entry:
     """A number with its interval."""
     if row is None:
-        return Entry("–")
+        return Entry(NONE)
     column = Column("", "", True, percent=row["measure"] == SCORE)
     value, low, high = (float(row[name]) / (100 if column.percent else 1) for name in ("value", "low", "high"))
     text = show(value, column)
@@ -255,14 +255,14 @@ def _heading(column: Column) -> str:
 
 def _beside(value: float, stderr: float, column: Column) -> Entry:
     if pd.isna(value):
-        return Entry("–")
+        return Entry(NONE)
     cell = Cell(value, None if pd.isna(stderr) else stderr)
     return Entry(show(value, column), show_spread(cell, column), value, error=cell.spread)
 
 
 def _number(value: float | None, places: int) -> Entry:
-    return Entry("–") if value is None or pd.isna(value) else Entry(f"{value:,.{places}f}", value=float(value))
+    return Entry(NONE) if value is None or pd.isna(value) else Entry(f"{value:,.{places}f}", value=float(value))
 
 
 def _mib(value: float | None) -> Entry:
-    return Entry("–") if value is None or pd.isna(value) else Entry(f"{value / MIB:.2f}", value=float(value) / MIB)
+    return Entry(NONE) if value is None or pd.isna(value) else Entry(f"{value / MIB:.2f}", value=float(value) / MIB)

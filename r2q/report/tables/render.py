@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from r2q.measure import MIB
 from r2q.records import one_line
+from r2q.report.tables.sheet import NONE
 from r2q.report.tables.summary import Cell, Column, Row, Table, show
 
 CHANCE_MARK = "°"
@@ -85,7 +86,7 @@ def size_unit(table: Table) -> tuple[str, Callable[[Row], str]]:
     sizes = [row.file_bytes for block in table.blocks for row in block.rows if row.file_bytes is not None]
     largest = max(sizes, default=0.0)
     unit, divisor, places = ("KiB", 1024, 1) if largest < MIB else ("MiB", MIB, 2 if largest < 100 * MIB else 0)
-    return unit, lambda row: "–" if row.file_bytes is None else f"{row.file_bytes / divisor:.{places}f}"
+    return unit, lambda row: NONE if row.file_bytes is None else f"{row.file_bytes / divisor:.{places}f}"
 
 
 def arrow(column: Column) -> str:
@@ -97,7 +98,7 @@ def label(row: Row) -> str:
 
 
 def show_bits(row: Row) -> str:
-    return "–" if row.bits is None else f"{row.bits:.2f}"
+    return NONE if row.bits is None else f"{row.bits:.2f}"
 
 
 def show_spread(cell: Cell, column: Column) -> str:

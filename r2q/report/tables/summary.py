@@ -15,6 +15,7 @@ from r2q.records import FAILED, OK
 from r2q.report.averages import are_shares, in_table
 from r2q.report.run import FULL_PRECISION
 from r2q.report.statistics import at_chance
+from r2q.report.tables.sheet import NONE
 
 AVERAGE = "average"
 
@@ -244,7 +245,7 @@ def _mark_best(rows: list[Row], columns: Sequence[Column]) -> list[Row]:
 def show(value: float | None, column: Column) -> str:
     """A number as the table prints it: percent with one decimal; others with three or four digits: 5469, 0.0123."""
     if value is None:
-        return "–"
+        return NONE
     if column.percent:
         return f"{100 * value:.1f}"
     if not math.isfinite(value) or abs(value) >= 1e5:
