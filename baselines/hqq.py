@@ -13,13 +13,11 @@ to zero, so that a step is the least-squares zero point for the codes at hand: t
 made with.
 
 Two differences. The repository stops for the whole matrix at once; here every group takes all steps, so that none
-depends on its neighbours. On the mini models errors of the weights agree to four digits. (Version 1 stopped for each
-group and kept its zero point of least absolute error; a step is one of squares, so that stood 1 % higher in squared
-error, and in KL 3 % on average and up to 23 %.) Groups run along in_features (the repository's ``axis=1``, what fast
-kernels need; its ``axis=0`` is better at two bits). Its optional quantization of scales and zero points is left out:
-each takes 16 bits, 2 + 32/g bits a weight in all. At four bits its default starts from a rounded zero point, and whole
-tensors it only rounds; here neither is an exception. Where all weights of a group are nearly the same and large, the
-step grows until the zero point fits into 16 bits (there it becomes 1).
+depends on its neighbours. On the mini models errors of the weights agree to four digits. Groups run along in_features
+(the repository's ``axis=1``, what fast kernels need; its ``axis=0`` is better at two bits). Its optional quantization
+of scales and zero points is left out: each takes 16 bits, 2 + 32/g bits a weight in all. At four bits its default
+starts from a rounded zero point, and whole tensors it only rounds; here neither is an exception. Where all weights of a
+group are nearly the same and large, the step grows until the zero point fits into 16 bits (there it becomes 1).
 """
 
 import torch

@@ -56,12 +56,9 @@ class Section(Closed):
 
 
 class MethodOptions(Closed):
-    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds.
+    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds."""
 
-    Attributes:
-        counts_with: by option, another one and its only value beside which the first counts; else it is refused.
-    """
-
+    # by option, another one and its only value beside which the first counts; else it is refused
     counts_with: ClassVar[dict[str, tuple[str, Any]]] = {}
 
     @model_validator(mode="after")
