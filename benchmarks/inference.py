@@ -234,13 +234,9 @@ def model_times(
     for who in whose:
         if who == "here":
             shrink(model)
-        if compiled:
-            torch.compiler.reset()
-            torch._inductor.config.triton.enable_pdl = True  # its kernels start while the one before ends, as ours do
-            model.forward = torch.compile(type(model).forward.__get__(model))
         for batch in batches:
             for phase in ("decode", "prefill") if prefill and batch < 16 else ("decode",):
-                found = measure(model, phase, batch, 512, 20, COPY)
+                found = measure(model, phase, batch, 512, 20, COPY, compiled)
                 quantiles = "median", "first_quartile", "third_quartile"
                 median, low, high = (round(found[f"{which}_ms"] * 1e3, 1) for which in quantiles)
                 row = {"what": f"{name} {phase}", "shape": f"batch {batch}", "who": who, "us": median,

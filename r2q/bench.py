@@ -6,48 +6,88 @@ CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from r2q import config as configuration
+from r2q.config.sections import CONTEXT
 from r2q.kept import write_json
 from r2q.models.checks import max_positions
 from r2q.models.devices import device_name, pick_device
 from r2q.models.load import load_packed, quiet
-from r2q.records import write_csv
+from r2q.plan import Plan
+from r2q.records import OK, Latency, Report, columns, one_line, read_json, sign, write_csv
 
-CONTEXT = 512  # tokens before the one timed
-COLUMNS = (
-    "model", "phase", "batch", "context", "device", "dtype", "median_ms", "first_quartile_ms", "third_quartile_ms",
-    "tokens_per_second", "peak_bytes", "weight_bytes_read", "share_of_copy_bandwidth",
-)  # fmt: skip
+COLUMNS = ["model", *columns(Latency)[columns(Latency).index("phase") : -1]]
 
 
 def bench(
     folder: str | Path,
     out: Path,
-    batches: tuple[int, ...] = (1, 4, 16),
+    batches: Sequence[int] = (1, 4, 16),
     context: int | None = None,
     device: str = "auto",
     repeats: int = 20,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure the checkpoint in ``folder``; writes ``out`` (CSV) and the same rows beside it (JSON).
 
-    A ``context`` of None is CONTEXT tokens, or all positions but one of a model that has no more.
+    A ``context`` of None is CONTEXT tokens, or all positions but one of a model that has no more. ``compiled``: decode
+    through ``torch.compile``, too.
 
     Raises:
-        ValueError: a batch, the context or the number of repeats is not positive, or the folder cannot be loaded,
-            or has experts on a GPU.
+        ValueError: a batch, the context or the number of repeats is not positive, the folder cannot be loaded,
+            has experts on a GPU, or ``torch.compile`` does not take it.
     """
     for name, value in (("batch", min(batches, default=0)), ("context", context), ("repeats", repeats)):
         if value is not None and value < 1:
             raise ValueError(f"--{name}: {value}; it must be at least 1")
+    rows = list(_timed(folder, batches, context, pick_device(device), repeats, compiled))
+    write_csv(out, COLUMNS, rows)
+    write_json(out.with_suffix(".json"), rows)
+    return rows
+
+
+def latency(config_path: str | Path, results: str | Path, out: str | Path) -> None:
+    """Measure the checkpoints of a run that ``latency`` of its config names, one after the other, into one CSV.
+
+    A unit that failed, or cannot be timed, is a line that says why.
+
+    Raises:
+        ValueError: the config asks for none.
+        FileNotFoundError: a unit is not there.
+    """
+    config = configuration.load(config_path)
+    asked, rows = config.latency, list[Latency]()
+    if asked is None:
+        raise ValueError(f"{config_path}: latency: nothing is asked")
+    torch.set_num_threads(config.limits.threads)
+    where = pick_device(config.device)
+    for unit in Plan(config).timed:
+        folder = Path(results, unit.path)
+        report = read_json(folder / "report.json", Report)
+        of_unit = config.run, unit.model, unit.recipe, unit.seed
+        try:
+            if report.status != OK:
+                raise ValueError(f"{report.status}: {report.reason}")
+            timed = _timed(folder, asked.batches, asked.context, where, asked.repeats, asked.compiled)
+            rows += [Latency(*of_unit, row.pop("model"), **row) for row in timed]
+        except ValueError as error:
+            rows.append(Latency(*of_unit, reason=one_line(error)))
+            print(f"latency: without {unit.recipe} of {unit.model}: {rows[-1].reason}", flush=True)
+    write_csv(out, columns(Latency), rows)
+    sign(Path(out).with_suffix(".sha256"), [out])
+
+
+def _timed(
+    folder: str | Path, batches: Sequence[int], context: int | None, where: torch.device, repeats: int, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows of a checkpoint, and of its twin."""
     quiet()
-    where = pick_device(device)
     copy = copy_bandwidth(where)
-    rows = []
     for name, dense in (("packed", False), ("dense", True)):
         model = load_packed(folder, device=where, dense=dense)
         if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
@@ -57,12 +97,9 @@ def bench(
             raise ValueError(f"--context: {context}; {folder} has {longest} positions, and one is for the new token")
         tokens = context or min(CONTEXT, (longest or CONTEXT + 1) - 1)
         for batch in batches:
-            for phase in ("decode", "prefill"):
-                rows.append({"model": name} | measure(model, phase, batch, tokens, repeats, copy))
+            for phase, through in [("decode", False), *[("decode", True)] * compiled, ("prefill", False)]:
+                yield {"model": name} | measure(model, phase, batch, tokens, repeats, copy, through)
         del model
-    write_csv(out, COLUMNS, rows)
-    write_json(out.with_suffix(".json"), rows)
-    return rows
 
 
 def model_layers(model: Any) -> list[dict[str, Any]]:
@@ -72,14 +109,26 @@ def model_layers(model: Any) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def measure(model: Any, phase: str, batch: int, context: int, repeats: int, copy: float | None) -> dict[str, Any]:
-    """One row of the table (see COLUMNS); ``copy`` is the bandwidth of a copy, in bytes a second."""
+def measure(
+    model: Any, phase: str, batch: int, context: int, repeats: int, copy: float | None, compiled: bool = False
+) -> dict[str, Any]:
+    """One row of the table (see COLUMNS); ``copy`` is the bandwidth of a copy, in bytes a second.
+
+    Raises:
+        ValueError: ``torch.compile`` does not take the model, or finds no compiler.
+    """
     device, cuda = model.device, model.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    run = decode_step(model, batch, context, repeats) if phase == "decode" else prefill(model, batch, context)
-    seconds = timed(run, repeats, cuda)
+    if compiled:
+        torch.compiler.reset()  # what another batch compiled would be made to fit both
+    try:
+        decodes = phase == "decode"
+        run = decode_step(model, batch, context, repeats, compiled) if decodes else prefill(model, batch, context)
+        seconds = timed(run, repeats, cuda)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ValueError(f"torch.compile: {one_line(error)[:300]}") from error
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     read = weight_bytes(model)
     tokens = batch if phase == "decode" else batch * context
@@ -89,6 +138,7 @@ def measure(model: Any, phase: str, batch: int, context: int, repeats: int, copy
         "context": context,
         "device": device_name(device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "compiled": compiled,
         "median_ms": round(median * 1e3, 4),
         "first_quartile_ms": round(low * 1e3, 4),
         "third_quartile_ms": round(high * 1e3, 4),
@@ -114,7 +164,7 @@ def prefill(model: Any, batch: int, context: int) -> Callable[[], Any]:
     return lambda: model(ids, use_cache=False, logits_to_keep=1).logits
 
 
-def decode_step(model: Any, batch: int, context: int, repeats: int) -> Callable[[], Any]:
+def decode_step(model: Any, batch: int, context: int, repeats: int, compiled: bool = False) -> Callable[[], Any]:
     """A step of ``batch`` rows after ``context`` tokens; a CUDA graph on a GPU."""
     from transformers import StaticCache
 
@@ -125,9 +175,9 @@ def decode_step(model: Any, batch: int, context: int, repeats: int) -> Callable[
     if model.config._attn_implementation != "sdpa":  # the others add what they are given to the scores
         causal = torch.zeros(causal.shape, dtype=model.dtype, device=device).masked_fill(~causal, float("-inf"))
 
-    def forward(ids: torch.Tensor, at: slice) -> torch.Tensor:
+    def forward(ids: torch.Tensor, at: slice, through: Any = model) -> torch.Tensor:
         positions, mask = place[at], causal[:, :, at].expand(batch, -1, -1, -1)
-        return model(
+        return through(
             ids,
             attention_mask=mask,
             position_ids=positions.unsqueeze(0).expand(batch, -1),
@@ -140,13 +190,15 @@ def decode_step(model: Any, batch: int, context: int, repeats: int) -> Callable[
     forward(torch.randint(model.config.vocab_size, (batch, context), device=device), slice(0, context))
     token = torch.randint(model.config.vocab_size, (batch, 1), device=device)
     last = slice(context, context + 1)
+    early: Any = {"triton.enable_pdl": True} if device.type == "cuda" else None  # kernels that start as ours do
+    step = torch.compile(model.forward, options=early) if compiled else model
     if device.type != "cuda":
-        return lambda: forward(token, last)
+        return lambda: forward(token, last, step)
     for _ in range(2):  # compiles and allocates; on another stream cuBLAS would keep 32 MiB more
-        forward(token, last)
+        forward(token, last, step)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        forward(token, last)
+        forward(token, last, step)
     return graph.replay
 
 

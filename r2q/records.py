@@ -380,6 +380,34 @@ class Drift(_Trained):
     latent_moved: float | None  # by training
 
 
+@dataclass(frozen=True)
+class Latency:
+    """A line of latency.csv: what a packed checkpoint takes, or its twin. Written by `latency`, read by the table.
+
+    A checkpoint that cannot be timed is one line without numbers.
+    """
+
+    run: str
+    model: str
+    recipe: str
+    seed: int
+    weights: str = "packed"  # or `dense`: the same model with every weight decoded once, 16 bits each
+    phase: str = ""  # `decode`: one token of each row, after `context` others; `prefill`: a pass over `context` tokens
+    batch: int | None = None  # rows at once
+    context: int | None = None
+    compiled: bool | None = None  # whether through torch.compile
+    device: str = ""
+    dtype: str = ""
+    median_ms: float | None = None
+    first_quartile_ms: float | None = None
+    third_quartile_ms: float | None = None
+    tokens_per_second: float | None = None
+    peak_bytes: int | None = None  # of the GPU; None on a CPU
+    weight_bytes_read: int | None = None  # in one pass
+    share_of_copy_bandwidth: float | None = None  # of these bytes in the time of a step; None on a CPU
+    reason: str = ""  # why there is no number
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,35 @@ def test_a_step_of_decoding_is_a_pass_over_all_tokens(
         found = decode_step(model, 2, 8, 2)()
         wanted = model(torch.cat(drawn, 1)).logits[:, -1:]  # eight tokens, then the one of the step
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_steps_stand_beside_the_others_and_compute_the_same(folder: Path, tmp_path: Path) -> None:
+    rows = bench(folder, tmp_path / "x.csv", batches=(2,), context=8, device="cpu", repeats=2, compiled=True)
+    asked = [("decode", False), ("decode", True), ("prefill", False)]
+    assert [(row["model"], row["phase"], row["compiled"]) for row in rows] == [
+        (model, *one) for model in ("packed", "dense") for one in asked
+    ]
+    model, logits = load_packed(folder), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            logits.append(decode_step(model, 2, 8, 2, compiled)().float())
+    assert torch.allclose(*logits, atol=0.02 * float(logits[0].abs().max()))  # bfloat16
+
+
+def test_a_model_that_is_not_compiled_is_a_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_(forward: Any, **options: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> None:
+            raise torch._dynamo.exc.BackendCompilerFailed(compile_, OSError("no compiler"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    with pytest.raises(ValueError, match=r"^torch\.compile: .*no compiler"):
+        bench(folder, tmp_path / "x.csv", batches=(3,), context=8, device="cpu", repeats=1, compiled=True)
 
 
 def test_bytes_read_are_all_but_the_embedding(folder: Path) -> None:

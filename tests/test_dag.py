@@ -25,7 +25,7 @@ RECIPES = {
     "mini-llama": ["full_precision", "rtn-g64", "r2q-g64", "random_codes-channel"],
     "mini-opt": ["full_precision", "r2q-g64"],
 }
-AFTERWARDS = {"collect", "controls", "table", "figure", "lattice", "page", "all"}
+AFTERWARDS = {"collect", "controls", "table", "figure", "lattice", "page", "all"}  # and `latency`, which not all have
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def test_a_fresh_run_has_a_job_per_unit(fresh: Copy, name: str) -> None:
 FULL_SIZE = {
     "paper": {  # 4 models with 30 recipes, of which 7 train, and one with the other 23; only one of 30 sees no text
         "prepare": 5, "check": 5, "calibrate": 5, "teacher_data": 4, "quantize": 4 * 23 + 23, "train": 4 * 7,
-        "evaluate": 4 * 30 + 23, "collect": 1, "collect_training": 1, "claims": 1, "lattice": 1,
+        "evaluate": 4 * 30 + 23, "collect": 1, "collect_training": 1, "claims": 1, "lattice": 1, "latency": 1,
         "controls": 1, "table": 1, "page": 1,
         "figure": 3 + 2 * 5 + 2 + 3,  # two frontiers, granularity; two a model; lattice, mechanism; of training
         "all": 1,
@@ -202,6 +202,12 @@ def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     again = ("--config", "limits={batch_size: 32}")
     assert finished.units(*again) == EVALUATE
     assert set(finished.planned(*again)) - {"reference"} == {"evaluate"} | AFTERWARDS - {"lattice"}
+    assert set(finished.planned("--config", "latency={recipes: [r2q-g64], repeats: 4}")) == {
+        "latency",
+        "table",
+        "page",
+        "all",
+    }
 
 
 def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
@@ -251,7 +257,8 @@ def test_a_change_runs_again_what_depends_on_it(
     else:
         rest = planned - {"quantize", "evaluate", "prepare", "check", "reference"}
         only_scores = set() if expected - EVALUATE else {"lattice"}  # it reads packed weights
-        assert rest == AFTERWARDS - only_scores
+        assert rest - {"latency"} == AFTERWARDS - only_scores
+        assert ("latency" in rest) == any(job.startswith("quantize") and "r2q-g64" in job for job in expected)
 
 
 FIDELITY = (
@@ -263,7 +270,7 @@ def test_a_run_that_came_without_snakemakes_records_is_known_by_its_own(finished
     """A folder of results that was copied or moved: what was changed since had been taken for what was there."""
     with moved(finished.folder / ".snakemake", tmp_path):
         assert finished.units() == set()
-        assert set(finished.planned()) == AFTERWARDS
+        assert set(finished.planned()) == AFTERWARDS | {"latency"}
         with changed(finished, "config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}")):
             assert finished.units() == both("mini-llama", "rtn-g64")
         with changed(finished, "config/smoke.yaml", FIDELITY, FIDELITY.replace("windows: 2", "windows: 1")):
@@ -312,9 +319,16 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
 
 
 DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collected.sha256", "tables/main.md"]
-DERIVED += ["lattice.csv", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
+DERIVED += ["lattice.csv", "latency.csv", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
 DERIVED += ["../../figures/smoke/granularity.svg"]
-EDITED = ["scores.csv", "lattice.csv", "report.html", "tables/main.csv", "../../figures/smoke/frontier-bits.csv"]
+EDITED = [
+    "scores.csv",
+    "lattice.csv",
+    "latency.csv",
+    "report.html",
+    "tables/main.csv",
+    "../../figures/smoke/frontier-bits.csv",
+]
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
 SCORED = ["evaluation.json", "lm_eval.json", "items.json"]
 

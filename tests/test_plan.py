@@ -36,6 +36,7 @@ ENTRY = {
     "train": "r2q/quantize.py",
     "reference": "r2q/evaluation/fidelity.py",
     "evaluate": "r2q/evaluation/evaluate.py",
+    "latency": "r2q/bench.py",
     "lattice": "r2q/models/inspect.py",
     "report": "r2q/report/collect.py",
 }

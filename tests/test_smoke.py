@@ -105,8 +105,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_scores(finished: Copy, tmp_pa
 
 
 EXAMPLES = [
-    "bench", "check", "collect", "compare", "controls", "evaluate", "export", "figure", "lattice", "page", "prepare",
-    "quantize", "reference", "table",
+    "bench", "check", "collect", "compare", "controls", "evaluate", "export", "figure", "latency", "lattice", "page",
+    "prepare", "quantize", "reference", "table",
 ]  # fmt: skip
 
 

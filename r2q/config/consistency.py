@@ -59,7 +59,20 @@ def find_problems(config: Config) -> list[str]:
     lines += _twice("seeds", config.seeds)
     for name, model in config.models.items():
         lines += _twice(f"models.{name}.seeds", model.seeds or [])
-    return lines or _lattice_problems(config) + _claims_problems(config)
+    return lines or _latency_problems(config) + _lattice_problems(config) + _claims_problems(config)
+
+
+def _latency_problems(config: Config) -> list[str]:
+    """Recipes that are not there, or have nothing packed; batches that stand twice."""
+    if config.latency is None:
+        return []
+    lines, used = _twice("latency.recipes", config.latency.recipes), config.used_recipes()
+    for name in config.latency.recipes:
+        if name not in used:
+            lines.append(f"latency.recipes: unknown recipe {name}{nearest(name, used)}")
+        elif config.recipes[name].granularity is None:
+            lines.append(f"latency.recipes: {name} packs nothing; its time is that of each recipe's decoded twin")
+    return lines + _twice("latency.batches", config.latency.batches)
 
 
 def _lattice_problems(config: Config) -> list[str]:

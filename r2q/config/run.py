@@ -6,7 +6,7 @@ from pydantic import Field
 
 from r2q.config.base import DEVICE, MethodOptions, Name, PathText, Section, Seeds, null_is_empty
 from r2q.config.methods import MethodInfo, method_info
-from r2q.config.sections import Claims, Figures, Limits, Model, Recipe, Task
+from r2q.config.sections import Claims, Figures, Latency, Limits, Model, Recipe, Task
 from r2q.config.texts import Calibration, Fidelity, Perplexity, Training
 
 LATTICE_LABELS = ("rtn", "r2q")  # shown side by side in the lattice figure
@@ -41,6 +41,8 @@ class Config(Section):
     """auto, cpu, cuda, cuda:N"""
     limits: Limits = Limits()
     """what a run may use"""
+    latency: Latency | None = None
+    """packed checkpoints to be timed, alone on the machine; null: none"""
     figures: Figures = Figures()
     """settings of single figures"""
     claims: Claims = Claims()

@@ -95,6 +95,24 @@ class Limits(Section):
     """also write every prompt and answer (`samples.jsonl`)"""
 
 
+CONTEXT = 512  # tokens before the one timed, where a model has so many positions
+
+
+class Latency(Section):
+    """Packed checkpoints that are timed, each beside its twin: the same model, every weight decoded to 16 bits."""
+
+    recipes: Annotated[list[Name], Field(min_length=1)]
+    """of every model that has them, with the first seed; recipes with one grid and group size take the same time"""
+    batches: Annotated[list[Positive], Field(min_length=1)] = Field(default=[1, 4, 16])
+    """rows at once"""
+    context: Positive | None = None
+    """tokens before the one timed, and of a prefill; null: 512, or as many as the model takes"""
+    repeats: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """times of which the median is taken"""
+    compiled: bool = False
+    """decode through `torch.compile`, too: on a GPU much faster, packed or not"""
+
+
 class LatticeFigure(Section):
     """Which weights the lattice figure shows."""
 

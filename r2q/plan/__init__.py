@@ -53,6 +53,9 @@ class Plan:
         self._described: dict[str, dict[str, Any]] = {}  # recipes in words
         self._read: dict[str, list[str]] = {}  # files of models: all units ask alike, and it takes a look at the disk
         self.trained = [unit for unit in self.units if config.trains(unit.recipe)]
+        timed = config.latency.recipes if config.latency is not None else []
+        first = [unit for unit in self.units if unit.seed == config.seeds_of(unit.recipe, unit.model)[0]]
+        self.timed = [unit for unit in first if unit.recipe in timed]
 
     # Folders and files
 
@@ -266,7 +269,7 @@ class Plan:
         )
 
     def asked_collect(self, at: Any = None) -> str:
-        shown = ("figures", "claims")
+        shown = ("figures", "claims", "latency")
         return _line({key: v for key, v in self.config.resolved().items() if key not in shown}, code=code("report"))
 
     def asked_collect_training(self, at: Any = None) -> str:
@@ -277,6 +280,10 @@ class Plan:
     def asked_lattice(self, at: Any = None) -> str:
         section = self.config.figures.lattice.model_dump()
         return _line({"figure": section, "recipes": self.recipes}, code=code("lattice"))
+
+    def asked_latency(self, at: Any = None) -> str:
+        parts = self.config.model_dump(include={"latency", "device"}) | {"threads": self.config.limits.threads}
+        return _line(parts, code=code("latency"))
 
     def asked_claims(self, at: Any = None) -> str:
         return _line(self.config.claims.model_dump(), code=code("report"))
@@ -297,8 +304,8 @@ class Plan:
 
     # Tables and figures: what a run shows, and the CSV files that each is made from
 
-    tables = ("main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "memory",
-              "published")  # fmt: skip
+    tables = ("main", "fine", "coarse", "families", "residual", "frames", "generative", "groups", "cost", "latency",
+              "memory", "published")  # fmt: skip
 
     @property
     def drawn(self) -> dict[str, tuple[str, ...]]:
@@ -324,12 +331,13 @@ class Plan:
         """Files with the sha256 of what was made of records."""
         names = ["collected", "lattice", "report", "tables/tables", "tables/controls"]
         names += ["trained", "tables/claims"] if self.trained else []
+        names += ["latency"] if self.timed else []
         return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]
 
     def csv_of(self, *names: str) -> list[str]:
         """The CSV files of the run so named, as far as it has them: those of training only where a recipe trains."""
-        of_training = ("training", "gradients", "drift")
-        return [f"{self.results}/{name}.csv" for name in names if self.trained or name not in of_training]
+        there = dict.fromkeys(("training", "gradients", "drift"), bool(self.trained)) | {"latency": bool(self.timed)}
+        return [f"{self.results}/{name}.csv" for name in names if there.get(name, True)]
 
     def csv_of_figure(self, at: Any) -> list[str]:
         return self.csv_of(*self.drawn[at.figure])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import Config, group_size, method_info
+from r2q.config.sections import CONTEXT
 from r2q.evaluation.rows import rows_at_once
 from r2q.plan import Plan, Unit, cost
 from r2q.plan.cost import GIB
@@ -93,6 +94,8 @@ class Jobs:
             yield self._evaluate(unit)
         counts = {"figure": len(plan.drawn), "lattice": int("lattice" in plan.drawn)}
         counts |= dict.fromkeys(("collect_training", "claims"), int(bool(plan.trained)))
+        if plan.timed:
+            yield self._latency()
         for rule in REPORT:
             yield from [Job(rule, "", self._started(0))] * counts.get(rule, 1)
 
@@ -221,6 +224,19 @@ class Jobs:
             return _first(((f"limits.batch_size: {n}", memory[0] + more(n)) for n in _halves(batch)), capacity)
 
         return Job("evaluate", name_of(unit), seconds, 1, memory[0] + more(batch), memory[1], changes=changes)
+
+    def _latency(self) -> Job:
+        """Checkpoints read twice, packed and decoded; beside reading and compiling, steps and passes take little."""
+        asked, shapes = self.config.latency, [self.shapes[unit.model] for unit in self.plan.timed]
+        assert asked is not None
+        seconds = self._started(sum(2 * self._size(unit.model) for unit in self.plan.timed))
+        if asked.compiled:
+            seconds += sum(2 * len(asked.batches) * cost.COMPILE_SECONDS * shape.layers for shape in shapes)
+        rows, tokens = max(asked.batches), asked.context or CONTEXT
+        needs = max(s.total * s.bytes_each + cost.cache_bytes(s, rows, tokens) for s in shapes)
+        host = self.rates["host.libraries"] + max(s.total * s.bytes_each for s in shapes)
+        host += needs if self.device == "cpu" else 0
+        return Job("latency", "", seconds, 1, needs + self.rates["gpu.pass"], host)
 
     def _evaluation_memory(self, model: str, dtype: int, read: float) -> tuple[float, float]:
         """Bytes of the device, where there is one, and of main memory."""

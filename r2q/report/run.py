@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from r2q.kept import ROOT
-from r2q.records import Drift, LayerRow, Score, Step, read_csv, read_drawn
+from r2q.records import Drift, Latency, LayerRow, Score, Step, columns, read_csv, read_drawn
 
 PUBLISHED = ROOT / "results" / "published"
 BITS = 2  # of a code, where the name of a frame or family says nothing
@@ -51,6 +51,12 @@ class Run:
     @cached_property
     def drift(self) -> pd.DataFrame:
         return with_budgets(read_csv(self.folder / "drift.csv", Drift))
+
+    @cached_property
+    def latency(self) -> pd.DataFrame:
+        """Times of packed checkpoints and their twins; no rows where the run has none."""
+        path = self.folder / "latency.csv"
+        return read_csv(path, Latency) if path.is_file() else pd.DataFrame(columns=columns(Latency))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

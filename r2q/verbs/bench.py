@@ -15,9 +15,11 @@ def bench(
     context: Annotated[int | None, "N", "tokens before the one timed (512, or as many as the model takes)"] = None,
     repeats: Annotated[int, "N", "times of which the median is taken (20)"] = 20,
     device: Annotated[str, "DEVICE", "auto, cpu, cuda, cuda:1 (auto)"] = "auto",
+    compiled: Annotated[bool, "", "also decode through torch.compile"] = False,
 ) -> None:
     from r2q.bench import bench
 
-    for row in bench(folder, out, tuple(batch), context, device, repeats):
+    for row in bench(folder, out, batch, context, device, repeats, compiled):
         what = f"{row['model']:<7} {row['phase']:<8} batch {row['batch']:>3}  context {row['context']:>4}"
+        what += "  compiled" if row["compiled"] else ""
         print(f"{what}  {row['median_ms']:10.3f} ms  {row['tokens_per_second']:12.1f} tokens/s")

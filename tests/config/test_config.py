@@ -122,6 +122,10 @@ def problems(data: dict[str, Any]) -> list[str]:
             {"model": "hub", "recipes": ["noise"]},
             "figures.lattice.model: the figure needs noise; hub lacks them",
         ),
+        ("latency", {"recipes": ["rtn-g46"]}, "latency.recipes: unknown recipe rtn-g46; nearest valid: rtn-g64"),
+        ("latency", {"recipes": ["fp"]}, "latency.recipes: fp packs nothing; its time is that of each recipe's"),
+        ("latency", {"recipes": ["rtn-g64"], "batches": [1, 1]}, "latency.batches: 1 stands twice"),
+        ("latency", {"recipes": ["rtn-g64"], "batches": [0]}, "latency.batches.0: input should be greater than"),
         ("claims/subject", "rtn", "claims.subject: no recipe trains with quantizer rtn; no recipe trains"),
     ],
 )

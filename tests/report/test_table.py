@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from r2q.plan import Plan
-from r2q.records import Score, Step, columns, read_drawn, write_csv
+from r2q.records import Latency, Score, Step, columns, read_drawn, write_csv
 from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.figures import frontier
+from r2q.report.page import page
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.paper import cost, frames, groups, memory
+from r2q.report.tables.paper import cost, frames, groups, latency, memory
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, grid, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
@@ -245,6 +246,37 @@ def test_markdown_grid_is_whole(tables):
     assert "**84.0** ±2.0" in tables["md"]
     assert "25.0° ±2.0" in tables["md"]
     assert "| mini_text word_perplexity ↓ | mini_facts acc ↑ |" in tables["md"]
+
+
+def timed(recipe, weights, ms, **more):
+    """A step of a batch of two on a GPU."""
+    known = {"run": "r", "model": "mini-llama", "recipe": recipe, "seed": 0, "weights": weights, "phase": "decode",
+             "batch": 2, "context": 512, "compiled": False, "device": "a GPU", "dtype": "bfloat16", "median_ms": ms,
+             "first_quartile_ms": ms - 1, "third_quartile_ms": ms + 1, "tokens_per_second": 2e3 / ms,
+             "peak_bytes": 2**21, "weight_bytes_read": 2**20, "share_of_copy_bandwidth": 0.5}  # fmt: skip
+    return Latency(**known | more)
+
+
+def test_latency_stands_beside_sixteen_bits_and_in_the_cost(run, tmp_path):
+    collect(run.config_path, run.results)
+    assert latency(Run(run.results)) is None
+    dense = [timed("r2q-g64", "dense", 30.0), timed("r2q-g64", "dense", 8.0, compiled=True)]
+    packed = [timed("r2q-g64", "packed", 12.0), timed("r2q-g64", "packed", 4.0, compiled=True)]
+    lost = Latency("r", "mini-opt", "r2q-g64", 0, reason="failed: not finite")
+    write_csv(run.results / "latency.csv", columns(Latency), [*packed, *dense, lost])
+    sheet = latency(Run(run.results))
+    rows = [[entry.text if isinstance(entry, Entry) else entry for entry in row] for row in sheet.body]
+    assert [row[2] for row in rows] == ["decode", "decode, compiled"]
+    assert rows[0][3:] == ["2", "12.00 (11.00, 13.00)", "30.00 (29.00, 31.00)", "2.50", "166.7", "66.7", "1.00",
+                           "0.50", "2.00", "2.00"]  # fmt: skip
+    assert rows[1][6:9] == ["2.00", "500.0", "250.0"]
+    assert "mini-opt, r2q-g64: failed: not finite." in sheet.notes
+    assert "On a GPU, bfloat16, a context of 512 tokens." in sheet.notes
+    costs = cost(Run(run.results))
+    assert costs.head[-1] == "tokens/s, batch 2"
+    assert {(row[0], row[1]): row[-1].text for row in costs.body}["mini-llama", "r2q-g64"] == "500.0"  # the faster
+    page([run.results], tmp_path / "report.html")
+    assert "<td>12.00 (11.00, 13.00)</td>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_plan_names_every_table_without_reading_pandas():

@@ -44,7 +44,10 @@ def train(folder: Path, processes: int = 1, case: str = "llama", **options: Any)
 def test_the_compiled_pass_gives_what_is_stored(
     name: str, options: dict[str, Any], granularity: str, dtype: torch.dtype
 ) -> None:
-    """Weights of several shapes; where a code differs, the weight lies on the border of both levels (rounding)."""
+    """Weights of several shapes; where a code differs, the weight lies on the border of both levels (rounding).
+
+    A level may be off by the last digits of its group's largest one, as it is of 16-bit scales.
+    """
     quantizer = FakeQuantizer(make_method(Recipe(name, name, granularity, options=options)), "layer")
     assert quantizer.fused
     last_digits = 1e-2 if dtype == torch.bfloat16 else 1e-3  # of bfloat16; of a 16-bit scale
@@ -52,12 +55,17 @@ def test_the_compiled_pass_gives_what_is_stored(
         weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.02).to("cuda", dtype)
         stored = quantizer.method.quantize_weight(weight).dequantize()
         found = quantizer(weight).float()
+        width = columns if granularity == "channel" else 64
+        groups = weight.float().unflatten(1, (-1, width))
         if "clip" in options:  # two ranges of a group may give the same error: then either is right
-            width = columns if granularity == "channel" else 64
-            ours, theirs = ((weight.float() - x).square().unflatten(1, (-1, width)).sum(2) for x in (found, stored))
-            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=0)
+            ours, theirs = ((groups - x.unflatten(1, (-1, width))).square().sum(2) for x in (found, stored))
+            low, high = groups.amin(2), groups.amax(2)
+            between = ((3 * low / (low - high)) % 1 - 0.5).abs() < 1e-3  # zero as near to one level as to another
+            assert between.float().mean() < 0.05
+            torch.testing.assert_close(ours[~between], theirs[~between], rtol=2e-2, atol=0)
             continue
-        other = ~torch.isclose(found, stored, rtol=last_digits, atol=0)
+        level = stored.abs().unflatten(1, (-1, width)).amax(2).repeat_interleave(width, 1)
+        other = (found - stored).abs() > last_digits * level
         assert other.float().mean() < 1e-3
         border = (found + stored) / 2
         largest = float(stored.abs().max())

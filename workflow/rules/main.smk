@@ -34,6 +34,7 @@ EVERYTHING = [
     *PLAN.files("report.json", "evaluation.json", "lm_eval.json", "items.json"),
     *rules.collect.output,
     *(rules.collect_training.output if TRAINED else []),
+    *(rules.latency.output if PLAN.timed else []),
     *(rules.lattice.output if "lattice" in PLAN.drawn else []),
     *rules.controls.output,
     *TABLES,

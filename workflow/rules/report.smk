@@ -1,4 +1,5 @@
-# Scores, tables, figures, claims and the page: from here on nothing imports torch, but for `lattice`, which reads weights.
+# Scores, tables, figures, claims and the page: from here on nothing imports torch, but for `lattice` and `latency`,
+# which read weights.
 TABLES = [f"{RESULTS}/tables/{name}.{ending}" for name in PLAN.tables for ending in ("csv", "md", "tex")]
 SIGNED = f"{RESULTS}/tables/tables.sha256"
 DRAWN = [f"{FIGURES}/{name}.{ending}" for name in PLAN.drawn for ending in ("png", "svg", "csv", "sha256")]
@@ -89,6 +90,37 @@ rule lattice:
         """
 
 
+# What packed checkpoints take beside their twins: one after the other in one job, with all processors, so that no other one
+# runs at the same time.
+rule latency:
+    input:
+        reports=PLAN.files("report.json", units=PLAN.timed),
+    output:
+        table=f"{RESULTS}/latency.csv",
+        sha256=f"{RESULTS}/latency.sha256",
+    log:
+        f"{RESULTS}/logs/latency.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.resource_settings.cores or CONFIG.limits.threads
+    resources:
+        gpu=GPU,
+    params:
+        config=RUN_CONFIG,
+        asked=PLAN.asked_latency,
+        results=run_folder,
+    message:
+        "latency: time packed checkpoints beside their twins"
+    shell:
+        r"""
+        python -m r2q latency \
+            --config {params.config:q} \
+            --results {params.results:q} \
+            --out {output.table:q} \
+            --log {log:q}
+        """
+
+
 # Full precision as others have it, before any other row is trusted: tables, figures and claims wait for it.
 rule controls:
     input:
@@ -120,7 +152,7 @@ rule controls:
 
 rule table:
     input:
-        PLAN.csv_of("scores", "layers", "training"),
+        PLAN.csv_of("scores", "layers", "training", "latency"),
         controls=rules.controls.output.table,
     output:
         report(TABLES, caption="../report/tables.rst", category="Tables"),
@@ -208,7 +240,7 @@ rule claims:
 
 rule page:
     input:
-        PLAN.csv_of("scores"),
+        PLAN.csv_of("scores", "latency"),
         f"{RESULTS}/provenance.json",
         CLAIMS,
         DRAWN,

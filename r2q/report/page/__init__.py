@@ -21,6 +21,7 @@ from r2q.report.claims import GRANULARITY
 from r2q.report.claims.markdown import ENDS, GAINS, STARTS, interval, measured, overall
 from r2q.report.figures import find
 from r2q.report.run import Run
+from r2q.report.tables.paper import latency
 from r2q.report.tables.render import legend, show_bits, show_spread, size_unit
 from r2q.report.tables.summary import Block, Row, Table, show, summarize
 
@@ -75,6 +76,7 @@ def _describe(folder: Path, figures: Path | None, prefix: str) -> dict[str, Any]
         "rows": [_row(table, block, row, facts, size, prefix) for block in table.blocks for row in block.rows],
         "filters": _filters(table, facts),
         "legend": legend(table),
+        "latency": latency(run),
         "failures": [
             (block.model, row.recipe, failure.status, failure.reason)
             for block in table.blocks

@@ -140,6 +140,10 @@ def cost(run: Run) -> Sheet | None:
     if trained is not None:
         whole = trained.groupby(["model", "recipe", "seed"]).agg(tokens=("tokens", "max"), seconds=("seconds", "sum"))
         tokens = whole.groupby(["model", "recipe"]).mean().to_dict("index")
+    speeds = run.latency[run.latency["phase"] == "decode"]
+    speeds = speeds[(speeds["weights"] == "packed") & (speeds["batch"] == speeds["batch"].min())]
+    fastest = speeds.groupby(["model", "recipe"])["tokens_per_second"].max()
+    timed = [] if speeds.empty else [f"tokens/s, batch {speeds['batch'].min()}"]
     body: list[list[Entry | str]] = []
     for row in scores.to_dict("records"):
         key = (row["model"], row["recipe"])
@@ -147,15 +151,47 @@ def cost(run: Run) -> Sheet | None:
         body.append([row["model"], row["recipe"], _number(row["bits_per_weight"], 2), _mib(row["file_bytes"]),
                      _number(seconds.get(key), 1), _number(of_training["tokens"], 0),
                      _number(of_training["seconds"], 0), *(_number(used[key][name], 1) for name in processors),
-                     _number(row["peak_mib"], 0)])  # fmt: skip
+                     _number(row["peak_mib"], 0), *(_number(fastest.get(key), 1) for _ in timed)])  # fmt: skip
     head = ["model", "recipe", "bits", "MiB", "s to quantize", "training tokens", "training s", "CPU s to make",
-            "CPU s, evaluation", "peak MiB, evaluation"]  # fmt: skip
+            "CPU s, evaluation", "peak MiB, evaluation", *timed]  # fmt: skip
     notes = ["Bits: of the quantized layers, scales included. MiB: the whole file, embeddings included.",
              "Seconds to quantize: sum over the layers, where a method quantizes layer by layer.",
              "Training seconds: sum over the steps, without held-out losses; mean over seeds.",
              "CPU seconds: of all threads and child processes (getrusage), mean over seeds.",
-             "Peak MiB: of the process in main memory and, where it uses one, on the GPU, added up."]  # fmt: skip
+             "Peak MiB: of the process in main memory and, where it uses one, on the GPU, added up.",
+             *["Tokens/s: packed, compiled where that is faster (see the table latency)." for _ in timed]]  # fmt: skip
     return Sheet("cost", "Cost", head, body, notes, left=(0, 1))
+
+
+def latency(run: Run) -> Sheet | None:
+    """What packed weights take to run, beside 16 bits."""
+    rows = run.latency
+    if rows.empty:
+        return None
+    untimed = rows["reason"] != ""
+    step = ["model", "recipe", "phase", "batch", "compiled"]
+    twins = {tuple(row[name] for name in step): row for row in rows[rows["weights"] == "dense"].to_dict("records")}
+    body: list[list[Entry | str]] = []
+    for row in rows[(rows["weights"] == "packed") & ~untimed].to_dict("records"):
+        twin = twins[tuple(row[name] for name in step)]
+        what = f"{row['phase']}, compiled" if row["compiled"] else row["phase"]
+        body.append([row["model"], row["recipe"], what, _number(row["batch"], 0), _time(row), _time(twin),
+                     _number(twin["median_ms"] / row["median_ms"], 2), _number(row["tokens_per_second"], 1),
+                     _number(twin["tokens_per_second"], 1), _mib(row["weight_bytes_read"]),
+                     _number(row["share_of_copy_bandwidth"], 2), _mib(row["peak_bytes"]),
+                     _mib(twin["peak_bytes"])])  # fmt: skip
+    head = ["model", "recipe", "step", "batch", "ms", "ms, 16 bits", "times as fast", "tokens/s", "tokens/s, 16 bits",
+            "MiB read", "of copy bandwidth", "peak MiB", "peak MiB, 16 bits"]  # fmt: skip
+    known = rows[~untimed].drop_duplicates(["device", "dtype", "context"])
+    places = [f"{r['device']}, {r['dtype']}, a context of {r['context']} tokens" for r in known.to_dict("records")]
+    notes = [
+        *(f"{row['model']}, {row['recipe']}: {row['reason']}." for row in rows[untimed].to_dict("records")),
+        *([f"On {'; '.join(places)}."] if places else []),
+        "Decode: one more token of every row of the batch, on a GPU as a CUDA graph. Prefill: the context at once.",
+        "16 bits: the same model with every weight decoded. In brackets: quartiles of the repeats.",
+        "MiB read: of weights in one pass. Copy bandwidth: measured on the same GPU. Peak: memory of the GPU.",
+    ]
+    return Sheet("latency", "Latency and memory", head, body, notes, left=(0, 1, 2))
 
 
 def memory(run: Run) -> Sheet | None:
@@ -201,7 +237,7 @@ def published(run: Run) -> Sheet | None:
     return Sheet("published", "Ours beside published numbers", head, body, notes, left=(0, 1, 2, 6, 7, 8))
 
 
-MADE = (main, fine, coarse, families, residual, frames, generative, groups, cost, memory, published)
+MADE = (main, fine, coarse, families, residual, frames, generative, groups, cost, latency, memory, published)
 TABLES: dict[str, Callable[[Run], Sheet | None]] = {make.__name__: make for make in MADE}  # by the names of their files
 
 
@@ -262,6 +298,12 @@ def _beside(value: float, stderr: float, column: Column) -> Entry:
 
 def _number(value: float | None, places: int) -> Entry:
     return Entry(NONE) if value is None or pd.isna(value) else Entry(f"{value:,.{places}f}", value=float(value))
+
+
+def _time(row: dict[Any, Any]) -> Entry:
+    """Milliseconds, and their quartiles."""
+    low, high, value = row["first_quartile_ms"], row["third_quartile_ms"], row["median_ms"]
+    return Entry(f"{value:,.2f} ({low:,.2f}, {high:,.2f})", value=value)
 
 
 def _mib(value: float | None) -> Entry:
