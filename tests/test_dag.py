@@ -474,6 +474,21 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
         assert ("theirs" in done.stdout) == (not more)
 
 
+def test_a_module_says_what_this_machine_lacks_for_training(fresh: Copy, tmp_path: Path) -> None:
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text()) | {"device": "cpu"}
+    config["recipes"] |= {"qat": {"method": "qat_ce", "granularity": "g64", "options": {"quantizer": "rtn"}}}
+    config["training"] = {"texts": [{"path": "results/prepared/mini/train.txt", "rows": 256}], "length": 32}
+    config["limits"] |= {"training_processes": 64}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
+    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1"],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the config of the module: limits.training_processes: 64, but this machine has" in done.stderr
+
+
 def test_what_two_runs_share_is_made_by_one_of_them(fresh: Copy) -> None:
     """Snakemake deletes a job's outputs before it starts: under another run that has just made them and reads them."""
     with held(fresh.folder / "results/prepared/mini.made"):

@@ -113,9 +113,14 @@ def again(workflow: Any, plan: Plan, stale: dict[str, str]) -> None:
         print("\n".join(dict.fromkeys(stale.values())), file=sys.stderr)
 
 
-def computing(workflow: Any) -> set[str]:
-    """Rules with jobs to run that compute with a model, which are those that may hold a GPU."""
-    return {job.rule.name for job in workflow.dag.needrun_jobs() if "gpu" in job.rule.resources}
+def computing(workflow: Any, plan: Plan) -> set[str]:
+    """Rules with jobs to run that compute with a model, which are those that may hold a GPU.
+
+    What trains is told by what it makes: a workflow that has this one as a module may rename rules.
+    """
+    jobs = [job for job in workflow.dag.needrun_jobs() if "gpu" in job.rule.resources]
+    trained = set(plan.files("report.json", units=plan.trained))
+    return {"train" if trained.intersection(job.output) else job.rule.name for job in jobs}
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -134,7 +139,7 @@ def start_with_jobs(workflow: Any, plan: Plan, source: str, config_file: str) ->
     def start_and_schedule(scheduler: JobScheduler) -> bool:
         if not workflow.dryrun and plan.results not in RUNNING:
             if workflow.local_exec:  # on a cluster jobs run elsewhere
-                stop_with(source, machine_problems(plan.config, computing(workflow)))
+                stop_with(source, machine_problems(plan.config, computing(workflow, plan)))
                 without_rate_limit(scheduler)
             RUNNING[plan.results] = run_alone(workflow, plan)
             write_config(plan.config, config_file)
