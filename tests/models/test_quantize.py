@@ -95,6 +95,17 @@ def test_units_are_kept_until_something_changes(run: Run, capsys: pytest.Capture
     assert "kept" not in capsys.readouterr().out
 
 
+def test_a_look_at_a_unit_that_another_version_made_makes_it_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.quantize("r2q-g32")
+    monkeypatch.setattr(module, "versions", lambda *names: dict.fromkeys(names, "0.0"))
+    capsys.readouterr()
+    run.quantize("r2q-g32")
+    assert "kept" not in capsys.readouterr().out
+    assert set(run.report("r2q-g32")["versions"].values()) == {"0.0"}
+
+
 def test_a_damaged_unit_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.quantize("r2q-g32")
     file = run.results / "tiny" / "r2q-g32" / "seed0" / "model.safetensors"
