@@ -14,7 +14,7 @@ from r2q.config.run import Config
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE
 from r2q.files import sha256, unpacked
 
-BLANKS = b" \t\r\n"  # of another length where a text was saved by another program
+BLANKS = b" \t\r\n\xef\xbb\xbf"  # and a byte order mark: others where a text was saved by another program
 
 
 def evaluated_texts(config: Config) -> list[tuple[str, str]]:

@@ -100,7 +100,7 @@ def test_any_section_with_texts_and_the_data_of_tasks(folder: Path) -> None:
     (folder / "own").mkdir()
     for name in ("mine.jsonl", "mine_train.jsonl", "mine.yaml"):
         (folder / "own" / name).write_text('{"text": "own"}\n')
-    (folder / "windows.jsonl").write_bytes(b'{"text":  "own"}\r\n\r\n')
+    (folder / "windows.jsonl").write_bytes(b'\xef\xbb\xbf{"text":  "own"}\r\n\r\n')
     pairs = evaluated_texts(with_fidelity)  # type: ignore[arg-type]
     assert pairs[1:] == [
         ("fidelity.path", "sub/../a.txt"),
