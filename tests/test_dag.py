@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -541,7 +542,7 @@ def test_a_run_beside_another_or_beside_jobs_that_outlived_one_is_refused(finish
         done = finished.run("--forcerun", "table")
     assert done.returncode == 1
     assert "another snakemake is at work on results/smoke, or jobs of one that was killed" in done.stdout
-    assert f"process {os.getpid()} on results/smoke/{name}" in done.stdout
+    assert f"process {os.getpid()} of {socket.gethostname()} on results/smoke/{name}" in done.stdout
 
 
 def test_while_a_job_runs_snakemake_does_not_look_for_others(finished: Copy) -> None:

@@ -157,14 +157,19 @@ def run_alone(workflow: Any, plan: Plan) -> ExitStack:
     Raises:
         WorkflowError: another Snakemake is at work, or jobs of one that was killed.
     """
-    at_work, holds = busy(plan.results), ExitStack()
+    holds = ExitStack()
+    try:
+        at_work = busy(plan.results)
+        if not at_work:
+            holds.enter_context(held(f"{plan.results}/snakemake"))
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
     if at_work:
         jobs = "; ".join(f"process {pid} on {path}" for path, pid in at_work.items())
         raise WorkflowError(
             f"another snakemake is at work on {plan.results}, or jobs of one that was killed; wait for it, or stop it "
             f"first: {jobs}"
         )
-    holds.enter_context(held(f"{plan.results}/snakemake"))
     made = {Path(file).parent for job in workflow.dag.needrun_jobs() for file in job.output}
     for folder in sorted(folder for folder in made if folder.is_relative_to(PREPARED)):
         try:

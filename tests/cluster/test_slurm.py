@@ -202,7 +202,9 @@ def test_a_killed_snakemake_is_taken_up_by_the_next_one(begun: Run, alone: Copy,
     begun.process.wait()
     second = Run(begun.copy, cluster, "trained", "--", REPORT)
     assert second.end() == 1  # its job is still at work, and is not started twice
-    assert re.search(r"another snakemake is at work on results/smoke, or jobs of one .* process \d+ on", second.output)
+    assert re.search(
+        r"another snakemake is at work on results/smoke, or jobs of one .* process \d+ of \S+ on", second.output
+    )
     until(lambda: not cluster.jobs("RUNNING", "PENDING", "COMPLETING"), 300)
     third = Run(begun.copy, cluster, "trained", "--", REPORT)
     assert third.end() == 0, third.output
