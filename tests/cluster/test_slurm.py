@@ -147,7 +147,8 @@ def test_a_job_beyond_its_time_goes_on_from_its_checkpoint(begun: Run, alone: Co
     job = begun.training()
     begun.cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     verb = (begun.copy.folder / REPORT).parent.with_name(".seed0.lock")
-    os.kill(int(verb.read_text()), signal.SIGSTOP)  # a minute is the shortest limit, and the training is done before
+    pid = int(verb.read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)  # a minute is the shortest limit, and the training is done before
     assert begun.end() == 0, begun.output
     assert "SLURM status is: 'TIMEOUT'" in begun.output
     later = re.findall(r"submitted with SLURM jobid (\d+)", begun.output)[-1]
