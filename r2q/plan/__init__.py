@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
+from r2q.evaluation.task_files import named_files
 from r2q.inputs.hub import Hub
 from r2q.kept import key, state_of
 from r2q.models.source import MADE, SMALL, SOURCES, made_folder, made_of
@@ -147,7 +148,10 @@ class Plan:
 
     @cached_property
     def _task_files(self) -> list[str]:
-        return self._inputs(self._files("perplexity."), [*self.config.task_include, *self._task_data()])
+        include, files = self.config.task_include, self._files("perplexity.")
+        named = [file for folder in include if not self.is_made(folder) for file, _ in named_files(folder)]
+        files += [file for file in named if Path(file).is_file() or self.is_made(file)]
+        return self._inputs(files, [*include, *self._task_data()])
 
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
