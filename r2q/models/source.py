@@ -40,13 +40,15 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
     """Make the local folder of a model that comes as a GGUF file; `out` None: where all other verbs look for it.
 
     Raises:
-        ConfigError: there is no such model, or it is an ordinary folder or hub model.
+        ConfigError: there is no such model, it is an ordinary folder or hub model, or `out` holds something else.
         ValueError, FileNotFoundError: what `make_folder` raises.
     """
     entry = configuration.load(config_path, model).models[model]
     if not entry.is_gguf:
         raise ConfigError(f"{config_path}: models.{model}.path: {entry.path} needs no folder to be made of it")
     folder = made_folder(entry) if out is None else Path(out)
+    if folder.resolve() != made_folder(entry).resolve() and any(folder.glob("*")) and not (folder / FACTS).is_file():
+        raise ConfigError(f"--out: {folder} was not made by `source` and would be lost; name another folder")
     try:
         facts = make_folder(entry, folder)
     except (ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_a_look_at_a_unit_that_another_version_made_makes_it_again(
     run.quantize("r2q-g32")
     assert "kept" not in capsys.readouterr().out
     assert set(run.report("r2q-g32")["versions"].values()) == {"0.0"}
+
+
+def test_a_model_of_somebody_else_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    run.quantize("r2q-g32")
+    shutil.copytree(run.source, tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in run.source.iterdir()}
+    for out, said in ((run.source, "is the model that is"), (tmp_path / "mine", "config.json was not written by")):
+        with pytest.raises(ValueError, match=said):
+            module.quantize(run.results / "config.yaml", run.results / "prepared.json", "tiny", "r2q-g32", 0, out)
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_a_damaged_unit_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
