@@ -475,6 +475,26 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
         assert ("theirs" in done.stdout) == (not more)
 
 
+def test_two_runs_as_modules_of_one_workflow(fresh: Copy, tmp_path: Path) -> None:
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: config | {"run": name} for name in ("one", "two")}))
+    text = 'configfile: "config.yaml"\n'
+    for name, without in (("one", ""), ("two", "exclude world, pretrain ")):
+        text += f'module {name}:\n    snakefile: "{fresh.folder}/workflow/Snakefile"\n    config: config["{name}"]\n\n'
+        text += f"use rule * from {name} {without}as {name}_*\n\n"
+    (tmp_path / "Snakefile").write_text(text)
+    targets = [
+        "results/prepared/mini/world.json",
+        *(f"results/{name}/mini-opt/checked.json" for name in ("one", "two")),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--", *targets],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / target).is_file() for target in targets)
+
+
 def test_a_module_says_what_this_machine_lacks_for_training(fresh: Copy, tmp_path: Path) -> None:
     config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text()) | {"device": "cpu"}
     config["recipes"] |= {"qat": {"method": "qat_ce", "granularity": "g64", "options": {"quantizer": "rtn"}}}

@@ -24,7 +24,7 @@ from r2q.models.source import PREPARED
 from r2q.plan import Plan
 from r2q.records import Damaged
 
-RUNNING: dict[str, ExitStack] = {}  # what this process holds while jobs run, by the run's folder
+RUNNING: dict[str, ExitStack] = {}  # what this process holds while jobs run, by the folder of a run, or that runs share
 
 
 def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
@@ -157,7 +157,7 @@ def run_alone(workflow: Any, plan: Plan) -> ExitStack:
     Raises:
         WorkflowError: another Snakemake is at work, or jobs of one that was killed.
     """
-    holds = ExitStack()
+    first, holds = not RUNNING, ExitStack()  # the others are modules of the same workflow
     try:
         at_work = busy(plan.results)
         if not at_work:
@@ -171,15 +171,16 @@ def run_alone(workflow: Any, plan: Plan) -> ExitStack:
             f"first: {jobs}"
         )
     made = {Path(file).parent for job in workflow.dag.needrun_jobs() for file in job.output}
-    for folder in sorted(folder for folder in made if folder.is_relative_to(PREPARED)):
+    for folder in sorted(folder for folder in made if folder.is_relative_to(PREPARED) and str(folder) not in RUNNING):
         try:
             holds.enter_context(held(f"{folder}.made"))
+            RUNNING[str(folder)] = holds
         except ValueError:
             raise WorkflowError(
                 f"another snakemake makes {folder}, which this run needs, too; start it again once that is there"
             ) from None
     own = workflow.deployment_settings.deployment_method  # else jobs share this environment, and a server in it
-    if workflow.local_exec and not own:
+    if first and workflow.local_exec and not own:
         server.start()
     return holds
 
