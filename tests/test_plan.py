@@ -86,9 +86,10 @@ def test_files_that_no_one_reads_are_no_inputs(tmp_path: Path) -> None:
 
 def test_files_that_tasks_name_elsewhere_are_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    passing = ("tasks/.git/index", "tasks/.DS_Store", "tasks/__pycache__/utils.cpython-311.pyc")
     names = ("data/a.csv", "data/b-1.jsonl", "data/b-2.jsonl", "rows/test.parquet", "base.yaml", "other/unread.csv")
-    for name in ("tasks/beside.jsonl", *names):
-        Path(name).parent.mkdir(exist_ok=True)
+    for name in ("tasks/beside.jsonl", *names, *passing):
+        Path(name).parent.mkdir(exist_ok=True, parents=True)
         Path(name).touch()
     Path("base.yaml").write_text("dataset_path: csv\ndataset_kwargs: {data_files: {test: data/a.csv}}\n")
     Path("tasks/a.yaml").write_text("include: ../base.yaml\ntask: a\n")

@@ -170,7 +170,7 @@ class Plan:
         present = [path for path in files if not self.is_made(path)]
         for folder in folders:
             if not self.is_made(folder):
-                present += [str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+                present += [str(path) for path in Path(folder).rglob("*") if path.is_file() and _is_read(path, folder)]
         return sorted(set(present)) + [path for paths in made for path in paths]
 
     def is_made(self, path: str) -> bool:
@@ -357,6 +357,11 @@ def _unnamed(paths: Sequence[str]) -> dict[str, list[list[Any]]]:
     others = sorted(set(paths) - set(_named(paths)))
     states = _states(path for path in others if Path(path).exists())
     return {"files": states} if states else {}
+
+
+def _is_read(path: Path, folder: str) -> bool:
+    """Not what Python, git, editors and desktops leave in a folder, which comes and goes."""
+    return path.suffix != ".pyc" and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def model_files(entry: Model) -> list[str]:
