@@ -208,6 +208,20 @@ def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) 
     assert not (place.folder / "results/pinned/inputs.lock.json").exists()
 
 
+def test_a_run_without_a_lock_stays_with_the_commit_that_prepare_found(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        hub.push("model", "tiny/llama", MODEL)
+        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+        (place.folder / "book.txt").write_text("a book")
+        status, said = place.run("r2q", "prepare", "--config", "config.yaml", "--out", "prepared.json")
+        assert status == 0, said
+        hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
+        how = ["--config", "config.yaml", "--prepared", "prepared.json", "--model", "m", "--recipe", "rtn-g64"]
+        status, said = place.run("r2q", "quantize", *how, "--seed", "0", "--out", "unit")
+        assert status == 0, said
+        assert json.loads((place.folder / "unit/config.json").read_text())["model_type"] == "llama"
+
+
 TYPED = """---
 dataset_info:
   features:

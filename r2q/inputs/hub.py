@@ -1,8 +1,8 @@
 """Models and data of the Hugging Face hub, as `fetch` pinned them: the one door from an id to files.
 
-Without `inputs.lock.json` an id means what the hub, or its cache, has newest. With it, an id means one commit, and a
-data set is loaded from the files of that commit: `datasets` by itself, without a network, takes whatever version it
-loaded last, whatever revision it is asked for. Nothing here imports torch.
+Without `inputs.lock.json` an id means what the hub, or its cache, has newest; of a model, when `prepare` looked. With
+it, an id means one commit, and a data set is loaded from the files of that commit: `datasets` by itself, without a
+network, takes whatever version it loaded last, whatever revision it is asked for. Nothing here imports torch.
 """
 
 import json

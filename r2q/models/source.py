@@ -56,8 +56,10 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
     print(f"source {model}: {facts['source_format']}, {facts['architecture']}, in {folder}", flush=True)
 
 
-def model_folder(entry: Model) -> Path:
+def model_folder(entry: Model, commit: str | None = None) -> Path:
     """The local folder that a model is read from, in Hugging Face layout: the one way from `path` to files.
+
+    `commit` is what `prepare` found of a model of the hub, whose branch may have moved since.
 
     Raises:
         FileNotFoundError: a folder that has to be made first is not there.
@@ -66,7 +68,7 @@ def model_folder(entry: Model) -> Path:
     if entry.kind == "folder":
         return Path(entry.path)
     if entry.kind == "hub":
-        return fetch(entry.path, entry.revision)
+        return fetch(entry.path, commit or entry.revision)
     folder = made_folder(entry)
     if not (folder / FACTS).is_file():
         raise FileNotFoundError(f"no {folder}, which is made of {entry.path}; run `prepare` first")
