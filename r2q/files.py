@@ -186,6 +186,8 @@ def _parquet_value(value: Any, path: str | Path, number: int) -> Any:
 def _column(source: str, field: str, columns: list[str], values: list[Any]) -> list[str]:
     if field not in columns:
         raise ValueError(f"{source} has no column {field}; it has {', '.join(columns)}")
+    if not values:
+        raise ValueError(f"{source}: no rows")
     for number, value in enumerate(values, 1):
         if not isinstance(value, str):
             raise ValueError(f"{source}, row {number}: column {field} holds {type(value).__name__} instead of text")

@@ -82,3 +82,11 @@ def test_a_number_of_a_task_that_no_table_holds_is_named(tmp_path: Path) -> None
     (tmp_path / "test.jsonl").write_text('{"answer": 18446744073709551616}\n')
     with pytest.raises(ValueError, match=r"test\.jsonl: a column holds a number beyond 64 bits"):
         load_splits({"test": [str(tmp_path / "test.jsonl")]})
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").touch()
+    for name in ("t.parquet", "t.jsonl"):
+        with pytest.raises(ValueError, match=rf"{name}: no rows"):
+            read_documents(tmp_path / name)
