@@ -42,9 +42,14 @@ def unpacked(path: str | Path) -> bytes:
 
 def _text(path: str | Path) -> str:
     try:
-        return unpacked(path).decode("utf-8")
+        return unpacked(path).decode("utf-8-sig")  # a byte order mark, as editors of Windows write it, is no text
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines as editors count them: `str.splitlines` also cuts at form feeds, U+0085 and U+2028, which texts hold."""
+    return re.split("\r\n?|\n", text)
 
 
 def sha256(*parts: bytes | str) -> str:
@@ -73,13 +78,11 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         ValueError: names file and line of the first thing that is not a JSON object.
     """
     text = _text(path)
-    try:
-        if text.lstrip().startswith("["):
-            rows = list(enumerate(json.loads(text), 1))
-        else:
-            rows = [(number, json.loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON lines ({error})") from None
+    if text.lstrip().startswith("["):
+        rows = list(enumerate(_json(text, str(path)), 1))
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        rows = [(number, _json(line, f"{path}, row {number}")) for number, line in lines if line.strip()]
     for number, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number}: {type(row).__name__} instead of an object")
@@ -87,6 +90,13 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path}: no rows")
     return [row for _, row in rows]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
+        raise ValueError(f"{where}: not JSON lines ({error})") from None
 
 
 def _check_text(value: Any, source: str | Path, number: int) -> None:
@@ -176,6 +186,8 @@ def _parquet_value(value: Any, path: str | Path, number: int) -> Any:
 def _column(source: str, field: str, columns: list[str], values: list[Any]) -> list[str]:
     if field not in columns:
         raise ValueError(f"{source} has no column {field}; it has {', '.join(columns)}")
+    if not values:
+        raise ValueError(f"{source}: no rows")
     for number, value in enumerate(values, 1):
         if not isinstance(value, str):
             raise ValueError(f"{source}, row {number}: column {field} holds {type(value).__name__} instead of text")

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, is_dataclass
@@ -165,7 +166,7 @@ def held(path: str | Path) -> Iterator[None]:
     """Be the only process that writes `path` (a file or folder) for as long as the block lasts, or the process lives.
 
     Raises:
-        ValueError: another process does; names it.
+        ValueError: another process does; names it and its machine. Or the file system has no locks.
     """
     path = Path(path)
     place = path.with_name(f".{path.name}.lock")
@@ -174,7 +175,7 @@ def held(path: str | Path) -> Iterator[None]:
         if file is None:
             raise ValueError(f"process {_owner(place)} is at work on {path}; wait for it, or stop it first")
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} of {socket.gethostname()}")  # nodes of a cluster share the folder
         file.flush()
         try:
             yield
@@ -183,7 +184,7 @@ def held(path: str | Path) -> Iterator[None]:
 
 
 def busy(folder: str | Path) -> dict[str, str]:
-    """What other processes hold below a folder: path and process."""
+    """What other processes hold below a folder: path and process, with its machine; raises as `lock`."""
     at_work = {}
     for place in sorted(Path(folder).glob("**/.*.lock")):
         with suppress(FileNotFoundError), lock(place, "r+") or nullcontext() as file:  # it may end in between
@@ -193,7 +194,11 @@ def busy(folder: str | Path) -> dict[str, str]:
 
 
 def lock(path: Path, mode: str = "a+") -> IO[str] | None:
-    """The open and locked file; None where another process has it. The kernel lets go of it whatever happens."""
+    """The open and locked file; None where another process has it. The kernel lets go of it whatever happens.
+
+    Raises:
+        ValueError: the file system has no locks.
+    """
     while True:
         file = path.open(mode)
         try:
@@ -201,6 +206,12 @@ def lock(path: Path, mode: str = "a+") -> IO[str] | None:
         except BlockingIOError:
             file.close()
             return None
+        except OSError as error:
+            file.close()
+            raise ValueError(
+                f"{path}: its file system gives no locks ({error.strerror}); have it mounted with them (Lustre: "
+                "`-o flock`), or work on another one"
+            ) from None
         if os.fstat(file.fileno()).st_nlink:  # else its last owner has just deleted it
             return file
         file.close()

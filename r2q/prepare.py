@@ -104,7 +104,8 @@ def open_model(
     from r2q.models.load import quiet
     from r2q.models.source import model_folder
 
-    facts, folder = read_prepared(prepared, model, fields), model_folder(config.models[model])
+    facts = read_prepared(prepared, model, fields)
+    folder = model_folder(config.models[model], facts.get("commit"))
     check_unchanged(folder, facts)
     torch.set_num_threads(config.limits.threads)
     quiet()

@@ -23,7 +23,7 @@ from r2q.models.card import describe_source, mean_errors
 from r2q.models.checks import read_tokenizer, small_files, weight_files
 from r2q.models.external import adopt
 from r2q.models.load import load_full
-from r2q.models.save import clear, folder_digest, save
+from r2q.models.save import clear, cleared, folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.plan import Plan, Unit
 from r2q.plan.sources import method_code
@@ -78,13 +78,14 @@ def quantize(
 
     Raises:
         ConfigError: the config is wrong, or does not have this model or recipe.
-        ValueError: a group size does not divide a layer, the model is already quantized, or a recipe needs calibration
-            tokens or training data that are not given; before any work.
+        ValueError: a group size does not divide a layer, the model is already quantized, a recipe needs calibration
+            tokens or training data that are not given, or ``out`` holds somebody else's model; before any work.
     """
     config, out = configuration.load(config_path, model), Path(out)
     if recipe not in config.recipes:
         raise ConfigError(f"{config_path}: recipes: unknown recipe {recipe}{nearest(recipe, config.recipes)}")
     facts, source, device = open_model(config, prepared, model, ("family", "fingerprint"))
+    _refuse_others(out, source, Path(Plan(config).results, Unit(model, recipe, seed).path))
     unit, data = recipe_of(config, recipe, seed), None
     needs = configuration.method_info(unit.method).needs
     if calibration is not None:
@@ -194,6 +195,14 @@ def place_of(layer: str) -> tuple[int | None, str]:
         return None, layer.rsplit(".", 1)[-1]
     rest = layer[block.end() :].split(".")
     return int(block[1]), ".".join(part for part in rest if part not in CONTAINERS and not part.isdigit())
+
+
+def _refuse_others(out: Path, source: Path, own: Path) -> None:
+    """Refuse a folder whose model would be deleted and is not of this verb: it leaves a report, or stopped in `own`."""
+    if out.resolve() == source.resolve():
+        raise ValueError(f"--out: {out} is the model that is to be quantized; name another folder")
+    if out.resolve() != own.resolve() and not (out / "report.json").is_file() and (lost := cleared(out)):
+        raise ValueError(f"--out: {lost[0]} was not written by `quantize` and would be lost; name another folder")
 
 
 def _identity(

@@ -183,6 +183,8 @@ class Pinned:
     files: dict[str, PinnedFile] = field(default_factory=dict)  # all that is read of it, by path
     # of a data set, its files by split for each call (see `r2q.inputs.hub.call`)
     loads: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    # the types of columns that its card states for a call; {} where it states none
+    features: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

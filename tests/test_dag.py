@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -488,6 +489,41 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
         assert ("theirs" in done.stdout) == (not more)
 
 
+def test_two_runs_as_modules_of_one_workflow(fresh: Copy, tmp_path: Path) -> None:
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: config | {"run": name} for name in ("one", "two")}))
+    text = 'configfile: "config.yaml"\n'
+    for name, without in (("one", ""), ("two", "exclude world, pretrain ")):
+        text += f'module {name}:\n    snakefile: "{fresh.folder}/workflow/Snakefile"\n    config: config["{name}"]\n\n'
+        text += f"use rule * from {name} {without}as {name}_*\n\n"
+    (tmp_path / "Snakefile").write_text(text)
+    targets = [
+        "results/prepared/mini/world.json",
+        *(f"results/{name}/mini-opt/checked.json" for name in ("one", "two")),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--", *targets],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / target).is_file() for target in targets)
+
+
+def test_a_module_says_what_this_machine_lacks_for_training(fresh: Copy, tmp_path: Path) -> None:
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text()) | {"device": "cpu"}
+    config["recipes"] |= {"qat": {"method": "qat_ce", "granularity": "g64", "options": {"quantizer": "rtn"}}}
+    config["training"] = {"texts": [{"path": "results/prepared/mini/train.txt", "rows": 256}], "length": 32}
+    config["limits"] |= {"training_processes": 64}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
+    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1"],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the config of the module: limits.training_processes: 64, but this machine has" in done.stderr
+
+
 def test_what_two_runs_share_is_made_by_one_of_them(fresh: Copy) -> None:
     """Snakemake deletes a job's outputs before it starts: under another run that has just made them and reads them."""
     with held(fresh.folder / "results/prepared/mini.made"):
@@ -540,7 +576,7 @@ def test_a_run_beside_another_or_beside_jobs_that_outlived_one_is_refused(finish
         done = finished.run("--forcerun", "table")
     assert done.returncode == 1
     assert "another snakemake is at work on results/smoke, or jobs of one that was killed" in done.stdout
-    assert f"process {os.getpid()} on results/smoke/{name}" in done.stdout
+    assert f"process {os.getpid()} of {socket.gethostname()} on results/smoke/{name}" in done.stdout
 
 
 def test_while_a_job_runs_snakemake_does_not_look_for_others(finished: Copy) -> None:

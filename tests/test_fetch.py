@@ -208,6 +208,56 @@ def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) 
     assert not (place.folder / "results/pinned/inputs.lock.json").exists()
 
 
+def test_a_run_without_a_lock_stays_with_the_commit_that_prepare_found(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        hub.push("model", "tiny/llama", MODEL)
+        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+        (place.folder / "book.txt").write_text("a book")
+        status, said = place.run("r2q", "prepare", "--config", "config.yaml", "--out", "prepared.json")
+        assert status == 0, said
+        hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
+        how = ["--config", "config.yaml", "--prepared", "prepared.json", "--model", "m", "--recipe", "rtn-g64"]
+        status, said = place.run("r2q", "quantize", *how, "--seed", "0", "--out", "unit")
+        assert status == 0, said
+        assert json.loads((place.folder / "unit/config.json").read_text())["model_type"] == "llama"
+
+
+TYPED = """---
+dataset_info:
+  features:
+  - {name: text, dtype: string}
+  - {name: label, dtype: {class_label: {names: {"0": wrong, "1": right}}}}
+  splits: [{name: test, num_bytes: 1, num_examples: 2}]
+---
+"""
+BOTH = """
+import datasets, json, yaml
+from r2q.config import parse
+from r2q.inputs.hub import Hub
+pinned = Hub.of(parse(yaml.safe_load(open("config.yaml")), "config.yaml")).load
+for load in (datasets.load_dataset, lambda path: pinned(datasets.load_dataset, path)):
+    rows = load("tiny/typed")["test"]
+    print("rows", json.dumps([list(rows), str(rows.features)]))
+"""
+
+
+def test_columns_have_the_types_that_the_card_of_a_data_set_states(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        hub.push("dataset", "tiny/typed", {"README.md": TYPED.encode(), "test.csv": b"text,label\n11,1\n12,0\n"})
+        text = {"book": {"path": "tiny/typed::test"}}
+        place = Place(
+            tmp_path / "place", hub, CONFIG | {"models": {"m": {"path": "m"}}, "tasks": {}, "perplexity": text}
+        )
+        assert place.fetch() == (0, [])
+        (place.folder / "both.py").write_text(BOTH)
+        status, said = place.run("both")
+        assert status == 0, said
+        newest, pinned = (json.loads(line[5:]) for line in said.splitlines() if line.startswith("rows "))
+        assert pinned == newest
+        assert pinned[0] == [{"text": "11", "label": 1}, {"text": "12", "label": 0}]
+        assert "ClassLabel(names=['wrong', 'right'])" in pinned[1]
+
+
 def test_an_interrupted_fetch_goes_on_with_the_same_commits(tmp_path: Path) -> None:
     with fake_hub() as hub:
         first = hub.push("model", "tiny/llama", MODEL)

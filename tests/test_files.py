@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from r2q.files import read_documents
+from r2q.evaluation.local_data import load_splits
+from r2q.files import lines_of, read_documents
 
 
 def test_a_lone_surrogate_is_named(tmp_path: Path) -> None:
@@ -57,3 +58,35 @@ def test_a_damaged_file_is_named_wherever_the_damage_is(name: str, tmp_path: Pat
             said.append(str(error))
     assert len(said) > len(whole) / 2  # a parquet file has no sum over its pages
     assert all(line.startswith(str(path)) and "\n" not in line for line in said)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("one\n", encoding="utf-8-sig")
+    (tmp_path / "t.jsonl").write_text('{"text": "one"}\n', encoding="utf-8-sig")
+    assert read_documents(tmp_path / "t.txt") == ["one\n"]
+    assert read_documents(tmp_path / "t.jsonl") == ["one"]
+
+
+def test_lines_are_those_of_an_editor() -> None:
+    assert lines_of("a\u2028b\x0cc\x85d\r\ne\n\nf") == ["a\u2028b\x0cc\x85d", "e", "", "f"]
+
+
+@pytest.mark.parametrize("bad", ['{"text": ', '{"n": ' + "9" * 5000 + "}", '{"n": ' + "[" * 10**5 + "]" * 10**5 + "}"])
+def test_what_is_no_json_is_named_with_its_row(bad: str, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(f'{{"text": "good"}}\n\n{bad}\n')
+    with pytest.raises(ValueError, match=r"t\.jsonl, row 3: not JSON lines"):
+        read_documents(tmp_path / "t.jsonl")
+
+
+def test_a_number_of_a_task_that_no_table_holds_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"answer": 18446744073709551616}\n')
+    with pytest.raises(ValueError, match=r"test\.jsonl: a column holds a number beyond 64 bits"):
+        load_splits({"test": [str(tmp_path / "test.jsonl")]})
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").touch()
+    for name in ("t.parquet", "t.jsonl"):
+        with pytest.raises(ValueError, match=rf"{name}: no rows"):
+            read_documents(tmp_path / name)

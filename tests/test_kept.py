@@ -1,7 +1,9 @@
 """Keys, hashes of source, atomic writes, locks."""
 
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from r2q import kept
 from r2q.kept import busy, held, key, source_hash, write_atomic, write_json
+
+HOST = socket.gethostname()
 
 
 def test_a_key_moves_with_every_part_but_not_with_their_order() -> None:
@@ -41,15 +45,18 @@ def test_a_folder_has_one_writer_and_a_kill_lets_go_of_it(tmp_path: Path) -> Non
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, cwd=kept.ROOT)
     assert other.stdout is not None
     other.stdout.readline()
-    assert busy(tmp_path) == {str(folder): str(other.pid)}
-    with pytest.raises(ValueError, match=f"process {other.pid} is at work on {folder}; wait for it"), held(folder):
+    assert busy(tmp_path) == {str(folder): f"{other.pid} of {HOST}"}
+    with (
+        pytest.raises(ValueError, match=f"process {other.pid} of {HOST} is at work on {folder}; wait for it"),
+        held(folder),
+    ):
         pass
     other.kill()
     other.wait()
     other.stdout.close()
     assert busy(tmp_path) == {}
     with held(folder):
-        assert busy(tmp_path) == {str(folder): str(os.getpid())}
+        assert busy(tmp_path) == {str(folder): f"{os.getpid()} of {HOST}"}
     assert list((tmp_path / "a").iterdir()) == []  # the lock is gone, too
 
 
@@ -57,6 +64,16 @@ def test_a_writer_that_fails_leaves_no_lock(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), held(tmp_path / "bench.csv"):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    said = rf"{tmp_path}/\.run\.lock: its file system gives no locks \(Function not implemented\); have it mounted"
+    with pytest.raises(ValueError, match=said), held(tmp_path / "run"):
+        pass
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

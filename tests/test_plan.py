@@ -85,6 +85,32 @@ def test_files_that_no_one_reads_are_no_inputs(tmp_path: Path) -> None:
     assert [Path(path).name for path in model_files(entry)] == ["config.json", "model.safetensors", "tokenizer.model"]
 
 
+def test_files_that_tasks_name_elsewhere_are_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    passing = ("tasks/.git/index", "tasks/.DS_Store", "tasks/__pycache__/utils.cpython-311.pyc")
+    names = ("data/a.csv", "data/b-1.jsonl", "data/b-2.jsonl", "rows/test.parquet", "base.yaml", "other/unread.csv")
+    for name in ("tasks/beside.jsonl", *names, *passing):
+        Path(name).parent.mkdir(exist_ok=True, parents=True)
+        Path(name).touch()
+    Path("base.yaml").write_text("dataset_path: csv\ndataset_kwargs: {data_files: {test: data/a.csv}}\n")
+    Path("tasks/a.yaml").write_text("include: ../base.yaml\ntask: a\n")
+    files = "[beside.jsonl, '../data/b-*.jsonl', 'https://x/y.jsonl', results/made.jsonl, absent.jsonl]"
+    Path("tasks/b.yaml").write_text(f"task: b\ndataset_path: json\ndataset_kwargs: {{data_files: {files}}}\n")
+    Path("tasks/c.yaml").write_text("task: c\ndataset_path: rows\n")
+    Path("tasks/damaged.yaml").write_text("task: [")
+    config = parse(
+        {
+            "run": "test", "models": {"m": {"path": "a/m"}}, "recipes": {"fp": {"method": "full_precision"}},
+            "tasks": {"a": {}}, "task_include": ["tasks"],
+        },
+        "x.yaml",
+    )  # fmt: skip
+    read = {"tasks/a.yaml", "tasks/b.yaml", "tasks/c.yaml", "tasks/damaged.yaml", "tasks/beside.jsonl"} | {*names[:5]}
+    assert set(Plan(config).task_files()) == read
+    made = {"results": ["results/made.jsonl", "results/made.yaml"]}  # by a rule, which may not have run yet
+    assert set(Plan(config, made).task_files()) == read | {*made["results"]}
+
+
 def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else() -> None:
     config = load(ROOT / "config" / "smoke.yaml")
     unit, base = Unit("mini-llama", "rtn-g64", 0), Plan(config)

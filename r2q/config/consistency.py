@@ -1,6 +1,7 @@
 """What no single key of a config can say: names that must exist elsewhere, options of methods, texts to keep apart."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,12 +25,12 @@ SUFFIX = re.compile(r"-(g\d+|channel|tensor)$")
 def find_problems(config: Config) -> list[str]:
     """One sentence for each, starting with the dotted key; none when all is well."""
     lines: list[str] = []
-    if config.run in RESERVED_RUNS:
+    if config.run.lower() in RESERVED_RUNS:
         lines.append(f"run: {config.run} is reserved for results/{config.run}; choose another name")
     if not config.tasks and not config.perplexity and config.fidelity is None:
         lines.append("tasks: nothing to evaluate; name at least one entry of tasks or perplexity, or fidelity")
     for name, model in config.models.items():
-        if name in RESERVED_MODELS:
+        if name.lower() in RESERVED_MODELS:
             lines.append(f"models.{name}: the name is reserved for results/<run>/{name}; choose another")
         lines += [f"models.{name}.{line}" for line in _source_problems(model)]
         for recipe in model.recipes or []:
@@ -42,6 +43,7 @@ def find_problems(config: Config) -> list[str]:
             for name in getattr(config, section)
             if name.endswith(FILES)
         ]
+        lines += _same_folder(section, getattr(config, section))
     wrong = [
         f"recipes.{name}{line}" for name, entry in config.recipes.items() for line in _recipe_problems(name, entry)
     ]
@@ -73,6 +75,14 @@ def _latency_problems(config: Config) -> list[str]:
         elif config.recipes[name].granularity is None:
             lines.append(f"latency.recipes: {name} packs nothing; its time is that of each recipe's decoded twin")
     return lines + _twice("latency.batches", config.latency.batches)
+
+
+def _same_folder(section: str, names: Iterable[str]) -> Iterator[str]:
+    """Names that are one where a file system takes no notice of case, as those of macOS and Windows."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(name.lower(), name)) != name:
+            yield f"{section}.{name}: only the case of its letters tells it from {other}; choose another name"
 
 
 def _lattice_problems(config: Config) -> list[str]:

@@ -14,11 +14,13 @@ from r2q.config.run import Config
 from r2q.config.texts import CALIBRATION_PRESETS, HUB_TEXT, TEXT_FILE
 from r2q.files import sha256, unpacked
 
-BLANKS = b" \t\r\n"  # of another length where a text was saved by another program
+BLANKS = b" \t\r\n\xef\xbb\xbf"  # and a byte order mark: others where a text was saved by another program
 
 
 def evaluated_texts(config: Config) -> list[tuple[str, str]]:
     """(key, text) of everything that scores are measured on: texts by sections, and local data of tasks."""
+    from r2q.evaluation.task_files import named_files
+
     texts = [(f"perplexity.{name}", text.path) for name, text in config.perplexity.items()]
     if config.fidelity is not None:
         texts.append(("fidelity.path", config.fidelity.path))
@@ -30,6 +32,8 @@ def evaluated_texts(config: Config) -> list[tuple[str, str]]:
         for file in sorted(Path(folder).rglob("*")):
             if TEXT_FILE.search(file.name) and not {"train", "fewshot"} & set(re.split(r"[^a-z]+", file.name.lower())):
                 texts.append((f"data of tasks in {folder}", str(file)))
+        named = (file for file, evaluated in named_files(folder) if evaluated and TEXT_FILE.search(file))
+        texts += [(f"data of tasks in {folder}", file) for file in named if not Path(file).is_relative_to(folder)]
     return texts
 
 

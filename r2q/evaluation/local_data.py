@@ -145,8 +145,9 @@ def load_splits(files: Mapping[str, list[str]], **_: Any) -> Any:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         try:
             loaded[split] = datasets.Dataset.from_dict({key: [row.get(key) for row in rows] for key in columns})
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{', '.join(paths)}: a column holds values of several kinds ({error})") from None
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            what = "a number beyond 64 bits" if isinstance(error, OverflowError) else "values of several kinds"
+            raise ValueError(f"{', '.join(paths)}: a column holds {what} ({error})") from None
     return datasets.DatasetDict(loaded)
 
 

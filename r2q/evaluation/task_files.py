@@ -5,10 +5,11 @@ takes a walk of the folder (0.1 s); the rest (groups' tags, odd file names, spel
 `task:`, `group:` and `tag:` lines through the text of all files (about 1 s). Nothing here imports lm-eval.
 """
 
+import glob
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -216,6 +217,40 @@ def read_settings(path: Path, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
     for include in _listed(settings.pop("include", None)):
         merged |= read_settings(path.parent / include, (*_open, path))
     return merged | settings
+
+
+def named_files(folder: str | Path) -> Iterator[tuple[str, bool]]:
+    """Files that the task files of a folder name, wherever they are, and whether scores are measured on them.
+
+    Rows (`data_files` and `data_dir` in `dataset_kwargs`, a folder as `dataset_path`); settings (`include`).
+    A name counts from the task file, and from the working folder: one of the two is mostly not there.
+    """
+    for path in sorted(Path(folder).rglob("*.yaml")):
+        try:
+            settings = read_settings(path)
+        except ConfigError:  # `TaskFiles` says so, where the file is read as a task
+            continue
+        yield from ((str(included), False) for included in _included(path))
+        given = settings.get("dataset_kwargs")
+        rows: dict[str, Any] = given if isinstance(given, dict) else {}
+        files = rows.get("data_files")
+        evaluated = settings.get("test_split") or settings.get("validation_split")
+        named = list(files.items()) if isinstance(files, dict) else [("train", files)]
+        named += [(evaluated, name) for name in (settings.get("dataset_path"), rows.get("data_dir"))]
+        for split, names in named:
+            places = (place / name for name in _listed(names) if name for place in (path.parent, Path()))
+            for place in map(os.path.normpath, places):
+                found = glob.glob(place, recursive=True) if glob.has_magic(place) else [place]  # noqa: PTH207
+                found += [str(file) for name in found for file in Path(name).rglob("*")]
+                yield from ((name, split == evaluated) for name in found if not Path(name).is_dir())
+
+
+def _included(path: Path) -> Iterator[Path]:
+    """Files that a task file, which `read_settings` has read, includes, over and over."""
+    for name in _listed(yaml.load(path.read_bytes(), Loader=_Loader).get("include")):
+        included = Path(os.path.normpath(path.parent / name))
+        yield included
+        yield from _included(included)
 
 
 def files_with_python(include: Iterable[str | Path]) -> list[Path]:

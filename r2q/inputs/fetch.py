@@ -181,11 +181,14 @@ class Downloads(Hub):
     def _look_at_data(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> None:
         """The files of a data set by split, for one call of `load_dataset`."""
         asked = call(name, options)
-        if asked not in entry.loads:
-            entry.loads[asked] = self._splits(entry, name, options)
+        if asked not in entry.loads or asked not in entry.features:
+            entry.loads[asked], entry.features[asked] = self._described(entry, name, options)
         self._wait(entry, [*CARD, *(glob.escape(file) for files in entry.loads[asked].values() for file in files)])
 
-    def _splits(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> dict[str, list[str]]:
+    def _described(
+        self, entry: Pinned, name: str | None, options: dict[str, Any]
+    ) -> tuple[dict[str, list[str]], dict[str, Any]]:
+        """Files by split, and the types of columns that the card states."""
         import datasets
         from huggingface_hub import snapshot_download
 
@@ -199,7 +202,8 @@ class Downloads(Hub):
             splits[str(split)] = [address.removeprefix(start) for address in addresses]
         if not splits:
             raise ConfigError(f"{entry.id}: no data files are found in it")
-        return splits
+        features = builder.info.features
+        return splits, {} if features is None else features.to_dict()
 
     def _wait(self, entry: Pinned, patterns: list[str], needed: str = "*") -> None:
         """Have the files that match `patterns` downloaded, of which one at least has to match `needed`."""

@@ -1,8 +1,8 @@
 """Models and data of the Hugging Face hub, as `fetch` pinned them: the one door from an id to files.
 
-Without `inputs.lock.json` an id means what the hub, or its cache, has newest. With it, an id means one commit, and a
-data set is loaded from the files of that commit: `datasets` by itself, without a network, takes whatever version it
-loaded last, whatever revision it is asked for. Nothing here imports torch.
+Without `inputs.lock.json` an id means what the hub, or its cache, has newest; of a model, when `prepare` looked. With
+it, an id means one commit, and a data set is loaded from the files of that commit: `datasets` by itself, without a
+network, takes whatever version it loaded last, whatever revision it is asked for. Nothing here imports torch.
 """
 
 import json
@@ -131,7 +131,12 @@ class Hub(Newest):
         if asked not in entry.loads:
             raise ConfigError(f"{path} with {asked} is not in {self.lock}; {AGAIN}")
         rest = {option: value for option, value in options.items() if option not in REPLACED}
-        return load(str(snapshot(entry)), name, data_files=entry.loads[asked], **rest)
+        rows = load(str(snapshot(entry)), name, data_files=entry.loads[asked], **rest)
+        if not entry.features.get(asked):
+            return rows
+        from datasets import Features
+
+        return rows.cast(Features.from_dict(entry.features[asked]))  # `data_files` makes `datasets` pass over the card
 
     def check(self, without: Collection[str]) -> Iterator[str]:
         """Read every pinned file but those of the repositories `without`; a sentence for each that is another now."""

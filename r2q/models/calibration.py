@@ -26,7 +26,7 @@ from safetensors.torch import save
 
 from r2q import config as configuration
 from r2q.config import refuse
-from r2q.files import NEWEST, Newest, read_documents
+from r2q.files import NEWEST, Newest, lines_of, read_documents
 from r2q.inputs.hub import Hub
 from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_config, read_tokenizer
@@ -75,7 +75,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     encoder = Encoder(tokenizer, entry.add_bos)
     documents = read_source(section.path, section.field, Hub.of(config))
     if section.lines:
-        documents = [line for text in documents for line in text.splitlines() if line.strip()]
+        documents = [line for text in documents for line in lines_of(text) if line.strip()]
     slicing = section.slicing
     if slicing == "auto":
         slicing = "document" if section.path in DOCUMENT_PRESETS else "joined"

@@ -13,6 +13,7 @@ from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
+from r2q.prepare import read_prepared
 from r2q.quantization.method import QuantizedWeight
 from r2q.records import OK, Report, read_json, sign, write_csv
 
@@ -30,7 +31,7 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
 
     Raises:
         ValueError: no two recipes to show, an unknown layer, or a row or group outside of it.
-        FileNotFoundError: a unit is not there.
+        FileNotFoundError: a unit, or what `prepare` wrote, is not there.
     """
     config = configuration.load(config_path)
     figure = config.figures.lattice
@@ -39,8 +40,9 @@ def lattice(config_path: str | Path, results: str | Path, out: str | Path) -> No
         raise ValueError(f"{config_path}: {configuration.lattice_lacks(config)}")
     model, recipes = chosen
     quiet()
-    entry = config.models[model]
-    targets = {target.name: target.weight for target in list_targets(load_full(str(model_folder(entry))))}
+    commit = read_prepared(Path(results, model, "prepared.json"), model).get("commit")
+    folder = model_folder(config.models[model], commit)
+    targets = {target.name: target.weight for target in list_targets(load_full(str(folder)))}
     layers = [{"name": name, "shape": list(weight.shape)} for name, weight in targets.items()]
     for problem in configuration.lattice_problems(config, model, {"targets": layers}):
         raise ValueError(problem)

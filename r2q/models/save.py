@@ -69,8 +69,13 @@ def save(
 def clear(folder: Path) -> None:
     """Make ``folder``, without anything that a model is read from, or a card, of an earlier attempt."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in {file for pattern in (*SMALL, "*.safetensors", CARD) for file in folder.glob(pattern)}:
+    for stale in cleared(folder):
         stale.unlink()
+
+
+def cleared(folder: Path) -> list[Path]:
+    """What `clear` deletes."""
+    return sorted({file for pattern in (*SMALL, "*.safetensors", CARD) for file in folder.glob(pattern)})
 
 
 def untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

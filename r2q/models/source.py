@@ -40,13 +40,15 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
     """Make the local folder of a model that comes as a GGUF file; `out` None: where all other verbs look for it.
 
     Raises:
-        ConfigError: there is no such model, or it is an ordinary folder or hub model.
+        ConfigError: there is no such model, it is an ordinary folder or hub model, or `out` holds something else.
         ValueError, FileNotFoundError: what `make_folder` raises.
     """
     entry = configuration.load(config_path, model).models[model]
     if not entry.is_gguf:
         raise ConfigError(f"{config_path}: models.{model}.path: {entry.path} needs no folder to be made of it")
     folder = made_folder(entry) if out is None else Path(out)
+    if folder.resolve() != made_folder(entry).resolve() and any(folder.glob("*")) and not (folder / FACTS).is_file():
+        raise ConfigError(f"--out: {folder} was not made by `source` and would be lost; name another folder")
     try:
         facts = make_folder(entry, folder)
     except (ValueError, OSError) as error:
@@ -54,8 +56,10 @@ def source(config_path: str | Path, model: str, out: str | Path | None = None) -
     print(f"source {model}: {facts['source_format']}, {facts['architecture']}, in {folder}", flush=True)
 
 
-def model_folder(entry: Model) -> Path:
+def model_folder(entry: Model, commit: str | None = None) -> Path:
     """The local folder that a model is read from, in Hugging Face layout: the one way from `path` to files.
+
+    `commit` is what `prepare` found of a model of the hub, whose branch may have moved since.
 
     Raises:
         FileNotFoundError: a folder that has to be made first is not there.
@@ -64,7 +68,7 @@ def model_folder(entry: Model) -> Path:
     if entry.kind == "folder":
         return Path(entry.path)
     if entry.kind == "hub":
-        return fetch(entry.path, entry.revision)
+        return fetch(entry.path, commit or entry.revision)
     folder = made_folder(entry)
     if not (folder / FACTS).is_file():
         raise FileNotFoundError(f"no {folder}, which is made of {entry.path}; run `prepare` first")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
+from r2q.evaluation.task_files import named_files
 from r2q.inputs.hub import Hub
 from r2q.kept import key, state_of
 from r2q.models.source import MADE, SMALL, SOURCES, made_folder, made_of
@@ -150,7 +151,10 @@ class Plan:
 
     @cached_property
     def _task_files(self) -> list[str]:
-        return self._inputs(self._files("perplexity."), [*self.config.task_include, *self._task_data()])
+        include, files = self.config.task_include, self._files("perplexity.")
+        named = [file for folder in include if not self.is_made(folder) for file, _ in named_files(folder)]
+        files += [file for file in named if Path(file).is_file() or self.is_made(file)]
+        return self._inputs(files, [*include, *self._task_data()])
 
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
@@ -169,7 +173,7 @@ class Plan:
         present = [path for path in files if not self.is_made(path)]
         for folder in folders:
             if not self.is_made(folder):
-                present += [str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+                present += [str(path) for path in Path(folder).rglob("*") if path.is_file() and _is_read(path, folder)]
         return sorted(set(present)) + [path for paths in made for path in paths]
 
     def is_made(self, path: str) -> bool:
@@ -361,6 +365,11 @@ def _unnamed(paths: Sequence[str]) -> dict[str, list[list[Any]]]:
     others = sorted(set(paths) - set(_named(paths)))
     states = _states(path for path in others if Path(path).exists())
     return {"files": states} if states else {}
+
+
+def _is_read(path: Path, folder: str) -> bool:
+    """Not what Python, git, editors and desktops leave in a folder, which comes and goes."""
+    return path.suffix != ".pyc" and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def model_files(entry: Model) -> list[str]:

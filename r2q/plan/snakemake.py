@@ -24,7 +24,7 @@ from r2q.models.source import PREPARED
 from r2q.plan import Plan
 from r2q.records import Damaged
 
-RUNNING: dict[str, ExitStack] = {}  # what this process holds while jobs run, by the run's folder
+RUNNING: dict[str, ExitStack] = {}  # what this process holds while jobs run, by the folder of a run, or that runs share
 
 
 def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
@@ -113,9 +113,14 @@ def again(workflow: Any, plan: Plan, stale: dict[str, str]) -> None:
         print("\n".join(dict.fromkeys(stale.values())), file=sys.stderr)
 
 
-def computing(workflow: Any) -> set[str]:
-    """Rules with jobs to run that compute with a model, which are those that may hold a GPU."""
-    return {job.rule.name for job in workflow.dag.needrun_jobs() if "gpu" in job.rule.resources}
+def computing(workflow: Any, plan: Plan) -> set[str]:
+    """Rules with jobs to run that compute with a model, which are those that may hold a GPU.
+
+    What trains is told by what it makes: a workflow that has this one as a module may rename rules.
+    """
+    jobs = [job for job in workflow.dag.needrun_jobs() if "gpu" in job.rule.resources]
+    trained = set(plan.files("report.json", units=plan.trained))
+    return {"train" if trained.intersection(job.output) else job.rule.name for job in jobs}
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -134,7 +139,7 @@ def start_with_jobs(workflow: Any, plan: Plan, source: str, config_file: str) ->
     def start_and_schedule(scheduler: JobScheduler) -> bool:
         if not workflow.dryrun and plan.results not in RUNNING:
             if workflow.local_exec:  # on a cluster jobs run elsewhere
-                stop_with(source, machine_problems(plan.config, computing(workflow)))
+                stop_with(source, machine_problems(plan.config, computing(workflow, plan)))
                 without_rate_limit(scheduler)
             RUNNING[plan.results] = run_alone(workflow, plan)
             write_config(plan.config, config_file)
@@ -152,24 +157,30 @@ def run_alone(workflow: Any, plan: Plan) -> ExitStack:
     Raises:
         WorkflowError: another Snakemake is at work, or jobs of one that was killed.
     """
-    at_work, holds = busy(plan.results), ExitStack()
+    first, holds = not RUNNING, ExitStack()  # the others are modules of the same workflow
+    try:
+        at_work = busy(plan.results)
+        if not at_work:
+            holds.enter_context(held(f"{plan.results}/snakemake"))
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
     if at_work:
         jobs = "; ".join(f"process {pid} on {path}" for path, pid in at_work.items())
         raise WorkflowError(
             f"another snakemake is at work on {plan.results}, or jobs of one that was killed; wait for it, or stop it "
             f"first: {jobs}"
         )
-    holds.enter_context(held(f"{plan.results}/snakemake"))
     made = {Path(file).parent for job in workflow.dag.needrun_jobs() for file in job.output}
-    for folder in sorted(folder for folder in made if folder.is_relative_to(PREPARED)):
+    for folder in sorted(folder for folder in made if folder.is_relative_to(PREPARED) and str(folder) not in RUNNING):
         try:
             holds.enter_context(held(f"{folder}.made"))
+            RUNNING[str(folder)] = holds
         except ValueError:
             raise WorkflowError(
                 f"another snakemake makes {folder}, which this run needs, too; start it again once that is there"
             ) from None
     own = workflow.deployment_settings.deployment_method  # else jobs share this environment, and a server in it
-    if workflow.local_exec and not own:
+    if first and workflow.local_exec and not own:
         server.start()
     return holds
 

@@ -19,7 +19,7 @@ import torch
 from r2q import config as configuration
 from r2q.config import ConfigError, refuse
 from r2q.config.texts import Texts, Training
-from r2q.files import NEWEST, Newest, read_documents
+from r2q.files import NEWEST, Newest, lines_of, read_documents
 from r2q.inputs.hub import Hub
 from r2q.kept import key, write_json
 from r2q.measure import versions
@@ -170,7 +170,7 @@ def draw(wanted: Training, hub: Newest = NEWEST) -> list[tuple[str, str]]:
 def _documents(texts: Texts, supervised: bool, hub: Newest) -> list[tuple[str, str]]:
     columns = [read_documents(texts.path, field, hub) for field in texts.field.split("+")]
     if texts.lines:
-        columns = [[line for document in column for line in document.splitlines() if line] for column in columns]
+        columns = [[line for document in column for line in lines_of(document) if line] for column in columns]
     prompts = ["\n".join(part for part in parts if part) for parts in zip(*columns, strict=True)]
     answers = read_documents(texts.path, texts.response, hub) if supervised else [""] * len(prompts)
     return list(zip(prompts, answers, strict=True))

@@ -147,7 +147,8 @@ def test_a_job_beyond_its_time_goes_on_from_its_checkpoint(begun: Run, alone: Co
     job = begun.training()
     begun.cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     verb = (begun.copy.folder / REPORT).parent.with_name(".seed0.lock")
-    os.kill(int(verb.read_text()), signal.SIGSTOP)  # a minute is the shortest limit, and the training is done before
+    pid = int(verb.read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)  # a minute is the shortest limit, and the training is done before
     assert begun.end() == 0, begun.output
     assert "SLURM status is: 'TIMEOUT'" in begun.output
     later = re.findall(r"submitted with SLURM jobid (\d+)", begun.output)[-1]
@@ -202,7 +203,9 @@ def test_a_killed_snakemake_is_taken_up_by_the_next_one(begun: Run, alone: Copy,
     begun.process.wait()
     second = Run(begun.copy, cluster, "trained", "--", REPORT)
     assert second.end() == 1  # its job is still at work, and is not started twice
-    assert re.search(r"another snakemake is at work on results/smoke, or jobs of one .* process \d+ on", second.output)
+    assert re.search(
+        r"another snakemake is at work on results/smoke, or jobs of one .* process \d+ of \S+ on", second.output
+    )
     until(lambda: not cluster.jobs("RUNNING", "PENDING", "COMPLETING"), 300)
     third = Run(begun.copy, cluster, "trained", "--", REPORT)
     assert third.end() == 0, third.output

@@ -94,6 +94,8 @@ def problems(data: dict[str, Any]) -> list[str]:
         ("models/hub/recipes", ["fp", "fp"], "models.hub.recipes: fp stands twice"),
         ("models/small/revision", "main", "models.small.revision: only a hub model has one"),
         ("models/logs", {"path": "x"}, "models.logs: the name is reserved"),
+        ("models/Logs", {"path": "x"}, "models.Logs: the name is reserved"),
+        ("models/SMALL", {"path": "x"}, "models.SMALL: only the case of its letters tells it from small; choose"),
         ("models/scores.csv", {"path": "x"}, "models.scores.csv: the name ends as files of a run do (.csv, "),
         (
             "recipes/prepared.json",

@@ -100,12 +100,15 @@ def test_any_section_with_texts_and_the_data_of_tasks(folder: Path) -> None:
     (folder / "own").mkdir()
     for name in ("mine.jsonl", "mine_train.jsonl", "mine.yaml"):
         (folder / "own" / name).write_text('{"text": "own"}\n')
-    (folder / "windows.jsonl").write_bytes(b'{"text":  "own"}\r\n\r\n')
+    (folder / "windows.jsonl").write_bytes(b'\xef\xbb\xbf{"text":  "own"}\r\n\r\n')
+    splits = "{train: data/mine/train.jsonl, test: sub/rows.jsonl}"
+    (folder / "own" / "mine.yaml").write_text(f"test_split: test\ndataset_kwargs: {{data_files: {splits}}}\n")
     pairs = evaluated_texts(with_fidelity)  # type: ignore[arg-type]
     assert pairs[1:] == [
         ("fidelity.path", "sub/../a.txt"),
         ("task_data of mine", "data/mine/test.jsonl"),
         ("data of tasks in own", "own/mine.jsonl"),
+        ("data of tasks in own", "sub/rows.jsonl"),
     ]
     assert common([("k", "windows.jsonl")], pairs) == [
         "k: windows.jsonl is evaluated as data of tasks in own (own/mine.jsonl); choose other text"

@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -226,3 +228,11 @@ def test_tokens_of_another_tokenizer_are_refused(folder: Path, tmp_path: Path) -
     tokenizer.add_tokens(["new"])
     with pytest.raises(ValueError, match="not of the tokenizer of tiny"):
         check_tokenizer(data, tokenizer, "tiny")
+
+
+def test_rows_in_the_pile_s_compression_are_read(tmp_path: Path) -> None:
+    """`val.jsonl.zst` of the preset `pile`, which `datasets` unpacks with a library that it does not ask for."""
+    file = tmp_path / "val.jsonl.zst"
+    file.write_bytes(pa.compress(b'{"text": "one"}\n{"text": "two"}\n', codec="zstd", asbytes=True))
+    rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["text"][:] == ["one", "two"]

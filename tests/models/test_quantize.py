@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def test_units_are_kept_until_something_changes(run: Run, capsys: pytest.Capture
     run.fingerprint = "b" * 64
     run.quantize("r2q-g32", "random_codes-g32")
     assert "kept" not in capsys.readouterr().out
+
+
+def test_a_look_at_a_unit_that_another_version_made_makes_it_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.quantize("r2q-g32")
+    monkeypatch.setattr(module, "versions", lambda *names: dict.fromkeys(names, "0.0"))
+    capsys.readouterr()
+    run.quantize("r2q-g32")
+    assert "kept" not in capsys.readouterr().out
+    assert set(run.report("r2q-g32")["versions"].values()) == {"0.0"}
+
+
+def test_a_model_of_somebody_else_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    run.quantize("r2q-g32")
+    shutil.copytree(run.source, tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in run.source.iterdir()}
+    for out, said in ((run.source, "is the model that is"), (tmp_path / "mine", "config.json was not written by")):
+        with pytest.raises(ValueError, match=said):
+            module.quantize(run.results / "config.yaml", run.results / "prepared.json", "tiny", "r2q-g32", 0, out)
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
 def test_a_damaged_unit_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

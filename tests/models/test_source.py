@@ -229,6 +229,19 @@ def test_a_made_folder_is_kept_until_the_file_changes_or_it_is_damaged(here: Pat
     assert weights.read_bytes() != content
 
 
+def test_a_folder_of_somebody_else_is_not_written_over(here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine/notes.txt").write_text("mine")
+    tiny_gguf(here / "tiny.gguf")
+    config = write(path="./tiny.gguf")
+    with pytest.raises(ConfigError, match="--out: mine was not made by `source` and would be lost"):
+        source(config, "tiny", "mine")
+    assert (here / "mine/notes.txt").read_text() == "mine"
+    for _ in range(2):
+        source(config, "tiny", "other")
+    assert (here / "other/config.json").is_file()
+
+
 def test_a_file_in_a_package_is_the_same_model_and_nothing_of_the_package_runs(here: Path) -> None:
     tiny_gguf(here / "tiny.gguf")
     content = (here / "tiny.gguf").read_bytes()

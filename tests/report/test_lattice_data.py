@@ -36,7 +36,8 @@ def units(tmp_path_factory):
         path.write_text(yaml.safe_dump(resolved, sort_keys=False))
         return path
 
-    prepared = root / "prepared.json"
+    prepared = root / "qwen/prepared.json"
+    prepared.parent.mkdir()
     prepared.write_text('{"models": {"qwen": {"fingerprint": "f", "family": "qwen3"}}}')
     quantize(config(), prepared, "qwen", ["rtn-g64", "r2q-g64"], root / "qwen")
     return root, config
@@ -137,6 +138,7 @@ def test_a_missing_unit_is_named(units):
     from r2q.models.inspect import lattice
 
     root, config = units
+    shutil.copytree(root / "qwen", root / "elsewhere/qwen", ignore=shutil.ignore_patterns("*-g64"))
     with pytest.raises(FileNotFoundError, match=r"elsewhere/qwen/rtn-g64/seed0/report\.json"):
         lattice(config(), root / "elsewhere", root / "none.csv")
 
