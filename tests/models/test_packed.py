@@ -271,6 +271,29 @@ def test_a_copy_is_a_packed_model_of_its_own(copied: Any, packed: Path, tmp_path
     assert torch.equal(logits(load_packed(tmp_path)), wanted)
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_with_more_tokens_is_saved_with_them(head: bool, tmp_path: Path) -> None:
+    """Also where the head, which gets rows for them, is packed."""
+    recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=head)
+    _, wanted = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    model.resize_token_embeddings(300)
+    assert torch.equal(logits(model)[..., :272], wanted)
+    model.save_pretrained(tmp_path / "more")
+    for again in (load_packed(tmp_path / "more"), AutoModelForCausalLM.from_pretrained(tmp_path / "more")):
+        assert torch.equal(logits(again), logits(model))
+
+
+def test_layers_that_are_no_longer_packed_are_saved_as_they_are(packed: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(packed)
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(64, 128, bias=False)
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
+    model.save_pretrained(tmp_path)
+    again = load_packed(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    assert isinstance(again.model.layers[0].mlp.down_proj, PackedLinear)
+
+
 def test_layers_of_several_widths_compile() -> None:
     torch.compiler.reset()
     for bits in (2, 3):
