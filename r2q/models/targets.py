@@ -61,12 +61,12 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if count is None:
         raise ValueError(f"{type(model).__name__}: config.json has no num_hidden_layers to find its blocks by")
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _holds_matrices(module)
-    ]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and _holds_matrices(m)]
+    lists = [(name, m) for name, m in lists if len(m) == count] or lists  # BART's count is its encoder's
     outer = [(name, m) for name, m in lists if not any(name.startswith(other + ".") for other, _ in lists)]
+    if len(outer) > 1:  # what reads pictures may have as many
+        inside = {*model.get_decoder().modules()}
+        outer = [(name, m) for name, m in outer if m in inside]
     if len(outer) != 1:
         raise ValueError(
             f"{type(model).__name__}: expected one list of {count} decoder blocks, "
@@ -76,7 +76,7 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
 
 
 def _holds_matrices(blocks: nn.ModuleList) -> bool:
-    return all(any(weight.dim() > 1 for weight in block.parameters()) for block in blocks)
+    return len(blocks) > 0 and all(any(weight.dim() > 1 for weight in block.parameters()) for block in blocks)
 
 
 def has_tied_head(model: Any) -> bool:
