@@ -71,7 +71,12 @@ class PackedWeight(nn.Module):
         """The weight, decoded in float32 and rounded once to ``dtype``; as it stands also where all else is compiled.
 
         A compiler stops at the views that codes are unpacked through, and begins anew for every shape.
+
+        Raises:
+            RuntimeError: ``torch.jit.trace``, which has no such views.
         """
+        if torch.jit.is_tracing():
+            raise RuntimeError("torch.jit.trace cannot follow packed layers: trace model.dequantize(), or torch.export")
         return self.quantized().dequantize().to(dtype)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:

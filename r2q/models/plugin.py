@@ -106,11 +106,17 @@ class R2QQuantizer(HfQuantizer):
 
 
 def names_in(model: Any, layers: dict[str, Any]) -> dict[str, Any]:
-    """Packed layers by their names in ``model``: one without a head (AutoModel) is what the prefix stands for."""
+    """Packed layers by their names in ``model``: one without a head (AutoModel) is what the prefix stands for.
+
+    A model with another head (AutoModelForSequenceClassification) goes without that of the checkpoint.
+    """
     prefix = f"{model.base_model_prefix}."
-    if hasattr(model, model.base_model_prefix) or not any(name.startswith(prefix) for name in layers):
+    inside = {name: spec for name, spec in layers.items() if name.startswith(prefix)}
+    if not inside:
         return layers
-    return {name.removeprefix(prefix): spec for name, spec in layers.items() if name.startswith(prefix)}
+    if not hasattr(model, model.base_model_prefix):
+        return {name.removeprefix(prefix): spec for name, spec in inside.items()}
+    return {name: spec for name, spec in layers.items() if name in inside or hasattr(model, name.partition(".")[0])}
 
 
 def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:

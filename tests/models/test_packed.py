@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, JambaConfig, Zamba2Config, xLSTMConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    JambaConfig,
+    Zamba2Config,
+    xLSTMConfig,
+)
 
 import r2q
 from r2q.kept import file_sha256
@@ -424,6 +431,25 @@ def test_a_model_without_its_head(head: bool, tmp_path: Path) -> None:
     bare = AutoModel.from_pretrained(tmp_path / "packed")
     with torch.no_grad():
         assert torch.equal(bare(tokens()).last_hidden_state, model.model(tokens()).last_hidden_state)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_with_another_head(head: bool, tmp_path: Path) -> None:
+    recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=head)
+    model, _ = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed", num_labels=3)
+    with torch.no_grad():
+        wanted = classifier.score(model.model(tokens()).last_hidden_state[:, -1])
+    assert torch.equal(logits(classifier), wanted)
+    classifier.save_pretrained(tmp_path / "classifier")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert torch.equal(logits(again), wanted)
+
+
+def test_tracing_is_refused_in_one_sentence(packed: Path) -> None:
+    layer, x = load_packed(packed).model.layers[0].mlp.up_proj, torch.randn(2, 64)
+    with pytest.raises(RuntimeError, match="cannot follow packed layers"):
+        torch.jit.trace(layer, x)
 
 
 def test_only_what_transformers_reads_is_hashed(packed: Path) -> None:
