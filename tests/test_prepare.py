@@ -104,6 +104,7 @@ def test_a_head_that_is_stored_beside_the_embedding_is_what_was_stored(
     facts = run(tmp_path, data(tmp_path, models={"llama": {"path": str(folder)}}))["llama"]
     assert (facts["head"] is None) == same
     model = load_full(str(folder))
+    assert facts["total_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     Scorer(model, Encoder(byte_tokenizer(), False), 1)  # which ties the weights
     head = model.get_output_embeddings().weight
     assert torch.equal(head, weights["lm_head.weight"])

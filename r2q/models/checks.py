@@ -198,7 +198,9 @@ def meta_model(folder: Path, config: Any) -> Any:
         raise ValueError(f"lacks weights that {name} needs: {some(sorted(info['missing_keys']))}")
     if unknown := unknown_keys(folder, info):
         raise ValueError(f"has weights that {name} does not know: {some(unknown)}")
-    if not _ties_as_stored(folder, model.all_tied_weights_keys):
+    if _ties_as_stored(folder, model.all_tied_weights_keys):
+        model.tie_weights()  # transformers leaves alone what it cannot compare on the meta device
+    else:
         say_untied(model.config)
     return model
 
