@@ -122,12 +122,10 @@ def names_in(model: Any, layers: dict[str, Any]) -> dict[str, Any]:
 def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
     """transformers' ``save_pretrained`` of the layers that are still packed, and the hashes of what it wrote."""
     if quantization := getattr(model.config, "quantization_config", None):
-        packed = {name for name, module in model.named_modules() if isinstance(module, PackedWeight)}
-        quantization.layers = {
-            name: spec
-            for name, spec in quantization.layers.items()
-            if packed & {name, name.removeprefix(f"{model.base_model_prefix}.")}  # the latter of a model without a head
-        }
+        bare = model.base_model_prefix and not hasattr(model, model.base_model_prefix)  # without a head: see names_in
+        prefix = f"{model.base_model_prefix}." if bare else ""
+        modules = model.named_modules()
+        quantization.layers = {prefix + name: part.spec for name, part in modules if isinstance(part, PackedWeight)}
     type(model).save_pretrained(model, save_directory, *args, **kwargs)
     folder = Path(save_directory)
     weights = [file.name for file in folder.glob("model*.safetensors*")]

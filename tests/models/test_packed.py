@@ -430,7 +430,12 @@ def test_a_model_without_its_head(head: bool, tmp_path: Path) -> None:
     model, _ = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
     bare = AutoModel.from_pretrained(tmp_path / "packed")
     with torch.no_grad():
-        assert torch.equal(bare(tokens()).last_hidden_state, model.model(tokens()).last_hidden_state)
+        wanted = model.model(tokens()).last_hidden_state
+        assert torch.equal(bare(tokens()).last_hidden_state, wanted)
+        bare.save_pretrained(tmp_path / "bare")
+        assert torch.equal(AutoModel.from_pretrained(tmp_path / "bare")(tokens()).last_hidden_state, wanted)
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare")
+        assert torch.equal(classifier.model(tokens()).last_hidden_state, wanted)
 
 
 @pytest.mark.parametrize("head", [False, True])
