@@ -3,7 +3,8 @@
 What a weight is used for is observed (:mod:`r2q.models.rehearsal`), not read out of names: a target is the matrix of an
 ``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else.
 Convolutions, states, norms and embeddings are none; nor is whatever only selects or weighs experts, nor the output head
-unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
+unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers``
+modules, or, where none has as many, the one list of modules that is in no other.
 """
 
 from collections.abc import Iterator

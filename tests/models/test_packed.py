@@ -451,6 +451,7 @@ def test_a_model_with_another_head(head: bool, tmp_path: Path) -> None:
     assert torch.equal(logits(again), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_tracing_is_refused_in_one_sentence(packed: Path) -> None:
     layer, x = load_packed(packed).model.layers[0].mlp.up_proj, torch.randn(2, 64)
     with pytest.raises(RuntimeError, match="cannot follow packed layers"):
