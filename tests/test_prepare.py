@@ -25,6 +25,7 @@ from transformers import (
 
 from r2q.config import ConfigError, parse
 from r2q.evaluation.adapter import Scorer
+from r2q.models.checks import max_positions
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full
 from r2q.prepare import missing_paths, prepare, recipe_problems
@@ -104,6 +105,7 @@ def test_a_head_that_is_stored_beside_the_embedding_is_what_was_stored(
     facts = run(tmp_path, data(tmp_path, models={"llama": {"path": str(folder)}}))["llama"]
     assert (facts["head"] is None) == same
     model = load_full(str(folder))
+    assert facts["total_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     Scorer(model, Encoder(byte_tokenizer(), False), 1)  # which ties the weights
     head = model.get_output_embeddings().weight
     assert torch.equal(head, weights["lm_head.weight"])
@@ -573,7 +575,7 @@ def test_masks_that_transformers_has_no_place_for_are_passed_over(
     """As GPT-Neo's, GPT-J's and CodeGen's on the hub; a weight that is unknown is still refused."""
     folder = tiny_folder("llama", tmp_path / "model")
     config.vocab_size, config.bos_token_id, config.eos_token_id = 272, 1, 1
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(folder)
     state = load_file(folder / "model.safetensors")
     for index in range(2):
@@ -625,3 +627,27 @@ def test_code_of_a_checkpoint_is_never_run_nor_asked_for(
     with pytest.raises(ValueError, match="which is never run"):
         load_full(str(folder))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MptConfig(d_model=32, n_heads=2, n_layers=1, vocab_size=64, max_seq_len=24),
+        transformers.WhisperConfig(
+            d_model=32,
+            decoder_layers=1,
+            vocab_size=64,
+            pad_token_id=0,
+            decoder_attention_heads=2,
+            max_target_positions=24,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_models_positions_are_known_by_whatever_name(config: Any) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    longest = max_positions(config)
+    assert longest == 24
+    model(input_ids=torch.ones(1, longest, dtype=torch.int64))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(input_ids=torch.ones(1, longest + 1, dtype=torch.int64))

@@ -60,7 +60,8 @@ def read_config(path: str | Path) -> Any:
 def max_positions(config: Any) -> int | None:
     """Longest input of a model in tokens, from its config; None when the config does not say."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+    names = "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len", "max_target_positions"
+    for name in names:
         value = getattr(text, name, None)
         if isinstance(value, int):
             return value
@@ -198,7 +199,9 @@ def meta_model(folder: Path, config: Any) -> Any:
         raise ValueError(f"lacks weights that {name} needs: {some(sorted(info['missing_keys']))}")
     if unknown := unknown_keys(folder, info):
         raise ValueError(f"has weights that {name} does not know: {some(unknown)}")
-    if not _ties_as_stored(folder, model.all_tied_weights_keys):
+    if _ties_as_stored(folder, model.all_tied_weights_keys):
+        model.tie_weights()  # transformers leaves alone what it cannot compare on the meta device
+    else:
         say_untied(model.config)
     return model
 

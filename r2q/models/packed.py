@@ -71,7 +71,12 @@ class PackedWeight(nn.Module):
         """The weight, decoded in float32 and rounded once to ``dtype``; as it stands also where all else is compiled.
 
         A compiler stops at the views that codes are unpacked through, and begins anew for every shape.
+
+        Raises:
+            RuntimeError: ``torch.jit.trace``, which has no such views.
         """
+        if torch.jit.is_tracing():
+            raise RuntimeError("torch.jit.trace cannot follow packed layers: trace model.dequantize(), or torch.export")
         return self.quantized().dequantize().to(dtype)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
@@ -116,6 +121,14 @@ class PackedLinear(PackedWeight):
         scale, rows, groups = getattr(self, "in_scale", None), self.spec["rows"], self.spec["groups"]
         return linear(x, self.codes.view(torch.int32), first, second, scale, form, rows, groups)
 
+    def dense(self) -> nn.Linear:
+        """A plain layer with the decoded weight, and the same bias."""
+        dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        dense.weight = nn.Parameter(self.dequantize(self.dtype), requires_grad=False)
+        if self.bias is not None:
+            dense.bias = self.bias
+        return dense
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
         self.joined = None
@@ -156,11 +169,7 @@ def make_dense(model: Any) -> Any:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
-            dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            dense.weight = nn.Parameter(module.dequantize(module.dtype), requires_grad=False)
-            if module.bias is not None:
-                dense.bias = module.bias
-            model.set_submodule(name, dense)
+            model.set_submodule(name, module.dense())
         elif isinstance(module, PackedWeight):
             owner, parameter = name.rsplit(".", 1)
             parent = model.get_submodule(owner)

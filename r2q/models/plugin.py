@@ -23,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from r2q.kept import apply_umask, file_sha256, write_json
 from r2q.models.joined import join
-from r2q.models.packed import PackedWeight, make_dense, replace_empty
+from r2q.models.packed import PackedLinear, PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
 
 QUANT_METHOD = "r2q"
@@ -90,7 +90,8 @@ class R2QQuantizer(HfQuantizer):
             # this layer; as its weight is used otherwise, it never is
             if isinstance(getattr(mixer, "dt_proj", None), nn.Linear):
                 vars(mixer.config).pop("_is_quantized", None)
-        model.save_pretrained = partial(_save_pretrained, model)  # a bound method would not pickle
+        for method in (_save_pretrained, _resize_token_embeddings):  # bound methods would not pickle
+            setattr(model, method.__name__.removeprefix("_"), partial(method, model))
         return join(model)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
@@ -105,21 +106,39 @@ class R2QQuantizer(HfQuantizer):
 
 
 def names_in(model: Any, layers: dict[str, Any]) -> dict[str, Any]:
-    """Packed layers by their names in ``model``: one without a head (AutoModel) is what the prefix stands for."""
+    """Packed layers by their names in ``model``: one without a head (AutoModel) is what the prefix stands for.
+
+    A model with another head (AutoModelForSequenceClassification) goes without that of the checkpoint.
+    """
     prefix = f"{model.base_model_prefix}."
-    if hasattr(model, model.base_model_prefix) or not any(name.startswith(prefix) for name in layers):
+    inside = {name: spec for name, spec in layers.items() if name.startswith(prefix)}
+    if not inside:
         return layers
-    return {name.removeprefix(prefix): spec for name, spec in layers.items() if name.startswith(prefix)}
+    if not hasattr(model, model.base_model_prefix):
+        return {name.removeprefix(prefix): spec for name, spec in inside.items()}
+    return {name: spec for name, spec in layers.items() if name in inside or hasattr(model, name.partition(".")[0])}
 
 
 def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-    """transformers' ``save_pretrained``, and the hashes of what it wrote."""
+    """transformers' ``save_pretrained`` of the layers that are still packed, and the hashes of what it wrote."""
+    if quantization := getattr(model.config, "quantization_config", None):
+        bare = model.base_model_prefix and not hasattr(model, model.base_model_prefix)  # without a head: see names_in
+        prefix = f"{model.base_model_prefix}." if bare else ""
+        modules = model.named_modules()
+        quantization.layers = {prefix + name: part.spec for name, part in modules if isinstance(part, PackedWeight)}
     type(model).save_pretrained(model, save_directory, *args, **kwargs)
     folder = Path(save_directory)
     weights = [file.name for file in folder.glob("model*.safetensors*")]
     for name in weights:
         apply_umask(folder / name)
     seal(folder, [*weights, "config.json", "generation_config.json"])
+
+
+def _resize_token_embeddings(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """transformers' ``resize_token_embeddings``, which makes the head of its old weight: a packed one is decoded."""
+    if isinstance(head := model.get_output_embeddings(), PackedLinear):
+        model.set_output_embeddings(head.dense())
+    return type(model).resize_token_embeddings(model, *args, **kwargs)
 
 
 def seal(folder: Path, names: list[str]) -> None:

@@ -3,7 +3,8 @@
 What a weight is used for is observed (:mod:`r2q.models.rehearsal`), not read out of names: a target is the matrix of an
 ``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else.
 Convolutions, states, norms and embeddings are none; nor is whatever only selects or weighs experts, nor the output head
-unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers`` modules.
+unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers``
+modules, or, where none has as many, the one list of modules that is in no other.
 """
 
 from collections.abc import Iterator
@@ -61,12 +62,12 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if count is None:
         raise ValueError(f"{type(model).__name__}: config.json has no num_hidden_layers to find its blocks by")
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _holds_matrices(module)
-    ]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and _holds_matrices(m)]
+    lists = [(name, m) for name, m in lists if len(m) == count] or lists  # BART's count is its encoder's
     outer = [(name, m) for name, m in lists if not any(name.startswith(other + ".") for other, _ in lists)]
+    if len(outer) > 1:  # what reads pictures may have as many
+        inside = {*model.get_decoder().modules()}
+        outer = [(name, m) for name, m in outer if m in inside]
     if len(outer) != 1:
         raise ValueError(
             f"{type(model).__name__}: expected one list of {count} decoder blocks, "
@@ -76,7 +77,7 @@ def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
 
 
 def _holds_matrices(blocks: nn.ModuleList) -> bool:
-    return all(any(weight.dim() > 1 for weight in block.parameters()) for block in blocks)
+    return len(blocks) > 0 and all(any(weight.dim() > 1 for weight in block.parameters()) for block in blocks)
 
 
 def has_tied_head(model: Any) -> bool:

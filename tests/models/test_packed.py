@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, JambaConfig, Zamba2Config, xLSTMConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    JambaConfig,
+    Zamba2Config,
+    xLSTMConfig,
+)
 
 import r2q
 from r2q.kept import file_sha256
@@ -271,6 +278,29 @@ def test_a_copy_is_a_packed_model_of_its_own(copied: Any, packed: Path, tmp_path
     assert torch.equal(logits(load_packed(tmp_path)), wanted)
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_with_more_tokens_is_saved_with_them(head: bool, tmp_path: Path) -> None:
+    """Also where the head, which gets rows for them, is packed."""
+    recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=head)
+    _, wanted = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    model.resize_token_embeddings(300)
+    assert torch.equal(logits(model)[..., :272], wanted)
+    model.save_pretrained(tmp_path / "more")
+    for again in (load_packed(tmp_path / "more"), AutoModelForCausalLM.from_pretrained(tmp_path / "more")):
+        assert torch.equal(logits(again), logits(model))
+
+
+def test_layers_that_are_no_longer_packed_are_saved_as_they_are(packed: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(packed)
+    model.model.layers[0].mlp.up_proj = torch.nn.Linear(64, 128, bias=False)
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
+    model.save_pretrained(tmp_path)
+    again = load_packed(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    assert isinstance(again.model.layers[0].mlp.down_proj, PackedLinear)
+
+
 def test_layers_of_several_widths_compile() -> None:
     torch.compiler.reset()
     for bits in (2, 3):
@@ -400,7 +430,32 @@ def test_a_model_without_its_head(head: bool, tmp_path: Path) -> None:
     model, _ = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
     bare = AutoModel.from_pretrained(tmp_path / "packed")
     with torch.no_grad():
-        assert torch.equal(bare(tokens()).last_hidden_state, model.model(tokens()).last_hidden_state)
+        wanted = model.model(tokens()).last_hidden_state
+        assert torch.equal(bare(tokens()).last_hidden_state, wanted)
+        bare.save_pretrained(tmp_path / "bare")
+        assert torch.equal(AutoModel.from_pretrained(tmp_path / "bare")(tokens()).last_hidden_state, wanted)
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare")
+        assert torch.equal(classifier.model(tokens()).last_hidden_state, wanted)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_with_another_head(head: bool, tmp_path: Path) -> None:
+    recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=head)
+    model, _ = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed", num_labels=3)
+    with torch.no_grad():
+        wanted = classifier.score(model.model(tokens()).last_hidden_state[:, -1])
+    assert torch.equal(logits(classifier), wanted)
+    classifier.save_pretrained(tmp_path / "classifier")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert torch.equal(logits(again), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_tracing_is_refused_in_one_sentence(packed: Path) -> None:
+    layer, x = load_packed(packed).model.layers[0].mlp.up_proj, torch.randn(2, 64)
+    with pytest.raises(RuntimeError, match="cannot follow packed layers"):
+        torch.jit.trace(layer, x)
 
 
 def test_only_what_transformers_reads_is_hashed(packed: Path) -> None:

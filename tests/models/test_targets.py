@@ -67,6 +67,29 @@ def test_a_model_that_does_not_count_its_blocks_is_refused_in_one_sentence() -> 
         list_targets(model)
 
 
+@pytest.mark.parametrize(
+    ("config", "where"),
+    [
+        (transformers.BartConfig(encoder_layers=2, decoder_layers=3, is_decoder=True), "model.decoder.layers"),
+        (transformers.WhisperConfig(encoder_layers=2, decoder_layers=3), "model.decoder.layers"),
+        (
+            transformers.Gemma3Config(
+                text_config={"num_hidden_layers": 3, "layer_types": None}, vision_config={"num_hidden_layers": 3}
+            ),
+            "model.language_model.layers",
+        ),
+        (transformers.LongcatFlashConfig(num_layers=3, n_routed_experts=2), "model.layers"),  # two attentions a block
+        (transformers.ModernBertDecoderConfig(num_hidden_layers=3, layer_types=None), "model.layers"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_blocks_are_found_where_their_count_is_anothers_too(config: Any, where: str) -> None:
+    """That of an encoder, of pictures, or of attentions; ModernBERT's own word for its decoder is its output layer."""
+    with torch.device("meta"):
+        name, blocks = decoder_blocks(transformers.AutoModelForCausalLM.from_config(config))
+    assert (name, len(blocks)) == (where, 3)
+
+
 SMALL = {
     "vocab_size": 272,
     "hidden_size": 64,
