@@ -28,7 +28,7 @@ from tests.training.rows import random_data
 from tests.training.teacher import make, teacher_folder
 
 FRAMES = ["bitdistiller", "qat_ce", "llm_qat_training", "e2e_scales"]
-STEP = {"steps": 1, "batch_rows": 4, "learning_rate": 3e-3, "coefficient_batches": 1}
+STEP = {"steps": 1, "batch_rows": 4, "learning_rate": 3e-3}
 
 
 def recipe(method: str, granularity: str = "g32", lm_head: bool = False, seed: int = 0, **options: Any) -> Recipe:
