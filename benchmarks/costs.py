@@ -69,7 +69,7 @@ def shape_of(model: str) -> Shape:
 
 def options_of(settings: Settings, **more: Any) -> TrainingOptions:
     """Of `benchmarks/training.py`, where the settings do not say otherwise."""
-    plain = {"loss": "cakld", "coefficient": 0.5, "batch_rows": 8, "latent": "bfloat16"}
+    plain = {"loss": "cakld", "batch_rows": 8, "latent": "bfloat16"}
     return TrainingOptions(**plain | {"activation_checkpointing": True} | more | settings)
 
 
@@ -106,7 +106,7 @@ def quantize_memory(rates: cost.Rates, shape: Shape, settings: Settings) -> floa
 def cpu_train(rates: cost.Rates, shape: Shape, settings: Settings) -> float:
     given = dict(settings)
     length, held_out = given.pop("length"), given.pop("held_out")
-    options = options_of(given, coefficient="max_probability", latent="float32", activation_checkpointing=False)
+    options = options_of(given, latent="float32", activation_checkpointing=False)
     return cost.train_seconds(rates, "cpu", shape, options, length, held_out, 1)
 
 

@@ -30,7 +30,14 @@ def shipped_recipes() -> list[Recipe]:
                 label = f"{name.removesuffix(f'-{entry.granularity}')}-{granularity}-{bits}bit"
                 options = dict(entry.options)
                 if configuration.method_info(entry.method).needs == "training":
-                    options |= {"steps": 2, "batch_rows": 4, "warmup_steps": 0, "start": None, "compiled": False}
+                    options |= {
+                        "steps": 2,
+                        "batch_rows": 4,
+                        "warmup_steps": 0,
+                        "start": None,
+                        "start_from": "levels",
+                        "compiled": False,
+                    }
                 found[label] = Recipe(name, entry.method, granularity, bits, 0, options)
     return [found[label] for label in sorted(found)]
 

@@ -146,7 +146,7 @@ def _package(name: str) -> Path:
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations and spec is not None and spec.origin:
         return Path(spec.origin).with_suffix("")
-    return Path(locations[0]) if locations else Path(name)
+    return Path(locations[0]) if locations else Path.cwd() / name
 
 
 def _source(module: str) -> Path | None:

@@ -51,7 +51,7 @@ def apply(
     if method.needs == "calibration" and data is None:
         raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
     method.leave_latent = latent is not None
-    if isinstance(method, WeightMethod):
+    if isinstance(method, WeightMethod) and type(method).quantize is WeightMethod.quantize:
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
         result, layers = _all_at_once(method, model, targets, training if method.needs == "training" else data)

@@ -93,7 +93,8 @@ def train_seconds(
     teacher = options.loss != "ce"
     looks = 1 + math.ceil(options.steps / options.evaluate_every)
     tokens = looks * held_out * length * (1 + teacher)
-    tokens += options.coefficient_batches * options.batch_rows * length if options.loss == "cakld" else 0
+    if options.loss == "cakld" and isinstance(options.coefficient, str):  # it is measured
+        tokens += options.coefficient_batches * options.batch_rows * length
     seconds = options.steps * step_seconds(r, device, shape, options, length, processes)
     seconds += forward_seconds(r, device, shape, tokens, length) / processes
     seconds += shape.quantized * (2 * r[f"{device}.sweep"] + r[f"{device}.handling"])

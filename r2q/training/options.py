@@ -1,6 +1,6 @@
 """Options that every training frame shares; read without torch when a config is checked."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ Gradient = Literal["identity", "clipped", "through-scales"]
 class TrainingOptions(QuantizerOptions):
     """Options of a training frame. Its own file sets the defaults that its paper or code has."""
 
+    counts_with: ClassVar = dict.fromkeys(("coefficient", "coefficient_batches"), ("loss", "cakld"))
     loss: Loss = "forward_kl"  # see r2q/training/losses.py; all are means per token
     gradient: Gradient = "identity"  # how the gradient passes the quantizer; see r2q/training/fake_quant.py
     # cakld's weight of the reverse divergence: the teacher's mean largest probability (BitDistiller's code), its mean
@@ -71,14 +72,21 @@ class TrainingOptions(QuantizerOptions):
             raise ValueError("compute: float32 needs latent: float32; bfloat16 weights are multiplied as they are")
         if isinstance(self.coefficient, float) and not 0 <= self.coefficient <= 1:
             raise ValueError(f"coefficient: {self.coefficient} is not between 0 and 1")
+        batches = type(self).model_fields["coefficient_batches"].default
+        if isinstance(self.coefficient, float) and self.coefficient_batches != batches:
+            raise ValueError("coefficient_batches: nothing is measured, coefficient is a number")
+        if self.start is None and self.start_from == "weights":
+            raise ValueError("start_from: counts with a start alone")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} are more than the {self.steps} steps there are")
         return self
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
-        """A step with more rows than there are, beside what the quantizer says."""
+        """A step with more rows than there are, responses where rows have none, beside what the quantizer says."""
         found, rows = super().problems(recipe, config), config.training.rows if config.training is not None else None
         if rows is not None and self.batch_rows > rows >= 1:
             held_out = config.training.held_out
             found.append(f"batch_rows: {self.batch_rows} are more than the {rows} rows ({held_out} more are held out)")
+        if self.loss_on == "response" and config.training is not None and config.training.kind == "text":
+            found.append("loss_on: response is all of a row of text (training.kind), which has none")
         return found

@@ -101,6 +101,19 @@ def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:
         ({"method": "r2q", "options": {"rounds": 50}}, "options.rounds: counts with refine: alternating alone"),
         ({"method": "rtn", "options": {"smallest": 0.5}}, "options.smallest: counts with clip: mse alone"),
         ({"method": "awq", "options": {"clip": False, "tokens": 9}}, "options.tokens: counts with clip: true alone"),
+        ({"method": "qat_ce", "options": {"coefficient": 0.3}}, "options.coefficient: counts with loss: cakld alone"),
+        (
+            {"method": "bitdistiller", "options": {"loss": "jsd", "coefficient_batches": 3}},
+            "options.coefficient_batches: counts with loss: cakld alone",
+        ),
+        (
+            {"method": "bitdistiller", "options": {"coefficient": 0.3, "coefficient_batches": 3}},
+            "options.coefficient_batches: nothing is measured, coefficient is a number",
+        ),
+        (
+            {"method": "bitdistiller", "options": {"start_from": "weights"}},
+            "options.start_from: counts with a start alone",
+        ),
         (
             {"method": "gptq", "options": {"quantizer": "r2q", "quantizer_options": {"refine": "refit", "rounds": 2}}},
             "options.quantizer_options.rounds: counts with refine: alternating alone",
@@ -116,6 +129,12 @@ def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
     data["recipes"]["x"] = {"granularity": "g64"} | recipe
     (line,) = problems(data)
     assert line.startswith(f"recipes.x.{message}"), line
+
+
+def test_rows_of_text_have_no_responses() -> None:
+    rows = [{"path": "b.txt", "rows": 999}]
+    (line,) = problems(trained({"loss_on": "response"}, training={"kind": "text", "texts": rows}))
+    assert line.startswith("recipes.deep.options.loss_on: response is all of a row of text"), line
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from r2q.cli import main
 from r2q.config import FACTS, ConfigError, built_in_methods, method_info, parse
 from r2q.kept import ROOT
 from r2q.measure import package_of, versions
+from r2q.plan.sources import method_code
 from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.config.test_config import GOOD, changed, problems
 from tests.workflow import printed
@@ -161,6 +163,17 @@ def test_an_option_that_everything_reads_as_a_methods_name_is_refused(folder: Pa
     )
     with pytest.raises(ConfigError, match="an option quantizer is a method's name"):
         method_info("rounds.Mine")
+
+
+def test_a_method_of_the_working_folder_has_a_key_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake itself, unlike a verb, does not import from there before a method's options are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "of_here.py").write_text("from baselines.rtn import RTN\n\nclass Mine(RTN):\n    pass\n")
+    assert method_info("of_here.Mine").path == tmp_path / "of_here.py"
+    assert method_code("of_here.Mine", {}) != method_code("rtn", {})
 
 
 @pytest.mark.parametrize("method", ["no.such.Method", "baselines.rtn.Nothing", "a b", "os.path.join", ""])

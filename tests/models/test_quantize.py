@@ -12,11 +12,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import r2q.quantize as module
+from baselines.rtn import RTN
 from r2q.models.apply import apply, checksum, describe
 from r2q.models.devices import pick_device
 from r2q.models.save import folder_digest
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, make_method
+from r2q.quantization.method import Quantized, Recipe, make_method
 from r2q.training.trainer import Diverged
 from tests.configs import config_of
 from tests.models.tiny import tiny_folder, tiny_model, tokens
@@ -66,6 +67,20 @@ def test_reports(run: Run) -> None:
     state = load_file(run.source / "model.safetensors")
     assert r2q["quantized_weights"] == sum(v.numel() for k, v in state.items() if "_proj" in k)
     assert run.report("random_codes-g32", 1)["seed"] == 1
+
+
+def test_a_function_of_one_weight_that_quantizes_in_a_way_of_its_own_is_asked_it() -> None:
+    class Doubled(RTN):
+        def quantize(self, model: Any, targets: Any, data: Any) -> Quantized:
+            return Quantized({target.name: self.quantize_weight(2 * target.weight) for target in targets})
+
+    model, doubled = tiny_model("llama"), tiny_model("llama")
+    for target in list_targets(doubled):
+        target.weight.data *= 2
+    recipe = Recipe("x", "rtn", "g32")
+    for method, asked in ((Doubled(recipe), model), (RTN(recipe), doubled)):
+        apply(method, asked, list_targets(asked), torch.device("cpu"))
+    assert torch.equal(model(tokens()).logits, doubled(tokens()).logits)
 
 
 def test_layer_errors_are_the_identity(run: Run) -> None:

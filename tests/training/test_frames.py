@@ -28,7 +28,7 @@ from tests.training.rows import random_data
 from tests.training.teacher import make, teacher_folder
 
 FRAMES = ["bitdistiller", "qat_ce", "llm_qat_training", "e2e_scales"]
-STEP = {"steps": 1, "batch_rows": 4, "learning_rate": 3e-3, "coefficient_batches": 1}
+STEP = {"steps": 1, "batch_rows": 4, "learning_rate": 3e-3}
 
 
 def recipe(method: str, granularity: str = "g32", lm_head: bool = False, seed: int = 0, **options: Any) -> Recipe:
@@ -221,6 +221,17 @@ def test_wrong_options_are_refused_before_any_work(options: dict[str, Any], mess
 def test_the_quantizers_options_are_filled_in() -> None:
     options = configuration.method_info("bitdistiller").options.model_validate({"quantizer": "r2q"})
     assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
+
+
+@pytest.mark.parametrize("step", ["quantize", "quantize_weight"])
+@pytest.mark.parametrize("method", ["gptq", "bitdistiller"])
+def test_a_quantizer_that_is_more_than_its_groups_is_no_part_of_another_method(
+    method: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQ would be that of another quantizer, and training would store what it did not compute with."""
+    monkeypatch.setattr(RTN, step, lambda self, *_: None)
+    with pytest.raises(ValueError, match=f"recipe x: quantizer rtn has a {step} of its own, and {method} asks"):
+        make_method(Recipe("x", method, "g32", options={"quantizer": "rtn"})).quantizer()
 
 
 def test_levels_without_a_gradient_are_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
