@@ -15,6 +15,8 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
+from r2q.failures import one_line, transient
+from r2q.intact import digest_files, missing_files
 from r2q.kept import PATHS, key
 from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
@@ -29,22 +31,7 @@ from r2q.plan import Plan, Unit
 from r2q.plan.sources import method_code
 from r2q.prepare import open_model
 from r2q.quantization.method import CheckpointMethod, Recipe, make_method
-from r2q.records import (
-    DIVERGED,
-    FAILED,
-    ITEMS,
-    OK,
-    RAW,
-    SAMPLES,
-    Layer,
-    Report,
-    digest_files,
-    missing_files,
-    one_line,
-    read_if_whole,
-    transient,
-    write_record,
-)
+from r2q.records import DIVERGED, FAILED, ITEMS, OK, RAW, SAMPLES, Layer, Report, read_if_whole, write_record
 from r2q.training.data import TrainingData
 from r2q.training.start import LATENT, write_latent
 from r2q.training.trainer import Diverged

@@ -18,7 +18,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "source": ("r2q/models/source.py", *WEIGHTS),
     "prepare": ("r2q/prepare.py", "r2q/models"),
     "calibrate": ("r2q/models/calibration.py", "r2q/kernels", *WEIGHTS, *TEXT),
-    "teacher_data": ("r2q/training/teacher_data.py", "r2q/models", "r2q/kernels", *WEIGHTS, *TEXT),
+    "teacher_data": ("r2q/training/teacher_data.py", "r2q/models", "r2q/kernels", "r2q/kept.py", *WEIGHTS, *TEXT),
     "quantize": QUANTIZE,  # and the method
     "train": (*QUANTIZE, "r2q/training"),  # and frame and quantizer
     "reference": ("r2q/evaluation/fidelity.py", "r2q/models", "r2q/quantization", "r2q/kernels", *TEXT),

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
+from r2q.intact import sign
 from r2q.plan import units_of
-from r2q.records import OK, Drift, Gradient, Report, Step, columns, read_json, sign, write_csv
+from r2q.records import OK, Drift, Gradient, Report, Step, columns, read_json, write_csv
 from r2q.report.run import of_bits
 
 
