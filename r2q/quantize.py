@@ -200,13 +200,8 @@ def _identity(
 
 def _packages(recipe: Recipe) -> list[str]:
     """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
-    packages = (package_of(configuration.method_info(name).module) for name in _methods(recipe))
+    packages = (package_of(info.module) for info in configuration.methods_named(recipe.method, recipe.options))
     return sorted({package for package in packages if package is not None})
-
-
-def _methods(recipe: Recipe) -> list[str]:
-    """The recipe's method and, where its options name one, the quantizer inside of it."""
-    return [recipe.method, *filter(None, [recipe.options.get("quantizer")])]
 
 
 def _unit(
@@ -292,7 +287,8 @@ def _faults_named(recipe: Recipe) -> Iterator[None]:
             raise
         traceback.print_exc()
         kind_and_text = next(line for line in traceback.format_exception_only(error) if not line.startswith(" "))
-        raise ValueError(f"method {' on '.join(_methods(recipe))}: {_noted(error, kind_and_text)}") from error
+        names = " on ".join(info.label for info in configuration.methods_named(recipe.method, recipe.options))
+        raise ValueError(f"method {names}: {_noted(error, kind_and_text)}") from error
 
 
 def _noted(error: BaseException, text: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from r2q.config import method_info
+from r2q.config import method_info, methods_named
 from r2q.kept import source_hash
 
 TEXT = ("r2q/files.py", "r2q/tokens.py")
@@ -35,9 +35,8 @@ def code(verb: str) -> str:
 
 def method_code(method: str, options: Mapping[str, Any]) -> str:
     """sha256 over the source behind a recipe: of the verb, its method, and the methods that its options name."""
-    names = {method, options.get("quantizer", method)}
     verb = "train" if method_info(method).needs == "training" else "quantize"
-    methods = [method_info(name) for name in names]
+    methods = methods_named(method, options)
     files = {str(path) for method in methods for path in (method.path, inspect.getsourcefile(method.options))}
     return _hash((*SOURCES[verb], *sorted(files)))
 
