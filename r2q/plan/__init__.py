@@ -31,16 +31,11 @@ class Unit:
         return f"{self.model}/{self.recipe}/seed{self.seed}"
 
 
-def units_of(config: Config) -> list[Unit]:
-    """All units, in the order of the config: models, recipes, seeds."""
-    return [Unit(model, *unit) for model in config.models for unit in config.units(model)]
-
-
 class Plan:
     """The units of a config with their folders, inputs and all that a result depends on.
 
     Args:
-        config: what is asked.
+        config: what is asked; its order is that of the units: models, recipes, seeds.
         made: folders whose files a rule writes, with those files: they may not be there yet.
     """
 
@@ -48,7 +43,7 @@ class Plan:
         self.config, self.made = config, made or {}
         self.results, self.figures = f"results/{config.run}", f"figures/{config.run}"
         self.hub = Hub.of(config)
-        self.units = units_of(config)
+        self.units = [Unit(model, *unit) for model in config.models for unit in config.units(model)]
         self.recipes = config.resolved()["recipes"]
         self._described: dict[str, dict[str, Any]] = {}  # recipes in words
         self._read: dict[str, list[str]] = {}  # files of models: all units ask alike, and it takes a look at the disk
