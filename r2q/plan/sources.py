@@ -13,10 +13,10 @@ from r2q.kept import source_hash
 
 TEXT = ("r2q/files.py", "r2q/tokens.py")
 WEIGHTS = ("r2q/quantization/method.py", "r2q/quantization/packing.py")  # packed ones, and what they import
-QUANTIZE = ("r2q/quantize.py", "r2q/models", "r2q/quantization", "r2q/kernels")
+QUANTIZE = ("r2q/quantize.py", "r2q/kept.py", "r2q/models", "r2q/quantization", "r2q/kernels")  # kept: seeds
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "source": ("r2q/models/source.py", *WEIGHTS),
-    "prepare": ("r2q/prepare.py", "r2q/models"),
+    "prepare": ("r2q/prepare.py", "r2q/tokens.py", "r2q/models"),
     "calibrate": ("r2q/models/calibration.py", "r2q/kernels", *WEIGHTS, *TEXT),
     "teacher_data": ("r2q/training/teacher_data.py", "r2q/models", "r2q/kernels", "r2q/kept.py", *WEIGHTS, *TEXT),
     "quantize": QUANTIZE,  # and the method
