@@ -73,8 +73,8 @@ def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
 
 def changed_files(manifest: str | Path) -> list[str]:
     """The files that a manifest names and that are there, but not as they were written."""
-    files = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
-    return [str(file) for file in files if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
+    written = {Path(manifest).with_name(name): sha256 for name, sha256 in _digests(Path(manifest)).items()}
+    return [str(file) for file, sha256 in written.items() if file.is_file() and file_sha256(file) != sha256]
 
 
 def check_signature(file: str | Path) -> None:
@@ -85,7 +85,8 @@ def check_signature(file: str | Path) -> None:
     """
     file = Path(file)
     for manifest in sorted(file.parent.glob("*.sha256")):
-        if _digests(manifest).get(file.name, sha256 := file_sha256(file)) != sha256:
+        written = _digests(manifest).get(file.name)
+        if written is not None and written != file_sha256(file):
             raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
 
 
