@@ -112,6 +112,10 @@ def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else(
     assert moved(limits=config.limits.model_copy(update={"batch_size": 8})) == (False, True)
     assert moved(limits=config.limits.model_copy(update={"threads": 3})) == (False, False)
     assert moved(device="cpu") == (True, True)
+    for limit, moves in (("threads", False), ("items", True)):
+        limits = config.limits.model_copy(update={limit: 3})
+        other = Plan(config.model_copy(update={"limits": limits}))
+        assert (other.asked_collect() != base.asked_collect()) == moves, limit
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.stem)

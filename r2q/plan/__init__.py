@@ -261,8 +261,9 @@ class Plan:
         )
 
     def asked_collect(self, at: Any = None) -> str:
-        shown = ("figures", "claims")
-        return _line({key: v for key, v in self.config.resolved().items() if key not in shown}, code=code("report"))
+        others = ("figures", "claims", "device", "limits")  # what moves a unit comes with its records
+        asked = {key: v for key, v in self.config.resolved().items() if key not in others}
+        return _line(asked, items=self.config.limits.items, code=code("report"))
 
     def asked_collect_training(self, at: Any = None) -> str:
         return _line(
