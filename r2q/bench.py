@@ -14,12 +14,14 @@ import torch
 
 from r2q import config as configuration
 from r2q.config.sections import CONTEXT
+from r2q.failures import one_line
+from r2q.intact import sign
 from r2q.kept import write_json
 from r2q.models.checks import max_positions
 from r2q.models.devices import device_name, pick_device
 from r2q.models.load import load_packed, quiet
 from r2q.plan import Plan
-from r2q.records import OK, Latency, Report, columns, one_line, read_json, sign, write_csv
+from r2q.records import OK, Latency, Report, columns, read_json, write_csv
 
 COLUMNS = ["model", *columns(Latency)[columns(Latency).index("phase") : -1]]
 

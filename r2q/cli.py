@@ -1,4 +1,4 @@
-"""The command line, built from the files of `r2q.verbs`: one verb per rule of the workflow.
+"""The command line, built from the files of `r2q.verbs`: what rules of the workflow run, and what is asked by hand.
 
 Bad input prints one sentence to the terminal and exits with 2; anything else is a fault of ours, shows its traceback
 and exits with 1.

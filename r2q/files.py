@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r2q.records import one_line
+from r2q.failures import one_line
 
 COMPRESSION = ("", ".xz", ".gz")
 HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:[\w.-]+:[\w.-]+\.json(\.gz)?")

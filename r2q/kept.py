@@ -81,7 +81,7 @@ def source_files(paths: Iterable[str | Path]) -> list[Path]:
 
     What they import counts where it stands beside them, below the top of their package, in the working folder or among
     this repository's packages, so that a method which builds on another changes with it. Of r2q only modules of the
-    same package count: what a verb needs of the others is listed in `r2q.plan.sources`.
+    same package below it count: what a verb needs of the others is listed in `r2q.plan.sources`.
     """
     files: set[Path] = set()
     for path in paths:
@@ -120,7 +120,7 @@ def _imports(file: Path, source: bytes) -> list[Path]:
             names += [module, *((*module, alias.name) for alias in node.names)]
     imported = []
     for name in dict.fromkeys(filter(None, names)):
-        if name[0] == "r2q" and name[:-1] != package:
+        if name[0] == "r2q" and (name[:-1] != package or len(package) == 1):
             continue
         beside = [top] if name[:1] == package[:1] or not package else []  # else `top` may hold all installed packages
         places = [folder.joinpath(*name) for folder in dict.fromkeys((*beside, Path.cwd(), ROOT))]

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, Model, refuse
+from r2q.failures import one_line
 from r2q.inputs.hub import Hub
+from r2q.intact import Damaged, digest_sums
 from r2q.kept import write_json
 from r2q.measure import versions
-from r2q.records import Damaged, digest, digest_sums, one_line
+from r2q.records import digest
 from r2q.tokens import beyond_positions
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import ConfigError, nearest
+from r2q.failures import one_line, transient
+from r2q.intact import digest_files, missing_files
 from r2q.kept import PATHS, key
 from r2q.measure import MIB, Measured, package_of, versions
 from r2q.models.apply import FAILURES, apply, formula_bytes
@@ -29,22 +31,7 @@ from r2q.plan import Plan, Unit
 from r2q.plan.sources import method_code
 from r2q.prepare import open_model
 from r2q.quantization.method import CheckpointMethod, Recipe, make_method
-from r2q.records import (
-    DIVERGED,
-    FAILED,
-    ITEMS,
-    OK,
-    RAW,
-    SAMPLES,
-    Layer,
-    Report,
-    digest_files,
-    missing_files,
-    one_line,
-    read_if_whole,
-    transient,
-    write_record,
-)
+from r2q.records import DIVERGED, FAILED, ITEMS, OK, RAW, SAMPLES, Layer, Report, read_if_whole, write_record
 from r2q.training.data import TrainingData
 from r2q.training.start import LATENT, write_latent
 from r2q.training.trainer import Diverged
@@ -222,13 +209,8 @@ def _identity(
 
 def _packages(recipe: Recipe) -> list[str]:
     """Installed packages that the recipe's method and quantizer come from, where they are not ours."""
-    packages = (package_of(configuration.method_info(name).module) for name in _methods(recipe))
+    packages = (package_of(info.module) for info in configuration.methods_named(recipe.method, recipe.options))
     return sorted({package for package in packages if package is not None})
-
-
-def _methods(recipe: Recipe) -> list[str]:
-    """The recipe's method and, where its options name one, the quantizer inside of it."""
-    return [recipe.method, *filter(None, [recipe.options.get("quantizer")])]
 
 
 def _unit(
@@ -314,7 +296,8 @@ def _faults_named(recipe: Recipe) -> Iterator[None]:
             raise
         traceback.print_exc()
         kind_and_text = next(line for line in traceback.format_exception_only(error) if not line.startswith(" "))
-        raise ValueError(f"method {' on '.join(_methods(recipe))}: {_noted(error, kind_and_text)}") from error
+        names = " on ".join(info.label for info in configuration.methods_named(recipe.method, recipe.options))
+        raise ValueError(f"method {names}: {_noted(error, kind_and_text)}") from error
 
 
 def _noted(error: BaseException, text: object) -> str:

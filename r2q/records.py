@@ -2,14 +2,14 @@
 
 JSON (written by `r2q.kept.write_json`) holds one record, CSV one record a line. Both are written whole or not at all,
 and so that equal records give equal bytes; both are read back with their types checked. Whoever cannot use a damaged
-file computes it again: `Damaged` is the one error that says so. Nothing here imports torch, and pandas only to read.
+file computes it again: `r2q.intact.Damaged` is the one error that says so. Nothing here imports torch, and pandas only
+to read.
 """
 
 import csv
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from pydantic import TypeAdapter, ValidationError
 
-from r2q.kept import file_sha256, key, write_atomic, write_json
+from r2q.failures import one_line
+from r2q.intact import Damaged, check_signature
+from r2q.kept import key, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,15 +28,9 @@ if TYPE_CHECKING:
 OK, FAILED, DIVERGED = "ok", "failed", "diverged"
 Status = Literal["ok", "failed", "diverged"]  # diverged: a loss or gradient of the training was not finite
 Format = Literal[2]  # of report.json and evaluation.json; a file of another format is made again
-
-OTHERWISE = "results of another config, or other code, than today's: looked at again"
 RAW, ITEMS, SAMPLES = "lm_eval.json", "items.json", "samples.jsonl"  # beside evaluation.json
 
 Record = TypeVar("Record")
-
-
-class Damaged(ValueError):
-    """A file that is cut off, edited, or of another format; the message names it and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -415,37 +411,6 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def one_line(error: object) -> str:
-    """The text of an error as a reason: one line, never empty, of letters that every file and terminal can have."""
-    line = " ".join(str(error).split())
-    return (
-        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
-        or type(error).__name__
-    )
-
-
-MACHINE_ERRORS = (  # errors of torch; the last two of a compiler
-    "OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException", "InductorError",
-    "BackendCompilerFailed",
-)  # fmt: skip
-# What torch says in a plain RuntimeError; the last of a file that it could not write, as on a full disk.
-MACHINE_WORDS = ("can't allocate memory", "CUDA error", "fail at inline_container.cc")
-
-
-def transient(error: BaseException | None, apart: tuple[type[Exception], ...] = ()) -> bool:
-    """Whether an error may be gone the next time, all else equal: a file, library, memory or GPU that was not there.
-
-    What it was raised from, or while it was handled, counts as well, but for errors of the kinds `apart`.
-    """
-    while error is not None:
-        machine = isinstance(error, OSError | ImportError | MemoryError) or type(error).__name__ in MACHINE_ERRORS
-        machine = machine or (isinstance(error, RuntimeError) and any(words in str(error) for words in MACHINE_WORDS))
-        if machine and not isinstance(error, apart):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def write_record(path: str | Path, record: Any) -> None:
     """A report or evaluation as JSON, with its digest; raises ValueError for NaN: JSON has none."""
     write_json(path, replace(record, digest=digest(asdict(record))))
@@ -487,65 +452,6 @@ def read_if_whole(path: str | Path, kind: type[Record]) -> Record | None:
     except Damaged as error:
         print(f"{error}; it is made again", flush=True)
         return None
-
-
-def check_tensors(path: str | Path, asked: str = "") -> None:
-    """Hold the length of a safetensors file against its header, and what it was asked, at no cost.
-
-    Raises:
-        Damaged: it is cut off, no such file, or says that it was asked otherwise.
-    """
-    start, places, metadata = tensor_places(path)
-    size, whole = Path(path).stat().st_size, start + max((end for _, end in places.values()), default=0)
-    if size != whole:
-        raise Damaged(f"{path}: damaged: {size} bytes instead of {whole}")
-    if asked and any(json.loads(facts).get("asked", asked) != asked for facts in metadata.values()):
-        raise Damaged(OTHERWISE)
-
-
-def tensor_places(path: str | Path) -> tuple[int, dict[str, tuple[int, int]], dict[str, str]]:
-    """Where the tensors of a safetensors file begin, from there the first and the last byte of each, and its metadata.
-
-    Raises:
-        Damaged: the file has no such header.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, Path(path).stat().st_size)))
-        metadata = header.pop("__metadata__", {})
-        return 8 + length, {name: tuple(entry["data_offsets"]) for name, entry in header.items()}, metadata
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise Damaged(f"{path}: damaged: no safetensors file") from None
-
-
-def digest_files(folder: Path, names: Iterable[str]) -> str:
-    """One sha256 over names and contents of files below a folder."""
-    return digest_sums({name: file_sha256(folder / name) for name in names})
-
-
-def digest_sums(sums: Mapping[str, str]) -> str:
-    """One sha256 over names of files and the sha256 of each."""
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def on_other_data(evaluations: Mapping[Path, Evaluation]) -> list[Path]:
-    """Evaluations of one model, by their files, whose tasks and texts held something else than those of the newest."""
-    read = {path: record.hashes["tasks"] for path, record in evaluations.items() if record.hashes.get("tasks")}
-    newest = max(read, key=lambda path: path.stat().st_mtime_ns, default=None)
-    return [path for path, digest in read.items() if newest is not None and digest != read[newest]]
-
-
-def touched_files(record: Path, files: Iterable[str]) -> list[str]:
-    """Those of a unit's files that were written after their record, and may be others by now."""
-    written = record.stat().st_mtime_ns
-    return [name for name in files if (record.parent / name).stat().st_mtime_ns > written]
-
-
-def missing_files(folder: Path, files: dict[str, int]) -> list[str]:
-    """Those of a unit's files that are not there with their length."""
-    return [n for n, size in files.items() if not (folder / n).is_file() or (folder / n).stat().st_size != size]
 
 
 def columns(kind: type) -> list[str]:
@@ -656,34 +562,3 @@ def _typed(kind: type | None, texts: "pd.Series") -> Any:
             raise ValueError(f"{wrong!r} is neither True nor False")
         return pd.array([flags[text] for text in texts], dtype="boolean")
     return texts
-
-
-def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
-    """Write the sha256 of derived files into `manifest`, beside them, in the form of `sha256sum --check`."""
-    write_atomic(manifest, "".join(f"{file_sha256(Path(file))}  {Path(file).name}\n" for file in files))
-
-
-def changed_files(manifest: str | Path) -> list[str]:
-    """The files that a manifest names and that are there, but not as they were written."""
-    files = [Path(manifest).with_name(name) for name in _digests(Path(manifest))]
-    return [str(file) for file in files if file.is_file() and file_sha256(file) != _digests(Path(manifest))[file.name]]
-
-
-def check_signature(file: str | Path) -> None:
-    """Refuse a file that is not as the verb wrote it that signed it; a file that nobody signed is taken as it is.
-
-    Raises:
-        Damaged: edited or cut off since.
-    """
-    file = Path(file)
-    for manifest in sorted(file.parent.glob("*.sha256")):
-        if _digests(manifest).get(file.name, sha256 := file_sha256(file)) != sha256:
-            raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
-
-
-def _digests(manifest: Path) -> Mapping[str, str]:
-    """sha256 by name, of the lines of a manifest that are whole."""
-    if not manifest.is_file():
-        return {}
-    lines = [line.split("  ", 1) for line in manifest.read_text(errors="replace").splitlines()]
-    return {line[1]: line[0] for line in lines if len(line) == 2}

@@ -1,5 +1,6 @@
 """One thread for torch: tiny tensors gain nothing from more, and busy machines lose much."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     assert done.returncode == 0, done.stdout
     copy.output = done.stdout
     return copy
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _libraries_are_no_garbage() -> None:
+    """What is imported stays: else every look for garbage, also those that the code asks for, goes over all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 WORKFLOW = ("test_dag", "test_smoke")  # share one finished run

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import yaml
 
 from r2q.config import load
 from r2q.kept import ROOT, held
+from r2q.plan import Plan
+from r2q.plan.checks import stale
 from r2q.plan.estimate import Estimate
 from r2q.plan.jobs import Machine
 from tests.workflow import Copy
@@ -55,6 +57,18 @@ def moved(file: Path, away: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     return Copy(tmp_path_factory.mktemp("fresh"))
+
+
+@pytest.fixture
+def inside(finished: Copy, monkeypatch: pytest.MonkeyPatch) -> Copy:
+    """The finished run, looked at from its own folder."""
+    monkeypatch.chdir(finished.folder)
+    return finished
+
+
+def to_be_made() -> dict[str, str]:
+    """Files of the smoke run in this folder that Snakemake is told to make again, with the reason."""
+    return stale(Plan(load("config/smoke.yaml")))
 
 
 def jobs(verb: str, model: str, *recipes: str) -> set[str]:
@@ -201,14 +215,11 @@ def test_values_can_be_set_on_the_command_line(finished: Copy) -> None:
     assert done.returncode == 1
     assert "config/smoke.yaml + --config: limits.itms: unknown key; nearest valid: items" in done.stdout
     again = ("--config", "limits={batch_size: 32}")
-    assert finished.units(*again) == EVALUATE
-    assert set(finished.planned(*again)) - {"reference"} == {"evaluate"} | AFTERWARDS - {"lattice"}
-    assert set(finished.planned("--config", "latency={recipes: [r2q-g64], repeats: 4}")) == {
-        "latency",
-        "table",
-        "page",
-        "all",
-    }
+    planned, units = finished.dry(*again)
+    assert units == EVALUATE
+    assert set(planned) - {"reference"} == {"evaluate"} | AFTERWARDS - {"lattice"}
+    timed = finished.planned("--config", "latency={recipes: [r2q-g64], repeats: 4}")
+    assert set(timed) == {"latency", "table", "page", "all"}
 
 
 def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
@@ -251,12 +262,12 @@ def test_a_change_runs_again_what_depends_on_it(
     finished: Copy, name: str, old: str, new: str, expected: set[str] | None
 ) -> None:
     with changed(finished, name, old, new):
-        units, planned = finished.units(), set(finished.planned())
+        planned, units = finished.dry()
     assert units == (expected or set())
     if expected is None:
-        assert planned == set()
+        assert planned == {}
     else:
-        rest = planned - {"quantize", "evaluate", "prepare", "check", "reference"}
+        rest = set(planned) - {"quantize", "evaluate", "prepare", "check", "reference"}
         only_scores = set() if expected - EVALUATE else {"lattice"}  # it reads packed weights
         assert rest - {"latency"} == AFTERWARDS - only_scores
         assert ("latency" in rest) == any(job.startswith("quantize") and "r2q-g64" in job for job in expected)
@@ -270,16 +281,16 @@ FIDELITY = (
 def test_a_run_that_came_without_snakemakes_records_is_known_by_its_own(finished: Copy, tmp_path: Path) -> None:
     """A folder of results that was copied or moved: what was changed since had been taken for what was there."""
     with moved(finished.folder / ".snakemake", tmp_path):
-        assert finished.units() == set()
-        assert set(finished.planned()) == AFTERWARDS | {"latency"}
+        planned, units = finished.dry()
+        assert (set(planned), units) == (AFTERWARDS | {"latency"}, set())
         with changed(finished, "config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}")):
             assert finished.units() == both("mini-llama", "rtn-g64")
         with changed(finished, "config/smoke.yaml", FIDELITY, FIDELITY.replace("windows: 2", "windows: 1")):
-            assert finished.units() == EVALUATE
-            assert finished.planned()["reference"] == 2
+            planned, units = finished.dry()
+            assert (planned["reference"], units) == (2, EVALUATE)
         with changed(finished, "config/smoke.yaml", "path: mini/models/mini-opt", "path: ./mini/models/mini-opt"):
-            assert finished.units() == both("mini-opt", *RECIPES["mini-opt"])
-            assert finished.planned()["prepare"] == 1
+            planned, units = finished.dry()
+            assert (planned["prepare"], units) == (1, both("mini-opt", *RECIPES["mini-opt"]))
         shutil.rmtree(finished.folder / ".snakemake")  # the dry runs' own
 
 
@@ -322,14 +333,18 @@ def test_what_no_one_reads_is_no_input(finished: Copy) -> None:
 DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collected.sha256", "tables/main.md"]
 DERIVED += ["lattice.csv", "latency.csv", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
 DERIVED += ["../../figures/smoke/granularity.svg"]
-EDITED = [
-    "scores.csv",
-    "lattice.csv",
-    "latency.csv",
-    "report.html",
-    "tables/main.csv",
-    "../../figures/smoke/frontier-bits.csv",
-]
+EDITED = {  # and the manifests that say so
+    "scores.csv": "results/smoke/collected", "lattice.csv": "results/smoke/lattice",
+    "latency.csv": "results/smoke/latency",
+    "report.html": "results/smoke/report",
+    "tables/main.csv": "results/smoke/tables/tables",
+    "../../figures/smoke/frontier-bits.csv": "figures/smoke/frontier-bits",
+}  # fmt: skip
+# records of a model, and the rules that make them again
+RECORDS = {"prepared.json": "prepare"}
+RECORDS |= {
+    f"r2q-g64/seed0/{name}": rule for name, rule in (("report.json", "quantize"), ("evaluation.json", "evaluate"))
+}
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
 SCORED = ["evaluation.json", "lm_eval.json", "items.json"]
 
@@ -337,9 +352,9 @@ SCORED = ["evaluation.json", "lm_eval.json", "items.json"]
 @pytest.mark.parametrize("name", DERIVED)
 def test_a_derived_file_that_was_deleted_comes_back(finished: Copy, name: str, tmp_path: Path) -> None:
     with moved(finished.path(name), tmp_path):
-        assert set(finished.planned()) - {"all"}
-        before_units = "mini_facts" in name or "prepared" in name  # what follows is planned, and then kept
-        assert before_units or finished.units() == set()
+        planned, units = finished.dry()
+    assert set(planned) - {"all"}
+    assert units == set() or "mini_facts" in name or "prepared" in name  # what follows is planned, and then kept
 
 
 @pytest.mark.parametrize("name", [*OF_A_UNIT, *SCORED])
@@ -347,21 +362,28 @@ def test_a_file_of_a_unit_that_was_deleted_comes_back(finished: Copy, name: str,
     with moved(finished.path(f"mini-opt/r2q-g64/seed0/{name}"), tmp_path):
         expected = both("mini-opt", "r2q-g64") if name in OF_A_UNIT else jobs("evaluate", "mini-opt", "r2q-g64")
         assert finished.units() == expected
-    assert finished.planned() == {}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_record_is_named_and_made_again(finished: Copy, name: str, tmp_path: Path) -> None:
+    file = finished.path(f"mini-opt/{name}")
+    with moved(file, tmp_path):
+        file.write_text("{}")
+        done = finished.run("--dry-run")
+    assert done.returncode == 0, done.stdout
+    assert f"results/smoke/mini-opt/{name}: damaged" in done.stdout
+    assert f": {RECORDS[name]} mini-opt" in done.stdout
+    assert not re.search(r": (prepare|quantize|evaluate) mini-llama", done.stdout)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "{}", "[]", "null"])
-@pytest.mark.parametrize("name", ["report.json", "evaluation.json", "../../prepared.json"])
-def test_a_damaged_record_is_named_and_made_again(finished: Copy, name: str, damage: str, tmp_path: Path) -> None:
-    file = (finished.path("mini-opt/r2q-g64/seed0") / name).resolve()
-    with moved(file, tmp_path):
-        file.write_text(damage)
-        done = finished.run("--dry-run")
-    assert done.returncode == 0, done.stdout
-    assert f"{file.relative_to(finished.folder.resolve())}: damaged" in done.stdout
-    verb = {"report.json": "quantize", "evaluation.json": "evaluate"}.get(name, "prepare")
-    assert f": {verb} mini-opt" in done.stdout
-    assert not re.search(r": (prepare|quantize|evaluate) mini-llama", done.stdout)
+@pytest.mark.parametrize("name", RECORDS)
+def test_so_is_whatever_its_damage(inside: Copy, name: str, damage: str, tmp_path: Path) -> None:
+    with moved(inside.path(f"mini-opt/{name}"), tmp_path):
+        inside.path(f"mini-opt/{name}").write_text(damage)
+        ((file, reason),) = to_be_made().items()
+    assert file == f"results/smoke/mini-opt/{name}"
+    assert reason.startswith(f"{file}: damaged")
 
 
 def test_a_failure_whose_cause_may_be_gone_is_tried_again_and_no_other(finished: Copy, tmp_path: Path) -> None:
@@ -386,28 +408,31 @@ def edit(file: Path) -> None:
     file.write_text(f"{text[:place]}{9 - int(text[place])}{text[place + 1 :]}")
 
 
-@pytest.mark.parametrize("name", EDITED)
-def test_an_edited_file_that_was_made_of_records_is_made_again(finished: Copy, name: str, tmp_path: Path) -> None:
-    file = finished.path(name)
-    before = file.read_text()
-    with moved(file, tmp_path):
-        file.write_text(before)
+def test_edited_files_that_were_made_of_records_are_made_again(finished: Copy, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for number, name in enumerate(EDITED):
+            before = finished.path(name).read_text()
+            (tmp_path / str(number)).mkdir()
+            stack.enter_context(moved(finished.path(name), tmp_path / str(number)))
+            finished.path(name).write_text(before)
         assert finished.planned() == {}
-        edit(file)
+        for name in EDITED:
+            edit(finished.path(name))
         done = finished.run("--dry-run")
-    assert ".sha256: the files are not what was written; made again" in done.stdout
+    for manifest in EDITED.values():
+        assert f"{manifest}.sha256: the files are not what was written; made again" in done.stdout
     assert "Job stats" in done.stdout
 
 
 @pytest.mark.parametrize("name", [*OF_A_UNIT[1:], *SCORED])
-def test_an_edit_of_the_same_length_in_a_unit_is_noticed(finished: Copy, name: str, tmp_path: Path) -> None:
-    file = finished.path(f"mini-opt/r2q-g64/seed0/{name}")
+def test_an_edit_of_the_same_length_in_a_unit_is_noticed(inside: Copy, name: str, tmp_path: Path) -> None:
+    file = inside.path(f"mini-opt/r2q-g64/seed0/{name}")
     before = file.read_text()
     with moved(file, tmp_path):
         file.write_text(before)
         edit(file)
-        expected = both("mini-opt", "r2q-g64") if name in OF_A_UNIT else jobs("evaluate", "mini-opt", "r2q-g64")
-        assert finished.units() == expected
+        record = "report.json" if name in OF_A_UNIT else "evaluation.json"
+        assert [*to_be_made()] == [f"results/smoke/mini-opt/r2q-g64/seed0/{record}"]
 
 
 def test_braces_in_free_text_are_text(fresh: Copy) -> None:

@@ -1,6 +1,7 @@
 """What a result depends on: the lists of source files hold all that the verbs import, and inputs what is read."""
 
 import ast
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from r2q import prepare
 from r2q.config import load, parse
-from r2q.kept import ROOT, source_files
+from r2q.kept import ROOT, seed_of, source_files
 from r2q.plan import Plan, Unit, model_files
 from r2q.plan.checks import problems, stale
 from r2q.plan.sources import SOURCES
@@ -18,9 +19,9 @@ from r2q.records import Facts, Report, write_record
 
 # What says, checks, finds or writes, and computes no number; words of a recipe are asked for by their values.
 NO_NUMBERS = {
-    "r2q/__init__.py", "r2q/_hook.py", "r2q/cli.py", "r2q/inputs/hub.py", "r2q/kept.py", "r2q/measure.py",
-    "r2q/prepare.py", "r2q/records.py", "r2q/server.py", "r2q/plan/__init__.py", "r2q/plan/checks.py",
-    "r2q/plan/sources.py",
+    "r2q/__init__.py", "r2q/_hook.py", "r2q/cli.py", "r2q/failures.py", "r2q/inputs/hub.py", "r2q/intact.py",
+    "r2q/kept.py", "r2q/measure.py", "r2q/prepare.py", "r2q/records.py", "r2q/server.py", "r2q/plan/__init__.py",
+    "r2q/plan/checks.py", "r2q/plan/sources.py",
 }  # fmt: skip
 READ_BY_OTHERS: dict[str, set[str]] = {
     "train": {"r2q/files.py", "r2q/tokens.py"},  # by `calibrate`, whose tokens are hashed
@@ -70,6 +71,16 @@ def test_the_list_of_sources_has_all_that_a_verb_imports(verb: str) -> None:
     listed = {file.relative_to(ROOT).as_posix() for file in source_files(SOURCES[verb])}
     missing = imported(ENTRY[verb]) - READ_BY_OTHERS.get(verb, set()) - listed
     assert {name for name in missing if not name.endswith("/__init__.py")} == set()
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES.keys() - {"report", "lattice"}))
+def test_a_column_of_a_table_makes_no_unit_again(verb: str) -> None:
+    assert ROOT / "r2q/records.py" not in source_files(SOURCES[verb])
+
+
+@pytest.mark.parametrize("verb", ["teacher_data", "quantize", "train"])
+def test_what_draws_counts_where_seeds_come_from(verb: str) -> None:
+    assert inspect.getsourcefile(seed_of) in map(str, source_files(SOURCES[verb]))
 
 
 def test_every_listed_source_is_there() -> None:
@@ -128,6 +139,10 @@ def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else(
     assert moved(limits=config.limits.model_copy(update={"batch_size": 8})) == (False, True)
     assert moved(limits=config.limits.model_copy(update={"threads": 3})) == (False, False)
     assert moved(device="cpu") == (True, True)
+    for limit, moves in (("threads", False), ("items", True)):
+        limits = config.limits.model_copy(update={limit: 3})
+        other = Plan(config.model_copy(update={"limits": limits}))
+        assert (other.asked_collect() != base.asked_collect()) == moves, limit
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.stem)

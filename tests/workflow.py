@@ -57,20 +57,24 @@ class Copy:
             timeout=300,
         )
 
-    def planned(self, *arguments: str, config: str = "smoke") -> dict[str, int]:
-        """Jobs that a run would run, by rule."""
+    def dry(self, *arguments: str, config: str = "smoke") -> tuple[dict[str, int], set[str]]:
+        """What a run would do: jobs by rule, and with which units, as its jobs say it (`evaluate mini-opt: r2q-g64
+        seed 0`)."""
         done = self.run("--dry-run", *arguments, config=config)
         assert done.returncode == 0, done.stdout
         if "Nothing to be done" in done.stdout:
-            return {}
+            return {}, set()
         stats = done.stdout.split("Job stats:")[1].split("total")[0]
-        return {rule: int(count) for rule, count in re.findall(r"(?m)^(\S+) +(\d+)$", stats)}
+        units = re.findall(r"(?m)^Job \d+: ((?:quantize|train|evaluate) .*)$", done.stdout)
+        return {rule: int(count) for rule, count in re.findall(r"(?m)^(\S+) +(\d+)$", stats)}, set(units)
+
+    def planned(self, *arguments: str, config: str = "smoke") -> dict[str, int]:
+        """The jobs alone."""
+        return self.dry(*arguments, config=config)[0]
 
     def units(self, *arguments: str, config: str = "smoke") -> set[str]:
-        """What a run would do with which unit, as its jobs say it: `evaluate mini-opt: r2q-g64 seed 0`."""
-        done = self.run("--dry-run", *arguments, config=config)
-        assert done.returncode == 0, done.stdout
-        return set(re.findall(r"(?m)^Job \d+: ((?:quantize|train|evaluate) .*)$", done.stdout))
+        """The units alone."""
+        return self.dry(*arguments, config=config)[1]
 
     def path(self, name: str) -> Path:
         return self.folder / "results" / "smoke" / name

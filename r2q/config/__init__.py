@@ -23,7 +23,7 @@ from r2q.config.facts import describe_recipe
 from r2q.config.lattice import lattice_lacks, lattice_problems
 from r2q.config.leaks import leaks
 from r2q.config.machine import machine_problems
-from r2q.config.methods import FACTS, Needs, built_in_methods, import_method, method_info
+from r2q.config.methods import FACTS, Needs, built_in_methods, import_method, method_info, methods_named
 from r2q.config.problems import describe, unusable_values
 from r2q.config.quantizer import QuantizerOptions
 from r2q.config.run import Config

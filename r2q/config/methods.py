@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -100,6 +101,11 @@ def method_info(name: str) -> MethodInfo:
             raise ConfigError(f"method {name}: {fact} of {cls} is {facts[fact]!r}, not of type {kind.__name__}")
     one, frame = "WeightMethod" in ancestors, "TrainingMethod" in ancestors
     return MethodInfo(module, cls, path, options, weight_method=one, trains=frame, **facts)
+
+
+def methods_named(method: str, options: Mapping[str, Any]) -> list[MethodInfo]:
+    """A method and, where its options name one, the quantizer inside of it. Raises ConfigError."""
+    return [method_info(name) for name in (method, options.get("quantizer")) if name is not None]
 
 
 def import_method(name: str) -> type:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from r2q.config.base import DEVICE, MethodOptions, Name, PathText, Section, Seeds, null_is_empty
-from r2q.config.methods import MethodInfo, method_info
+from r2q.config.methods import MethodInfo, method_info, methods_named
 from r2q.config.sections import Claims, Figures, Latency, Limits, Model, Recipe, Task
 from r2q.config.texts import Calibration, Fidelity, Perplexity, Training
 
@@ -85,9 +85,7 @@ class Config(Section):
 
     def methods_of(self, recipe: str) -> list[MethodInfo]:
         """A recipe's method and, where its options name one, the quantizer inside of it."""
-        quantizer = getattr(self.options_of(recipe), "quantizer", None)
-        names = [self.recipes[recipe].method, *([] if quantizer is None else [quantizer])]
-        return [method_info(name) for name in names]
+        return methods_named(self.recipes[recipe].method, dict(self.options_of(recipe)))
 
     def units(self, model: str) -> list[tuple[str, int]]:
         """(recipe, seed) of every unit of a model."""

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from r2q.config.base import ConfigError
-from r2q.records import one_line
+from r2q.failures import one_line
 
 MOST_BYTES = 16 << 20
 MOST_VALUES = 1_000_000

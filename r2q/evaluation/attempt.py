@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from r2q.records import one_line
+from r2q.failures import one_line
 
 NO_NUMBER = (ArithmeticError, torch.OutOfMemoryError)  # a model that is not finite, or too large
 

@@ -12,12 +12,12 @@ from r2q import config as configuration
 from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.session import SEEDS, silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
+from r2q.failures import one_line
 from r2q.files import read_joined
 from r2q.inputs.hub import Hub
 from r2q.kept import write_json
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
-from r2q.records import one_line
 from r2q.tokens import Encoder, beyond_positions
 
 GENERATED = 256  # tokens where a task names no max_gen_toks: lm-eval's default

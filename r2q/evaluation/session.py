@@ -10,28 +10,15 @@ from typing import Any
 
 from r2q.config import Config, refuse, some
 from r2q.evaluation.tasks import TaskSet
+from r2q.failures import one_line, transient
 from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
+from r2q.intact import digest_files, missing_files
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
 from r2q.plan import Plan, Unit
 from r2q.plan.sources import code
-from r2q.records import (
-    FAILED,
-    ITEMS,
-    OK,
-    RAW,
-    SAMPLES,
-    Evaluation,
-    Report,
-    TaskScore,
-    digest_files,
-    missing_files,
-    one_line,
-    read_if_whole,
-    transient,
-    write_record,
-)
+from r2q.records import FAILED, ITEMS, OK, RAW, SAMPLES, Evaluation, Report, TaskScore, read_if_whole, write_record
 
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
 BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form

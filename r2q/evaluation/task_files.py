@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from r2q.config import ConfigError, nearest
-from r2q.records import one_line
+from r2q.failures import one_line
 
 _KEY = re.compile(rb"""^["']?(task|group|tag|include|class)["']?[ \t]*:(.*(?:\n(?:[ \t-].*)?)*)""", re.MULTILINE)
 _SKIPPED = {"__pycache__", ".ipynb_checkpoints"}

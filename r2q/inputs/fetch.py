@@ -17,10 +17,11 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import Config, ConfigError, Model, refuse
+from r2q.failures import one_line
 from r2q.inputs.hub import CHOICE, Hub, HubInput, Kind, call, hub_inputs, is_id, lock_file, snapshot
 from r2q.kept import file_sha256, held
 from r2q.models.source import checked_sha256, fetched, model_patterns
-from r2q.records import Inputs, Pinned, PinnedFile, one_line, read_if_whole, read_json, write_record
+from r2q.records import Inputs, Pinned, PinnedFile, read_if_whole, read_json, write_record
 
 CARD = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # of a data set: what `datasets` reads besides rows
 GB = 1e9

@@ -14,8 +14,9 @@ from typing import Any, Literal, Self
 
 from r2q.config import CALIBRATION_PRESETS, HUB_GGUF, HUB_TEXT, Config, ConfigError, Model, method_info
 from r2q.files import HUB_FILE, Newest
+from r2q.intact import missing_files
 from r2q.kept import file_sha256
-from r2q.records import Inputs, Pinned, missing_files, read_json
+from r2q.records import Inputs, Pinned, read_json
 
 LOCK = "inputs.lock.json"
 AGAIN = "run `python -m r2q fetch` again"

@@ -16,9 +16,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from r2q.config import some
+from r2q.failures import one_line
 from r2q.models.source import SMALL, VOCABULARY, WEIGHTS
 from r2q.models.targets import decoder_blocks
-from r2q.records import one_line
 
 POINTER = b"version https://git-lfs"
 MASK = re.compile(r"attn(\.attention)?\.(bias|masked_bias|causal_mask)$")

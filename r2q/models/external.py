@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from r2q.config import Model
+from r2q.failures import one_line
+from r2q.intact import tensor_places
 from r2q.models.apply import compare
 from r2q.models.checks import read_files, weight_files
 from r2q.models.load import load_packed
@@ -18,7 +20,6 @@ from r2q.models.save import clear, folder_digest
 from r2q.models.source import VOCABULARY, fetch
 from r2q.models.targets import Target
 from r2q.quantization.method import CheckpointMethod
-from r2q.records import one_line, tensor_places
 
 ROWS = 1024  # unit vectors that a layer is run on at once
 

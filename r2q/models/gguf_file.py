@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from r2q.records import one_line
+from r2q.failures import one_line
 
 MAGIC = b"GGUF"
 ONE_FILE = "100TB"  # weights are written as one model.safetensors

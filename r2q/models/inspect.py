@@ -9,13 +9,14 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import Config
+from r2q.intact import sign
 from r2q.models.load import load_full, load_packed, quiet
 from r2q.models.packed import PackedWeight
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
 from r2q.prepare import read_prepared
 from r2q.quantization.method import QuantizedWeight
-from r2q.records import OK, Report, read_json, sign, write_csv
+from r2q.records import OK, Report, read_json, write_csv
 
 COLUMNS = ("method", "recipe", "model", "layer", "row", "group", "percentile", "index", "weight", "code", "quantized")
 

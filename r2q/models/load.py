@@ -11,12 +11,12 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
 from r2q.config import nearest, some
+from r2q.failures import one_line
 from r2q.models.checks import read_config, say_untied, unknown_keys
 from r2q.models.joined import join
 from r2q.models.packed import make_dense
 from r2q.models.plugin import QUANT_METHOD, R2QConfig
 from r2q.models.targets import refuse_quantized
-from r2q.records import one_line
 
 
 def load_full(path: str, dtype: str = "auto") -> Any:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from r2q.records import one_line
+from r2q.failures import one_line
 
 TOKENS = 24
 _TENSOR: Any = torch.Tensor

@@ -11,13 +11,13 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from r2q.intact import digest_files
 from r2q.kept import apply_umask, file_sha256
 from r2q.models.card import CARD, card
 from r2q.models.checks import read_files
 from r2q.models.packed import PackedWeight
 from r2q.models.plugin import R2QConfig, R2QQuantizer, seal
 from r2q.models.source import SMALL
-from r2q.records import digest_files
 
 MAX_SHARD = "5GB"
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
+from r2q.failures import one_line
 from r2q.kept import apply_umask, file_sha256, key, write_json
-from r2q.records import one_line
 
 WEIGHTS = "model.safetensors"
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from

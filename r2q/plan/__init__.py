@@ -32,16 +32,11 @@ class Unit:
         return f"{self.model}/{self.recipe}/seed{self.seed}"
 
 
-def units_of(config: Config) -> list[Unit]:
-    """All units, in the order of the config: models, recipes, seeds."""
-    return [Unit(model, *unit) for model in config.models for unit in config.units(model)]
-
-
 class Plan:
     """The units of a config with their folders, inputs and all that a result depends on.
 
     Args:
-        config: what is asked.
+        config: what is asked; its order is that of the units: models, recipes, seeds.
         made: folders whose files a rule writes, with those files: they may not be there yet.
     """
 
@@ -49,7 +44,7 @@ class Plan:
         self.config, self.made = config, made or {}
         self.results, self.figures = f"results/{config.run}", f"figures/{config.run}"
         self.hub = Hub.of(config)
-        self.units = units_of(config)
+        self.units = [Unit(model, *unit) for model in config.models for unit in config.units(model)]
         self.recipes = config.resolved()["recipes"]
         self._described: dict[str, dict[str, Any]] = {}  # recipes in words
         self._read: dict[str, list[str]] = {}  # files of models: all units ask alike, and it takes a look at the disk
@@ -273,8 +268,9 @@ class Plan:
         )
 
     def asked_collect(self, at: Any = None) -> str:
-        shown = ("figures", "claims", "latency")
-        return _line({key: v for key, v in self.config.resolved().items() if key not in shown}, code=code("report"))
+        others = ("figures", "claims", "latency", "device", "limits")  # what moves a unit comes with its records
+        asked = {key: v for key, v in self.config.resolved().items() if key not in others}
+        return _line(asked, items=self.config.limits.items, code=code("report"))
 
     def asked_collect_training(self, at: Any = None) -> str:
         return _line(

@@ -6,27 +6,16 @@ off, and what failed for a reason outside of the run (a file, memory), is theref
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r2q import prepare
+from r2q.intact import OTHERWISE, Damaged, changed_files, check_tensors, missing_files, touched_files
 from r2q.kept import file_sha256
 from r2q.plan import Plan, Unit, model_files
-from r2q.records import (
-    OK,
-    OTHERWISE,
-    Damaged,
-    Evaluation,
-    Report,
-    changed_files,
-    check_tensors,
-    missing_files,
-    on_other_data,
-    read_json,
-    touched_files,
-)
+from r2q.records import OK, Evaluation, Report, read_json
 
 
 def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
@@ -155,3 +144,10 @@ def _stale_units(plan: Plan) -> Iterator[tuple[str, str]]:
     for model, of_model in evaluations.items():
         for path in on_other_data(of_model):
             yield str(path), f"{model}: tasks or texts held something else when older units were evaluated: again"
+
+
+def on_other_data(evaluations: Mapping[Path, Evaluation]) -> list[Path]:
+    """Evaluations of one model, by their files, whose tasks and texts held something else than those of the newest."""
+    read = {path: record.hashes["tasks"] for path, record in evaluations.items() if record.hashes.get("tasks")}
+    newest = max(read, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return [path for path, digest in read.items() if newest is not None and digest != read[newest]]

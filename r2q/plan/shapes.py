@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from r2q.config import ConfigError, Model
+from r2q.failures import one_line
 from r2q.models.source import made_folder
-from r2q.records import one_line
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 GATED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")  # families with a gated MLP or experts of such

@@ -19,10 +19,10 @@ from r2q import server
 from r2q.config import Config, ConfigError, machine_problems
 from r2q.config.strict_yaml import parse_yaml, read_yaml
 from r2q.inputs.hub import Hub, pin
+from r2q.intact import Damaged
 from r2q.kept import LIBRARY, ROOT, busy, held, write_atomic
 from r2q.models.source import PREPARED
 from r2q.plan import Plan
-from r2q.records import Damaged
 
 RUNNING: dict[str, ExitStack] = {}  # what this process holds while jobs run, by the folder of a run, or that runs share
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import Config, some
+from r2q.intact import Damaged, sign
 from r2q.kept import key, write_json
 from r2q.plan import Plan, Unit
+from r2q.plan.checks import on_other_data
 from r2q.prepare import read_prepared
 from r2q.records import (
     FAILED,
     ITEMS,
     OK,
-    Damaged,
     Evaluation,
     ItemRow,
     Layer,
@@ -23,9 +24,7 @@ from r2q.records import (
     Report,
     Score,
     columns,
-    on_other_data,
     read_json,
-    sign,
     write_csv,
 )
 from r2q.report.items import encode

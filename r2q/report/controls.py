@@ -6,7 +6,8 @@ quantized row with it. A difference stops the run's tables and figures; the unit
 
 from pathlib import Path
 
-from r2q.records import OK, Control, columns, sign, write_csv
+from r2q.intact import sign
+from r2q.records import OK, Control, columns, write_csv
 from r2q.report.published import FULL_PRECISION, agrees, disagreeing, of_full_precision
 from r2q.report.run import Run
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from r2q import config as configuration
-from r2q.plan import units_of
-from r2q.records import OK, Drift, Gradient, Report, Step, columns, read_json, sign, write_csv
+from r2q.intact import sign
+from r2q.plan import Plan
+from r2q.records import OK, Drift, Gradient, Report, Step, columns, read_json, write_csv
 from r2q.report.run import of_bits
 
 
@@ -24,9 +25,7 @@ def gather_training(config_path: str | Path, results: str | Path) -> None:
     steps: list[dict[str, Any]] = []
     gradients: list[dict[str, Any]] = []
     drift: list[dict[str, Any]] = []
-    for unit in units_of(config):
-        if not config.trains(unit.recipe):
-            continue
+    for unit in Plan(config).trained:
         folder = results / unit.path
         report, records = read_json(folder / "report.json", Report), folder / "training"
         facts = {"run": config.run, **vars(unit), "frame": of_bits(str(report.facts.frame), report.bits)}

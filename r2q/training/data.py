@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from r2q.intact import tensor_places
 from r2q.kept import seed_of, write_atomic
-from r2q.records import tensor_places
 
 FORMAT_VERSION = 1
 AGAIN = "delete it, and the verb teacher-data (the same run) makes it again"

@@ -1,4 +1,4 @@
-"""The verbs: a file here is a verb of the command line, a function of the same name, and a rule of the workflow.
+"""The verbs: a file here is a verb of the command line and a function of that name; a rule runs the verb of its name.
 
 The first line of a file's docstring is its help, the rest the epilog. The function's parameters are the arguments: the
 annotation is `Annotated[type, "METAVAR", "help"]`; what has no default is required, what stands before a `/` has no

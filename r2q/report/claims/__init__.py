@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from r2q.intact import sign
 from r2q.kept import write_atomic
-from r2q.records import sign, write_csv
+from r2q.records import write_csv
 from r2q.report import statistics
 from r2q.report.claims import measures
 from r2q.report.claims.markdown import ENDS, GAINS, NEARER, SCORE, STARTS, page

@@ -18,7 +18,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from r2q.records import read_drawn, sign, write_csv
+from r2q.intact import sign
+from r2q.records import read_drawn, write_csv
 from r2q.report.figures.style import WIDTH, save, style
 from r2q.report.run import Run
 

@@ -14,9 +14,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from r2q.intact import sign
 from r2q.kept import write_atomic
 from r2q.plan import Unit
-from r2q.records import OK, read_drawn, sign
+from r2q.records import OK, read_drawn
 from r2q.report.claims import GRANULARITY
 from r2q.report.claims.markdown import ENDS, GAINS, STARTS, interval, measured, overall
 from r2q.report.figures import find

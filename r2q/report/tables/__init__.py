@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from r2q.records import sign
+from r2q.intact import sign
 from r2q.report.run import Run
 from r2q.report.tables.paper import TABLES
 from r2q.report.tables.render import terminal

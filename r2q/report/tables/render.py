@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 
+from r2q.failures import one_line
 from r2q.measure import MIB
-from r2q.records import one_line
 from r2q.report.tables.sheet import NONE
 from r2q.report.tables.summary import Cell, Column, Row, Table, show
 
