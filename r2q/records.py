@@ -140,6 +140,7 @@ class TaskScore:
     num_fewshot: int | None = None
     status: Status = "ok"
     reason: str = ""
+    output_type: str | None = None  # see `Score`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +240,8 @@ class Score:
     quantize_cpu_seconds: float | None = None
     evaluate_cpu_seconds: float | None = None
     bits: int | None = None  # of a code; None where a checkpoint was quantized elsewhere, and in older runs
+    # lm-eval's, `generate_until` say; several of a group's tasks with blanks between; None of a text, and in older runs
+    output_type: str | None = None
 
 
 @dataclass(frozen=True)
