@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox, BboxBase
 
 LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
+FEW = 4  # letters that are no reason to break
 OF_A_ROW = 36  # of a name beside a row of a heat map
 OF_A_TITLE = 54  # of a title as wide as a figure
+OF_TWO_PANELS = 48  # of a title that begins at the first of two panels and reaches over both
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 DISTANCES = (3, 6, 10, 15, 21, 28)  # points from a mark to its name
 GAP = 1  # points between names
@@ -61,8 +63,11 @@ def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: floa
 
 
 def broken(name: str, letters: int = LETTERS) -> str:
-    """A name in lines of so many letters, broken at spaces and hyphens; where a few are too many, in one."""
-    return textwrap.fill(name, letters, break_long_words=False) if len(name) > letters + 4 else name
+    """A name in lines of so many letters, broken at spaces and hyphens, else anywhere; a few more stay in a line."""
+    if len(name) <= letters + FEW:
+        return name
+    lines = textwrap.wrap(name, letters, break_long_words=False)
+    return "\n".join(line if len(line) <= letters + FEW else textwrap.fill(line, letters) for line in lines)
 
 
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:
