@@ -308,6 +308,8 @@ class LayerRow:
     seed: int
     layer: str
     shape: str  # as 384x128
+    # mse, relative_error: distances to the model's own weights; of methods that turn what layers read and give (a
+    # rotation, say) they say nothing
     mse: float
     relative_error: float
     bits_per_weight: float
