@@ -533,6 +533,20 @@ def test_titles_of_long_names_stay_on_the_sheet(results, large, lattice_csv, nam
         assert box.y1 <= drawn.bbox.y1
 
 
+@pytest.mark.parametrize(
+    ("task", "shown"), [("a_$5_$6", "a_$5_$6"), (r"$\frac$", r"$\frac$"), ("任务_привет", r"\u4efb\u52a1_привет")]
+)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_of_tasks_are_no_formulas_and_no_boxes(tmp_path, task, shown):
+    shares = {"value": 0.5, "chance": 0.25, "n": 100, "seeds": 1, "full": 0.9, "share": 0.4}
+    frame = pd.DataFrame([{"model": "m", "recipe": name, "task": task} | shares for name in ("a", "b")])
+    with style():
+        drawn = tasks.draw(frame)
+        drawn.draw_without_rendering()
+        label = drawn.axes[0].get_xticklabels()[1]
+        assert label._preprocess_math(label.get_text())[0].startswith(f"{shown} (25, 90)")
+
+
 def _ink(title):
     """The box of a title without its last, empty line."""
     box = title.get_window_extent()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.transforms import Bbox, BboxBase
 
 LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
@@ -68,6 +69,12 @@ def broken(name: str, letters: int = LETTERS) -> str:
         return name
     lines = textwrap.wrap(name, letters, break_long_words=False)
     return "\n".join(line if len(line) <= letters + FEW else textwrap.fill(line, letters) for line in lines)
+
+
+def written(name: str) -> str:
+    """A task's name as text of a figure: $ begins no formula, and what its font lacks is an escape, \\u4efb."""
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in name).replace("$", r"\$")
 
 
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:
