@@ -136,6 +136,7 @@ class TaskScore:
     num_fewshot: int | None = None
     status: Status = "ok"
     reason: str = ""
+    output_type: str | None = None  # see `Score`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +238,8 @@ class Score:
     quantize_cpu_seconds: float | None = None
     evaluate_cpu_seconds: float | None = None
     bits: int | None = None  # of a code; None where a checkpoint was quantized elsewhere, and in older runs
+    # lm-eval's, `generate_until` say; several of a group's tasks with blanks between; None of a text, and in older runs
+    output_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,8 @@ class LayerRow:
     seed: int
     layer: str
     shape: str  # as 384x128
+    # mse, relative_error: distances to the model's own weights; of methods that turn what layers read and give (a
+    # rotation, say) they say nothing
     mse: float
     relative_error: float
     bits_per_weight: float

@@ -102,6 +102,7 @@ def _failed_row(name: str, choice: str | None, reason: str, raw: Mapping[str, An
         "n": sum(tasks.limits[leaf] for leaf in _leaves(name, raw)),
         "higher_is_better": _direction(metric, leaves[0].higher_is_better() or {}),
         "version": str(raw["versions"].get(name)),
+        "output_type": _output_type(_leaves(name, raw), tasks),
         "status": FAILED,
         "reason": reason,
     }
@@ -162,6 +163,7 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
                 "in_table": False,
                 "version": str(raw["versions"].get(name)),
                 "num_fewshot": _shots(leaves, raw),
+                "output_type": _output_type(leaves, tasks),
             }
         )
     return rows
@@ -171,6 +173,11 @@ def _shots(leaves: list[str], raw: Mapping[str, Any]) -> int | None:
     """Worked examples before each item; None where the tasks of a group differ."""
     shots = {raw["n-shot"].get(leaf) for leaf in leaves}
     return shots.pop() if len(shots) == 1 else None
+
+
+def _output_type(leaves: list[str], tasks: TaskSet) -> str:
+    """What lm-eval asks a model for, `generate_until` say; where the tasks of a group differ, all of them."""
+    return " ".join(sorted({tasks.dictionary["tasks"][leaf].OUTPUT_TYPE for leaf in leaves}))
 
 
 def _by_size(group: Any, metric: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from r2q.config import ConfigError, nearest
+from r2q.config.base import ConfigError, nearest
 from r2q.failures import one_line
 
 _KEY = re.compile(rb"""^["']?(task|group|tag|include|class)["']?[ \t]*:(.*(?:\n(?:[ \t-].*)?)*)""", re.MULTILINE)

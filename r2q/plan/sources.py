@@ -24,7 +24,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "reference": ("r2q/evaluation/fidelity.py", "r2q/models", "r2q/quantization", "r2q/kernels", *TEXT),
     "evaluate": ("r2q/evaluation", "r2q/models", "r2q/quantization", "r2q/kernels", *TEXT),
     "report": ("r2q/report", "r2q/records.py"),
-    "latency": ("r2q/bench.py", "r2q/records.py", "r2q/models", "r2q/quantization", "r2q/kernels"),
+    "latency": ("r2q/bench.py", "r2q/models", "r2q/quantization", "r2q/kernels"),
     "lattice": ("r2q/records.py", "r2q/models", "r2q/quantization", "r2q/kernels"),
 }
 

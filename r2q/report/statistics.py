@@ -85,7 +85,10 @@ def newcombe(count_a: int, n_a: int, count_b: int, n_b: int) -> float:
 
 def detectable(sd: float, n: int, power: float = 0.8) -> float:
     """The smallest true difference that `n` pairs with a standard deviation `sd` find with this power (normal theory
-    about Student's t: (t_.975 + t_power) sd / sqrt n); NaN for fewer than two."""
+    about Student's t: (t_.975 + t_power) sd / sqrt n); NaN for fewer than two.
+
+    Of few pairs the power is less than asked for: of 0.8 it is 0.73 for two, 0.77 for three, 0.79 for five.
+    """
     if n < 2 or not math.isfinite(sd):
         return math.nan
     return (of_few(n) + float(stats.t.ppf(power, n - 1))) * sd / math.sqrt(n)

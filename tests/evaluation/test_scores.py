@@ -56,6 +56,19 @@ def test_a_group_stands_in_the_table_and_its_tasks_follow(tasks: tuple[Config, T
     assert rows[-1]["stderr"] is None
 
 
+def test_rows_say_what_lm_eval_asks_for(tasks: tuple[Config, TaskSet]) -> None:
+    """Of a failed task as of others; a group of both kinds says both."""
+    config, loaded = tasks
+    rows = task_scores(raw(), loaded, config, {"sums": "no memory"})
+    assert [(row["task"], row["output_type"]) for row in rows if row["in_table"]] == [
+        ("both", "multiple_choice"),
+        ("sums", "generate_until"),
+    ]
+    mixed = raw()
+    mixed["group_subtasks"]["both"] = ["three", "sums"]
+    assert task_scores(mixed, loaded, config)[0]["output_type"] == "generate_until multiple_choice"
+
+
 def test_levels_of_a_group_are_over_what_its_score_is_over(tasks: tuple[Config, TaskSet], tmp_path: Path) -> None:
     """The mean over tasks, where the group says so; of the tasks that have the metric."""
     file = tmp_path / "both.yaml"

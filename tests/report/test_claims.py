@@ -112,18 +112,21 @@ def test_seeds_or_models_that_moved_alike_have_an_interval_over_items(models: in
 
 
 def test_a_single_seed_has_an_interval_over_windows() -> None:
-    """KL of 2 and 1 nats with standard errors of 0.06 and 0.04: 0.03 and 0.04 of their logarithms, 0.05 together."""
+    """KL of 2 and 1 nats with standard errors of 0.06 and 0.04: 0.03 and 0.04 of their logarithms, 0.05 together.
+
+    Of three windows Student's factor is 4.303.
+    """
     scores = pd.DataFrame(
         [
             {"model": "m", "recipe": name, "seed": 0, "task": task, "metric": "kl", "status": "ok", "value": value,
-             "stderr": error}
+             "stderr": error, "n": 3}
             for name, task, value, error in (
                 ("ours", "fidelity", 2.0, 0.06), ("theirs", "fidelity", 1.0, 0.04), ("theirs", "other", 9.0, 0.1))
         ]
     )  # fmt: skip
     units = {("m", "ours", 0): unit("r2q", 0.0).key, ("m", "theirs", 0): unit("rtn", 0.0).key}
     (row,) = _rows(LOWER, divergences(units, scores), "r2q", "rtn")
-    ends = [2.0, 2 * math.exp(-0.098), 2 * math.exp(0.098)]
+    ends = [2.0, 2 * math.exp(-0.21513), 2 * math.exp(0.21513)]
     assert [row["difference"], row["low"], row["high"]] == pytest.approx(ends, rel=1e-3)
     assert row["verdict"] == "not supported"
     assert divergences(units, scores[scores["task"] == "other"]) == []

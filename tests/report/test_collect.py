@@ -17,7 +17,7 @@ from r2q.report.tables import table
 HEADER = (
     "run,model,family,recipe,method,granularity,group_size,bits_per_weight,file_bytes,seed,task,metric,value,stderr,n,"
     "chance,majority,higher_is_better,in_table,status,seconds,peak_mib,provenance,reason,version,num_fewshot,kind,frame,"
-    "quantizer,control,quantize_cpu_seconds,evaluate_cpu_seconds,bits"
+    "quantizer,control,quantize_cpu_seconds,evaluate_cpu_seconds,bits,output_type"
 )
 
 

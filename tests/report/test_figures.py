@@ -491,12 +491,15 @@ def test_trainings_alike_in_all_but_a_learning_rate_are_two_lines(large, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["frontier-bytes", "tasks-LONG", "layer_errors-LONG"])
-def test_long_names_leave_room_for_what_is_drawn(run, name):
+@pytest.mark.parametrize("between", ["-", "_"])
+def test_long_names_leave_room_for_what_is_drawn(run, name, between):
+    """Also those in which there is nowhere to break."""
     model, recipe = "a-model-with-a-long-name-of-many-words", "-".join(["a-very-long-name-of-a-recipe"] * 3) + "-"
+    model, recipe = (text.replace("-", between) for text in (model, recipe))
     module, variant = find(name.replace("LONG", "mini-opt"))
     collect(run.config_path, run.results)
     frame = module.data(Run(run.results), variant).assign(model=model)
-    frame["recipe"] = recipe + frame["recipe"]
+    frame["recipe"] = recipe + frame["recipe"].str.replace("-", between)
     if name.startswith("frontier"):
         frame = frame.drop_duplicates("recipe").assign(measure="accuracy, %")  # one panel
     with style():
@@ -509,6 +512,39 @@ def test_long_names_leave_room_for_what_is_drawn(run, name):
             assert pixels.x0 <= title.get_window_extent().x0
             assert title.get_window_extent().x1 <= pixels.x1
         assert not any(_overlap(_ink(a), _ink(b)) for a, b in combinations(titles, 2) if a.axes is b.axes)
+
+
+@pytest.mark.parametrize("name", ["training-all", "drift", "granularity", "lattice"])
+def test_titles_of_long_names_stay_on_the_sheet(results, large, lattice_csv, name):
+    module, variant = find(name)
+    if name == "lattice":
+        frame = read_drawn(lattice_csv, lattice.COLUMNS)
+    else:
+        gather_training(results / "config.yaml", results)
+        frame = module.data(Run(large if name == "granularity" else results), variant)
+    with style():
+        drawn = module.draw(frame.assign(model="a_model_" * 10))
+        drawn.draw_without_rendering()
+    titles = [title for axes in drawn.axes for title in (axes._left_title, axes._right_title)]
+    for title in [title for title in [*titles, drawn._suptitle] if title is not None and title.get_text().strip()]:
+        box = title.get_window_extent()
+        assert drawn.bbox.x0 <= box.x0
+        assert box.x1 <= drawn.bbox.x1
+        assert box.y1 <= drawn.bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("task", "shown"), [("a_$5_$6", "a_$5_$6"), (r"$\frac$", r"$\frac$"), ("任务_привет", r"\u4efb\u52a1_привет")]
+)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_of_tasks_are_no_formulas_and_no_boxes(tmp_path, task, shown):
+    shares = {"value": 0.5, "chance": 0.25, "n": 100, "seeds": 1, "full": 0.9, "share": 0.4}
+    frame = pd.DataFrame([{"model": "m", "recipe": name, "task": task} | shares for name in ("a", "b")])
+    with style():
+        drawn = tasks.draw(frame)
+        drawn.draw_without_rendering()
+        label = drawn.axes[0].get_xticklabels()[1]
+        assert label._preprocess_math(label.get_text())[0].startswith(f"{shown} (25, 90)")
 
 
 def _ink(title):

@@ -75,6 +75,13 @@ def test_a_detectable_effect_is_found_as_often_as_it_says():
     assert found == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.parametrize(("n", "power"), [(2, 0.73), (3, 0.77), (5, 0.79)])
+def test_of_few_pairs_a_detectable_effect_is_found_as_often_as_is_said(n: int, power: float) -> None:
+    draws = np.random.default_rng(n).normal(statistics.detectable(1.0, n), 1.0, (200_000, n))
+    t = draws.mean(1) / draws.std(1, ddof=1) * math.sqrt(n)
+    assert np.mean(np.abs(t) > statistics.of_few(n)) == pytest.approx(power, abs=0.006)
+
+
 def test_newcombe_holds_where_the_normal_interval_collapses():
     assert statistics.newcombe(10, 10, 10, 10) > 0.25
     p, n = 0.5, 10_000

@@ -18,7 +18,7 @@ from r2q.report.figures import frontier
 from r2q.report.page import page
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.paper import cost, frames, groups, latency, memory
+from r2q.report.tables.paper import cost, frames, generative, groups, latency, memory
 from r2q.report.tables.render import terminal
 from r2q.report.tables.sheet import Entry, Sheet, grid, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
@@ -199,6 +199,29 @@ def test_average_needs_every_part():
     rows = rows_of(summarize(scores))
     assert rows["r2q"].cells[2].value is None
     assert rows["rtn"].cells[2].value == 0.5
+
+
+def test_written_answers_go_by_what_the_task_asks_for(tmp_path):
+    """DROP's `em` and SQuAD's `contains` are written answers, a choice that is scored by `f1` is none.
+
+    An older run, which does not say, has what the names of metrics tell, and says so.
+    """
+    write, choose = {"output_type": "generate_until"}, {"output_type": "multiple_choice"}
+    scores = frame([
+        ("rtn", 2.0, 0, "drop", 0.1, {"metric": "em"} | write),
+        ("rtn", 2.0, 0, "squad", 0.2, {"metric": "contains"} | write),
+        ("rtn", 2.0, 0, "gsm8k", 0.3, {"metric": "exact_match/strict"} | write),
+        ("rtn", 2.0, 0, "copa", 0.5, choose), ("rtn", 2.0, 0, "cb", 0.4, {"metric": "f1"} | choose),
+    ])  # fmt: skip
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    sheet = generative(Run(tmp_path))
+    assert [name.split()[0] for name in sheet.head[4:]] == ["drop", "squad", "gsm8k", "average"]
+    scores.drop(columns="output_type").to_csv(tmp_path / "scores.csv", index=False)
+    older = generative(Run(tmp_path))
+    assert [name.split()[0] for name in older.head[4:]] == ["gsm8k", "cb", "average"]
+    assert (len(older.notes), "before scores.csv had output types" in older.notes[-1]) == (len(sheet.notes) + 1, True)
+    scores[scores["output_type"] == "multiple_choice"].to_csv(tmp_path / "scores.csv", index=False)
+    assert generative(Run(tmp_path)) is None
 
 
 def test_a_task_may_be_called_average():

@@ -9,6 +9,7 @@ import pandas as pd
 
 from r2q.records import OK
 from r2q.report.averages import group_width, in_table, standard_errors
+from r2q.report.statistics import Z, of_few
 from r2q.report.tables.summary import table_columns
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
@@ -27,7 +28,10 @@ class Key(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A measured number, and its standard error over items or windows where it has one; of its logarithm for ratios."""
+    """A measured number, and its standard error over items or windows where it has one; of its logarithm for ratios.
+
+    Over windows it is so much larger that the normal interval made of it is Student's.
+    """
 
     key: Key
     value: float
@@ -163,12 +167,13 @@ def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
 
 
 def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:
-    """Mean KL to full precision on held-out text, nats a token; the error is that of its logarithm, over windows.
+    """Mean KL to full precision on held-out text, nats a token; the error (see `Unit`) is of its logarithm.
 
     None of any unit where the run did not measure it.
     """
     rows = scores[(scores["task"] == "fidelity") & (scores["metric"] == "kl") & (scores["status"] == OK)]
-    known = dict(zip(names(rows), rows[["value", "stderr"]].itertuples(index=False, name=None), strict=True))
+    wider = [math.nan if pd.isna(n) else of_few(int(n)) / Z for n in rows["n"]]
+    known = dict(zip(names(rows), zip(rows["value"], rows["stderr"] * wider, strict=True), strict=True))
     measured = []
     for name, key in units.items() if known else ():
         value, error = known.get(name, (math.nan, math.nan))

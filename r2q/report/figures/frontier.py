@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from r2q.measure import MIB
 from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of, flags, recipes_of, unbeaten
-from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points, written
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
 from r2q.report.run import FULL_PRECISION, Run
 
@@ -109,7 +109,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         if model != MEAN:
             count = f"n = {least if least == most else f'{least} to {most}'} {of}"
             axes.set_title(count, loc="right", fontsize=SMALLEST, fontweight="normal")
-        axes.set_ylabel(measure)
+        axes.set_ylabel(written(measure))
         along = AXES[str(part["axis"].iloc[0])]
         axes.set_xlabel(along if columns == 1 else along.removesuffix(", scales included"))
         drawn.append((axes, part))

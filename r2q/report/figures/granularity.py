@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from r2q.report.averages import by_granularity, flags
-from r2q.report.figures.labels import apart
+from r2q.report.figures.labels import OF_A_ROW, apart, broken
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, quantizer_mark
 from r2q.report.run import Run
 
@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.annotate(text, (end + 0.15, y), (1, 0), va="center", fontsize=SMALLEST, textcoords="offset points",
                           annotation_clip=False)  # fmt: skip
         items = int(part["n"].max())
-        axes.set_title(f"{model}, n = {items} items")
+        axes.set_title(broken(f"{model}, n = {items} items", OF_A_ROW))
         axes.set_xticks(list(names["place"]), list(names["granularity"]))
         axes.set_xlim(-0.15, end + 0.15)
         axes.grid(True, axis="y", color=PALE)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.transforms import Bbox, BboxBase
 
 LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
+FEW = 4  # letters that are no reason to break
 OF_A_ROW = 36  # of a name beside a row of a heat map
 OF_A_TITLE = 54  # of a title as wide as a figure
+OF_TWO_PANELS = 48  # of a title that begins at the first of two panels and reaches over both
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 DISTANCES = (3, 6, 10, 15, 21, 28)  # points from a mark to its name
 GAP = 1  # points between names
@@ -61,8 +64,17 @@ def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: floa
 
 
 def broken(name: str, letters: int = LETTERS) -> str:
-    """A name in lines of so many letters, broken at spaces and hyphens; where a few are too many, in one."""
-    return textwrap.fill(name, letters, break_long_words=False) if len(name) > letters + 4 else name
+    """A name in lines of so many letters, broken at spaces and hyphens, else anywhere; a few more stay in a line."""
+    if len(name) <= letters + FEW:
+        return name
+    lines = textwrap.wrap(name, letters, break_long_words=False)
+    return "\n".join(line if len(line) <= letters + FEW else textwrap.fill(line, letters) for line in lines)
+
+
+def written(name: str) -> str:
+    """A task's name as text of a figure: $ begins no formula, and what its font lacks is an escape, \\u4efb."""
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in name).replace("$", r"\$")
 
 
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from r2q.report.figures.labels import OF_A_TITLE, broken
 from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
@@ -83,7 +84,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             below.tick_params(labelleft=False)
     where = frame.iloc[0]
     place = f"row {where['row']:.0f}, group {where['group']:.0f}, n = {len(groups[0].weight)} weights"
-    figure.suptitle(f"{where['model']}, {where['layer']}\n{place}", fontsize=SMALLEST)
+    title = broken(f"{where['model']}, {where['layer']}", OF_A_TITLE)
+    figure.suptitle(f"{title}\n{place}", fontsize=SMALLEST)
     return figure
 
 

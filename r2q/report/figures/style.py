@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from r2q.kept import write_atomic
+from r2q.report.figures.labels import OF_TWO_PANELS, broken
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
@@ -157,9 +158,9 @@ def training_panels(
     axes = figure.subplots(len(rows), len(titles), squeeze=False, sharex="row")
     for i, (names, part) in enumerate(rows):
         seeds = int(part["seeds"].max())
-        title = ", ".join(map(str, names)) + f", {seeds} seed{'s' * (seeds > 1)}"
+        title = broken(", ".join(map(str, names)) + f", {seeds} seed{'s' * (seeds > 1)}", OF_TWO_PANELS)
         axes[i, 0].set_title(title, pad=11).set_in_layout(False)  # it reaches over the other panel
-        axes[i, -1].set_title(" ", pad=11)
+        axes[i, -1].set_title("\n".join(" " for _ in title.split("\n")), pad=11)
         for ax, (measure, title) in zip(axes[i], titles.items(), strict=True):
             for quantizer, of_quantizer in part[part["measure"] == measure].groupby("quantizer", sort=False):
                 points, look = of_quantizer.sort_values(x), quantizer_line(str(quantizer))

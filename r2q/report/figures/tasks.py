@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from r2q.report.averages import accuracies
-from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, written
 from r2q.report.figures.style import SMALLEST, WIDTH
 from r2q.report.run import FULL_PRECISION, Run
 from r2q.report.statistics import Z
@@ -69,7 +69,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                           color="white" if value < 0.6 else "black")  # fmt: skip
     first = frame.drop_duplicates("task").set_index("task")
     ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
-    names = [f"{name} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
+    names = [f"{written(name)} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
     axes.set_xticks(range(len(table.columns)), [ALL, *names], rotation=90, linespacing=0.95)
     axes.set_yticks(range(len(table)), recipes)
     axes.tick_params(length=0)

@@ -29,7 +29,7 @@ from r2q.report.tables.render import MARKS, arrow, label, legend, show_spread
 from r2q.report.tables.sheet import NONE, Entry, Sheet
 from r2q.report.tables.summary import Cell, Column, Table, show, summarize
 
-GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")
+GENERATED = ("exact_match", "bleu", "rouge", "f1", "pass@1")  # metrics of written answers, in runs without output types
 
 
 def fine(run: Run) -> Sheet | None:
@@ -118,12 +118,18 @@ def residual(run: Run) -> Sheet | None:
 
 
 def generative(run: Run) -> Sheet | None:
-    """Tasks whose answer is written, not chosen."""
+    """Tasks whose answer is written, not chosen; by the metric's name where a run does not say which these are."""
     scores = run.scores
-    wrote = scores["metric"].str.partition("/")[0].isin(GENERATED) & flags(scores["in_table"])
+    known = scores["output_type"].fillna("") != ""
+    wrote = scores["output_type"] == "generate_until"
+    if not known.any():
+        wrote = scores["metric"].str.partition("/")[0].isin(GENERATED)
+    wrote &= flags(scores["in_table"])
     if not wrote.any():
         return None
-    return _of_table(summarize(scores[wrote]), "generative", "Written answers")
+    sheet = _of_table(summarize(scores[wrote]), "generative", "Written answers")
+    guessed = "Chosen by the names of their metrics: this run was collected before scores.csv had output types."
+    return sheet if known.any() else replace(sheet, notes=[*sheet.notes, guessed])
 
 
 def cost(run: Run) -> Sheet | None:
