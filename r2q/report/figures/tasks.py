@@ -21,7 +21,7 @@ CAPTION = (
 )
 COLUMNS = ["model", "recipe", "task", "n", "value", "chance", "full", "share", "seeds"]
 ALL = "all"
-ROW = 0.105  # inches
+ROW, LETTER = 0.105, 0.05  # inches
 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
@@ -58,7 +58,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     table.insert(0, ALL, order, allow_duplicates=True)
     recipes = [broken(recipe, OF_A_ROW) for recipe in table.index]
     lines = max(recipe.count("\n") + 1 for recipe in recipes)
-    figure = Figure(figsize=(WIDTH, ROW * lines * len(table) + 1.3), layout="constrained")
+    first = frame.drop_duplicates("task").set_index("task")
+    ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
+    names = [f"{written(name)} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    below = 1.3 + LETTER * max(0, longest - 24)  # the title, and the names of the tasks on end
+    figure = Figure(figsize=(WIDTH, ROW * lines * len(table) + below), layout="constrained")
     axes = figure.subplots()
     colours = mpl.colormaps["viridis"]
     axes.imshow(np.clip(table.to_numpy(dtype=float), 0, 1), cmap=colours, vmin=0, vmax=1, aspect="auto")
@@ -67,9 +72,6 @@ def draw(frame: pd.DataFrame) -> Figure:
             if not math.isnan(value):
                 axes.text(c, r, str(round(100 * value)), ha="center", va="center", fontsize=SMALLEST,
                           color="white" if value < 0.6 else "black")  # fmt: skip
-    first = frame.drop_duplicates("task").set_index("task")
-    ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
-    names = [f"{written(name)} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
     axes.set_xticks(range(len(table.columns)), [ALL, *names], rotation=90, linespacing=0.95)
     axes.set_yticks(range(len(table)), recipes)
     axes.tick_params(length=0)
