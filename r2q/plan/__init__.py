@@ -282,8 +282,8 @@ class Plan:
         return _line({"figure": section, "recipes": self.recipes}, code=code("lattice"))
 
     def asked_latency(self, at: Any = None) -> str:
-        parts = self.config.model_dump(include={"latency", "device"}) | {"threads": self.config.limits.threads}
-        return _line(parts, code=code("latency"))
+        """Not of the machine, nor of its threads: what was measured stays what it is."""
+        return _line(self.config.model_dump(include={"latency", "device"}), code=code("latency"))
 
     def asked_claims(self, at: Any = None) -> str:
         return _line(self.config.claims.model_dump(), code=code("report"))
