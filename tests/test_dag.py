@@ -126,7 +126,9 @@ def test_a_full_size_run_has_the_jobs_that_were_counted_by_hand_and_says_what_it
     assert done.returncode == 0, done.stdout
     stats = done.stdout.split("Job stats:")[1].split("total")[0]
     assert {rule: int(n) for rule, n in re.findall(r"(?m)^(\S+) +(\d+)$", stats)} == FULL_SIZE[name]
-    estimated = Counter(job.rule for job in Estimate(load(ROOT / "config" / f"{name}.yaml"), Machine(1, None, 1)).jobs)
+    estimate = Estimate(load(ROOT / "config" / f"{name}.yaml"), Machine(1, None, 1))
+    estimated = Counter(job.rule for job in estimate.jobs)
+    assert estimated == {rule: len(jobs) for rule, jobs in estimate.rules().items()}  # each has its row
     assert estimated == {rule: count for rule, count in FULL_SIZE[name].items() if rule != "all"}
     (said,) = re.findall(r"(?m)^estimate of the whole run: (\d+) units, ", done.stdout)
     assert int(said) == FULL_SIZE[name]["evaluate"]

@@ -9,7 +9,9 @@ from r2q.measure import MIB, duration, processors
 from r2q.plan.cost import GIB, PASSES, SWEEPS
 from r2q.plan.jobs import MARGIN, REPORT, UNKNOWN, Job, Jobs, Machine, name_of, tasks
 
-ORDER = ("source", "prepare", "check", "calibrate", "teacher_data", "reference", "quantize", "train", "evaluate")
+ORDER = (
+    "source", "prepare", "check", "calibrate", "teacher_data", "reference", "quantize", "train", "evaluate", "latency",
+)  # fmt: skip
 
 
 class Estimate(Jobs):
