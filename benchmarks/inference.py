@@ -31,7 +31,7 @@ from torch.nn.functional import linear
 from r2q.bench import copy_bandwidth, measure
 from r2q.kernels.matmul_triton import Tile, matmul_triton, pick_tile
 from r2q.kernels.matvec import matvec
-from r2q.kernels.matvec_bits_triton import Strip, matvec_bits, pick_strip
+from r2q.kernels.matvec_bits_triton import Strip, matvec_bits, multiprocessors, pick_strip
 from r2q.kernels.matvec_triton import Split, matvec_triton, pick_split
 from r2q.kernels.planes import Planes, decode_plain, planes
 from r2q.kernels.planes_triton import decode_triton
@@ -140,7 +140,7 @@ def product(weight: Planes, x: torch.Tensor, tile: Tile | Split | Strip) -> torc
 
 def picked(out: int, width: int, batch: int) -> Tile | Split | Strip:
     if batch == 1:
-        return pick_strip(packed(out, width))
+        return pick_strip(packed(out, width), multiprocessors(CUDA))
     return pick_split(out, width, batch) if batch <= 8 else pick_tile(batch)
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import WORD, Planes
-from r2q.kernels.planes_triton import INTERPRETED, span_words, weight_tile
+from r2q.kernels.planes_triton import INTERPRETED, span_words, starts_early, weight_tile
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def matmul_triton(weight: Planes, x: torch.Tensor, tile: Tile | None = None) -> 
     parts = triton.cdiv(steps, turns)
     out = torch.empty(batch, rows, dtype=x.dtype, device=x.device)
     partial = out if parts == 1 else torch.empty(parts, batch, rows, dtype=torch.float32, device=x.device)
-    pdl = not INTERPRETED
+    pdl = starts_early(x.device)
     options = {"launch_pdl": True} if pdl else {}
     _matmul[*tiles, parts](
         x, weight.codes, weight.first, weight.second, partial,

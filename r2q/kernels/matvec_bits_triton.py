@@ -16,7 +16,7 @@ An input moves by at most 2^-16 of the largest of its 512: by less than 3.5e-4 o
 A thread is (warp, eight, lane), as the matrix units have it: it holds words ``2 lane`` and ``2 lane + 1`` of a block of
 eight in rows ``eight`` and ``eight + 8``, the same inputs of column ``eight``, and gets the counts of its two rows in
 columns ``2 lane`` and ``2 lane + 1``. Tensors have one number a thread, in the order of threads, so that Triton has no
-choice of a layout. A warp takes 32 words of a row, four blocks; a thread makes the bits of the inputs of one word.
+choice of a layout. A warp takes 32 words of a row, four blocks, and makes the bits of their inputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, FLOAT_ZERO, WORD, Planes
-from r2q.kernels.planes_triton import INTERPRETED, eight, permute, signs, span_words, tables
+from r2q.kernels.planes_triton import INTERPRETED, eight, permute, signs, span_words, starts_early, tables
 
 BLOCK = 8  # words whose bits one instruction takes of a row
 _AFFINE, _FLOAT_ZERO = tl.constexpr(AFFINE), tl.constexpr(FLOAT_ZERO)
@@ -39,21 +39,27 @@ _AFFINE, _FLOAT_ZERO = tl.constexpr(AFFINE), tl.constexpr(FLOAT_ZERO)
 class Strip:
     """How a product is shared: ``rows`` of the weight (16 or 32) at a time, their inputs over ``warps`` of a program.
 
-    At most ``resident`` programs a multiprocessor take strips in turn; 0: every strip has a program of its own.
+    Attributes:
+        resident: so many programs a multiprocessor take strips in turn, at most; 0: a program a strip.
+        registers: of a thread, at most; 0: as the assembler likes.
     """
 
     rows: int = 16
     warps: int = 8
     resident: int = 0
+    registers: int = 0
 
 
-def pick_strip(weight: Planes) -> Strip:
-    """What is fastest on an H100; see benchmarks/NOTES.md."""
+def pick_strip(weight: Planes, count: int) -> Strip:
+    """What is fastest on an H100, of which a GPU has ``count`` multiprocessors; see benchmarks/NOTES.md."""
     rows, words = weight.codes.shape
     warps = triton.next_power_of_2(triton.cdiv(words, 32))
-    if warps > 8:  # x anew at every turn
-        return Strip(32 if rows >= 8192 else 16, 8)
-    return Strip(16, warps, (24 if span_words(weight, BLOCK) == BLOCK else 16) // warps)  # as registers allow
+    if warps <= 8:
+        return Strip(16, warps, (24 if span_words(weight, BLOCK) == BLOCK else 16) // warps)  # as registers allow
+    if triton.cdiv(words, 256) * 256 > 1.5 * words:  # the last turn of eight warps would be half empty
+        return Strip(16, 4)
+    few = triton.cdiv(rows, 16) <= 2 * count  # two programs a multiprocessor: room to ask for more at a time
+    return Strip(16, 8, registers=128 if few else 0)
 
 
 @functools.cache
@@ -114,41 +120,93 @@ def _planes(u, v, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _transpose(p, MASK: tl.constexpr, SHIFT: tl.constexpr, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One of three steps after which word c holds in place i what stood in place c of word i.
-
-    Places are of two bits, eight in each half of a word. The step exchanges fields of ``SHIFT`` bits between the first
-    and the second four words, and puts these in turns.
-    """
-    a0, a1 = _swap(p[0], p[4], MASK, SHIFT, ASM)
-    b0, b1 = _swap(p[1], p[5], MASK, SHIFT, ASM)
-    c0, c1 = _swap(p[2], p[6], MASK, SHIFT, ASM)
-    d0, d1 = _swap(p[3], p[7], MASK, SHIFT, ASM)
-    return a0, a1, b0, b1, c0, c1, d0, d1
+def _larger(u, v, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The larger ones of two pairs of unsigned integers of 16 bits."""
+    if EARLY:  # cards that start early have the instruction, too
+        out = tl.inline_asm_elementwise("max.u16x2 $0, $1, $2;", "=r,r,r", [u, v], dtype=tl.int32, is_pure=True, pack=1)
+    else:
+        out = tl.maximum(u >> 16 & 0xFFFF, v >> 16 & 0xFFFF) << 16 | tl.maximum(u & 0xFFFF, v & 0xFFFF)
+    return out
 
 
 @triton.jit
-def _bits(x, word, INSIDE: tl.constexpr, WORDS: tl.constexpr, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Columns of x for the four blocks of a warp, the even bits and the odd of each, and the step."""
-    THREADS: tl.constexpr = word.shape[0]
-    k = 16 * word[:, None] + tl.arange(0, 8)[None, :]
-    known = INSIDE | (word < WORDS)[:, None]
-    x0 = tl.load(x + k, mask=known, other=0.0).to(tl.float32)
-    x1 = tl.load(x + k + 8, mask=known, other=0.0).to(tl.float32)
-    size = tl.maximum(x0.to(tl.int32, bitcast=True) & 0x7FFFFFFF, x1.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    size = tl.max(tl.reshape(tl.max(size, axis=1), [THREADS // 32, 32]), axis=1)  # as integers: NaN is the largest
-    largest = tl.maximum(size, 0x0D800000).to(tl.float32, bitcast=True)  # 2^-100: its inverse is finite
-    largest = tl.reshape(tl.broadcast_to(largest[:, None], [THREADS // 32, 32]), [THREADS])
-    unit = (32767.0 / largest)[:, None]
-    v0 = (x0 * unit + 12582912.0).to(tl.int32, bitcast=True)  # 1.5 2^23: the integer is in the lower bits
-    v1 = (x1 * unit + 12582912.0).to(tl.int32, bitcast=True)
-    p = eight(permute(v0, v1, 0x5410, ASM))
-    p = _transpose(_transpose(_transpose(p, 0x00FF00FF, 8, ASM), 0x0F0F0F0F, 4, ASM), 0x33333333, 2, ASM)
-    p = tl.join(tl.join(tl.join(p[0], p[4]), tl.join(p[2], p[6])), tl.join(tl.join(p[1], p[5]), tl.join(p[3], p[7])))
-    p = tl.reshape(p, [THREADS // 32, 4, 4, 2, 8])  # [warp, block, lane, word, column]: bits 2 column, 2 column + 1
-    p = eight(tl.reshape(tl.permute(p, [0, 4, 2, 1, 3]), [THREADS, 8]))
-    blocks = _planes(p[0], p[1], ASM), _planes(p[2], p[3], ASM), _planes(p[4], p[5], ASM), _planes(p[6], p[7], ASM)
-    return blocks, largest / 32767.0
+def _inverse(x, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1 / x, to a digit or two of the last."""
+    if ASM:
+        out = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        out = 1 / x
+    return out
+
+
+@triton.jit
+def _number(bits, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The numbers (float32) whose 16 bits are the lower ones of ``bits``."""
+    if DTYPE == tl.bfloat16:  # noqa: SIM300
+        out = (bits << 16).to(tl.float32, bitcast=True)
+    else:
+        out = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return out
+
+
+@triton.jit
+def _integers(w, unit, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Both numbers of ``w`` in so many to one, rounded; the lower 16 bits of an int32 each."""
+    high = _number(w >> 16 & 0xFFFF, DTYPE)
+    low = _number(w, DTYPE) * unit + 12582912.0  # 1.5 2^23: the integer is in the lower bits
+    return low.to(tl.int32, bitcast=True), (high * unit + 12582912.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _bits(  # type: ignore[no-untyped-def]
+    x, start,
+    THREADS: tl.constexpr, INSIDE: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Of the inputs from word ``start`` on, columns for the four blocks of a warp, even bits and odd, and the step.
+
+    A thread takes two pieces of eight inputs. Their integers are four words, of which word c, after two exchanges,
+    holds bits 2 c and 2 c + 1 of all eight in the lower half, and in the upper one bits 2 c + 8 and 2 c + 9.
+    """
+    WARPS: tl.constexpr = THREADS // 32
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    i = tl.arange(0, 2 * THREADS)  # [half, warp, lane]
+    piece = 2 * start + i % THREADS // 32 * 64 + i // THREADS * 32 + i % 32
+    place = x.to(tl.pointer_type(tl.int32)) + 4 * piece[:, None] + tl.arange(0, 4)[None, :]
+    w = tl.load(place) if INSIDE else tl.load(place, mask=(piece < 2 * WORDS)[:, None], other=0)
+    w02, w13 = tl.split(tl.reshape(w, [2 * THREADS, 2, 2]))
+    w0, w2 = tl.split(w02)
+    w1, w3 = tl.split(w13)
+    size01 = _larger(w0 & 0x7FFF7FFF, w1 & 0x7FFF7FFF, EARLY)
+    size = _larger(size01, _larger(w2 & 0x7FFF7FFF, w3 & 0x7FFF7FFF, EARLY), EARLY)
+    size = tl.max(tl.reshape(tl.maximum(size & 0xFFFF, size >> 16), [2, THREADS]), axis=0)
+    size = tl.max(tl.reshape(size, [WARPS, 32]), axis=1)  # as integers: NaN is the largest
+    step = _number(size, DTYPE) * (1 / 32767)
+    step = tl.maximum(step.to(tl.int32, bitcast=True), 0x06000000).to(
+        tl.float32, bitcast=True
+    )  # 2^-115: has an inverse
+    step = tl.reshape(tl.broadcast_to(step[:, None], [WARPS, 32]), [THREADS])
+    unit = tl.reshape(tl.broadcast_to(_inverse(step, ASM)[None, :], [2, THREADS]), [2 * THREADS])
+    u0, u1 = _integers(w0, unit, DTYPE)
+    u2, u3 = _integers(w1, unit, DTYPE)
+    u4, u5 = _integers(w2, unit, DTYPE)
+    u6, u7 = _integers(w3, unit, DTYPE)
+    a0, a2 = _swap(permute(u0, u4, 0x5140, ASM), permute(u2, u6, 0x5140, ASM), 0x0F0F0F0F, 4, ASM)
+    a1, a3 = _swap(permute(u1, u5, 0x5140, ASM), permute(u3, u7, 0x5140, ASM), 0x0F0F0F0F, 4, ASM)
+    a0, a1 = _swap(a0, a1, 0x33333333, 2, ASM)
+    a2, a3 = _swap(a2, a3, 0x33333333, 2, ASM)
+    p = tl.join(tl.join(a0, a2), tl.join(a1, a3))
+    p = tl.reshape(p, [2, WARPS, 2, 4, 2, 2, 4])  # [half, warp, block, lane, word, piece, column of four]
+    p = tl.reshape(tl.permute(p, [1, 6, 3, 0, 2, 4, 5]), [WARPS, 1, 16, 16])
+    p, q = tl.split(tl.reshape(tl.broadcast_to(p, [WARPS, 2, 16, 16]), [THREADS, 8, 2]))
+    p, q = eight(p), eight(q)
+    side = tl.where(tl.arange(0, THREADS) % 32 < 16, 0x5410, 0x7632)  # the lower columns, the upper
+    out = ()
+    for n in tl.static_range(0, 8, 2):
+        u, v = permute(p[n], q[n], side, ASM), permute(p[n + 1], q[n + 1], side, ASM)
+        out += (_planes(u, v, ASM),)
+    return out, step
 
 
 @triton.jit
@@ -219,10 +277,21 @@ def _zeros(N: tl.constexpr, THREADS: tl.constexpr):  # type: ignore[no-untyped-d
 
 
 @triton.jit
+def _over_warps(x):  # type: ignore[no-untyped-def]
+    """Sums of the rows of ``x [rows, warps]``, each by one thread."""
+    if x.shape[1] == 8:
+        x = eight(x)
+        x = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
+    else:
+        x = tl.sum(x, axis=1)
+    return x
+
+
+@triton.jit
 def _strip(  # type: ignore[no-untyped-def]
     x, columns, step, held, codes, first, second, out, start, rows, row_stride,
     IN: tl.constexpr, ROWS: tl.constexpr, THREADS: tl.constexpr, MORE: tl.constexpr, SEGMENT: tl.constexpr,
-    GROUP: tl.constexpr, FORM: tl.constexpr, ASM: tl.constexpr,
+    GROUP: tl.constexpr, FORM: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The results of ``ROWS`` rows, and what is held of the first inputs of the program's next ones, if ``MORE``."""
     WORDS: tl.constexpr = IN // 16
@@ -234,7 +303,7 @@ def _strip(  # type: ignore[no-untyped-def]
     total = _zeros(ROWS // 8, THREADS)
     for turn in range(TURNS):
         if TURNS > 1:
-            columns, step = _bits(x, thread + turn * THREADS, INSIDE, WORDS, ASM)
+            columns, step = _bits(x, turn * THREADS, THREADS, INSIDE, WORDS, EARLY, ASM)
         y = _zeros(ROWS // 8, THREADS)
         for i in tl.static_range(4):
             even, odd = columns[i]
@@ -273,8 +342,9 @@ def _strip(  # type: ignore[no-untyped-def]
     found = tl.join(total[0], total[1])
     if ROWS == 32:
         found = tl.join(tl.join(total[0], total[2]), tl.join(total[1], total[3]))
-    found = tl.sum(tl.sum(tl.reshape(found, [THREADS // 32, 8, 4, ROWS // 8]), axis=2), axis=0)
-    place = start + tl.arange(0, 8)[:, None] + 8 * tl.arange(0, ROWS // 8)[None, :]
+    found = tl.sum(tl.reshape(found, [THREADS // 32, 8, 4, ROWS // 8]), axis=2)
+    found = _over_warps(tl.reshape(tl.permute(found, [2, 1, 0]), [ROWS, THREADS // 32]))
+    place = start + tl.arange(0, ROWS)
     tl.store(out + place, found.to(out.dtype.element_ty), mask=place < rows)
     return held
 
@@ -283,48 +353,51 @@ def _strip(  # type: ignore[no-untyped-def]
 def _matvec_bits(  # type: ignore[no-untyped-def]
     x, codes, first, second, out, rows, row_stride,
     IN: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, MORE: tl.constexpr, SEGMENT: tl.constexpr,
-    GROUP: tl.constexpr, FORM: tl.constexpr, ASM: tl.constexpr,
+    GROUP: tl.constexpr, FORM: tl.constexpr, EARLY: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     WORDS: tl.constexpr = IN // 16
     THREADS: tl.constexpr = 32 * WARPS
     INSIDE: tl.constexpr = WORDS % THREADS == 0
     thread, start = tl.arange(0, THREADS), tl.program_id(0) * ROWS
-    if ASM:  # starts while the kernel before ends; all but x is asked for before the wait
-        tl.extra.cuda.gdc_launch_dependents()
     held = _rows(
         codes, first, second, start + thread // 4 % 8, rows, thread // 32 * 32, row_stride,
         ROWS, INSIDE, WORDS, SEGMENT, GROUP, FORM,
     )  # fmt: skip
-    if ASM:
+    if EARLY:  # this started while the kernel before ended; all but x is asked for
         tl.extra.cuda.gdc_wait()
-    columns, step = _bits(x, thread, INSIDE, WORDS, ASM)  # dropped where a strip takes more than one turn
+        tl.extra.cuda.gdc_launch_dependents()  # not before: x would wait for the codes that the next kernel asks for
+    columns, step = _bits(x, 0, THREADS, INSIDE, WORDS, EARLY, ASM)  # dropped where a strip takes more than one turn
     if MORE:
         while start < rows:
             held = _strip(
                 x, columns, step, held, codes, first, second, out, start, rows, row_stride,
-                IN, ROWS, THREADS, MORE, SEGMENT, GROUP, FORM, ASM,
+                IN, ROWS, THREADS, MORE, SEGMENT, GROUP, FORM, EARLY, ASM,
             )  # fmt: skip
             start += ROWS * tl.num_programs(0)
     else:
         _strip(
             x, columns, step, held, codes, first, second, out, start, rows, row_stride,
-            IN, ROWS, THREADS, MORE, SEGMENT, GROUP, FORM, ASM,
+            IN, ROWS, THREADS, MORE, SEGMENT, GROUP, FORM, EARLY, ASM,
         )  # fmt: skip
 
 
 def matvec_bits(weight: Planes, x: torch.Tensor, strip: Strip | None = None) -> torch.Tensor:
-    """See :func:`r2q.kernels.matvec.matvec`; one vector, ``x [1, in]``."""
+    """See :func:`r2q.kernels.matvec.matvec`; one vector, ``x [1, in]``, of 16 bits."""
     rows, words = weight.codes.shape
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    strip = strip or pick_strip(weight)
+    x = x if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+    count = multiprocessors(x.device)
+    strip = strip or pick_strip(weight, count)
     strips = triton.cdiv(rows, strip.rows)
-    programs = min(strips, strip.resident * multiprocessors(x.device) or strips)
+    programs = min(strips, strip.resident * count or strips)
     out = torch.empty(1, rows, dtype=x.dtype, device=x.device)
-    asm = not INTERPRETED
+    early = starts_early(x.device)
+    options = {"launch_pdl": True} if early else {}
+    if strip.registers:
+        options["maxnreg"] = strip.registers
     _matvec_bits[(programs,)](
         x, weight.codes, weight.first, weight.second, out, rows, weight.row_stride,
         IN=words * WORD, ROWS=strip.rows, WARPS=strip.warps, MORE=strips > programs, SEGMENT=span_words(weight, BLOCK),
-        GROUP=weight.group_words, FORM=weight.form, ASM=asm,
-        num_warps=strip.warps, num_stages=1, **({"launch_pdl": True} if asm else {}),
+        GROUP=weight.group_words, FORM=weight.form, EARLY=early, ASM=not INTERPRETED,
+        num_warps=strip.warps, num_stages=1, **options,
     )  # fmt: skip
     return out

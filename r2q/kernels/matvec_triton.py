@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from r2q.kernels.planes import AFFINE, FLOAT_ZERO, WORD, Planes
-from r2q.kernels.planes_triton import INTERPRETED, signs, span_words, tables
+from r2q.kernels.planes_triton import signs, span_words, starts_early, tables
 
 SEGMENT = 8  # words at most
 MINUS_ONE = {torch.float16: 0xBC00BC00 - (1 << 32), torch.bfloat16: 0xBF80BF80 - (1 << 32)}  # two of them in an int32
@@ -168,7 +168,7 @@ def matvec_triton(weight: Planes, x: torch.Tensor, split: Split | None = None) -
     apart = batch <= 2 or segment < 4
     turns = triton.cdiv(words, (4 if apart else 1) * segment * split.warps)
     out = torch.empty(batch, rows, dtype=x.dtype, device=x.device)
-    pdl = not INTERPRETED
+    pdl = starts_early(x.device)
     _matvec[triton.cdiv(rows, split.rows), triton.cdiv(batch, 2 if apart else 8)](
         x, weight.codes, weight.first, weight.second, out, batch, rows, weight.row_stride, x.stride(0),
         MINUS_ONE[x.dtype],

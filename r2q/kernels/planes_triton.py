@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from math import gcd
 
@@ -148,6 +149,12 @@ def _decode(  # type: ignore[no-untyped-def]
     column = start * 16 + tl.arange(0, WORDS * 16)
     place = row.to(tl.int64)[:, None] * IN + column[None, :]
     tl.store(out + place, level, mask=(row < rows)[:, None] & (column < IN)[None, :])
+
+
+@functools.cache
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel may start while the one before it ends: from compute capability 9 on."""
+    return not INTERPRETED and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def span_words(weight: Planes, words: int) -> int:
