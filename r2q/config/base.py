@@ -80,7 +80,7 @@ class MethodOptions(Closed):
         return cls.model_validate_json(json.dumps(values, default=str))
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
-        """What these options cannot do in a recipe (`r2q.config.Recipe`) of a run (`r2q.config.Config`).
+        """What these options cannot do in a recipe (`r2q.config.sections.Recipe`) of a run (`r2q.config.Config`).
 
         One sentence for each, starting with the option's name, or with `granularity` or `bits` of the recipe.
         """
