@@ -47,7 +47,10 @@ def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         ({"start": "strat"}, "start: strat is no recipe; nearest valid: start"),
         ({"start": "deep"}, "start: deep must be a recipe that quantizes and does not train"),
         ({"quantizer": "awq"}, "quantizer: awq is no function of one weight"),
+        ({"quantizer": "rnt"}, "quantizer: unknown method rnt; nearest valid: rtn"),
         ({"quantizer": "r2q", "quantizer_options": {"clip": "mse"}}, "quantizer_options.clip: unknown key"),
+        ({"coefficient": 1.5}, "coefficient: 1.5 is not between 0 and 1"),
+        ({"gradient": "straight"}, "gradient: 'straight' is not allowed; valid: identity, clipped, through-scales"),
     ],
 )
 def test_options_of_training(options: dict[str, Any], message: str) -> None:
