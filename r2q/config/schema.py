@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from r2q.config.base import alternatives
+from r2q.config.base import alternatives, spelt
 from r2q.config.run import Config
 from r2q.kept import ROOT, write_atomic
 
@@ -74,9 +74,7 @@ def _below(annotation: Any) -> tuple[type[BaseModel] | None, str]:
 def _default(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "see below"
-    if isinstance(value, str):
-        return "blank line" if value == "\n\n" else value
-    return json.dumps(value)
+    return "blank line" if value == "\n\n" else spelt(value)
 
 
 if __name__ == "__main__":
