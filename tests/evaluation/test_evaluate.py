@@ -21,9 +21,10 @@ from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.evaluate import share
-from r2q.evaluation.session import SEEDS, Session
-from r2q.models import load
+from r2q.evaluation.session import Session
+from r2q.evaluation.tasks import SEEDS
 from r2q.models.checks import read_tokenizer
+from r2q.models.load import load_packed
 from r2q.models.save import folder_digest
 from r2q.records import Report, Status, digest, read_json, write_record
 from r2q.report.collect import collect
@@ -119,13 +120,12 @@ def scores(record: dict[str, Any]) -> dict[tuple[str, str], Any]:
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note which units are loaded."""
     loaded: list[str] = []
-    original = load.load_packed
 
     def noted(folder: Path, *args: Any, **options: Any) -> Any:
         loaded.append(Path(folder).parent.name)
-        return original(folder, *args, **options)
+        return load_packed(folder, *args, **options)
 
-    monkeypatch.setattr(load, "load_packed", noted)
+    monkeypatch.setattr("r2q.evaluation.session.load_packed", noted)
     return loaded
 
 
@@ -162,7 +162,7 @@ def test_a_record_has_every_score_with_its_error_and_level(run: Run) -> None:
 def test_scores_are_those_of_lm_eval_on_its_own(run: Run, recipe: str) -> None:
     """lm-eval's model class, task manager and prompt building, one unit, nothing shared, nothing cached."""
     record = run.record(recipe)
-    model, tokenizer = load.load_packed(run.unit(recipe)), read_tokenizer(run.unit(recipe))
+    model, tokenizer = load_packed(run.unit(recipe)), read_tokenizer(run.unit(recipe))
     theirs = HFLM(model, tokenizer=tokenizer, batch_size=4, max_length=tiny.POSITIONS)
     theirs.tok_encode = lambda text, add_special_tokens=None, **_: (  # its switch adds nothing with this tokenizer
         [tokenizer.bos_token_id] * (add_special_tokens is None) + tokenizer.encode(text, add_special_tokens=False)
@@ -255,7 +255,7 @@ def test_sharing_a_session_moves_nothing(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("r2q.evaluation.evaluate.SHARED", shared := {})
     share(run.config, "m", run.unit("rtn-g64"))
     (session,) = shared.values()
-    monkeypatch.delattr("r2q.evaluation.tasks.load_tasks")
+    monkeypatch.delattr("r2q.evaluation.session.load_tasks")
     (encoder,) = session._encoders.values()
     known = set(encoder._known)
     run.evaluate()

@@ -8,7 +8,6 @@ import datasets
 import pytest
 
 from r2q.config import Config, ConfigError, parse
-from r2q.evaluation.session import SEEDS
 from r2q.evaluation.task_files import TaskFiles
 from r2q.evaluation.tasks import TaskSet, _aggregation_problem, check_tasks, load_tasks
 from tests.evaluation import tiny
@@ -81,7 +80,7 @@ def config(tasks: dict[str, Any], **settings: Any) -> Config:
 
 
 def load(tasks: dict[str, Any], **settings: Any) -> TaskSet:
-    return load_tasks(config(tasks, **settings), SEEDS)
+    return load_tasks(config(tasks, **settings))
 
 
 def prompts(tasks: TaskSet, name: str) -> list[Any]:
