@@ -236,9 +236,9 @@ def test_the_schema_refuses_what_a_config_cannot_have() -> None:
     assert not validator.is_valid(changed("models/small/pth", "x"))
 
 
-def test_no_config_imports_torch() -> None:
+def test_no_config_and_no_shipped_method_imports_torch() -> None:
     code = (
-        "import sys; from r2q import config; "
+        "import sys; from r2q import config; [config.method_info(name) for name in config.built_in_methods()]; "
         f"[config.load(path) for path in {list(map(str, CONFIGS))!r}]; "
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'pandas') if name in sys.modules])"
     )
