@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+import lm_eval
+
 from r2q.evaluation.attempt import attempt
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
@@ -19,8 +21,6 @@ def evaluate_tasks(
     Groups are aggregated by lm-eval's own rule. A group of which a task failed, fails: a mean over the rest is another
     number.
     """
-    import lm_eval
-
     raw: dict[str, Any] = {part: {} for part in BY_TASK}
     failed: dict[str, Exception] = {}
     seconds: dict[str, float] = {}
