@@ -192,6 +192,11 @@ def test_records_of_a_run(tmp_path: Path) -> None:
             assert float(row["quantized_before"]) > float(row["latent_after"])
 
 
+def test_the_quantizers_options_are_filled_in() -> None:
+    options = configuration.method_info("bitdistiller").options.model_validate({"quantizer": "r2q"})
+    assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
+
+
 @pytest.mark.parametrize("step", ["quantize", "quantize_weight"])
 @pytest.mark.parametrize("method", ["gptq", "bitdistiller"])
 def test_a_quantizer_that_is_more_than_its_groups_is_no_part_of_another_method(
