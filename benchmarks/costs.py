@@ -13,7 +13,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Measurement:
         settings = dict(self.settings)
         shape = shape_of(self.model)
         if "layers" in settings:
-            shape = shape.with_layers(settings.pop("layers"))
+            shape = with_layers(shape, settings.pop("layers"))
         value = PREDICT[self.kind](rates, shape, settings)
         return value / cost.GIB if self.unit == "GiB" else value
 
@@ -65,6 +65,13 @@ def shape_of(model: str) -> Shape:
         return count(known["meta-llama/Llama-2-7b-hf"] | LLAMA_70B | {"num_hidden_layers": 80})
     names = PUBLISHED | {"tinyllama-1.1b": "TinyLlama/TinyLlama_v1.1"}
     return count(known[names.get(model) or next(path for path in known if "SmolLM2-135M" in path)])
+
+
+def with_layers(shape: Shape, layers: int) -> Shape:
+    """The same model with so many blocks."""
+    quantized, active = shape.block * layers, shape.active // shape.layers * layers
+    total = shape.total - shape.quantized + quantized  # norms of the other blocks are left in
+    return replace(shape, layers=layers, total=total, quantized=quantized, active=active)
 
 
 def options_of(settings: Settings, **more: Any) -> TrainingOptions:

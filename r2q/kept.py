@@ -56,11 +56,6 @@ def source_hash(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def from_top(path: str | Path) -> Path:
-    """A path of the repository, wherever its files are; an absolute one as it is."""
-    return (LIBRARY.parent if Path(path).parts[:1] == (LIBRARY.name,) else ROOT) / path
-
-
 def here_or_shipped(path: str | Path) -> Path:
     """A path as it is, or where the repository has it, if it is not here: `config/smoke.yaml`, `mini/models/...`."""
     shipped = ROOT / path
@@ -85,7 +80,7 @@ def source_files(paths: Iterable[str | Path]) -> list[Path]:
     """
     files: set[Path] = set()
     for path in paths:
-        full = from_top(path)
+        full = (LIBRARY.parent if Path(path).parts[:1] == (LIBRARY.name,) else ROOT) / path
         if full.is_file():
             _add_with_imports(full, files)
         elif modules := list(full.rglob("*.py")):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r2q import config as configuration
-from r2q.config import TEXT_FILE, Config, Model, refuse
+from r2q.config import TEXT_FILE, Config, Model, refuse, some
 from r2q.failures import one_line
 from r2q.inputs.hub import Hub
 from r2q.intact import Damaged, digest_sums
@@ -69,12 +69,9 @@ def _warn_of_python(config: Config) -> None:
     """Say before it happens that task files of the user's run Python."""
     from r2q.evaluation.task_files import files_with_python
 
-    files = files_with_python(config.task_include)
-    if files:
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        print(
-            f"prepare: {files[0]}{more} in task_include has !function: its Python code runs in evaluation", flush=True
-        )
+    if files := files_with_python(config.task_include):
+        what = "in task_include has !function: its Python code runs in evaluation"
+        print(f"prepare: {some(files, 1)} {what}", flush=True)
 
 
 def read_prepared(path: str | Path, model: str, fields: Iterable[str] = ("fingerprint",)) -> dict[str, Any]:

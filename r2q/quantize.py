@@ -192,9 +192,7 @@ def _refuse_others(out: Path, source: Path, own: Path) -> None:
         raise ValueError(f"--out: {lost[0]} was not written by `quantize` and would be lost; name another folder")
 
 
-def _identity(
-    recipe: Recipe, fingerprint: str, device: torch.device, data: Calibration | None = None
-) -> dict[str, Any]:
+def _identity(recipe: Recipe, fingerprint: str, device: torch.device, data: Calibration | None) -> dict[str, Any]:
     """Everything that can move a packed file or its report."""
     looked_at = {} if data is None else {"tokens": data.facts["sha256"], "minimum_tokens": data.minimum_tokens}
     return {
@@ -219,10 +217,10 @@ def _unit(
     tokenizer: Any,
     folder: Path,
     device: torch.device,
-    data: Calibration | None = None,
-    training: TrainingData | None = None,
-    leaves: bool = False,
-    about: Mapping[str, Any] | None = None,
+    data: Calibration | None,
+    training: TrainingData | None,
+    leaves: bool,
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Quantize and write one unit; the fields of its report that only this work gives."""
     model = load_full(str(source))
@@ -253,7 +251,7 @@ def _unit(
             if isinstance(method, CheckpointMethod):
                 return record | adopt(method, model, targets, tokenizer, folder, device)
             layers, notes = apply(method, model, targets, device, data, training, latent)
-        about = {**(about or {}), "errors": mean_errors(layers)}
+        about = {**about, "errors": mean_errors(layers)}
         digests = save(model, tokenizer, folder, dict(vars(recipe)), about)
         if latent is not None:
             write_latent(folder, latent)

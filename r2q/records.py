@@ -229,8 +229,8 @@ class Score:
     # version, num_fewshot: of the task; numbers with other ones are not compared
     version: str | None = None
     num_fewshot: int | None = None
-    kind: str = ""  # what a recipe works from: `weights`, `calibration`, `training` or `checkpoint`
-    # frame, quantizer, control: see `Facts`; `quantizer` is its label
+    # kind, frame, quantizer, control: see `Facts`; `quantizer` is its label
+    kind: str = ""
     frame: str | None = None
     quantizer: str = ""
     control: bool = False

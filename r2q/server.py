@@ -29,8 +29,7 @@ from r2q.cli import ADDRESS, NO, Request, main
 ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}  # no GPU, no threads to lose
 IMPORTED = (
     "lm_eval.evaluator", "datasets", "transformers.models.llama.modeling_llama",
-    "r2q.quantize", "r2q.evaluation.evaluate", "r2q.evaluation.adapter", "r2q.training.teacher_data",
-    "r2q.training.frame",
+    "r2q.quantize", "r2q.evaluation.session", "r2q.training.teacher_data", "r2q.training.frame",
     "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "r2q.report.page", "r2q.report.claims",
 )  # fmt: skip
 

@@ -250,7 +250,7 @@ def test_schema_is_printed_and_checked(capsys: pytest.CaptureFixture[str], monke
     from r2q.config import schema
 
     assert cli.main(["schema"]) == 0
-    assert capsys.readouterr().out == schema.schema_path().read_text()
+    assert capsys.readouterr().out == schema.SCHEMA.read_text()
     assert cli.main(["schema", "--check"]) == 0
     monkeypatch.setattr(schema, "schema_text", lambda: "{}")
     assert cli.main(["schema", "--check"]) == 1

@@ -489,29 +489,26 @@ rule everything:
 """
 
 
+def beside(copy: Copy, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the workflow of another folder, which has that of the copy as a module."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    return subprocess.run(command, cwd=folder, env=copy.environment, capture_output=True, text=True)
+
+
 def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -> None:
     config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config, "theirs": 1}))
     (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", "theirs=2"],
-        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
-    )  # fmt: skip
+    done = beside(fresh, tmp_path, "--dry-run", "--config", "theirs=2")
     assert done.returncode == 0, done.stderr
     assert "r2q_quantize" in done.stdout + done.stderr
     assert not (tmp_path / "results").exists()
     report = "results/smoke/mini-opt/full_precision/seed0/report.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "theirs=2", "--", report],
-        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
-    )  # fmt: skip
+    done = beside(fresh, tmp_path, "--config", "theirs=2", "--", report)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / report).is_file()
     for more in ([], ["--no-hooks"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "1", *more, "--", "served"],
-            cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
-        )  # fmt: skip
+        done = beside(fresh, tmp_path, *more, "--", "served")
         assert done.returncode == 0, done.stderr
         assert ("theirs" in done.stdout) == (not more)
 
@@ -528,10 +525,7 @@ def test_two_runs_as_modules_of_one_workflow(fresh: Copy, tmp_path: Path) -> Non
         "results/prepared/mini/world.json",
         *(f"results/{name}/mini-opt/checked.json" for name in ("one", "two")),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--", *targets],
-        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
-    )  # fmt: skip
+    done = beside(fresh, tmp_path, "--", *targets)
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / target).is_file() for target in targets)
 
@@ -543,10 +537,7 @@ def test_a_module_says_what_this_machine_lacks_for_training(fresh: Copy, tmp_pat
     config["limits"] |= {"training_processes": 64}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
     (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1"],
-        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
-    )  # fmt: skip
+    done = beside(fresh, tmp_path)
     assert done.returncode == 1
     assert "the config of the module: limits.training_processes: 64, but this machine has" in done.stderr
 

@@ -295,7 +295,7 @@ def test_a_unit_takes_the_disk_that_its_format_says() -> None:
 
 
 def test_weights_that_are_left_to_start_from_take_four_bytes_each() -> None:
-    """As `r2q.training.start.leave` writes what a method hands over, whatever the checkpoint's own numbers take."""
+    """As `write_latent` writes what a method hands over, whatever the numbers of the checkpoint itself take."""
     options = {"quantizer": "rtn", "start": "gptq-g128", "start_from": "weights"}
     recipes = {
         "gptq-g128": {"method": "gptq", "granularity": "g128"},

@@ -1,6 +1,5 @@
 """What a result depends on: the lists of source files hold all that the verbs import, and inputs what is read."""
 
-import ast
 import inspect
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from r2q.plan import Plan, Unit, model_files
 from r2q.plan.checks import problems, stale
 from r2q.plan.sources import SOURCES
 from r2q.records import Facts, Report, write_record
+from tests.configs import config_of
+from tests.test_layers import FILES, ours
 
 # What says, checks, finds or writes, and computes no number; words of a recipe are asked for by their values.
 NO_NUMBERS = {
@@ -44,25 +45,14 @@ ENTRY = {
 
 
 def imported(file: str) -> set[str]:
-    """Every module of `r2q` behind a file: what it imports, over and over, wherever in the file."""
+    """Every file of `r2q` behind one: what it imports, over and over, wherever in the file."""
     found, queue = set(), [file]
     while queue:
         name = queue.pop()
-        if name in found or name in NO_NUMBERS or name.startswith("r2q/config/"):
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse((ROOT / name).read_text())):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            for module in modules:
-                path = module.replace(".", "/")
-                queue += [
-                    p for p in (f"{path}.py", f"{path}/__init__.py") if module[:3] == "r2q" and (ROOT / p).is_file()
-                ]
+        if name not in found | NO_NUMBERS and not name.startswith("r2q/config/"):
+            found.add(name)
+            module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            queue += [FILES[other].relative_to(ROOT).as_posix() for other in ours(module)]
     return found
 
 
@@ -109,13 +99,8 @@ def test_files_that_tasks_name_elsewhere_are_inputs(tmp_path: Path, monkeypatch:
     Path("tasks/b.yaml").write_text(f"task: b\ndataset_path: json\ndataset_kwargs: {{data_files: {files}}}\n")
     Path("tasks/c.yaml").write_text("task: c\ndataset_path: rows\n")
     Path("tasks/damaged.yaml").write_text("task: [")
-    config = parse(
-        {
-            "run": "test", "models": {"m": {"path": "a/m"}}, "recipes": {"fp": {"method": "full_precision"}},
-            "tasks": {"a": {}}, "task_include": ["tasks"],
-        },
-        "x.yaml",
-    )  # fmt: skip
+    recipes = {"fp": {"method": "full_precision"}}
+    config = parse(config_of(recipes, tasks={"a": {}}, task_include=["tasks"]), "x.yaml")
     read = {"tasks/a.yaml", "tasks/b.yaml", "tasks/c.yaml", "tasks/damaged.yaml", "tasks/beside.jsonl"} | {*names[:5]}
     assert set(Plan(config).task_files()) == read
     made = {"results": ["results/made.jsonl", "results/made.yaml"]}  # by a rule, which may not have run yet
@@ -164,11 +149,11 @@ def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text(name)
     recipes = {"a-g64": {"method": "bitdistiller", "granularity": "g64", "options": {"optimizer": "adamw_8bit"}}}
-    data: dict[str, Any] = {"run": "test", "perplexity": {"test": {"path": "test.txt"}}}
-    data["models"] = {name: {"path": f"a/{name}", "recipes": ["a-g64"]} for name in ("one", "two")}
-    data |= {"recipes": recipes | {"of_no_model-g64": recipes["a-g64"]}}
-    data |= {"training": {"texts": [{"path": "train.txt", "rows": 200}], "held_out": 8}}
-    plan = Plan(parse(data, "x.yaml"))
+    models = {name: {"path": f"a/{name}", "recipes": ["a-g64"]} for name in ("one", "two")}
+    training = {"texts": [{"path": "train.txt", "rows": 200}], "held_out": 8}
+    recipes |= {"of_no_model-g64": recipes["a-g64"]}
+    text = {"test": {"path": "test.txt"}}
+    plan = Plan(parse(config_of(recipes, models=models, tasks={}, perplexity=text, training=training), "x.yaml"))
     recipe = plan.recipes["a-g64"]
     unit = Unit("one", "a-g64", 0)
 

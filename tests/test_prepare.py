@@ -219,13 +219,6 @@ def test_a_model_that_went_through_a_quantizer_is_refused(models: Path, tmp_path
     assert found[0].startswith(f"models.packed.path: {folder}: {folder} is already quantized")
 
 
-def test_weights_that_are_not_safetensors_are_refused(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "pickled")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    (problem,) = refused(tmp_path, data(models, models={"pickled": {"path": str(folder)}}))
-    assert "has no model.safetensors" in problem
-
-
 def test_paths_that_are_not_there_are_all_named(models: Path, tmp_path: Path) -> None:
     config = data(
         models,

@@ -37,6 +37,11 @@ def some(names: Sequence[object], count: int = 3) -> str:
     return ", ".join(map(str, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
+def spelt(value: object) -> str:
+    """A value as a config has it: `true`, `null`."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def refuse(source: object, problems: Iterable[str]) -> None:
     """Raise ConfigError where there are problems; `source`, a config's path, stands before each."""
     if text := "\n".join(f"{source}: {problem}" for problem in problems):
@@ -66,7 +71,7 @@ class MethodOptions(Closed):
         for name, (other, value) in self.counts_with.items():
             default = type(self).model_fields[name].get_default(call_default_factory=True)
             if getattr(self, other) != value and getattr(self, name) != default:
-                raise ValueError(f"{name}: counts with {other}: {str(value).lower()} alone")
+                raise ValueError(f"{name}: counts with {other}: {spelt(value)} alone")
         return self
 
     @classmethod
@@ -75,7 +80,7 @@ class MethodOptions(Closed):
         return cls.model_validate_json(json.dumps(values, default=str))
 
     def problems(self, recipe: Any, config: Any) -> list[str]:
-        """What these options cannot do in a recipe (`r2q.config.Recipe`) of a run (`r2q.config.Config`).
+        """What these options cannot do in a recipe (`r2q.config.sections.Recipe`) of a run (`r2q.config.Config`).
 
         One sentence for each, starting with the option's name, or with `granularity` or `bits` of the recipe.
         """

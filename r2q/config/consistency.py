@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from r2q.config.base import ConfigError, nearest, some
+from r2q.config.base import ConfigError, nearest, some, spelt
 from r2q.config.facts import describe_recipe
 from r2q.config.lattice import lattice_lacks
 from r2q.config.leaks import leaks, same_text
@@ -96,7 +96,7 @@ def _lattice_problems(config: Config) -> list[str]:
         if name not in config.recipes:
             lines.append(f"{key}: unknown recipe {name}{nearest(name, config.recipes)}")
         elif granularity in (None, "tensor"):
-            lines.append(f"{key}: {name} has granularity {granularity or 'null'}; the figure needs groups or channels")
+            lines.append(f"{key}: {name} has granularity {spelt(granularity)}; the figure needs groups or channels")
         elif granularity != (first := config.recipes.get(recipes[0], config.recipes[name]).granularity):
             lines.append(f"{key}: {name} has granularity {granularity}, {recipes[0]} {first}; they must have the same")
     if not lines and config.lattice_units() is None and (shown or recipes):
@@ -218,17 +218,13 @@ def _start_problems(config: Config, name: str, start: str) -> list[str]:
     for field in ("granularity", "bits", "lm_head"):
         mine, theirs = getattr(entry, field), getattr(other, field)
         if mine != theirs:
-            lines.append(f"{key} must be a recipe with {field} {_text(mine)}, as this one has; it has {_text(theirs)}")
+            lines.append(f"{key} must be a recipe with {field} {spelt(mine)}, as this one has; it has {spelt(theirs)}")
     if entry.options.get("start_from") == "weights" and not method_info(other.method).leaves_latent:
         lines.append(f"{key} leaves no weights to start from (start_from: weights); gptq and efficientqat_block do")
     if method_info(other.method).scales_inputs:
         lines.append(f"{key} scales input channels, which training does not: its levels are those of other weights")
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
     return lines + [f"{key} is not among the recipes of model {model}" for model in without]
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _needs(method: str, what: str) -> bool:
@@ -243,7 +239,7 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
     lines = [f".{line}" for line in _twice("seeds", entry.seeds or [])]
     suffix = SUFFIX.search(name)
     if suffix and suffix[1] != entry.granularity:
-        lines.append(f".granularity: the name ends in -{suffix[1]} but the value is {entry.granularity or 'null'}")
+        lines.append(f".granularity: the name ends in -{suffix[1]} but the value is {spelt(entry.granularity)}")
     try:
         info = method_info(entry.method)
     except ConfigError as error:
@@ -253,7 +249,7 @@ def _recipe_problems(name: str, entry: Recipe) -> list[str]:
     if not info.quantizes:
         for field, default in (("granularity", None), ("bits", 2), ("lm_head", False)):
             if (value := getattr(entry, field)) != default:
-                lines.append(f".{field}: method {entry.method} has none, not {_text(value)}")
+                lines.append(f".{field}: method {entry.method} has none, not {spelt(value)}")
     try:
         info.options.read(entry.options)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import Config, ConfigError, refuse
-from r2q.evaluation.session import SEEDS, silence
+from r2q.evaluation.session import silence
 from r2q.evaluation.tasks import TaskSet, load_tasks
 from r2q.failures import one_line
 from r2q.files import read_joined
@@ -70,7 +70,7 @@ def _task_problems(config: Config, model: str, encoder: Encoder, positions: int 
     if not config.tasks:
         return
     try:
-        tasks = load_tasks(config, SEEDS)
+        tasks = load_tasks(config)
     except Exception:  # which one is it?
         problems = list(_unloadable(config))
         yield from problems
@@ -83,7 +83,7 @@ def _task_problems(config: Config, model: str, encoder: Encoder, positions: int 
 def _unloadable(config: Config) -> Iterator[str]:
     for name, entry in config.tasks.items():
         try:
-            load_tasks(config.model_copy(update={"tasks": {name: entry}}), SEEDS)
+            load_tasks(config.model_copy(update={"tasks": {name: entry}}))
         except ConfigError as error:
             yield str(error)
         except Exception as error:

@@ -1,18 +1,20 @@
 """The verb `evaluate`: scores of a packed checkpoint, reading nothing but its folder."""
 
 from pathlib import Path
+from typing import Any
 
 from r2q import config as configuration
-from r2q.evaluation.session import Session, blank
 from r2q.evaluation.tasks import check_tasks
 from r2q.kept import write_json
 from r2q.records import ITEMS, OK, RAW, Report, read_json, write_record
 
-SHARED: dict[tuple[str, ...], Session] = {}  # of a server, and of the processes that it forks
+SHARED: dict[tuple[str, ...], Any] = {}  # sessions of a server, and of the processes that it forks
 
 
 def share(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
     """Make once what the units of a model, of which `out` is one, are evaluated with."""
+    from r2q.evaluation.session import Session
+
     key = _key(config_path, model, reference)
     if key not in SHARED:
         session = Session(configuration.load(config_path, model), model, reference)
@@ -46,6 +48,8 @@ def evaluate(config_path: str | Path, model: str, out: str | Path, reference: st
     if not (out / "report.json").is_file():
         raise FileNotFoundError(f"no file {out / 'report.json'}; run `quantize` first")
     report = read_json(out / "report.json", Report)
+    from r2q.evaluation.session import Session, blank  # torch and lm-eval: not before the input is right
+
     progress = f"evaluate {model} {report.recipe} seed {report.seed}:"
     if report.status == OK:
         session = session or Session(config, model, reference)

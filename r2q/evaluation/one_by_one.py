@@ -3,28 +3,29 @@
 from functools import partial
 from typing import Any
 
+import lm_eval
+
 from r2q.evaluation.attempt import attempt
 from r2q.evaluation.sharing import quiet
 from r2q.evaluation.tasks import TaskSet, seed_all
 
+BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
 BY_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
 
 
 def evaluate_tasks(
-    scorer: Any, tasks: TaskSet, seeds: dict[str, int], bootstrap: int, samples: bool
+    scorer: Any, tasks: TaskSet, samples: bool
 ) -> tuple[dict[str, Any], dict[str, Exception], dict[str, float]]:
     """(what `lm_eval.evaluate` would return for all tasks that ended, errors by task and group, seconds by both).
 
     Groups are aggregated by lm-eval's own rule. A group of which a task failed, fails: a mean over the rest is another
     number.
     """
-    import lm_eval
-
     raw: dict[str, Any] = {part: {} for part in BY_TASK}
     failed: dict[str, Exception] = {}
     seconds: dict[str, float] = {}
     for name, task in tasks.dictionary["tasks"].items():
-        seed_all(seeds)
+        seed_all()
         scorer.task = name
         count = tasks.limits[name]
         work = partial(
@@ -32,7 +33,7 @@ def evaluate_tasks(
             lm=scorer,
             task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
             samples={name: range(count)} if count < len(task.eval_docs) else None,
-            bootstrap_iters=bootstrap,
+            bootstrap_iters=BOOTSTRAP,
             log_samples=samples,
         )
         with quiet():

@@ -8,20 +8,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
+from transformers.utils import logging as transformers_logging
+
 from r2q.config import Config, refuse, some
-from r2q.evaluation.tasks import TaskSet
+from r2q.evaluation.adapter import Scorer, encode
+from r2q.evaluation.attempt import NO_NUMBER, reason, release
+from r2q.evaluation.fidelity import check_reference
+from r2q.evaluation.one_by_one import BOOTSTRAP, evaluate_tasks
+from r2q.evaluation.per_item import task_items
+from r2q.evaluation.scores import task_scores
+from r2q.evaluation.sharing import plain
+from r2q.evaluation.tasks import SEEDS, TaskSet, load_tasks
+from r2q.evaluation.texts import measure
 from r2q.failures import one_line, transient
 from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
 from r2q.intact import digest_files, missing_files
 from r2q.kept import key, write_atomic, write_json
 from r2q.measure import Measured, versions
+from r2q.models.checks import max_positions, read_tokenizer, small_files
+from r2q.models.devices import device_name, pick_device
+from r2q.models.load import load_packed
+from r2q.models.load import quiet as quiet_loading
+from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
+from r2q.models.save import folder_digest
 from r2q.plan import Plan, Unit
 from r2q.plan.sources import code
 from r2q.records import FAILED, ITEMS, OK, RAW, SAMPLES, Evaluation, Report, TaskScore, read_if_whole, write_record
+from r2q.tokens import Encoder, beyond_positions
 
-SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
-BOOTSTRAP = 200  # resamples for lm-eval's own bootstrapped metrics (f1, mcc, bleu ...); means are in closed form
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy")
 
 
@@ -59,13 +76,10 @@ class Session:
 
     def __init__(self, config: Config, model: str, reference: str | Path | None = None) -> None:
         silence()
-        from r2q.evaluation.fidelity import check_reference
-        from r2q.evaluation.tasks import load_tasks
-
         self.config, self.model = config, model
         self.entry = config.models[model]
         self.teacher = check_reference(config, model, reference)
-        self.tasks = load_tasks(config, SEEDS) if config.tasks else TaskSet({}, {})
+        self.tasks = load_tasks(config) if config.tasks else TaskSet({}, {})
         hub = Hub.of(config)
         self.texts = {name: read_joined(text, hub) for name, text in config.perplexity.items()}
         settings = {name: text.model_dump(mode="json", exclude={"path"}) for name, text in config.perplexity.items()}
@@ -79,14 +93,10 @@ class Session:
 
     @cached_property
     def device(self) -> Any:
-        from r2q.models.devices import pick_device
-
         return pick_device(self.config.device)
 
     def encode(self, folder: Path) -> None:
         """Encode all prompts and texts with the tokenizer of a unit, for all units that have the same."""
-        from r2q.evaluation.adapter import encode
-
         digest, encoder = self._encoder(folder)
         encode(encoder, [request for task in self.tasks.dictionary["tasks"].values() for request in task.instances])
         self._texts_as_ids(digest, encoder)
@@ -94,10 +104,6 @@ class Session:
     def unit(self, folder: Path, report: Report) -> str:
         """Evaluate one unit, or leave its result as it is; returns what to tell the user."""
         silence()
-        import torch
-
-        from r2q.models.save import folder_digest
-
         torch.set_num_threads(self.config.limits.threads)
         written = report.hashes["weights"]
         if written is None or folder_digest(folder) != written:
@@ -130,8 +136,6 @@ class Session:
 
     def _identity(self, folder: Path, weights: str) -> dict[str, Any]:
         """Everything that can move a number of a unit."""
-        from r2q.models.devices import device_name
-
         return {
             "weights": weights,
             "files": _folder_hash(folder),
@@ -150,8 +154,6 @@ class Session:
 
     def _run(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], str | None]:
         """(fields of the evaluation, raw results, items, samples as text)."""
-        from r2q.evaluation.attempt import NO_NUMBER, release
-
         found: dict[str, Any] = {"scores": [], "task_seconds": {}}
         raw: dict[str, Any] = {}
         items: dict[str, Any] = {}
@@ -167,20 +169,6 @@ class Session:
 
     def _scores(self, folder: Path, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         """Load the unit, fill `found`; returns raw results, items and samples. Raises where nothing has a value."""
-        import torch
-
-        from r2q.evaluation.adapter import Scorer
-        from r2q.evaluation.attempt import NO_NUMBER, reason
-        from r2q.evaluation.one_by_one import evaluate_tasks
-        from r2q.evaluation.per_item import task_items
-        from r2q.evaluation.scores import task_scores
-        from r2q.evaluation.sharing import plain
-        from r2q.evaluation.texts import measure
-        from r2q.models.checks import max_positions
-        from r2q.models.load import load_packed
-        from r2q.models.packed import PackedWeight, make_dense, make_dense_checked
-        from r2q.tokens import beyond_positions
-
         model = load_packed(folder, self.entry.dtype, self.device)
         if any(isinstance(module, PackedWeight) for module in model.modules()):
             (make_dense if self._checked_packed else make_dense_checked)(model)
@@ -196,7 +184,7 @@ class Session:
         lines = None
         if self.config.tasks:
             scorer = Scorer(model, encoder, self.config.limits.batch_size)
-            raw, failed, seconds = evaluate_tasks(scorer, self.tasks, SEEDS, BOOTSTRAP, self.config.limits.samples)
+            raw, failed, seconds = evaluate_tasks(scorer, self.tasks, self.config.limits.samples)
             lost += failed.values()
             items |= task_items(raw, self.tasks)
             samples = raw.pop("samples", None)
@@ -226,9 +214,6 @@ class Session:
 
     def _encoder(self, folder: Path) -> tuple[str, Any]:
         """The encoder of a unit's tokenizer, shared by all units whose tokenizer files are the same."""
-        from r2q.models.checks import read_tokenizer
-        from r2q.tokens import Encoder
-
         digest = _folder_hash(folder, without=("config.json", "generation_config.json"))
         if digest not in self._encoders:
             self._encoders[digest] = Encoder(read_tokenizer(folder), self.entry.add_bos)
@@ -243,16 +228,12 @@ def _whole(folder: Path, known: Evaluation) -> bool:
 
 def _lines(samples: dict[str, list[dict[str, Any]]]) -> str:
     """samples.jsonl: one line per task, filter and document."""
-    from r2q.evaluation.sharing import plain
-
     rows = ({"task": task, **plain(sample)} for task, found in samples.items() for sample in found)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _folder_hash(folder: Path, without: tuple[str, ...] = ()) -> str:
     """Hash of the small files that a model and its tokenizer are read from."""
-    from r2q.models.checks import small_files
-
     files = [file for file in small_files(folder) if file.name not in without]
     return sha256(*(part for file in files for part in (file.name, file.read_bytes())))
 
@@ -261,11 +242,6 @@ def silence() -> None:
     """lm-eval, datasets and transformers report every step; a verb prints one line per unit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would start a process per core
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    from r2q.models.load import quiet as quiet_loading
-
     quiet_loading()
     datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()

@@ -20,6 +20,7 @@ from r2q.evaluation.task_files import TaskFile, TaskFiles, default_folder
 from r2q.files import COMPRESSION, Newest, sha256
 from r2q.inputs.hub import Hub
 
+SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm_eval.simple_evaluate's defaults
 DEFAULT_METRICS = {  # lm-eval 0.4.13, api/registry.py: DEFAULT_METRIC_REGISTRY
     "loglikelihood": ["perplexity", "acc"],
     "loglikelihood_rolling": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
@@ -154,12 +155,11 @@ def _metrics(entry: TaskFile) -> list[str] | None:
     return names
 
 
-def load_tasks(config: Config, seeds: Mapping[str, int], hub: Newest | None = None) -> TaskSet:
+def load_tasks(config: Config, hub: Newest | None = None) -> TaskSet:
     """Load every task of a config and build its prompts.
 
     Args:
         config: tasks, task_include, task_data and limits count.
-        seeds: `random`, `numpy`, `torch`, `fewshot`.
         hub: where rows come from that are not here; None: as `fetch` pinned them, else the newest.
 
     Raises:
@@ -189,7 +189,7 @@ def load_tasks(config: Config, seeds: Mapping[str, int], hub: Newest | None = No
                 Path(scratch, f"{number:05}.yaml").write_text(_include(entry, data))
         manager = TaskManager(include_path=scratch, include_defaults=False)
         for name, settings in config.tasks.items():
-            seed_all(seeds)
+            seed_all()
             members = [entry.name for entry in _leaves(closures[name])]
             with instead_of_hub(folder, [name, *(m for m in members if m != name)], hub):
                 loaded = manager.load([name])
@@ -203,7 +203,7 @@ def load_tasks(config: Config, seeds: Mapping[str, int], hub: Newest | None = No
             for task in loaded["tasks"].values():
                 _set_fewshot(task, settings.num_fewshot)
                 _describe(task, local.get(task.task_name))
-                frozen = freeze(task, config.items_of(name), seeds["fewshot"])
+                frozen = freeze(task, config.items_of(name), SEEDS["fewshot"])
                 result.limits[task.task_name] = len(frozen.evaluated)
                 result.items[task.task_name] = items_of(task, frozen.evaluated)
                 result.documents[task.task_name] = frozen.documents
@@ -262,13 +262,13 @@ def _set_fewshot(task: Any, asked: int | None) -> None:
         task.set_config(key="num_fewshot", value=0)
 
 
-def seed_all(seeds: Mapping[str, int]) -> None:
+def seed_all() -> None:
     """Seed Python's, NumPy's and torch's generators, as `lm_eval.simple_evaluate` does."""
     import random
 
     import numpy as np
     import torch
 
-    random.seed(seeds["random"])
-    np.random.seed(seeds["numpy"])
-    torch.manual_seed(seeds["torch"])
+    random.seed(SEEDS["random"])
+    np.random.seed(SEEDS["numpy"])
+    torch.manual_seed(SEEDS["torch"])

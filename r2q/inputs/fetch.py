@@ -119,7 +119,7 @@ def _check_gguf(entry: Model) -> None:
 
 def _fetch_tasks(config: Config, hub: "Downloads", problems: list[str]) -> None:
     """Load every task whose rows come from the hub, which says what it reads."""
-    from r2q.evaluation.session import SEEDS, silence
+    from r2q.evaluation.session import silence
     from r2q.evaluation.tasks import check_tasks, load_tasks
 
     absent = [folder for folder in config.task_include if not Path(folder).is_dir()]
@@ -138,7 +138,7 @@ def _fetch_tasks(config: Config, hub: "Downloads", problems: list[str]) -> None:
         if "hub" in by_task[name].values():
             silence()
             with _collected(problems, f"tasks.{name}"), _as_sentence("what it reads", None):
-                load_tasks(one, SEEDS, hub)
+                load_tasks(one, hub)
     if later:
         print(f"fetch: {', '.join(later)}: left to the run, there is no {', '.join(absent)} yet", flush=True)
 

@@ -116,7 +116,7 @@ def _quantize(  # type: ignore[no-untyped-def]
 
 
 def quantize_triton(
-    weight: torch.Tensor, group: int, kind: str, values: int = VALUES, warps: int = WARPS
+    weight: torch.Tensor, group: int, kind: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """For :func:`r2q.kernels.quantize_pack.quantize_pack`, unchecked: int32 codes, 16-bit scales, uint8 zero points."""
     rows, columns = weight.shape
@@ -128,11 +128,11 @@ def quantize_triton(
     first = torch.empty((rows, groups, 2) if residual else (rows, groups), dtype=torch.float16, device=device)
     zero = None if residual else torch.empty(rows, groups, dtype=torch.uint8, device=device)
     width = triton.next_power_of_2(group)
-    at_once = max(1, values // width)
+    at_once = max(1, VALUES // width)
     _quantize[(triton.cdiv(rows * groups, at_once),)](
         weight, codes.view(torch.int16), first.view(torch.int32) if residual else first,
         first if zero is None else zero, rows * groups,
         GROUP=group, GROUPS=at_once, CHUNKS=width // 8 // PIECES, PIECES=PIECES, RESIDUAL=residual,
-        num_warps=max(warps, width // 2048), enable_fp_fusion=False,
+        num_warps=max(WARPS, width // 2048), enable_fp_fusion=False,
     )  # fmt: skip
     return codes, first, zero

@@ -74,7 +74,7 @@ def apply(
         parameters[name].data.copy_(tensor)
     by_name = {target.name: target for target in targets}
     for name, quantized in result.layers.items():
-        replace(model, by_name[name], to_device(quantized, "cpu"))
+        replace(model, by_name[name], to_cpu(quantized))
     return layers, notes
 
 
@@ -180,7 +180,7 @@ def _one_by_one(
         if keep:
             packed[target.name] = quantized
         else:
-            replace(model, target, to_device(quantized, "cpu"))
+            replace(model, target, to_cpu(quantized))
     return Quantized(packed), layers
 
 
@@ -200,12 +200,12 @@ def _all_at_once(
     return result, [describe(name, quantized, weights[name]) for name, quantized in result.layers.items()]
 
 
-def to_device(weight: QuantizedWeight, device: torch.device | str) -> QuantizedWeight:
-    """The same quantized weight on another device."""
-    moved = {name: tensor.to(device) for name, tensor in weight.grid.tensors().items()}
+def to_cpu(weight: QuantizedWeight) -> QuantizedWeight:
+    """The same quantized weight in main memory."""
+    moved = {name: tensor.cpu() for name, tensor in weight.grid.tensors().items()}
     grid = type(weight.grid).from_tensors(moved, weight.grid.bits, weight.grid.shape)
-    in_scale = None if weight.in_scale is None else weight.in_scale.to(device)
-    return QuantizedWeight(weight.packed.to(device), grid, weight.shape, in_scale)
+    in_scale = None if weight.in_scale is None else weight.in_scale.cpu()
+    return QuantizedWeight(weight.packed.cpu(), grid, weight.shape, in_scale)
 
 
 def describe(name: str, quantized: QuantizedWeight, weight: torch.Tensor) -> dict[str, Any]:

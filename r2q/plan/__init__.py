@@ -104,18 +104,10 @@ class Plan:
         calibrates = self.config.calibrates(at.model)
         return [f"{self.results}/{at.model}/calibration.safetensors"] if calibrates else []
 
-    def calibration_text(self, at: Any = None) -> list[str]:
-        """The file that calibration tokens are cut from, if it is one."""
-        return self._text("calibration.")
-
     def training(self, at: Any) -> list[str]:
         """Rows that a recipe trains on, if it does."""
         reads = self.config.reads_rows(at.recipe)
         return [f"{self.results}/{at.model}/training_data.safetensors"] if reads else []
-
-    def training_text(self, at: Any = None) -> list[str]:
-        """The files that training rows come from."""
-        return self._text("training.")
 
     def start(self, at: Any) -> list[str]:
         """The report of the unit whose packed weights a training starts from, if it names one."""
@@ -128,17 +120,14 @@ class Plan:
         """What the full-precision model makes of held-out text, if the config asks for fidelity."""
         return [f"{self.results}/{at.model}/reference.safetensors"] if self.config.fidelity is not None else []
 
-    def reference_text(self, at: Any = None) -> list[str]:
-        """The file of that text, if it is one."""
-        return self._text("fidelity.")
-
-    def _text(self, section: str) -> list[str]:
+    def texts(self, section: str) -> list[str]:
+        """The files that tokens of `calibration`, `training` or `fidelity` are cut from."""
         return _named(self._inputs(self._files(section)))
 
     def _files(self, section: str) -> list[str]:
         """Texts of a section that are files."""
         texts = self.config.texts().items()
-        return [path for key, path in texts if key.startswith(section) and TEXT_FILE.search(path)]
+        return [path for key, path in texts if key.startswith(f"{section}.") and TEXT_FILE.search(path)]
 
     def task_files(self, at: Any = None) -> list[str]:
         """Tasks with their data, and texts for perplexities."""
@@ -146,7 +135,7 @@ class Plan:
 
     @cached_property
     def _task_files(self) -> list[str]:
-        include, files = self.config.task_include, self._files("perplexity.")
+        include, files = self.config.task_include, self._files("perplexity")
         named = [file for folder in include if not self.is_made(folder) for file, _ in named_files(folder)]
         files += [file for file in named if Path(file).is_file() or self.is_made(file)]
         return self._inputs(files, [*include, *self._task_data()])
@@ -178,7 +167,7 @@ class Plan:
     @property
     def intermediates(self) -> list[str]:
         """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
-        read = {*self.task_files(), *self.calibration_text(), *self.training_text(), *self.reference_text()}
+        read = set(self.task_files()).union(*map(self.texts, ("calibration", "training", "fidelity")))
         outputs = [path for files in self.made.values() for path in files if path in read]
         outputs += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
         outputs += [f"{self.results}/{model}/prepared.json" for model in self.config.models]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r2q.config import Config, group_size, method_info
+from r2q.config.base import spelt
 from r2q.config.sections import CONTEXT
 from r2q.evaluation.rows import rows_at_once
 from r2q.plan import Plan, Unit, cost
@@ -286,5 +287,4 @@ def _first(options: Iterable[tuple[str, float]], capacity: float) -> list[str]:
 
 
 def _written(options: dict[str, Any]) -> str:
-    values = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
-    return " with ".join(f"options.{name}: {value}" for name, value in values.items())
+    return " with ".join(f"options.{name}: {spelt(value)}" for name, value in options.items())

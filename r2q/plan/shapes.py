@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from r2q.config import ConfigError, Model
 from r2q.failures import one_line
@@ -40,12 +40,6 @@ class Shape:
     def block(self) -> int:
         """Weights of a block's linear layers."""
         return self.quantized // self.layers
-
-    def with_layers(self, layers: int) -> Self:
-        """The same model with so many blocks."""
-        quantized, active = self.block * layers, self.active // self.layers * layers
-        total = self.total - self.quantized + quantized  # norms of the other blocks are left in
-        return replace(self, layers=layers, total=total, quantized=quantized, active=active)
 
 
 def count(config: Mapping[str, Any]) -> Shape:

@@ -35,7 +35,7 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
     """
     source, data = "the config of the module", config
     try:
-        if not is_module(workflow):
+        if workflow.modifier.parent_modifier is None:  # else a module of another workflow
             data, given = {}, dict(workflow.config_settings.config)
             files = [os.path.relpath(path) for path in workflow.configfiles]
             source = " + ".join(files + (["--config"] if given else [])) or "config"
@@ -69,11 +69,6 @@ def run_jobs_here(workflow: Any) -> None:
     for name, (first, default) in paths.items():
         rest = os.environ.get(name, default).split(os.pathsep)
         os.environ[name] = os.pathsep.join([first, *(part for part in rest if part and part != first)])
-
-
-def is_module(workflow: Any) -> bool:
-    """Whether this workflow is read as a module of another one."""
-    return workflow.modifier.parent_modifier is not None
 
 
 def write_config(config: Config, path: str) -> None:

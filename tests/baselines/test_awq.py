@@ -124,14 +124,6 @@ def test_the_range_search_is_brute_force() -> None:
             torch.testing.assert_close(ours[row, group], w.clamp(-best, best))
 
 
-def test_queries_and_keys_keep_their_range() -> None:
-    model = tiny_model("llama")
-    clipped, whole = quantize("awq", model, exponents=1), quantize("awq", model, exponents=1, clip=False)
-    for name, layer in clipped.layers.items():
-        same = torch.equal(layer.dequantize(), whole.layers[name].dequantize())
-        assert same == name.endswith(("q_proj", "k_proj"))
-
-
 def test_the_scale_is_centred_and_has_a_floor() -> None:
     s = channel_scale(torch.tensor([0.0, 1.0, 4.0]), 0.5).float()
     assert (s / s[1]).tolist() == pytest.approx([1e-4, 1, 2], rel=1e-3)

@@ -72,11 +72,3 @@ def test_layers_are_judged_by_their_own_inputs() -> None:
     plain = published(values).reshape(64, -1)
     errors = [(reads[0] @ (q - layer.weight.detach()).T).square().mean() for q in (ours, plain)]
     assert errors[0] < errors[1]
-
-
-def test_queries_and_keys_keep_their_range() -> None:
-    model = tiny_model("qwen2")
-    clipped, whole = quantize("bitdistiller_clip", model), quantize("bitdistiller_clip", model, steps=1)
-    for name, layer in clipped.layers.items():
-        same = torch.equal(layer.dequantize(), whole.layers[name].dequantize())
-        assert same == name.endswith(("q_proj", "k_proj"))

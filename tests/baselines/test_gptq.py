@@ -17,6 +17,7 @@ from r2q.models.targets import list_targets
 from r2q.quantization.grid import AffineGrid, BinaryGrid, Grid
 from r2q.quantization.method import Quantized, Recipe, WeightMethod, make_method
 from r2q.quantization.residual import R2Q, residual_codes
+from tests.baselines.calibrated import same
 from tests.models.tiny import CASES, needs_gpu, tiny_model
 
 DAMPING = 0.01
@@ -225,10 +226,6 @@ def test_output_errors_on_calibration_text_are_below_those_of_the_lattice(case: 
                 assert error == pytest.approx(result.notes["layers"][target.name]["calibration_error"], rel=1e-4)
         for target in block.targets:
             block.set_weight(target.name, result.layers[target.name].dequantize())
-
-
-def same(one: Quantized, other: Quantized) -> bool:
-    return all(torch.equal(one.layers[k].dequantize(), other.layers[k].dequantize()) for k in one.layers)
 
 
 def test_only_the_text_moves_the_result() -> None:

@@ -27,15 +27,10 @@ def test_against_the_rule_by_hand(bits: int) -> None:
     weight[1] = weight[1].abs()  # no sign change: the range still holds zero
     weight[2] = -weight[2].abs()
     weight[3, :16] = 0
+    weight[4, ::3] = 0
     ours = rtn(bits).quantize_weight(weight).dequantize()
     expected = [by_hand(group, bits) for group in weight.reshape(-1, 16).tolist()]
     torch.testing.assert_close(ours.reshape(-1, 16), torch.tensor(expected), rtol=1e-5, atol=1e-6)
-
-
-def test_zero_stays_zero() -> None:
-    weight = torch.randn(8, 64)
-    weight[:, ::3] = 0
-    assert rtn().quantize_weight(weight).dequantize()[:, ::3].abs().max() == 0
 
 
 def test_the_range_search_finds_the_best_factor_of_its_grid() -> None:

@@ -1,11 +1,13 @@
 """Numbers and relations that no run could mean are refused with their key, before any work."""
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import ValidationError
 
 from r2q.config import machine, parse
+from r2q.config.base import MethodOptions
 from r2q.config.lattice import lattice_problems
 from r2q.config.machine import machine_problems
 from tests.config.test_config import changed, problems
@@ -47,7 +49,10 @@ def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         ({"start": "strat"}, "start: strat is no recipe; nearest valid: start"),
         ({"start": "deep"}, "start: deep must be a recipe that quantizes and does not train"),
         ({"quantizer": "awq"}, "quantizer: awq is no function of one weight"),
+        ({"quantizer": "rnt"}, "quantizer: unknown method rnt; nearest valid: rtn"),
         ({"quantizer": "r2q", "quantizer_options": {"clip": "mse"}}, "quantizer_options.clip: unknown key"),
+        ({"coefficient": 1.5}, "coefficient: 1.5 is not between 0 and 1"),
+        ({"gradient": "straight"}, "gradient: 'straight' is not allowed; valid: identity, clipped, through-scales"),
     ],
 )
 def test_options_of_training(options: dict[str, Any], message: str) -> None:
@@ -194,6 +199,19 @@ def test_bounds_of_the_other_keys(path: str, value: Any, message: str) -> None:
     (line,) = problems(changed(path, value))
     assert line.startswith(message), line
     assert len(line) < 250
+
+
+def test_a_value_beside_which_an_option_counts_is_named_as_a_config_has_it() -> None:
+    class Norms(MethodOptions):
+        counts_with: ClassVar = {"rounds": ("norm", "L2"), "sizes": ("book", None)}
+        norm: str = "L1"
+        rounds: int = 3
+        book: str | None = "own"
+        sizes: int = 4
+
+    for option, said in (("rounds", "norm: L2"), ("sizes", "book: null")):
+        with pytest.raises(ValidationError, match=f"{option}: counts with {said} alone"):
+            Norms.read({option: 9})
 
 
 def test_what_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from r2q.measure import package_of, versions
 from r2q.plan.sources import method_code
 from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.config.test_config import GOOD, changed, problems
-from tests.workflow import printed
 
 ONE_FILE = """
 import torch
@@ -57,14 +56,6 @@ def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
     assert {fact: getattr(info, fact) for fact in FACTS} == {fact: getattr(cls, fact) for fact in FACTS}
     assert info.weight_method == issubclass(cls, WeightMethod)
     assert info.label == name
-
-
-def test_the_shipped_methods_are_read_without_torch() -> None:
-    code = (
-        "import sys; from r2q.config import FACTS, built_in_methods, method_info; "
-        "[method_info(name) for name in built_in_methods()]; print('torch' in sys.modules)"
-    )
-    assert printed(code) == "False"
 
 
 def test_a_method_in_one_file_with_its_options(folder: Path) -> None:

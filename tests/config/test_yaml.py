@@ -31,6 +31,7 @@ LAUGHS = "\n".join(["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] *
         (b"run: " + b"[" * 100 + b"]" * 100, "is nested deeper than 50 levels"),
         (b"run: " + b"[" * 5000 + b"]" * 5000, "is nested deeper than 50 levels"),
         (LAUGHS.encode(), "has more than 1000000 values, aliases resolved"),
+        (b"recipes:\n  r: {method: rtn}\n  r: {method: r2q}\n", "r stands twice, the second time in line 3"),
         (b"? [a, b]\n: 1\n", "a key must be a word, in line 1"),
         (b"run: 2024-99-99\n", "holds a value that cannot be read"),
         (b"seeds: [" + b"9" * 5000 + b"]\n", "holds a value that cannot be read"),

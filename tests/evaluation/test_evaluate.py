@@ -21,9 +21,10 @@ from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.evaluate import evaluate as evaluate_unit
 from r2q.evaluation.evaluate import share
-from r2q.evaluation.session import SEEDS, Session
-from r2q.models import load
+from r2q.evaluation.session import Session
+from r2q.evaluation.tasks import SEEDS
 from r2q.models.checks import read_tokenizer
+from r2q.models.load import load_packed
 from r2q.models.save import folder_digest
 from r2q.records import Report, Status, digest, read_json, write_record
 from r2q.report.collect import collect
@@ -64,7 +65,15 @@ class Run:
     def evaluate(self, *recipes: str) -> dict[str, dict[str, Any]]:
         names = recipes or tuple(self.data["recipes"])
         evaluate(self.config, "m", list(names), self.out)
-        return {name: json.loads((self.unit(name) / "evaluation.json").read_text()) for name in names}
+        return {name: self.record(name) for name in names}
+
+    def record(self, recipe: str = "rtn-g64") -> dict[str, Any]:
+        return json.loads((self.unit(recipe) / "evaluation.json").read_text())
+
+    def forget(self, *recipes: str) -> None:
+        """Take records away, so that these units are evaluated once more."""
+        for name in recipes or self.data["recipes"]:
+            (self.unit(name) / "evaluation.json").unlink()
 
     def unit(self, recipe: str) -> Path:
         return self.out / recipe / "seed0"
@@ -73,7 +82,7 @@ class Run:
         """The results without what a clock or a memory gauge says, and the digest, which covers that too."""
         found = {}
         for name in self.data["recipes"]:
-            record = json.loads((self.unit(name) / "evaluation.json").read_text())
+            record = self.record(name)
             assert record["digest"] == digest(record)
             timed = {"seconds", "cpu_seconds", "task_seconds", "peak_mib", "digest"}
             found[name] = json.dumps({k: v for k, v in record.items() if k not in timed}).encode()
@@ -111,18 +120,17 @@ def scores(record: dict[str, Any]) -> dict[tuple[str, str], Any]:
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note which units are loaded."""
     loaded: list[str] = []
-    original = load.load_packed
 
     def noted(folder: Path, *args: Any, **options: Any) -> Any:
         loaded.append(Path(folder).parent.name)
-        return original(folder, *args, **options)
+        return load_packed(folder, *args, **options)
 
-    monkeypatch.setattr(load, "load_packed", noted)
+    monkeypatch.setattr("r2q.evaluation.session.load_packed", noted)
     return loaded
 
 
 def test_a_record_has_every_score_with_its_error_and_level(run: Run) -> None:
-    record = json.loads((run.unit("rtn-g64") / "evaluation.json").read_text())
+    record = run.record()
     report = json.loads((run.unit("rtn-g64") / "report.json").read_text())
     rows = scores(record)
     assert list(rows) == [
@@ -153,8 +161,8 @@ def test_a_record_has_every_score_with_its_error_and_level(run: Run) -> None:
 @pytest.mark.parametrize("recipe", ["full_precision", "rtn-g64"])
 def test_scores_are_those_of_lm_eval_on_its_own(run: Run, recipe: str) -> None:
     """lm-eval's model class, task manager and prompt building, one unit, nothing shared, nothing cached."""
-    record = json.loads((run.unit(recipe) / "evaluation.json").read_text())
-    model, tokenizer = load.load_packed(run.unit(recipe)), read_tokenizer(run.unit(recipe))
+    record = run.record(recipe)
+    model, tokenizer = load_packed(run.unit(recipe)), read_tokenizer(run.unit(recipe))
     theirs = HFLM(model, tokenizer=tokenizer, batch_size=4, max_length=tiny.POSITIONS)
     theirs.tok_encode = lambda text, add_special_tokens=None, **_: (  # its switch adds nothing with this tokenizer
         [tokenizer.bos_token_id] * (add_special_tokens is None) + tokenizer.encode(text, add_special_tokens=False)
@@ -220,8 +228,7 @@ def test_weights_that_are_not_the_reported_ones_are_refused(run: Run) -> None:
 
 def test_a_killed_run_loses_only_the_unit_in_flight(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run.files()
-    for name in run.data["recipes"]:
-        (run.unit(name) / "evaluation.json").unlink()
+    run.forget()
     original = Session._scores
 
     def stop(self: Session, folder: Path, record: dict[str, Any]) -> Any:
@@ -244,12 +251,11 @@ def test_a_killed_run_loses_only_the_unit_in_flight(run: Run, monkeypatch: pytes
 def test_sharing_a_session_moves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of one session, whose tasks and prompts were made beforehand: the bytes that each gives on its own."""
     expected = run.files()
-    for name in run.data["recipes"]:
-        (run.unit(name) / "evaluation.json").unlink()
+    run.forget()
     monkeypatch.setattr("r2q.evaluation.evaluate.SHARED", shared := {})
     share(run.config, "m", run.unit("rtn-g64"))
     (session,) = shared.values()
-    monkeypatch.delattr("r2q.evaluation.tasks.load_tasks")
+    monkeypatch.delattr("r2q.evaluation.session.load_tasks")
     (encoder,) = session._encoders.values()
     known = set(encoder._known)
     run.evaluate()
@@ -281,8 +287,8 @@ def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.Ca
 
 
 def test_too_little_memory_for_one_task_is_a_row_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
-    (run.unit("rtn-g64") / "evaluation.json").unlink()
+    before = scores(run.record())
+    run.forget("rtn-g64")
     original = Scorer.loglikelihood
 
     def full(*_: Any, **__: Any) -> None:
@@ -302,8 +308,8 @@ def test_too_little_memory_for_one_task_is_a_row_that_is_tried_again(run: Run, m
 
 def test_the_peak_of_memory_is_that_of_the_whole_unit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was in a task, and texts came later."""
-    before = json.loads((run.unit("rtn-g64") / "evaluation.json").read_text())["peak_mib"]
-    (run.unit("rtn-g64") / "evaluation.json").unlink()
+    before = run.record()["peak_mib"]
+    run.forget("rtn-g64")
     original = Scorer.loglikelihood
 
     def hungry(*args: Any, **options: Any) -> Any:
@@ -336,8 +342,8 @@ def test_comparisons_are_paired_by_what_was_kept_of_every_item(run: Run) -> None
 def test_what_fails_in_one_text_leaves_the_others(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception, reason: str, retry: bool
 ) -> None:
-    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
-    (run.unit("rtn-g64") / "evaluation.json").unlink()
+    before = scores(run.record())
+    run.forget("rtn-g64")
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -354,7 +360,7 @@ def test_what_fails_in_one_text_leaves_the_others(
 
 
 def test_items_add_up_to_the_scores(run: Run) -> None:
-    record = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
+    record = scores(run.record())
     items = json.loads((run.unit("rtn-g64") / "items.json").read_text())
     for task, metric in (("choose", "acc"), ("choose", "acc_norm"), ("sums", "exact_match"), ("book", "token_ppl_16")):
         found = [kept["values"] for name, kept in items[task].items() if name.split(",")[0] == metric]
@@ -369,8 +375,8 @@ def test_items_add_up_to_the_scores(run: Run) -> None:
 
 @pytest.mark.parametrize("kind", [KeyError, TypeError, AssertionError, ValueError, ZeroDivisionError])
 def test_what_fails_in_one_task_leaves_the_others(run: Run, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    before = scores(json.loads((run.unit("rtn-g64") / "evaluation.json").read_text()))
-    (run.unit("rtn-g64") / "evaluation.json").unlink()
+    before = scores(run.record())
+    run.forget("rtn-g64")
 
     def fail(*_: Any, **__: Any) -> None:
         raise kind("the reason")
@@ -448,8 +454,7 @@ def test_samples_are_written_when_asked_for(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_nothing_but_one_line_a_unit_is_printed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    for name in run.data["recipes"]:
-        (run.unit(name) / "evaluation.json").unlink()
+    run.forget()
     run.evaluate()
     out, err = capfd.readouterr()
     lines = out.splitlines()

@@ -93,7 +93,6 @@ def test_nan_is_refused() -> None:
 
 
 def test_texts_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
-    import gzip
     import lzma
 
     import pyarrow as pa

@@ -8,7 +8,6 @@ import pytest
 from r2q.config import Config, parse
 from r2q.config.sections import Task
 from r2q.evaluation.scores import task_scores
-from r2q.evaluation.session import SEEDS
 from r2q.evaluation.tasks import TaskSet, load_tasks
 from tests.evaluation import tiny
 
@@ -22,7 +21,7 @@ def tasks(tmp_path: Path) -> tuple[Config, TaskSet]:
     tiny.write_sum_task(tmp_path, "sums")
     data = tiny.config_data({"m": {"path": "."}}, {"both": {}, "sums": {}}, task_include=[str(tmp_path)])
     config = parse(data, "c.yaml")
-    return config, load_tasks(config, SEEDS)
+    return config, load_tasks(config)
 
 
 def raw(**changed: Any) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def test_levels_of_a_group_are_over_what_its_score_is_over(tasks: tuple[Config, 
     """The mean over tasks, where the group says so; of the tasks that have the metric."""
     file = tmp_path / "both.yaml"
     file.write_text(file.read_text().replace("true", "false"))
-    config, loaded = tasks[0], load_tasks(tasks[0], SEEDS)
+    config, loaded = tasks[0], load_tasks(tasks[0])
     group = task_scores(raw(), loaded, config)[0]
     assert (group["chance"], group["majority"]) == (pytest.approx((1 / 3 + 1 / 2) / 2),) * 2
     assert group["n"] == 8
@@ -96,7 +95,7 @@ def test_a_group_that_failed_is_a_row_of_the_number_that_it_would_have_given(tmp
     (tmp_path / "chose.yaml").write_text(f"group: chose\ntask: [choose]\n{aggregate}")
     data = tiny.config_data({"m": {"path": "."}}, {"wrote": {}, "chose": {}}, task_include=[str(tmp_path)])
     config = parse(data, "c.yaml")
-    loaded = load_tasks(config, SEEDS)
+    loaded = load_tasks(config)
     wrote = {"sample_len": 5, "exact_match,strict": 0.2, "exact_match,loose": 0.4}
     single: dict[str, Any] = {"one": wrote, "two": wrote}
     single["choose"] = {"sample_len": 6, "acc,none": 0.5, "acc_norm,none": 0.25}

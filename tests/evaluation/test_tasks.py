@@ -7,9 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from r2q import config as configuration
-from r2q.config import Config, ConfigError
-from r2q.evaluation.session import SEEDS
+from r2q.config import Config, ConfigError, parse
 from r2q.evaluation.task_files import TaskFiles
 from r2q.evaluation.tasks import TaskSet, _aggregation_problem, check_tasks, load_tasks
 from tests.evaluation import tiny
@@ -77,14 +75,12 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(tasks: dict[str, Any], **settings: Any) -> Config:
-    data = tiny.config_data(
-        {"m": {"path": "."}}, tasks, **{k: str(v) if k == "task_data" else v for k, v in settings.items()}
-    )
-    return configuration.parse(data, "c.yaml")  # fmt: skip
+    settings |= {"task_data": str(settings["task_data"])} if "task_data" in settings else {}
+    return parse(tiny.config_data({"m": {"path": "."}}, tasks, **settings), "c.yaml")
 
 
 def load(tasks: dict[str, Any], **settings: Any) -> TaskSet:
-    return load_tasks(config(tasks, **settings), SEEDS)
+    return load_tasks(config(tasks, **settings))
 
 
 def prompts(tasks: TaskSet, name: str) -> list[Any]:
@@ -241,9 +237,7 @@ def test_a_group_and_its_member_cannot_both_be_asked(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("group: g\ntask: [one]\n")
     with pytest.raises(ConfigError, match="one is also part of another entry"):
         load({"g": {}, "one": {}}, task_include=[str(tmp_path)])
-    with pytest.raises(
-        ConfigError, match=r"tasks\.one: one is also part of g; name it once"
-    ):  # before there is any work
+    with pytest.raises(ConfigError, match=r"tasks\.one: one is also part of g; name it once"):  # before any work
         check_tasks(config({"g": {}, "one": {}}, task_include=[str(tmp_path)]))
     with pytest.raises(ConfigError, match=r"tasks\.mmlu_anatomy: mmlu_anatomy is also part of mmlu"):
         check_tasks(config({"mmlu": {}, "mmlu_anatomy": {}}))
@@ -253,16 +247,14 @@ def test_a_group_that_aggregates_what_no_task_gives_is_refused(tmp_path: Path) -
     tiny.write_task(tmp_path, "one", tiny.choice_rows())
     group = "group: both\ntask: [one]\naggregate_metric_list: [{metric: exact_match}]\n"
     (tmp_path / "both.yaml").write_text(group)
-    data = tiny.config_data({"m": {"path": "."}}, {"both": {}}, task_include=[str(tmp_path)])
     with pytest.raises(ConfigError, match=r"aggregates exact_match, its tasks give acc, acc_norm"):
-        check_tasks(configuration.parse(data, "c.yaml"))
+        check_tasks(config({"both": {}}, task_include=[str(tmp_path)]))
 
 
 @pytest.mark.parametrize("name", ["mmlu_flan_cot_zeroshot", "afrobench"])
 def test_such_groups_of_lm_eval_are_refused(name: str) -> None:
-    data = tiny.config_data({"m": {"path": "."}}, {name: {}})
     with pytest.raises(ConfigError, match=f"{name}: the group aggregates"):
-        check_tasks(configuration.parse(data, "c.yaml"))
+        check_tasks(config({name: {}}))
 
 
 @pytest.mark.parametrize(
@@ -281,11 +273,8 @@ def test_a_right_answer_that_is_null_is_named_with_task_and_row(tmp_path: Path, 
     if kind == "generate_until":
         more = {"doc_to_choice": ..., "metric_list": [{"metric": "exact_match"}]}
     tiny.write_task(tmp_path, "mine", rows, output_type=kind, doc_to_target=target, **more)
-    config = configuration.parse(
-        tiny.config_data({"m": {"path": "m"}}, {"mine": {}}, task_include=[str(tmp_path)]), "x"
-    )
     with pytest.raises(ConfigError, match=r"task mine, row 3: the right answer is None"):
-        load_tasks(config, SEEDS)
+        load({"mine": {}}, task_include=[str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -307,8 +296,7 @@ def test_chance_of_a_task_with_a_rule_of_its_own_is_what_guessing_gets_by_it(
         )
     ]
     tiny.write_jsonl(tmp_path / name / "validation.jsonl", rows)
-    data = tiny.config_data({"m": {"path": "m"}}, {name: {}}, task_data=str(tmp_path))
-    items = load_tasks(configuration.parse(data, "x"), SEEDS).items[name]
+    items = load({name: {}}, task_data=tmp_path).items[name]
     assert items is not None
     assert items.chance == pytest.approx(chance)
     assert items.majority is None  # true ones stand first
@@ -319,8 +307,7 @@ def test_a_right_answer_may_be_a_whole_number_of_numpy(tmp_path: Path) -> None:
     (tmp_path / "answers.py").write_text("import numpy as np\ndef gold(doc):\n    return np.int64(doc['gold'])\n")
     path = tiny.write_task(tmp_path, "mine", tiny.choice_rows(), doc_to_target="FUNCTION")
     path.write_text(path.read_text().replace("FUNCTION", "!function answers.gold"))
-    data = tiny.config_data({"m": {"path": "m"}}, {"mine": {}}, task_include=[str(tmp_path)])
-    items = load_tasks(configuration.parse(data, "x"), SEEDS).items["mine"]
+    items = load({"mine": {}}, task_include=[str(tmp_path)]).items["mine"]
     assert items is not None
     assert items.gold == [[row["gold"]] for row in tiny.choice_rows()]
 

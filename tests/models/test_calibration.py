@@ -184,15 +184,9 @@ def test_a_missing_text_or_column_is_named(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_recipe_that_needs_text_needs_the_section() -> None:
-    content: dict[str, Any] = {
-        "run": "test",
-        "models": {"a": {"path": "./a"}, "b": {"path": "./b", "recipes": ["rtn-g64"]}},
-        "recipes": {
-            "rtn-g64": {"method": "rtn", "granularity": "g64"},
-            "gptq-g64": {"method": "gptq", "granularity": "g64"},
-        },
-        "perplexity": {"text": {"path": "text.txt"}},
-    }
+    recipes = {f"{name}-g64": {"method": name, "granularity": "g64"} for name in ("rtn", "gptq")}
+    models = {"a": {"path": "./a"}, "b": {"path": "./b", "recipes": ["rtn-g64"]}}
+    content = config_of(recipes, models=models, perplexity={"text": {"path": "text.txt"}})
     with pytest.raises(ConfigError, match="calibration: required by recipes gptq-g64"):
         parse(content, "test")
     found = parse(content | {"calibration": {"source": "other.txt"}}, "test")

@@ -13,7 +13,6 @@ from r2q.quantization.grid import (
     stored,
     stored_shapes,
 )
-from r2q.quantization.packing import packed_width
 
 
 def make(kind: str, bits: int, rows: int = 3, groups: int = 5) -> Grid:
@@ -87,11 +86,6 @@ def test_ties_go_up() -> None:
 def test_cat_stacks_rows(kind: str) -> None:
     grid = make(kind, 2)
     assert torch.equal(type(grid).cat([grid, grid]).levels(), grid.levels().repeat(2, 1, 1))
-
-
-def test_three_bit_zero_points_are_packed() -> None:
-    grid = make("affine", 3, rows=3, groups=5)
-    assert grid.tensors()["zero"].numel() == packed_width(15, 3)
 
 
 @pytest.mark.parametrize(("value", "message"), [(float("nan"), "not finite"), (1e6, "exceed 65504")])

@@ -6,12 +6,10 @@ import math
 import pytest
 import torch
 
-from r2q.config import method_info
 from r2q.quantization.grid import BinaryGrid
 from r2q.quantization.method import QuantizedWeight, Recipe
 from r2q.quantization.residual import (
     R2Q,
-    Options,
     nearest_codes,
     optimal_scales,
     refit,
@@ -59,16 +57,9 @@ def residual_codes_double(values: torch.Tensor, alpha: torch.Tensor) -> torch.Te
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_codes_are_successive_signs(bits: int) -> None:
-    values = torch.cat([heavy((3, 4, 61)), torch.zeros(3, 4, 3)], -1)
+    values = torch.cat([heavy((3, 4, 61)), torch.zeros(3, 4, 2), -torch.zeros(3, 4, 1)], -1)  # the sign of 0 is plus
     alpha = residual_scales(values, bits, torch.float16)
     assert torch.equal(residual_codes(values, alpha), residual_codes_double(values, alpha.float()))
-
-
-def test_scales_are_the_closed_form() -> None:
-    values = torch.randn(5, 2, 100)
-    first = values.abs().mean(-1)
-    second = (values - first.unsqueeze(-1) * values.sign()).abs().mean(-1)
-    torch.testing.assert_close(residual_scales(values, 2), torch.stack([first, second], -1), rtol=1e-6, atol=0)
 
 
 def test_constants_of_the_normal_distribution() -> None:
@@ -86,12 +77,6 @@ def test_constants_of_the_normal_distribution() -> None:
     assert alpha.flatten().tolist() == pytest.approx([first, second], abs=1e-5)
     assert error == pytest.approx(1 - first**2 - second**2, abs=1e-5)
     assert [first, second, error] == pytest.approx([0.79788, 0.48256, 0.13052], abs=1e-4)
-
-
-def test_sign_of_zero_is_plus() -> None:
-    values = torch.tensor([[[0.0, -0.0, 1.0, -1.0]]])
-    codes = residual_codes(values, residual_scales(values, 2))
-    assert (codes[0, 0, :2] & 1).tolist() == [1, 1]
 
 
 def test_a_zero_group_stays_zero() -> None:
@@ -190,10 +175,6 @@ def test_it_is_not_idempotent() -> None:
     first, second = (once - weight).square().mean().item(), (twice - weight).square().mean().item()
     assert first == pytest.approx(0.1286, abs=0.004)
     assert second == pytest.approx(0.1458, abs=0.004)
-
-
-def test_options_read_from_the_source_are_the_class() -> None:
-    assert method_info("r2q").options.model_json_schema() == Options.model_json_schema()
 
 
 @pytest.mark.parametrize("granularity", ["g64", "channel", "tensor"])

@@ -1,15 +1,22 @@
 """The data of the lattice figure comes out of real packed files and is what the method's formula says."""
 
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors import safe_open
 
+from r2q.config import parse
+from r2q.kept import ROOT
+from r2q.models.inspect import lattice
+from r2q.models.load import load_packed
+from r2q.records import Report, read_json, write_record
 from r2q.report.figures import figure
+from tests.units import quantize
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "mini" / "models" / "mini-qwen"
 LAYER = "model.layers.1.mlp.down_proj"
 RECIPES = {
@@ -23,9 +30,6 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def units(tmp_path_factory):
     """A folder with the packed units of the two recipes that the figure must choose, and a writer of configs."""
-    from r2q.config import parse
-    from tests.units import quantize
-
     root = tmp_path_factory.mktemp("units")
 
     def config(recipes=RECIPES, recipes_shown=(), **lattice):
@@ -44,10 +48,6 @@ def units(tmp_path_factory):
 
 
 def test_weights_and_levels_of_the_group_asked_for(units):
-    from safetensors import safe_open
-
-    from r2q.models.inspect import lattice
-
     root, config = units
     lattice(config(layer=LAYER, row=5, group=2), root, root / "lattice.csv")
     data = pd.read_csv(root / "lattice.csv")
@@ -71,12 +71,6 @@ def test_weights_and_levels_of_the_group_asked_for(units):
 
 def test_without_a_choice_the_group_of_median_error_is_shown(units):
     """By brute force over every group of the layer, from the packed files' decoded weights."""
-    import torch
-    from safetensors import safe_open
-
-    from r2q.models.inspect import lattice
-    from r2q.models.load import load_packed
-
     root, config = units
     lattice(config(layer=LAYER), root, root / "median.csv")
     data = pd.read_csv(root / "median.csv")
@@ -101,8 +95,6 @@ def test_without_a_choice_the_group_of_median_error_is_shown(units):
 
 
 def test_recipes_are_chosen_by_name(units):
-    from r2q.models.inspect import lattice
-
     root, config = units
     lattice(config(recipes_shown=["r2q-g64"]), root, root / "chosen.csv")
     assert set(pd.read_csv(root / "chosen.csv")["recipe"]) == {"r2q-g64"}
@@ -117,8 +109,6 @@ def test_recipes_are_chosen_by_name(units):
     ],
 )
 def test_what_is_not_there_is_named(units, place, message):
-    from r2q.models.inspect import lattice
-
     root, config = units
     with pytest.raises(ValueError, match=message):
         lattice(config(**place), root, root / "none.csv")
@@ -126,8 +116,6 @@ def test_what_is_not_there_is_named(units, place, message):
 
 
 def test_two_recipes_of_one_granularity_are_needed(units):
-    from r2q.models.inspect import lattice
-
     root, config = units
     path = config(recipes={name: RECIPES[name] for name in ("rtn-channel", "rtn-clip-g64", "r2q-g64")})
     with pytest.raises(ValueError, match="needs a recipe rtn and a recipe r2q with default options"):
@@ -135,8 +123,6 @@ def test_two_recipes_of_one_granularity_are_needed(units):
 
 
 def test_a_missing_unit_is_named(units):
-    from r2q.models.inspect import lattice
-
     root, config = units
     shutil.copytree(root / "qwen", root / "elsewhere/qwen", ignore=shutil.ignore_patterns("*-g64"))
     with pytest.raises(FileNotFoundError, match=r"elsewhere/qwen/rtn-g64/seed0/report\.json"):
@@ -144,11 +130,6 @@ def test_a_missing_unit_is_named(units):
 
 
 def test_a_unit_that_failed_is_left_out_and_the_run_goes_on(units, tmp_path, capsys):
-    from dataclasses import replace
-
-    from r2q.models.inspect import lattice
-    from r2q.records import Report, read_json, write_record
-
     root, config = units
     failed = shutil.copytree(root / "qwen", tmp_path / "qwen")
     for recipe, others in (("r2q-g64", {"rtn-g64"}), ("rtn-g64", set())):

@@ -160,18 +160,13 @@ class Run:
         (folder / "text.txt").write_text("one line of text after the other. " * 40)
         options = {"quantizer": "rtn", "start": "gptq-g32", "start_from": start_from, "steps": 1, "batch_rows": 4}
         texts = {"path": str(source / "lines.txt"), "lines": True, "rows": 12}
-        config = {
-            "run": "test",
-            "models": {"tiny": {"path": str(source)}},
-            "recipes": {
-                "gptq-g32": {"method": "gptq", "granularity": "g32"},
-                "trained-g32": {"method": "bitdistiller", "granularity": "g32", "options": options},
-            },
-            "calibration": {"source": str(folder / "text.txt"), "windows": 9, "window": 16},
-            "perplexity": {"text": {"path": "other.txt"}},
-            "training": {"texts": [texts], "kind": "text", "length": 16, "held_out": 2},
-            "device": "cpu",
+        recipes = {
+            "gptq-g32": {"method": "gptq", "granularity": "g32"},
+            "trained-g32": {"method": "bitdistiller", "granularity": "g32", "options": options},
         }
+        calibration = {"source": str(folder / "text.txt"), "windows": 9, "window": 16}
+        training = {"texts": [texts], "kind": "text", "length": 16, "held_out": 2}
+        config = config_of(recipes, source, calibration=calibration, training=training, device="cpu")
         self.files = [folder / name for name in ("config.yaml", "prepared.json", "calibration.st", "rows.st")]
         self.files[0].write_text(yaml.safe_dump(config))
         facts = {"commit": None, "fingerprint": "f1", "family": "llama"}

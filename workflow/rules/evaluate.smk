@@ -5,7 +5,7 @@ rule check:
         prepared=PLAN.of_model("prepared.json"),
         tokenizer=PLAN.tokenizer_files,
         tasks=PLAN.task_files,
-        text=PLAN.reference_text,
+        text=PLAN.texts("fidelity"),
     output:
         f"{RESULTS}/{{model}}/checked.json",
     log:
@@ -33,7 +33,7 @@ rule reference:
     input:
         prepared=PLAN.of_model("prepared.json"),
         model=PLAN.model_files,
-        text=PLAN.reference_text,
+        text=PLAN.texts("fidelity"),
     output:
         f"{RESULTS}/{{model}}/reference.safetensors",
     log:

@@ -4,7 +4,7 @@ rule calibrate:
     input:
         prepared=PLAN.of_model("prepared.json"),
         tokenizer=PLAN.tokenizer_files,
-        text=PLAN.calibration_text,
+        text=PLAN.texts("calibration"),
     output:
         f"{RESULTS}/{{model}}/calibration.safetensors",
     log:
@@ -32,7 +32,7 @@ rule teacher_data:
     input:
         prepared=PLAN.of_model("prepared.json"),
         model=PLAN.model_files,
-        texts=PLAN.training_text,
+        texts=PLAN.texts("training"),
     output:
         update(f"{RESULTS}/{{model}}/training_data.safetensors"),
     log:
