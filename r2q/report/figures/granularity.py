@@ -23,7 +23,8 @@ LEAST, NAME, FRAME = 1.7, 0.1, 0.4  # inches: a panel's least height, a name's, 
 
 def data(run: Run, variant: str) -> pd.DataFrame:
     """A row per model, recipe without its granularity, and granularity; only what has several."""
-    rows = by_granularity(run.framed[~flags(run.scores["control"])])
+    rows = by_granularity(run.framed)
+    rows = rows[~flags(rows["control"])]
     rows = rows[rows.groupby(["model", "family"])["granularity"].transform("nunique") > 1]
     rows = rows.sort_values(["model", "family", "place"], kind="stable")
     ends = rows.groupby(["model", "family"])["value"]
