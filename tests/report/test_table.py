@@ -605,3 +605,11 @@ def test_a_recipe_of_which_nothing_came_stands_among_written_answers_too(tmp_pat
     assert [row[1] for row in sheet.body] == ["chance", "rtn", "gone"]
     assert sheet.notes[0] == "m, gone failed: no memory."
     assert main(run).body[-1][1] == "gone"
+
+
+def test_a_seed_that_failed_in_a_task_leaves_the_other_its_standard_error():
+    """Without it the number had no ±, and one that is within an error of chance was not marked."""
+    lost = {"value": None, "stderr": None, "status": "failed", "reason": "no"}
+    scores = frame([("rtn", 2.0, 0, "a", 0.265, {}), ("rtn", 2.0, 1, "a", None, lost), ("rtn", 2.0, 1, "b", 0.9, {})])
+    cell = rows_of(summarize(scores))["rtn"].cells[0]
+    assert (cell.value, cell.spread, cell.at_chance) == (0.265, 0.02, True)

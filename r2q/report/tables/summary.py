@@ -212,10 +212,12 @@ def _unit(rows: pd.DataFrame, columns: Sequence[Column], average: Average | None
 
 
 def _over_seeds(cells: Sequence[Cell], floor: float | None) -> Cell:
-    values = [cell.value for cell in cells if cell.value is not None]
+    """Of the seeds that have a value."""
+    known = [cell for cell in cells if cell.value is not None]
+    values = [cell.value for cell in known if cell.value is not None]
     if not values:
         return Cell()
-    stderr = _mean(cell.stderr for cell in cells)  # all seeds answer the same items: it does not shrink with them
+    stderr = _mean(cell.stderr for cell in known)  # all seeds answer the same items: it does not shrink with them
     mean = fmean(values)
     spread = stdev(values) if len(values) > 1 else None
     return Cell(mean, stderr, spread, at_chance=at_chance(mean, stderr, [floor]))
