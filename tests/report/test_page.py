@@ -147,6 +147,8 @@ const head = document.querySelectorAll("#demo-main thead th")[2];
 head.focus(); found.focus = document.activeElement === head;
 head.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
 found.ascending = sizes(); found.aria = head.getAttribute("aria-sort"); head.click(); found.descending = sizes();
+const score = document.querySelectorAll("#demo-main thead th")[6];
+found.scores = [0, 1].map(() => { score.click(); return rows().map((row) => row.cells[6]?.dataset.sort ?? ""); });
 const choose = (name, value) => { const f = document.querySelector(`[data-filter=${name}]`); f.value = value;
   f.dispatchEvent(new Event("input", { bubbles: true })); };
 choose("model", "mini-opt"); found.model = [...new Set(rows().map((row) => row.dataset.model))];
@@ -171,6 +173,10 @@ def test_in_a_browser(report: Path) -> None:
     assert found["ascending"] == sorted(found["ascending"])
     assert found["aria"] == "ascending"
     assert found["descending"] == sorted(found["ascending"], reverse=True)
+    for scores, order in zip(found["scores"], (1, -1), strict=True):  # what has none last, among them a failed row
+        numbers = [float(score) for score in scores if score]
+        assert "" in scores
+        assert scores == [*sorted(filter(None, scores), key=float, reverse=order < 0), *[""] * (12 - len(numbers))]
     assert found["model"] == ["mini-opt"]
     assert found["recipes"] == ["rtn-g64"]
     assert found["open"]
