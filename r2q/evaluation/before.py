@@ -91,12 +91,17 @@ def _unloadable(config: Config) -> Iterator[str]:
 
 
 def asked_problems(tasks: TaskSet, model: str, tokenizer: Any, positions: int | None) -> Iterator[str]:
-    """Generations longer than the model's positions, and texts that no token can stand before or end."""
+    """Generations longer than the model's positions, texts that no token can stand before or end, and tasks that
+    lm-eval asks no such model, or only where somebody consents."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
     for name, task in tasks.dictionary["tasks"].items():
         kind = task.OUTPUT_TYPE
+        if getattr(task, "UNSAFE_CODE", False):
+            yield f"tasks.{name}: runs code that a model wrote (unsafe_code), which is not done here"
+        if getattr(task, "MULTIMODAL", False):
+            yield f"tasks.{name}: shows pictures or plays sounds, but model {model} reads text alone"
         longest = normalize_gen_kwargs(task.get_config("generation_kwargs") or {}, GENERATED)["max_gen_toks"]
         if kind == "generate_until" and positions is not None and longest >= positions:
             yield (

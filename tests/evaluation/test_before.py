@@ -70,6 +70,19 @@ def test_a_generation_that_leaves_no_room_for_a_prompt(
     assert checked(tmp_path, {"long": {}}) == ([f"tasks.long: {said}"] if refused else [])
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"unsafe_code": True}, "runs code that a model wrote (unsafe_code), which is not done here"),
+        ({"doc_to_image": "q"}, "shows pictures or plays sounds, but model m reads text alone"),
+    ],
+)
+def test_tasks_that_no_evaluation_would_run(tmp_path: Path, setting: dict[str, Any], said: str) -> None:
+    """lm-eval refuses them for every unit, after all were quantized."""
+    tiny.write_sum_task(tmp_path / "tasks", "other", **setting)
+    assert checked(tmp_path, {"other": {}}) == [f"tasks.other: {said}"]
+
+
 def test_a_tokenizer_without_a_first_and_a_last_token(tmp_path: Path) -> None:
     tiny.model_folder(tmp_path / "model")
     tokenizer = byte_tokenizer()
