@@ -20,7 +20,7 @@ from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
 from r2q.report.tables.paper import coarse, cost, fine, frames, generative, groups, latency, main, memory
 from r2q.report.tables.render import terminal
-from r2q.report.tables.sheet import Entry, Sheet, grid, latex
+from r2q.report.tables.sheet import Entry, Sheet, escape, grid, latex
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
 from tests.report.large import large_run
 
@@ -613,3 +613,13 @@ def test_a_seed_that_failed_in_a_task_leaves_the_other_its_standard_error():
     scores = frame([("rtn", 2.0, 0, "a", 0.265, {}), ("rtn", 2.0, 1, "a", None, lost), ("rtn", 2.0, 1, "b", 0.9, {})])
     cell = rows_of(summarize(scores))["rtn"].cells[0]
     assert (cell.value, cell.spread, cell.at_chance) == (0.265, 0.02, True)
+
+
+def test_two_names_of_other_letters_are_two_names_in_latex():
+    """Each letter had been a question mark."""
+    names = ["任务", "תויד", "a_é", "🙂", "±"]
+    assert [escape(name) for name in names] == [
+        r"\textbackslash{}u4efb\textbackslash{}u52a1",
+        r"\textbackslash{}u05ea\textbackslash{}u05d5\textbackslash{}u05d9\textbackslash{}u05d3",
+        r"a\_\textbackslash{}xe9", r"\textbackslash{}U0001f642", r"$\pm$",
+    ]  # fmt: skip

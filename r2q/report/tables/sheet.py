@@ -172,5 +172,6 @@ def _latex_entry(entry: Entry, spread: bool) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX; letters outside ASCII that have no command here become a question mark."""
-    return "".join(_ESCAPES.get(letter, letter if letter.isascii() else "?") for letter in text)
+    """Plain text as LaTeX; letters outside ASCII that have no command here are escapes as in figures, \\u4efb."""
+    named = (letter if letter.isascii() or letter in _ESCAPES else ascii(letter)[1:-1] for letter in text)
+    return "".join(_ESCAPES.get(letter, letter) for letter in "".join(named))
