@@ -183,6 +183,17 @@ def test_in_a_browser(report: Path) -> None:
     assert found["errors"] == []
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_on_a_narrow_screen_a_long_name_leaves_room_for_numbers(report: Path) -> None:
+    """The column of names stays where it is while the others scroll below it: as wide as the screen it hid them."""
+    asked = """<script>const name = document.querySelector("#demo-main tbody th").getBoundingClientRect();
+    document.body.innerHTML = `<pre id="found">${name.width / innerWidth}</pre>`;</script></body>"""
+    report.write_text(report.read_text().replace("</body>", asked).replace(">chance<", f">{'a_name_' * 14}<"))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
+    text = subprocess.run([*command, report.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert 0.1 < float(re.search(r'<pre id="found">(.*?)</pre>', text)[1]) < 0.5  # type: ignore[index]
+
+
 @pytest.mark.skipif(CHROMIUM is None or PDFTOTEXT is None, reason="no Chromium, or nothing that reads its PDF")
 def test_on_paper_a_long_table_is_whole(report: Path, tmp_path: Path) -> None:
     """On a screen it scrolls; on paper all below the edge, and to the right of it, was missing."""
