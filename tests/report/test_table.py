@@ -20,7 +20,7 @@ from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
 from r2q.report.tables.paper import coarse, cost, fine, frames, generative, groups, latency, main, memory
 from r2q.report.tables.render import terminal
-from r2q.report.tables.sheet import Entry, Sheet, escape, grid, latex
+from r2q.report.tables.sheet import Entry, Sheet, escape, grid, latex, markdown
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
 from tests.report.large import large_run
 
@@ -623,3 +623,11 @@ def test_two_names_of_other_letters_are_two_names_in_latex():
         r"\textbackslash{}u05ea\textbackslash{}u05d5\textbackslash{}u05d9\textbackslash{}u05d3",
         r"a\_\textbackslash{}xe9", r"\textbackslash{}U0001f642", r"$\pm$",
     ]  # fmt: skip
+
+
+def test_markdown_shows_reasons_that_look_like_tags():
+    """A reader of Markdown leaves <class 'int'> out, as HTML that it does not know."""
+    sheet = Sheet("x", "X", ["recipe"], [["a<b>"]], ["m failed: <class 'int'>."])
+    text = markdown(sheet)
+    assert r"| a\<b>  |" in text
+    assert text.endswith("- m failed: \\<class 'int'>.\n")
