@@ -616,7 +616,8 @@ def test_a_seed_that_failed_in_a_task_leaves_the_other_its_standard_error():
 
 
 def test_two_names_of_other_letters_are_two_names_in_latex():
-    """Each letter had been a question mark."""
+    """Each letter had been a question mark, also in the formula of the weights' error."""
+    assert escape("(w − ŵ)²") == r"(w $-$ $\hat{w}$)$^2$"
     names = ["任务", "תויד", "a_é", "🙂", "±"]
     assert [escape(name) for name in names] == [
         r"\textbackslash{}u4efb\textbackslash{}u52a1",

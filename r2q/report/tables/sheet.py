@@ -12,6 +12,7 @@ _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "°": r"$^\circ$", "±": r"$\pm$", "–": "--", "…": r"\dots{}",
     "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$", "Σ": r"$\Sigma$", "α": r"$\alpha$",
+    "−": "$-$", "ŵ": r"$\hat{w}$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 NONE = "–"
