@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -114,7 +115,8 @@ class Scorer(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Greedy (or as the task says) continuation of each prompt."""
-        longest = max((request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests), default=0)
+        asked = (normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests)
+        longest = max((options["max_gen_toks"] for options in asked), default=0)
         if longest >= self.max_length:
             raise ValueError(
                 f"generates up to {longest} tokens (max_gen_toks), the model has {self.max_length} positions"

@@ -20,7 +20,7 @@ from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
 from r2q.tokens import Encoder, beyond_positions
 
-GENERATED = 256  # tokens where a task names no max_gen_toks: lm-eval's default
+GENERATED = 256  # tokens where a task names no number: lm-eval's default
 
 
 def check(config_path: str | Path, model: str, out: str | Path) -> None:
@@ -91,11 +91,18 @@ def _unloadable(config: Config) -> Iterator[str]:
 
 
 def asked_problems(tasks: TaskSet, model: str, tokenizer: Any, positions: int | None) -> Iterator[str]:
-    """Generations longer than the model's positions, and texts that no token can stand before or end."""
+    """Generations longer than the model's positions, texts that no token can stand before or end, and tasks that
+    lm-eval asks no such model, or only where somebody consents."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
     bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
     for name, task in tasks.dictionary["tasks"].items():
         kind = task.OUTPUT_TYPE
-        longest = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", GENERATED)
+        if getattr(task, "UNSAFE_CODE", False):
+            yield f"tasks.{name}: runs code that a model wrote (unsafe_code), which is not done here"
+        if getattr(task, "MULTIMODAL", False):
+            yield f"tasks.{name}: shows pictures or plays sounds, but model {model} reads text alone"
+        longest = normalize_gen_kwargs(task.get_config("generation_kwargs") or {}, GENERATED)["max_gen_toks"]
         if kind == "generate_until" and positions is not None and longest >= positions:
             yield (
                 f"tasks.{name}: generates up to {longest} tokens (max_gen_toks), "

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lm_eval.api.task import ConfigurableTask
+
 from r2q.config import Config, ConfigError
 from r2q.evaluation.chance import levels
 from r2q.evaluation.errors import bootstrap
@@ -146,7 +148,7 @@ def _rows(name: str, raw: Mapping[str, Any], tasks: TaskSet) -> list[dict[str, A
         if metric.endswith("_stderr"):
             continue
         counted = [leaf for leaf in leaves if key in raw["results"].get(leaf, {})]  # a group is over those alone
-        known = [levels(tasks.items[leaf], single[leaf].OUTPUT_TYPE, metric) for leaf in counted]
+        known = [levels(tasks.items[leaf], _scored(single[leaf]), metric) for leaf in counted]
         counts = [tasks.limits[leaf] for leaf in counted]
         weights = counts if _by_size(tasks.dictionary["groups"].get(name), metric) else [1] * len(counts)
         rows.append(
@@ -178,6 +180,12 @@ def _shots(leaves: list[str], raw: Mapping[str, Any]) -> int | None:
 def _output_type(leaves: list[str], tasks: TaskSet) -> str:
     """What lm-eval asks a model for, `generate_until` say; where the tasks of a group differ, all of them."""
     return " ".join(sorted({tasks.dictionary["tasks"][leaf].OUTPUT_TYPE for leaf in leaves}))
+
+
+def _scored(task: Any) -> str | None:
+    """What lm-eval asks a model for; None of log-likelihoods that a function of the task's own makes a score of."""
+    own = callable(task.config.process_results) or type(task).process_results is not ConfigurableTask.process_results
+    return None if own and task.OUTPUT_TYPE == "loglikelihood" else task.OUTPUT_TYPE
 
 
 def _by_size(group: Any, metric: str) -> bool:

@@ -106,9 +106,21 @@ def _metric_problem(name: str, metric: str | None, entries: Mapping[str, TaskFil
             return None  # a Python class or function decides when it runs; `pick` then checks it
         allowed += offered
     names = list(dict.fromkeys(allowed))
-    if metric.replace(",", "/").split("/")[0] in names:
-        return None
-    return f"tasks.{name}.metric: the task has no {metric}{nearest(metric, names)}"
+    wanted, _, filter_ = metric.replace(",", "/").partition("/")
+    if wanted not in names:
+        return f"tasks.{name}.metric: the task has no {metric}{nearest(metric, names)}"
+    filters = list(dict.fromkeys(part for entry in _leaves(entries) for part in _filters(entry)))
+    listed = [entry.settings["task"] for entry in entries.values() if isinstance(entry.settings.get("task"), list)]
+    own = any(isinstance(member, dict) for members in listed for member in members)  # settings that no file has
+    if filter_ and not own and filter_ not in filters:
+        given = [f"{wanted}/{part}" for part in filters]
+        return f"tasks.{name}.metric: the task has no {wanted}/{filter_}{nearest(metric, given)}"
+    return None
+
+
+def _filters(entry: TaskFile) -> list[str]:
+    """Names of the filters under which a task's file has its metrics."""
+    return [str(part.get("name")) for part in entry.settings.get("filter_list") or [{"name": "none"}]]
 
 
 def _aggregation_problem(name: str, entries: Mapping[str, TaskFile]) -> str | None:
@@ -123,8 +135,7 @@ def _aggregation_problem(name: str, entries: Mapping[str, TaskFile]) -> str | No
         metrics = _metrics(entry)
         if metrics is None:
             return None  # only running it can tell
-        filters = [part.get("name") for part in entry.settings.get("filter_list") or [{"name": "none"}]]
-        given |= {(metric, filter_) for metric in metrics for filter_ in filters}
+        given |= {(metric, filter_) for metric in metrics for filter_ in _filters(entry)}
     aggregates = listed if isinstance(listed, list) else [listed]
     for part in aggregates:
         filters = part.get("filter_list")

@@ -201,7 +201,7 @@ def print_results(plan: Plan) -> None:
         return
     scores = read_scores(Path(results, "scores.csv"))
     chosen = best_of_families(scores)
-    print(terminal(summarize(chosen)))
+    print(terminal(summarize(scores, chosen)))
     if len(chosen) < len(scores):
         recipes = scores["recipe"].nunique()
         print(f"the best of each family; all {recipes} recipes: {results}/tables/main.md, {results}/report.html\n")

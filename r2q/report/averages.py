@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,19 +30,26 @@ def in_table(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[flags(scores["in_table"]) & (scores["task"] != "")]
 
 
+def shares(shown: pd.DataFrame) -> set[tuple[str, str]]:
+    """Task and metric of those numbers of the main table that are shares of right answers, from all rows of a run.
+
+    What is no share for one recipe, or is known to go beyond all shares, is none for any other.
+    """
+    found = set()
+    for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
+        known = pd.concat([rows["value"], rows["chance"], rows["majority"]]).dropna()
+        other = str(metric).partition("/")[0] in OTHER_SCALES  # also where no recipe's correlation is negative
+        if flags(rows["higher_is_better"]).iloc[0] and not other and known.between(0, 1).all():
+            found.add((str(task), str(metric)))
+    return found
+
+
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of the main table that are shares of right answers."""
     shown = in_table(scores)
-    by_metric = shown.groupby(["task", "metric"], sort=False)["value"]
-    shares = {name for name, values in by_metric if are_shares(str(name[1]), values)}  # type: ignore[index]
-    share = [name in shares for name in zip(shown["task"], shown["metric"], strict=True)]
-    higher = flags(shown["higher_is_better"])
-    return shown[pd.Series(share, shown.index, dtype=bool) & higher]
-
-
-def are_shares(metric: str, values: pd.Series) -> bool:
-    """Whether a metric's values are shares of a whole: a correlation is none because no recipe's is negative."""
-    return metric.partition("/")[0] not in OTHER_SCALES and bool(values.dropna().between(0, 1).all())
+    chosen = shares(shown)
+    share = [name in chosen for name in zip(shown["task"], shown["metric"], strict=True)]
+    return shown[pd.Series(share, shown.index, dtype=bool)]
 
 
 def standard_errors(rows: pd.DataFrame) -> pd.Series:
@@ -50,36 +58,55 @@ def standard_errors(rows: pd.DataFrame) -> pd.Series:
     return rows["stderr"].mask(certain, statistics.Z / (rows["n"].fillna(0).astype(float) + statistics.Z**2))
 
 
-def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Per model and recipe the mean accuracy in percent, over all tasks of the run, as in the main table.
+class Average(NamedTuple):
+    """The mean accuracy of a unit over all tasks of its run, 0 to 1; NaN for what one of them lacks."""
 
-    A seed that lacks one of them has no average, nor has any where nobody has it; where a task has no chance level, the
-    average has none. The interval is over the items (tasks as independent samples); with several seeds Student's over
-    the seeds, or the one over items where that is wider.
-    """
+    value: float
+    stderr: float  # the items of different tasks are independent, so variances add
+    width: float  # the same for its interval (see `standard_errors`)
+    chance: float
+    majority: float  # a free answer has none, and counts with its chance
+    n: int  # items
+
+
+def unit_averages(scores: pd.DataFrame) -> dict[tuple[str, str, int], Average]:
+    """By model, recipe and seed, of the rows of a whole run; a unit that lacks a task has none, nor has any of a task
+    that nobody has."""
     rows = accuracies(scores)
     tasks = len(rows[["task", "metric"]].drop_duplicates())
     rows = rows[(rows["status"] == OK) & rows["value"].notna()]
-    averages = []
-    for (model, recipe), part in rows.groupby(["model", "recipe"], sort=False):
-        values, chances, majorities, items = [], [], [], 0
-        spreads: list[float] = []  # of the score, and for its interval
-        widths: list[float] = []
-        for _, seed in part.groupby("seed", sort=False):
-            if len(seed) < tasks:
-                continue
-            values.append(100 * float(seed["value"].mean()))
-            for found, of_tasks in ((spreads, seed["stderr"]), (widths, standard_errors(seed))):
-                found.append(100 * math.sqrt(float((of_tasks**2).sum(skipna=False))) / len(seed))
-            chances.append(100 * float(seed["chance"].mean(skipna=False)))
-            majorities.append(100 * float(seed["majority"].fillna(seed["chance"]).mean(skipna=False)))
-            items = int(seed["n"].sum())
-        if values:
-            low, high = np.clip(np.array(interval(values, widths)), 0, 100)  # NaN stays: no interval
-            mean, error = sum(values) / len(values), sum(spreads) / len(spreads)
-            marked = statistics.at_chance(mean, error, (chances[0], majorities[0]))
-            averages.append((model, recipe, SCORE, True, mean, low, high, chances[0], marked, len(values), items))
-    return _numbers(averages)
+    averages: dict[Any, Average] = {}
+    for name, unit in rows.groupby(["model", "recipe", "seed"], sort=False):
+        if len(unit) == tasks:
+            averages[name] = Average(
+                value=fmean(unit["value"]),
+                stderr=math.hypot(*unit["stderr"]) / tasks,
+                width=math.hypot(*standard_errors(unit)) / tasks,
+                chance=fmean(unit["chance"]),
+                majority=fmean(unit["majority"].fillna(unit["chance"])),
+                n=int(unit["n"].sum()),
+            )
+    return averages
+
+
+def average_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Per model and recipe the mean over its seeds of `unit_averages` of a whole run, in percent.
+
+    The interval is over the items (tasks as independent samples); with several seeds Student's over the seeds, or the
+    one over items where that is wider.
+    """
+    of_recipes: dict[tuple[str, str], list[Average]] = {}
+    for (model, recipe, _), average in unit_averages(scores).items():
+        of_recipes.setdefault((model, recipe), []).append(average)
+    rows = []
+    for (model, recipe), seeds in of_recipes.items():
+        values, first = [one.value for one in seeds], seeds[0]
+        ends = np.clip(np.array(interval(values, [one.width for one in seeds])), 0, 1)  # NaN stays: no interval
+        mean, error = fmean(values), fmean(one.stderr for one in seeds)
+        marked = statistics.at_chance(mean, error, (first.chance, first.majority))
+        percent = (100 * float(number) for number in (mean, *ends, first.chance))
+        rows.append((model, recipe, SCORE, True, *percent, marked, len(values), first.n))
+    return _numbers(rows)
 
 
 def _numbers(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
@@ -88,15 +115,16 @@ def _numbers(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
 
 
 def by_granularity(scores: pd.DataFrame) -> pd.DataFrame:
-    """`average_scores` of what has a granularity, with it, its place among all, finest first, and the recipe's family.
+    """`average_scores` of those rows of a whole run that have a granularity, with it, its place among all, finest
+    first, and the recipe's family.
 
     A family is all but the granularity: frame, method, quantizer and bits, and the number of steps where `Run.framed`
     has named it; of recipes that have these in common and are not the same, such as two learning rates, it is the name
     without the granularity.
     """
-    scores = scores[scores["granularity"] != ""]
-    facts = ["granularity", "kind", "frame", "method", "quantizer", "bits"]
+    facts = ["granularity", "kind", "frame", "method", "quantizer", "bits", "control"]
     rows = average_scores(scores).join(scores.drop_duplicates("recipe").set_index("recipe")[facts], on="recipe")
+    rows = rows[rows["granularity"] != ""].reset_index(drop=True)
     order = sorted(set(rows["granularity"]), key=group_width)
     rows["place"] = rows["granularity"].map(order.index)
     method = rows["method"].where(rows["kind"] == "calibration", "")

@@ -198,8 +198,12 @@ def test_nan_is_an_error_and_not_an_answer(ask: Callable[[Scorer], Any]) -> None
         ask(ours)
 
 
-def test_more_tokens_to_generate_than_positions_is_one_sentence() -> None:
-    asked = requests("generate_until", [("a", {"until": ["\n"], "max_gen_toks": tiny.POSITIONS})])
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens"])
+def test_more_tokens_to_generate_than_positions_is_one_sentence(name: str) -> None:
+    """Neither are fewer refused: without a number it would be 256, more than there are."""
+    few = requests("generate_until", [("a", {"until": ["\n"], name: 3})])
+    assert len(scorer().generate_until(few)) == 1
+    asked = requests("generate_until", [("a", {"until": ["\n"], name: tiny.POSITIONS})])
     with pytest.raises(ValueError, match=r"up to 160 tokens .* the model has 160 positions"):
         scorer().generate_until(asked)
 

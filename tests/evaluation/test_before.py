@@ -57,14 +57,30 @@ def test_windows_and_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "refused"), [(159, False), (160, True), (None, True)])
-def test_a_generation_that_leaves_no_room_for_a_prompt(tmp_path: Path, tokens: int | None, refused: bool) -> None:
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])  # lm-eval takes them all
+def test_a_generation_that_leaves_no_room_for_a_prompt(
+    tmp_path: Path, name: str, tokens: int | None, refused: bool
+) -> None:
     tiny.write_sum_task(tmp_path / "tasks", "long")
     path = tmp_path / "tasks" / "long.yaml"
     task = yaml.safe_load(path.read_text())
-    task["generation_kwargs"] = {"until": ["\n"], "do_sample": False} | ({"max_gen_toks": tokens} if tokens else {})
+    task["generation_kwargs"] = {"until": ["\n"], "do_sample": False} | ({name: tokens} if tokens else {})
     path.write_text(yaml.safe_dump(task))
     said = f"generates up to {tokens or 256} tokens (max_gen_toks), but model m has only 160 positions"
     assert checked(tmp_path, {"long": {}}) == ([f"tasks.long: {said}"] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"unsafe_code": True}, "runs code that a model wrote (unsafe_code), which is not done here"),
+        ({"doc_to_image": "q"}, "shows pictures or plays sounds, but model m reads text alone"),
+    ],
+)
+def test_tasks_that_no_evaluation_would_run(tmp_path: Path, setting: dict[str, Any], said: str) -> None:
+    """lm-eval refuses them for every unit, after all were quantized."""
+    tiny.write_sum_task(tmp_path / "tasks", "other", **setting)
+    assert checked(tmp_path, {"other": {}}) == [f"tasks.other: {said}"]
 
 
 def test_a_tokenizer_without_a_first_and_a_last_token(tmp_path: Path) -> None:

@@ -134,3 +134,21 @@ def test_a_value_that_is_not_finite_is_missing_and_not_zero(tasks: tuple[Config,
     config, loaded = tasks
     rows = task_scores(raw(**{"exact_match,strict": float("nan")}), loaded, config)
     assert [row["value"] for row in rows if row["task"] == "sums"] == [None, 0.4]
+
+
+def test_a_score_that_a_task_makes_of_log_likelihoods_itself_has_no_chance_level(tmp_path: Path) -> None:
+    """lm-eval's own `acc` there is whether decoding gives the answer, of which guessing gets nothing."""
+    (tmp_path / "rules.py").write_text("def likely(doc, results):\n    return {'acc': float(results[0][0] > -30)}\n")
+    metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    settings: dict[str, Any] = {"output_type": "loglikelihood", "doc_to_choice": ..., "doc_to_target": "{{c[0]}}"}
+    for name, rule in (("decoded", ...), ("ruled", "RULE")):
+        path = tiny.write_task(
+            tmp_path, name, tiny.choice_rows(), **settings, metric_list=metrics, process_results=rule
+        )
+        path.write_text(path.read_text().replace("RULE", "!function rules.likely"))
+    asked: dict[str, Any] = {"decoded": {}, "ruled": {}}
+    config = parse(tiny.config_data({"m": {"path": "."}}, asked, task_include=[str(tmp_path)]), "c.yaml")
+    results = {name: {"alias": name, "acc,none": 0.5} for name in asked}
+    given = {"results": results, "group_subtasks": {}, "n-shot": {}, "versions": {}, "higher_is_better": {}}
+    rows = task_scores(given, load_tasks(config, SEEDS), config)
+    assert [(row["task"], row["chance"]) for row in rows] == [("decoded", 0.0), ("ruled", None)]

@@ -150,6 +150,7 @@ def test_all_problems_at_once(tmp_path: Path, data: Path) -> None:
         "piqa": {"metric": "acc_nrom"},
         "wikitext": {"metric": "word_perplexity"},
         "gsm8k": {"metric": "exact_match/strict-match"},
+        "boolq": {"metric": "acc/strict"},
         "mine": {},
         "zero": {"num_fewshot": 3},
     }
@@ -164,12 +165,13 @@ def test_all_problems_at_once(tmp_path: Path, data: Path) -> None:
         )
     lines = str(caught.value).splitlines()
     assert [line.split(" ")[0] for line in lines] == [
-        "tasks:", "tasks.piqa.metric:", f"{tmp_path / 'own' / 'mine.yaml'}:", "tasks.zero.num_fewshot:",
-        "perplexity.wt.path:",
+        "tasks:", "tasks.piqa.metric:", "tasks.boolq.metric:", f"{tmp_path / 'own' / 'mine.yaml'}:",
+        "tasks.zero.num_fewshot:", "perplexity.wt.path:",
     ]  # fmt: skip
     assert lines[0].endswith("nearest valid: arc_easy")
     assert lines[1].endswith("nearest valid: acc_norm")
-    assert "gone.jsonl" in lines[2]
+    assert lines[2].endswith("the task has no acc/strict; valid: acc/none")
+    assert "gone.jsonl" in lines[3]
 
 
 def test_check_says_where_the_data_are(data: Path, tmp_path: Path) -> None:

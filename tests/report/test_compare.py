@@ -231,3 +231,23 @@ def test_missing_file_and_column(two, tmp_path):
 @pytest.mark.parametrize("values", [[1, 0, 0], [1], [0.5, 1], [10], [100], [11.0], [-1.25e-10], [10, 11]])
 def test_items_come_back_from_their_field(values):
     assert decode(encode(values)).tolist() == values
+
+
+@pytest.mark.parametrize("several", ["a", "b"])
+def test_recipes_without_a_common_seed_are_compared_by_the_first_of_each(several):
+    """The mean over two seeds had stood beside a test of the first alone, and the other way round beside none."""
+    row = {"model": "m", "task": "t", "metric": "acc", "stderr": 0.05, "n": 100, "status": "ok", "reason": "",
+           "higher_is_better": True}  # fmt: skip
+    seeds = {"a": [(5, 0.5)], "b": [(7, 0.5)]} | {several: [(0, 0.5), (2, 0.9)]}
+    sides = [
+        Side(
+            name,
+            Path(),
+            pd.DataFrame([row | {"recipe": name, "seed": s, "value": v} for s, v in seeds[name]]),
+            Items({}),
+        )
+        for name in "ab"
+    ]
+    (found,) = differences(*sides, over_seeds=True)
+    assert (found.value_a, found.value_b, found.p, found.test) == (0.5, 0.5, 1.0, "Fisher")
+    assert found.seed == " and ".join(str(seeds[name][0][0]) for name in "ab")

@@ -533,6 +533,35 @@ def test_titles_of_long_names_stay_on_the_sheet(results, large, lattice_csv, nam
         assert box.y1 <= drawn.bbox.y1
 
 
+@pytest.mark.parametrize("name", ["training-all", "drift", "granularity", "frontier-bytes", "lattice", "mechanism"])
+@pytest.mark.parametrize(
+    "named", ["my_package_of_methods.quantizers.ANameOfAClassWithoutEnd", "包.模块的名字.量化器的类"]
+)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_of_methods_of_yours_stay_on_the_sheet_and_are_no_boxes(results, large, lattice_csv, name, named):
+    """In legends and beside lines as in titles; a class may have a name of any letters."""
+    module, variant = find(name)
+    if name in ("lattice", "mechanism"):
+        frame = read_drawn(lattice_csv, lattice.COLUMNS).assign(layer=f"{named}.layer")
+        frame["recipe"] = f"{named}-" + frame["recipe"]
+        parts = dict.fromkeys(("first", "residual", "second", "alpha_1", "alpha_2"), 0.1)
+        frame = frame.assign(**parts) if name == "mechanism" else frame
+    else:
+        gather_training(results / "config.yaml", results)
+        frame = module.data(Run(results if name in ("training-all", "drift") else large), variant)
+        for column in {"quantizer", "family"} & set(frame.columns):
+            frame[column] = frame[column].str.replace("rtn", named)
+    with style():
+        drawn = module.draw(frame)
+        drawn.draw_without_rendering()
+    shown = [text for text in drawn.findobj(Text) if len(text.get_text().strip()) > 8]  # no numbers at ticks
+    assert any(named[-3:].encode("unicode_escape").decode()[-3:] in text.get_text() for text in shown)
+    for box in (text.get_window_extent() for text in shown):
+        assert drawn.bbox.x0 - 1 <= box.x0
+        assert box.x1 <= drawn.bbox.x1 + 1
+    assert drawn.axes[0].get_window_extent().width > 0.2 * drawn.bbox.width
+
+
 @pytest.mark.parametrize(
     ("task", "shown"), [("a_$5_$6", "a_$5_$6"), (r"$\frac$", r"$\frac$"), ("任务_привет", r"\u4efb\u52a1_привет")]
 )

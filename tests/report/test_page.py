@@ -147,6 +147,8 @@ const head = document.querySelectorAll("#demo-main thead th")[2];
 head.focus(); found.focus = document.activeElement === head;
 head.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
 found.ascending = sizes(); found.aria = head.getAttribute("aria-sort"); head.click(); found.descending = sizes();
+const score = document.querySelectorAll("#demo-main thead th")[6];
+found.scores = [0, 1].map(() => { score.click(); return rows().map((row) => row.cells[6]?.dataset.sort ?? ""); });
 const choose = (name, value) => { const f = document.querySelector(`[data-filter=${name}]`); f.value = value;
   f.dispatchEvent(new Event("input", { bubbles: true })); };
 choose("model", "mini-opt"); found.model = [...new Set(rows().map((row) => row.dataset.model))];
@@ -171,10 +173,25 @@ def test_in_a_browser(report: Path) -> None:
     assert found["ascending"] == sorted(found["ascending"])
     assert found["aria"] == "ascending"
     assert found["descending"] == sorted(found["ascending"], reverse=True)
+    for scores, order in zip(found["scores"], (1, -1), strict=True):  # what has none last, among them a failed row
+        numbers = [float(score) for score in scores if score]
+        assert "" in scores
+        assert scores == [*sorted(filter(None, scores), key=float, reverse=order < 0), *[""] * (12 - len(numbers))]
     assert found["model"] == ["mini-opt"]
     assert found["recipes"] == ["rtn-g64"]
     assert found["open"]
     assert found["errors"] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_on_a_narrow_screen_a_long_name_leaves_room_for_numbers(report: Path) -> None:
+    """The column of names stays where it is while the others scroll below it: as wide as the screen it hid them."""
+    asked = """<script>const name = document.querySelector("#demo-main tbody th").getBoundingClientRect();
+    document.body.innerHTML = `<pre id="found">${name.width / innerWidth}</pre>`;</script></body>"""
+    report.write_text(report.read_text().replace("</body>", asked).replace(">chance<", f">{'a_name_' * 14}<"))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
+    text = subprocess.run([*command, report.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert 0.1 < float(re.search(r'<pre id="found">(.*?)</pre>', text)[1]) < 0.5  # type: ignore[index]
 
 
 @pytest.mark.skipif(CHROMIUM is None or PDFTOTEXT is None, reason="no Chromium, or nothing that reads its PDF")

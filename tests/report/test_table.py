@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 
 from r2q.plan import Plan
-from r2q.records import Latency, Score, Step, columns, read_drawn, write_csv
+from r2q.records import Latency, LayerRow, Score, Step, columns, read_drawn, write_csv
 from r2q.report.averages import average_scores
 from r2q.report.collect import collect
 from r2q.report.figures import frontier
 from r2q.report.page import page
 from r2q.report.run import Run, read_scores
 from r2q.report.tables import TABLES, table
-from r2q.report.tables.paper import cost, frames, generative, groups, latency, memory
+from r2q.report.tables.paper import coarse, cost, fine, frames, generative, groups, latency, main, memory
 from r2q.report.tables.render import terminal
-from r2q.report.tables.sheet import Entry, Sheet, grid, latex
+from r2q.report.tables.sheet import Entry, Sheet, escape, grid, latex, markdown
 from r2q.report.tables.summary import AVERAGE, Column, show, summarize
 from tests.report.large import large_run
 
@@ -554,3 +554,81 @@ def test_no_recipe_decides_whether_a_correlation_is_an_accuracy(other):
     }  # fmt: skip
     assert rows_of(summary)["rtn-g64"].cells[-1].value == pytest.approx(0.4)
     assert dict(average_scores(scores)[["recipe", "value"]].to_numpy()) == pytest.approx({"rtn-g64": 40, "r2q-g64": 50})
+
+
+def run_of(folder, scores):
+    """A run of hand-made scores and no layers."""
+    rows = scores.astype(object).where(scores.notna(), None).to_dict("records")
+    write_csv(folder / "scores.csv", columns(Score), rows)
+    write_csv(folder / "layers.csv", columns(LayerRow), [])
+    return Run(folder)
+
+
+def test_an_average_is_one_number_wherever_it_stands(tmp_path):
+    """A score of one's own that goes beyond 1 for one recipe alone is no share in the tables that lack this recipe,
+    either: it had been averaged in those of granularities and frames, beside a main table that left it out."""
+    facts = {
+        "rtn": {"kind": "weights", "quantizer": "rtn"},
+        "qat_ce-r2q": {"kind": "training", "frame": "qat_ce", "quantizer": "r2q"},
+        "qat_ce-rtn": {"kind": "training", "frame": "qat_ce", "quantizer": "rtn"},
+    }
+    average = {"rtn": 55, "qat_ce-r2q": 65, "qat_ce-rtn": 75}  # of the two accuracies
+    own = {"metric": "gain", "chance": None, "majority": None}
+    rows = []
+    for name, width in itertools.product(facts, ("g64", "channel")):
+        gain = 3.0 if (name, width) == ("rtn", "g64") else 0.3
+        for task, value, more in (("one", 0.0, {}), ("two", 0.1, {}), ("mine", gain, own)):
+            share = value if more else value + average[name] / 100 - 0.05
+            rows.append((f"{name}-{width}", 2.5, 0, task, share, more | facts[name] | {"granularity": width}))
+    run = run_of(tmp_path, frame(rows))
+    for make in (main, fine, coarse):
+        sheet = make(run)
+        place = sheet.head.index("average")
+        found = {row[1]: 100 * row[place].value for row in sheet.body if row[1] not in ("chance", "majority")}
+        assert found == pytest.approx({name: average[name.rpartition("-")[0]] for name in found})
+    assert {row[1]: row[-1].value for row in memory(run).body} == pytest.approx(
+        {name: average[name.rpartition("-")[0]] for name in dict.fromkeys(run.scores["recipe"])}
+    )
+    for make, shown in ((groups, [55, 65, 75]), (frames, [65, 75])):
+        cells = {round(part.value) for row in make(run).body for part in row if isinstance(part, Entry)}
+        assert sorted(cells) == shown
+
+
+def test_a_recipe_of_which_nothing_came_stands_among_written_answers_too(tmp_path):
+    wrote = {"metric": "exact_match", "output_type": "generate_until", "chance": 0.0, "majority": None}
+    nothing = {"metric": "", "status": "failed", "reason": "no memory", "value": None, "in_table": None}
+    run = run_of(tmp_path, frame([
+        ("rtn", 2.0, 0, "sums", 0.5, wrote), ("rtn", 2.0, 0, "piqa", 0.5, {"output_type": "multiple_choice"}),
+        ("gone", 2.0, 0, "", None, nothing),
+    ]))  # fmt: skip
+    sheet = generative(run)
+    assert [row[1] for row in sheet.body] == ["chance", "rtn", "gone"]
+    assert sheet.notes[0] == "m, gone failed: no memory."
+    assert main(run).body[-1][1] == "gone"
+
+
+def test_a_seed_that_failed_in_a_task_leaves_the_other_its_standard_error():
+    """Without it the number had no ±, and one that is within an error of chance was not marked."""
+    lost = {"value": None, "stderr": None, "status": "failed", "reason": "no"}
+    scores = frame([("rtn", 2.0, 0, "a", 0.265, {}), ("rtn", 2.0, 1, "a", None, lost), ("rtn", 2.0, 1, "b", 0.9, {})])
+    cell = rows_of(summarize(scores))["rtn"].cells[0]
+    assert (cell.value, cell.spread, cell.at_chance) == (0.265, 0.02, True)
+
+
+def test_two_names_of_other_letters_are_two_names_in_latex():
+    """Each letter had been a question mark, also in the formula of the weights' error."""
+    assert escape("(w − ŵ)²") == r"(w $-$ $\hat{w}$)$^2$"
+    names = ["任务", "תויד", "a_é", "🙂", "±"]
+    assert [escape(name) for name in names] == [
+        r"\textbackslash{}u4efb\textbackslash{}u52a1",
+        r"\textbackslash{}u05ea\textbackslash{}u05d5\textbackslash{}u05d9\textbackslash{}u05d3",
+        r"a\_\textbackslash{}xe9", r"\textbackslash{}U0001f642", r"$\pm$",
+    ]  # fmt: skip
+
+
+def test_markdown_shows_reasons_that_look_like_tags():
+    """A reader of Markdown leaves <class 'int'> out, as HTML that it does not know."""
+    sheet = Sheet("x", "X", ["recipe"], [["a<b>"]], ["m failed: <class 'int'>."])
+    text = markdown(sheet)
+    assert r"| a\<b>  |" in text
+    assert text.endswith("- m failed: \\<class 'int'>.\n")

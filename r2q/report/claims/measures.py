@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from r2q.records import OK
-from r2q.report.averages import group_width, in_table, standard_errors
+from r2q.report.averages import group_width, unit_averages
 from r2q.report.statistics import Z, of_few
-from r2q.report.tables.summary import table_columns
 
 Name = tuple[str, str, int]  # model, recipe, seed: a unit's folder
 NAME = ["model", "recipe", "seed"]
@@ -148,22 +147,12 @@ def distances(units: Units, drift: pd.DataFrame, column: str) -> list[Unit]:
 
 
 def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
-    """Average of the main table, in percent: a unit that lacks one of its tasks has none, as there.
-
-    Standard errors of the tasks add up as of independent items.
-    """
-    shown = in_table(scores)
-    asked = {(c.task, c.metric) for c in table_columns(shown) if c.percent and c.metric}
-    of_table = np.array([pair in asked for pair in zip(shown["task"], shown["metric"], strict=True)], dtype=bool)
-    rows = _by_unit(shown[of_table & (shown["status"] == OK) & shown["value"].notna()])
-    averages = []
-    for name, key in units.items():
-        if not asked or len(rows.get(name, ())) < len(asked):
-            averages.append(Unit(key, math.nan))
-            continue
-        error = math.sqrt(float((standard_errors(rows[name]) ** 2).sum(skipna=False))) / len(asked)
-        averages.append(Unit(key, 100 * float(rows[name]["value"].mean()), 100 * error))
-    return averages
+    """Average of the main table, in percent."""
+    averages = unit_averages(scores)
+    return [
+        Unit(key, 100 * averages[name].value, 100 * averages[name].width) if name in averages else Unit(key, math.nan)
+        for name, key in units.items()
+    ]
 
 
 def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:

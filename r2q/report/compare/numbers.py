@@ -25,7 +25,7 @@ class Difference:
     model: str
     recipe_a: str
     recipe_b: str
-    seed: str  # the seed, or how many seeds the means are over
+    seed: str  # the seed, or how many seeds the means are over; `0 and 5` where the sides have none in common
     task: str
     metric: str
     value_a: float | None
@@ -81,16 +81,17 @@ def of_recipe(run: Side, recipe: str) -> Side:
 
 def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, side_b: Side) -> Difference:
     """The comparison of the rows (one a seed) that have the same key, without verdict."""
-    if a is not None and b is not None:  # means over the seeds that both have
+    if a is not None and b is not None:  # means over the seeds that both have, or the first of each
         common = [seed for seed in a["seed"] if seed in set(b["seed"])]
-        if common:
-            a, b = a[a["seed"].isin(common)], b[b["seed"].isin(common)]
+        a, b = (part[part["seed"].isin(common)] if common else part.iloc[:1] for part in (a, b))
     some = a if a is not None else b
     assert some is not None
     first = some.iloc[0]
     values = [None if part is None else _mean(part["value"]) for part in (a, b)]
     counts = [None if part is None else _count(part["n"].iloc[0]) for part in (a, b)]
     seeds = [str(seed) for seed in some["seed"]]
+    if a is not None and b is not None and a["seed"].iloc[0] not in set(b["seed"]):
+        seeds = [f"{seeds[0]} and {b['seed'].iloc[0]}"]
     fields: dict[str, Any] = {
         "model": first["model"],
         "recipe_a": "" if a is None else a["recipe"].iloc[0],
@@ -114,7 +115,7 @@ def _difference(a: pd.DataFrame | None, b: pd.DataFrame | None, side_a: Side, si
     if len(a) > 1 and not statistics.alike(changes):
         test, (_, half) = statistics.one_sample_t(changes), statistics.student(changes)
     else:  # or seeds that moved alike: the items of one have to tell
-        other = b[b["seed"] == a["seed"].iloc[0]] if changes else b
+        other = b[b["seed"] == a["seed"].iloc[0]] if changes else b  # the only one
         test, half = _one_seed(a.iloc[0], other.iloc[0], change, side_a, side_b)
     known = not math.isnan(half)
     fields |= {"difference": change, "low": change - half if known else None, "high": change + half if known else None}

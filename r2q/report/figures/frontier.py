@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from r2q.measure import MIB
 from r2q.report.averages import FIDELITY, MANY, SCORE, average_scores, fidelity_of, flags, recipes_of, unbeaten
-from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, name_points, written
+from r2q.report.figures.labels import OF_A_ROW, OF_TWO_PANELS, broken, lines_of, name_points, written
 from r2q.report.figures.style import GREY, PALE, SMALLEST, WIDTH, plain_ticks, quantizer_mark
 from r2q.report.run import FULL_PRECISION, Run
 
@@ -103,7 +103,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             continue
         least, most, of = int(part["n"].min()), int(part["n"].max()), PARTS.get(measure, "texts")
         name = model if model != MEAN else f"mean of {most} models"
-        title = broken(name, OF_A_TITLE if columns == 1 else OF_A_ROW // columns)
+        title = broken(name, OF_TWO_PANELS if columns == 1 else OF_A_ROW // columns)
         below = columns > 1 or len(name) > OF_A_ROW  # where it says what n is over, or beside
         axes.set_title(f"{title}\n" if below else name)
         if model != MEAN:
@@ -155,24 +155,26 @@ def _panel(axes: Axes, part: pd.DataFrame) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     marks, front, names = [], [], []
-    beyond: list[bool] = []  # of the controls off the scale, whether they are above it
+    beyond = {True: 0, False: 0}  # lines of the controls that are off the scale, above it and below
+    letters = int(axes.get_window_extent().width / (0.66 * SMALLEST * point))  # of a line as wide as the panel
     kinds = part[~part["control"]].groupby("x")["kind"].agg(lambda of_size: [k for k in KINDS if k in set(of_size)])
     for row in part.sort_values(["front", "value"], ascending=[False, not higher]).to_dict("records"):
         x, y = row["x"], row["value"]
         text: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALLEST, "in_layout": False}
         if not low <= y <= high:  # a control beyond the scale
             up = y > high
-            shift = 2 + 1.2 * SMALLEST * sum(other == up for other in beyond)
-            beyond.append(up)
+            shift = 2 + 1.2 * SMALLEST * beyond[up]
             where, side = ((0, -shift), "top") if up else ((0, shift), "bottom")
-            label = f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}"
+            label = broken(f"{row['recipe']} {y:.2g} {'↑' if up else '↓'}", letters)
+            beyond[up] += lines_of([label])
             written = axes.annotate(
                 label, (1, up), where, ha="right", va=side, color=GREY, xycoords="axes fraction", **text
             )
             marks.append(written.get_window_extent())
         elif x > right:  # far larger: its level is what counts
             axes.axhline(y, color="black", lw=0.8)
-            written = axes.annotate(f"{row['recipe']} ({x:.3g}{size})", (1, y), (0, -2), ha="right", va="top",
+            label = broken(f"{row['recipe']} ({x:.3g}{size})", letters)
+            written = axes.annotate(label, (1, y), (0, -2), ha="right", va="top",
                                     xycoords=("axes fraction", "data"), **text)  # fmt: skip
             marks += [written.get_window_extent(), _around(axes.transData.transform([(left, y), (right, y)]))]
         else:
@@ -214,8 +216,9 @@ def _legend(figure: Figure, frame: pd.DataFrame) -> None:
     handles = []
     for name in dict.fromkeys(name.partition(" (")[0] for name in rivals["quantizer"]):
         mark = quantizer_mark(name)
-        handles.append(Line2D([], [], color=mark.colour, marker=mark.marker, label=name, **look))
+        handles.append(Line2D([], [], color=mark.colour, marker=mark.marker, label=broken(name), **look))
     for kind, (fill, words) in KINDS.items():
         if kind in set(rivals["kind"]):
             handles.append(Line2D([], [], color=GREY, marker="o", fillstyle=fill, label=words, **look))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    wide = any("\n" in str(handle.get_label()) for handle in handles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if wide else 3)

@@ -1,7 +1,7 @@
 """Names in figures, where there is room for them: none covers a mark or another name."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,10 @@ LETTERS = 20  # of a line of a name; a longer name is broken at a hyphen
 FEW = 4  # letters that are no reason to break
 OF_A_ROW = 36  # of a name beside a row of a heat map
 OF_A_TITLE = 54  # of a title as wide as a figure
-OF_TWO_PANELS = 48  # of a title that begins at the first of two panels and reaches over both
+OF_A_LEGEND = 26  # of one of two columns
+OF_TWO_PANELS = (
+    48  # of a title that begins at the left one of two panels, or at the only one, and reaches to the right end
+)
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 DISTANCES = (3, 6, 10, 15, 21, 28)  # points from a mark to its name
 GAP = 1  # points between names
@@ -64,7 +67,9 @@ def _box(at: np.ndarray, size: np.ndarray, side: tuple[int, int], distance: floa
 
 
 def broken(name: str, letters: int = LETTERS) -> str:
-    """A name in lines of so many letters, broken at spaces and hyphens, else anywhere; a few more stay in a line."""
+    """A name as text of a figure, in lines of so many letters, broken at spaces and hyphens, else anywhere; a few more
+    stay in a line."""
+    name = written(name)
     if len(name) <= letters + FEW:
         return name
     lines = textwrap.wrap(name, letters, break_long_words=False)
@@ -72,9 +77,14 @@ def broken(name: str, letters: int = LETTERS) -> str:
 
 
 def written(name: str) -> str:
-    """A task's name as text of a figure: $ begins no formula, and what its font lacks is an escape, \\u4efb."""
+    """A name as text of a figure: what its font lacks is an escape, \\u4efb."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in name).replace("$", r"\$")
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in name)
+
+
+def lines_of(texts: Iterable[str]) -> int:
+    """Lines of the longest of several texts."""
+    return max((text.count("\n") + 1 for text in texts), default=1)
 
 
 def apart(places: Sequence[float], room: float, low: float, high: float) -> list[float]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from r2q.report.figures.labels import OF_A_TITLE, broken
+from r2q.report.figures.labels import OF_A_TITLE, broken, lines_of
 from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SKY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
@@ -62,7 +62,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     margin = 0.06 * (high - low) or 1.0
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
     columns, rows = min(2, len(groups)), (len(groups) + 1) // 2
-    figure = Figure(figsize=(WIDTH / 2 * columns, 2.6 * rows + 0.2), layout=layout)
+    more = 0.11 * (lines_of(broken(group.recipe) for group in groups) - 1)  # inches of titles
+    figure = Figure(figsize=(WIDTH / 2 * columns, (2.6 + more) * rows + 0.2), layout=layout)
     grid = figure.add_gridspec(2 * rows, 2 * columns, height_ratios=[2.8, 1] * rows, width_ratios=[3, 1] * columns)
     first: Axes | None = None
     for i, group in enumerate(groups):
@@ -105,7 +106,7 @@ def _staircase(axes: Axes, group: Group) -> None:
     mse, power = float(np.mean((quantized - weight) ** 2)), float(np.mean(weight**2))
     relative = f"relative error {mse / power:.3f}" if power else f"MSE {mse:.2e}"
     rank = f"\npercentile {group.percentile:.0f} of the layer" if group.percentile is not None else ""
-    axes.set_title(group.recipe, pad=17 if rank else 10)
+    axes.set_title(broken(group.recipe), pad=17 if rank else 10)
     axes.text(0, 1.02, f"{relative}{rank}", transform=axes.transAxes, fontsize=SMALLEST, va="bottom")
     ends = axes.get_xlim()
     axes.plot(ends, ends, color=GREY, lw=0.7, ls=":")

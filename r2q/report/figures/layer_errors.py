@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, lines_of
 from r2q.report.figures.style import GREY, SMALLEST, WIDTH
 from r2q.report.run import Run
 
@@ -66,8 +66,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     recipes = list(of_weights.groupby("recipe")["error"].median().sort_values(kind="stable").index)
     measures = [name for name in MEASURES if name in set(frame["measure"])]
     names = [broken(recipe, OF_A_ROW) for recipe in recipes]
-    lines = max(name.count("\n") + 1 for name in names)
-    figure = Figure(figsize=(WIDTH, ROW * lines * len(recipes) + HEADER), layout="constrained")
+    figure = Figure(figsize=(WIDTH, ROW * lines_of(names) * len(recipes) + HEADER), layout="constrained")
     title = f"{frame['model'].iloc[0]}: relative squared error, median at the right"
     figure.suptitle(broken(title, OF_A_TITLE), fontsize=7, fontweight="bold")
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
@@ -121,7 +120,8 @@ def _heat_map(axes: Axes, part: pd.DataFrame, recipes: list[str], norm: LogNorm)
         start += count
         if start < len(names):
             axes.axvline(start, color="white", lw=0.8)
-    axes.set_xticks([place for place, _ in ticks], [kind.replace("_proj", "") for _, kind in ticks], rotation=90)
+    kinds = [broken(kind.replace("_proj", "")) for _, kind in ticks]
+    axes.set_xticks([place for place, _ in ticks], kinds, rotation=90)
     for r, recipe in enumerate(recipes):
         median = float(np.nanmedian(table.loc[[recipe]].to_numpy(dtype=float)))
         if not math.isnan(median):

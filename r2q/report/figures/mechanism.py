@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from r2q.report.figures.labels import OF_TWO_PANELS, broken
 from r2q.report.figures.style import BLUE, GREY, ORANGE, PALE, RED, SMALLEST, WIDTH
 from r2q.report.run import Run
 
@@ -57,5 +58,6 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.set_title(f"mean squared rest {error:.2e}", loc="right", fontsize=SMALLEST, fontweight="normal")
         axes.axhline(0, color=GREY, lw=0.5)
         axes.set_ylabel("value")
-    panels[-1].set_xlabel(f"weight of the group, n = {len(frame)}\n{frame['model'].iloc[0]}, {frame['layer'].iloc[0]}")
+    where = broken(f"{frame['model'].iloc[0]}, {frame['layer'].iloc[0]}", OF_TWO_PANELS)
+    panels[-1].set_xlabel(f"weight of the group, n = {len(frame)}\n{where}")
     return figure

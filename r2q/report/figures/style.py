@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from r2q.kept import write_atomic
-from r2q.report.figures.labels import OF_TWO_PANELS, broken
+from r2q.report.figures.labels import OF_A_LEGEND, OF_TWO_PANELS, broken, lines_of
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
@@ -32,6 +32,7 @@ SMALLEST = 6  # points, of a letter
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
+    "text.parse_math": False,  # $ in a name begins no formula
     "axes.titlesize": 7,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -119,9 +120,13 @@ def quantizer_line(quantizer: str) -> dict[str, Any]:
 
 def quantizer_legend(figure: Figure, quantizers: Iterable[str], *more: Line2D) -> None:
     """Below the figure what each line is, in two columns; a start stands on a line of its own."""
-    lines = [Line2D([], [], **quantizer_line(name) | {"markevery": None}, label=name.replace(" (", "\n("))
+    lines = [Line2D([], [], **quantizer_line(name) | {"markevery": None}, label=_in_legend(name))
              for name in dict.fromkeys(quantizers)]  # fmt: skip
     figure.legend(handles=[*lines, *more], loc="outside lower center", ncols=2)
+
+
+def _in_legend(quantizer: str) -> str:
+    return "\n".join(broken(part, OF_A_LEGEND) for part in quantizer.replace(" (", "\n(").split("\n"))
 
 
 def plain_ticks(axes: Axes) -> None:
@@ -154,7 +159,9 @@ def training_panels(
     """
     keys = ["model", "frame", "granularity"]
     rows = list(frame.groupby(keys, sort=False))
-    figure = Figure(figsize=(WIDTH, 1.25 * len(rows) + 0.2 + 0.17 * frame["quantizer"].nunique()), layout="constrained")
+    quantizers = frame["quantizer"].unique()
+    legend = 0.085 * len(quantizers) * max(2, lines_of(map(_in_legend, quantizers)))  # inches
+    figure = Figure(figsize=(WIDTH, 1.25 * len(rows) + 0.2 + legend), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False, sharex="row")
     for i, (names, part) in enumerate(rows):
         seeds = int(part["seeds"].max())

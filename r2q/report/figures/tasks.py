@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from r2q.report.averages import accuracies
-from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, written
+from r2q.report.figures.labels import OF_A_ROW, OF_A_TITLE, broken, lines_of, written
 from r2q.report.figures.style import SMALLEST, WIDTH
 from r2q.report.run import FULL_PRECISION, Run
 from r2q.report.statistics import Z
@@ -57,13 +57,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     table = frame.pivot(index="recipe", columns="task", values="share").reindex(index=order.index, columns=tasks)
     table.insert(0, ALL, order, allow_duplicates=True)
     recipes = [broken(recipe, OF_A_ROW) for recipe in table.index]
-    lines = max(recipe.count("\n") + 1 for recipe in recipes)
     first = frame.drop_duplicates("task").set_index("task")
     ends = [f"({100 * first['chance'][name]:.0f}, {100 * first['full'][name]:.0f})" for name in tasks]
     names = [f"{written(name)} {pair}\nn = {first['n'][name]:.0f}" for name, pair in zip(tasks, ends, strict=True)]
     longest = max(len(line) for name in names for line in name.split("\n"))
     below = 1.3 + LETTER * max(0, longest - 24)  # the title, and the names of the tasks on end
-    figure = Figure(figsize=(WIDTH, ROW * lines * len(table) + below), layout="constrained")
+    figure = Figure(figsize=(WIDTH, ROW * lines_of(recipes) * len(table) + below), layout="constrained")
     axes = figure.subplots()
     colours = mpl.colormaps["viridis"]
     axes.imshow(np.clip(table.to_numpy(dtype=float), 0, 1), cmap=colours, vmin=0, vmax=1, aspect="auto")

@@ -47,7 +47,7 @@ def _scores(run: Run, name: str, title: str, fits: Callable[[str], bool]) -> She
     chosen = scores[scores["granularity"].map(fits) | (scores["method"] == FULL_PRECISION)]
     if not chosen["granularity"].map(fits).any():
         return None
-    return _of_table(summarize(chosen), name, f"{title}: {scores['run'].iloc[0]}")
+    return _of_table(summarize(scores, chosen), name, f"{title}: {scores['run'].iloc[0]}")
 
 
 def _of_table(table: Table, name: str, title: str) -> Sheet:
@@ -81,7 +81,8 @@ def frames(run: Run) -> Sheet | None:
     if scores["quantizer"].nunique() < 2:
         return None
     facts = scores.drop_duplicates("recipe").set_index("recipe")
-    rows = average_scores(scores)
+    rows = average_scores(run.scores)
+    rows = rows[rows["recipe"].isin(facts.index)].reset_index(drop=True)
     named = {r: of_bits(frame, bits) for r, frame, bits in facts[["frame", "bits"]].itertuples(name=None)}
     rows["frame"] = [f"{named[r]}, {facts['granularity'][r]}" for r in rows["recipe"]]
     rows["quantizer"] = [facts["quantizer"][r] for r in rows["recipe"]]
@@ -127,7 +128,8 @@ def generative(run: Run) -> Sheet | None:
     wrote &= flags(scores["in_table"])
     if not wrote.any():
         return None
-    sheet = _of_table(summarize(scores[wrote]), "generative", "Written answers")
+    whole = scores["task"] == ""  # units of which nothing came
+    sheet = _of_table(summarize(scores[wrote | whole]), "generative", "Written answers")
     guessed = "Chosen by the names of their metrics: this run was collected before scores.csv had output types."
     return sheet if known.any() else replace(sheet, notes=[*sheet.notes, guessed])
 

@@ -12,6 +12,7 @@ _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "°": r"$^\circ$", "±": r"$\pm$", "–": "--", "…": r"\dots{}",
     "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "²": r"$^2$", "Σ": r"$\Sigma$", "α": r"$\alpha$",
+    "−": "$-$", "ŵ": r"$\hat{w}$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 NONE = "–"
@@ -74,7 +75,13 @@ def csv_rows(sheet: Sheet) -> tuple[list[str], list[dict[str, object]]]:
 def markdown(sheet: Sheet) -> str:
     """The table with its title, and its notes as a list."""
     body = [[_markdown_entry(_entry(part)) for part in row] for row in sheet.body]
-    lines = [f"# {sheet.title}", "", *grid(sheet.head, body, sheet.left), "", *(f"- {note}" for note in sheet.notes)]
+    lines = [
+        f"# {sheet.title}",
+        "",
+        *grid(sheet.head, body, sheet.left),
+        "",
+        *(f"- {_untagged(note)}" for note in sheet.notes),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -87,9 +94,14 @@ def _entry(part: Entry | str) -> Entry:
     return part if isinstance(part, Entry) else Entry(part)
 
 
+def _untagged(text: str) -> str:
+    """Text of which Markdown takes nothing for a tag of HTML, which it would not show: <class 'int'> in a reason."""
+    return text.replace("<", r"\<")
+
+
 def grid(head: Sequence[str], body: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """A Markdown table whose source is aligned too; columns of `left` are left-aligned, and | in a field is /."""
-    rows = [[field.replace("|", "/") for field in row] for row in (head, *body)]
+    rows = [[_untagged(field.replace("|", "/")) for field in row] for row in (head, *body)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(head))]
 
     def line(fields: Sequence[str]) -> str:
@@ -172,5 +184,6 @@ def _latex_entry(entry: Entry, spread: bool) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX; letters outside ASCII that have no command here become a question mark."""
-    return "".join(_ESCAPES.get(letter, letter if letter.isascii() else "?") for letter in text)
+    """Plain text as LaTeX; letters outside ASCII that have no command here are escapes as in figures, \\u4efb."""
+    named = (letter if letter.isascii() or letter in _ESCAPES else ascii(letter)[1:-1] for letter in text)
+    return "".join(_ESCAPES.get(letter, letter) for letter in "".join(named))

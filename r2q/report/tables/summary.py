@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -12,12 +12,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from r2q.records import FAILED, OK
-from r2q.report.averages import are_shares, in_table
+from r2q.report.averages import Average, in_table, shares, unit_averages
 from r2q.report.run import FULL_PRECISION
 from r2q.report.statistics import at_chance
 from r2q.report.tables.sheet import NONE
 
 AVERAGE = "average"
+Averages = Mapping[tuple[str, str, int], Average]
 
 
 @dataclass(frozen=True)
@@ -102,46 +103,50 @@ class Table:
     blocks: tuple[Block, ...] = field(default=())
 
 
-def summarize(scores: pd.DataFrame) -> Table:
-    """The main table of one run's scores (records `Score`).
+def summarize(scores: pd.DataFrame, chosen: pd.DataFrame | None = None) -> Table:
+    """The main table of one run's scores (records `Score`), or of those rows of them that are `chosen`.
 
-    A block per model in the order of the scores; in it chance and majority, where a task has them, full precision, then
-    the recipes by effective bits. Where all failed there are no columns. Raises ValueError when something went well and
-    nothing of it stands in the table, or when one task has two chance levels for one model.
+    What is a share, and an average, follows from all of the run. A block per model in the order of the scores; in it
+    chance and majority, where a task has them, full precision, then the recipes by effective bits. Where all failed
+    there are no columns. Raises ValueError when something went well and nothing of it stands in the table, or when one
+    task has two chance levels for one model.
     """
     shown = in_table(scores)
     columns = table_columns(shown)
     if not columns and (scores.empty or (scores["status"] == OK).any()):
         raise ValueError("no score has in_table = True, so there is no table to write")
+    averages = unit_averages(scores)
+    chosen = scores if chosen is None else chosen
     blocks = [
-        _block(model, scores[scores["model"] == model], shown[shown["model"] == model], columns)
-        for model in dict.fromkeys(scores["model"])
+        _block(model, chosen[chosen["model"] == model], shown[shown["model"] == model], columns, averages)
+        for model in dict.fromkeys(chosen["model"])
     ]
     return Table(tuple(columns), tuple(blocks))
 
 
 def table_columns(shown: pd.DataFrame) -> list[Column]:
     """Perplexities and other errors first, then accuracies, then their average; else in the order of the scores."""
-    columns = []
+    columns, percent = [], shares(shown)
     for (task, metric), rows in shown.groupby(["task", "metric"], sort=False):
-        higher = bool(rows["higher_is_better"].iloc[0])
-        known = pd.concat([rows["value"], rows["chance"], rows["majority"]])
         counts = rows["n"].dropna()
         n = (int(counts.min()), int(counts.max())) if len(counts) else None
-        columns.append(Column(str(task), str(metric), higher, higher and are_shares(str(metric), known), n))
+        higher = bool(rows["higher_is_better"].iloc[0])
+        columns.append(Column(str(task), str(metric), higher, (task, metric) in percent, n))
     columns.sort(key=lambda column: column.higher_is_better)  # stable
     if sum(column.percent for column in columns) > 1:
         columns.append(Column(AVERAGE, "", True, True))
     return columns
 
 
-def _block(model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: Sequence[Column]) -> Block:
+def _block(
+    model: str, everything: pd.DataFrame, shown: pd.DataFrame, columns: Sequence[Column], averages: Averages
+) -> Block:
     chance = _level_row("chance", model, shown, columns)
     majority = _level_row("majority", model, shown, columns, instead=chance)
     pairs = zip(chance.cells, majority.cells, strict=True)
     floor = [max((cell.value for cell in pair if cell.value is not None), default=None) for pair in pairs]
     rows = [
-        _recipe_row(recipe, everything[everything["recipe"] == recipe], columns, floor)
+        _recipe_row(recipe, everything[everything["recipe"] == recipe], columns, floor, averages)
         for recipe in dict.fromkeys(everything["recipe"])
     ]
     rows.sort(key=lambda row: (row.method != FULL_PRECISION, row.bits is None, row.bits or 0.0))  # stable
@@ -173,8 +178,11 @@ def _level_row(
     return Row(level, cells=tuple(Cell(value) for value in values))
 
 
-def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floor: Sequence[float | None]) -> Row:
-    units = [_unit(unit, columns) for _, unit in rows.groupby("seed", sort=False)]
+def _recipe_row(
+    recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floor: Sequence[float | None], averages: Averages
+) -> Row:
+    named = rows.groupby(["model", "recipe", "seed"], sort=False)
+    units = [_unit(unit, columns, averages.get(name)) for name, unit in named]  # type: ignore[arg-type]
     units = [unit for unit in units if any(cell.value is not None for cell in unit)]
     several = rows["seed"].nunique() > 1
     failures = []
@@ -191,31 +199,25 @@ def _recipe_row(recipe: str, rows: pd.DataFrame, columns: Sequence[Column], floo
                _max(rows["file_bytes"]), len(units), tuple(failures), cells)  # fmt: skip
 
 
-def _unit(rows: pd.DataFrame, columns: Sequence[Column]) -> list[Cell]:
-    """One cell per column for one seed; the items of different tasks are independent, so variances add."""
+def _unit(rows: pd.DataFrame, columns: Sequence[Column], average: Average | None) -> list[Cell]:
+    """One cell per column for one seed."""
     given = rows[rows["value"].notna()]  # at most one row for a column
     found = {
         (task, metric): Cell(value, None if pd.isna(stderr) else stderr)
         for task, metric, value, stderr in given[["task", "metric", "value", "stderr"]].itertuples(index=False)
     }
-    cells: list[Cell] = []
-    for column in columns:
-        if not column.metric:
-            parts = [cell for cell, other in zip(cells, columns, strict=False) if other.percent]
-            errors = [part.stderr for part in parts]
-            known = [error for error in errors if error is not None]
-            stderr = math.hypot(*known) / len(parts) if len(known) == len(parts) else None
-            cells.append(Cell(_mean(part.value for part in parts), stderr))
-            continue
-        cells.append(found.get((column.task, column.metric), Cell()))
-    return cells
+    if average is not None:
+        found[AVERAGE, ""] = Cell(average.value, None if math.isnan(average.stderr) else average.stderr)
+    return [found.get((column.task, column.metric), Cell()) for column in columns]
 
 
 def _over_seeds(cells: Sequence[Cell], floor: float | None) -> Cell:
-    values = [cell.value for cell in cells if cell.value is not None]
+    """Of the seeds that have a value."""
+    known = [cell for cell in cells if cell.value is not None]
+    values = [cell.value for cell in known if cell.value is not None]
     if not values:
         return Cell()
-    stderr = _mean(cell.stderr for cell in cells)  # all seeds answer the same items: it does not shrink with them
+    stderr = _mean(cell.stderr for cell in known)  # all seeds answer the same items: it does not shrink with them
     mean = fmean(values)
     spread = stdev(values) if len(values) > 1 else None
     return Cell(mean, stderr, spread, at_chance=at_chance(mean, stderr, [floor]))
