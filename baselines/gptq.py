@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 
-from baselines._error_feedback import Factor, factorize, quantize_rows, split_rows
+from baselines._error_feedback import Factor, factorize, quantize_rows, refuse_together, split_rows
 from baselines.options.gptq import Options
+from r2q.config import group_size
 from r2q.models.blocks import Block, Seen, walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
@@ -59,6 +60,9 @@ class GPTQ(Method):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.lattice = self.quantizer()
+        size = min(group_size(recipe.granularity) or 256, 1 << 16)  # which need not be a layer's
+        some = torch.randn(4, 1, size, generator=torch.Generator().manual_seed(0))
+        refuse_together(self.lattice, self.lattice.fit_groups(some), some)  # before any work; real weights may say more
 
     @torch.no_grad()
     def quantize(self, model: torch.nn.Module, targets: Sequence[Target], data: Calibration) -> Quantized:  # type: ignore[override]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
-from r2q.config import MethodOptions, Needs, group_size, import_method
+from r2q.config import NOT_ASKED, MethodOptions, Needs, group_size, import_method, own_step
 from r2q.kept import seed_of
 from r2q.quantization.grid import Grid, check_grid
 from r2q.quantization.packing import pack, packed_width, unpack
@@ -161,10 +161,8 @@ class Method(ABC):
         method = make_method(replace(self.recipe, method=name, options=options))
         if not isinstance(method, WeightMethod):
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
-        for step in ("quantize", "quantize_weight"):
-            if getattr(type(method), step) is not getattr(WeightMethod, step):  # what is trained would not be stored
-                who = f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own"
-                raise ValueError(f"{who}, and {self.recipe.method} asks fit_groups and encode_groups alone")
+        if step := own_step(type(method)):  # what is trained would not be stored
+            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own, {NOT_ASKED}")
         return method
 
     @contextmanager

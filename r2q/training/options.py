@@ -79,6 +79,8 @@ class TrainingOptions(QuantizerOptions):
             raise ValueError("start_from: counts with a start alone")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} are more than the {self.steps} steps there are")
+        if self.warmup_steps == self.steps and self.schedule != "constant":
+            raise ValueError(f"warmup_steps: {self.steps} of {self.steps} steps leave none for {self.schedule}")
         return self
 
     def problems(self, recipe: Any, config: Any) -> list[str]:

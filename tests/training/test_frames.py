@@ -230,7 +230,7 @@ def test_a_quantizer_that_is_more_than_its_groups_is_no_part_of_another_method(
 ) -> None:
     """GPTQ would be that of another quantizer, and training would store what it did not compute with."""
     monkeypatch.setattr(RTN, step, lambda self, *_: None)
-    with pytest.raises(ValueError, match=f"recipe x: quantizer rtn has a {step} of its own, and {method} asks"):
+    with pytest.raises(ValueError, match=f"recipe x: quantizer rtn has a {step} of its own, and a method inside"):
         make_method(Recipe("x", method, "g32", options={"quantizer": "rtn"})).quantizer()
 
 
