@@ -147,8 +147,7 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
 
 def refusals(config: Config, recipes: Iterable[str]) -> Iterator[str]:
     """What methods refuse as soon as they are made, such as a quantizer that GPTQ cannot go by. Imports torch."""
-    from r2q.quantization.method import make_method
-    from r2q.quantize import recipe_of
+    from r2q.quantization.method import make_method, recipe_of
 
     for name in dict.fromkeys(recipes):
         try:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
-from r2q.config import NOT_ASKED, MethodOptions, Needs, group_size, import_method, own_step
+from r2q.config import NOT_ASKED, Config, MethodOptions, Needs, group_size, import_method, own_step
 from r2q.kept import seed_of
 from r2q.quantization.grid import Grid, check_grid
 from r2q.quantization.packing import pack, packed_width, unpack
@@ -233,6 +233,12 @@ class CheckpointMethod(Method):
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         raise ValueError(f"recipe {self.recipe.name}: method {self.recipe.method} quantizes nothing by itself")
+
+
+def recipe_of(config: Config, name: str, seed: int) -> Recipe:
+    """A recipe of the config with every option filled in."""
+    entry, options = config.recipes[name], config.options_of(name).model_dump(mode="json")
+    return Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 
 def make_method(recipe: Recipe) -> Method:
