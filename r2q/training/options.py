@@ -43,7 +43,9 @@ class TrainingOptions(QuantizerOptions):
     beta2: float = Field(default=0.999, gt=0, lt=1)  # AdamW's second decay; the first is 0.9
     # gradients are scaled down to this global norm; null = never
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
-    latent: Literal["float32", "bfloat16"] = "float32"  # number type of latent weights and optimizer states
+    # number type of latent weights and optimizer states; bfloat16 ones are rounded by chance: to nearest most steps of
+    # a small rate would be lost
+    latent: Literal["float32", "bfloat16"] = "float32"
     # number type of the layers' arithmetic, where latent weights are float32, else it is theirs; auto = bfloat16 on a
     # GPU, float32 elsewhere
     compute: Literal["auto", "float32", "bfloat16"] = "auto"

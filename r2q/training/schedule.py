@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from r2q.training.options import TrainingOptions
+from r2q.training.processes import own
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
@@ -62,15 +63,77 @@ def repeatable(options: TrainingOptions) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+AT_ONCE = 1 << 24  # numbers of a parameter that are in memory as float32
+
+
+def rounded_by_chance(values: torch.Tensor) -> torch.Tensor:
+    """Float32 values as bfloat16, up or down with the probabilities that make the mean right."""
+    bits = values.view(torch.int32)  # bfloat16 is the upper half
+    bits = bits + torch.randint_like(bits, 1 << 16)
+    return (bits & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+class RoundingAdamW(torch.optim.Optimizer):
+    """AdamW in float32 on bfloat16 weights and moments, which are then rounded by chance.
+
+    To nearest, bfloat16 loses every change below 1/512 of a number: at a rate of 1e-5 nearly all steps of the weights,
+    and the decay of the second moments.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state["step"] += 1
+                tensors = parameter.detach(), parameter.grad, state["exp_avg"], state["exp_avg_sq"]
+                stored = [torch.atleast_1d(own(tensor)) for tensor in tensors]
+                rows = max(1, AT_ONCE * len(stored[0]) // max(1, stored[0].numel()))
+                for part in zip(*(tensor.split(rows) for tensor in stored), strict=True):
+                    self._part(group, float(state["step"]), *part)
+
+    def _part(self, group: dict[str, Any], step: float, *stored: torch.Tensor) -> None:
+        """Change some numbers of a parameter and its moments in place."""
+        (first, second), rate = group["betas"], group["lr"]
+        weight, gradient, mean, square = (tensor.float() for tensor in stored)
+        mean = mean.lerp(gradient, 1 - first)
+        square = (square * second).addcmul_(gradient, gradient, value=1 - second)
+        spread = (square / (1 - second**step)).sqrt_().add_(group["eps"])
+        weight = (weight * (1 - rate * group["weight_decay"])).addcdiv_(mean, spread, value=-rate / (1 - first**step))
+        for place, value in zip((stored[0], *stored[2:]), (weight, mean, square), strict=True):
+            place.copy_(rounded_by_chance(value) if place.dtype == torch.bfloat16 else value)
+
+
+def take_step(optimizer: torch.optim.Optimizer, options: TrainingOptions, step: int, device: torch.device) -> None:
+    """An optimizer's step; what is rounded by chance depends on the number of the step alone."""
+    if options.latent == "float32":
+        optimizer.step()
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(step)
+        optimizer.step()
+
+
 def make_optimizer(
     options: TrainingOptions, parameters: Iterable[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW, in one pass over the parameters on a GPU.
+    """AdamW, in one pass over the parameters on a GPU; of bfloat16 weights one that rounds by chance.
 
     Raises:
         ImportError: `optimizer: adamw_8bit` without torchao; a run is checked for it before any work.
     """
-    betas = (0.9, options.beta2)
+    betas, by_chance = (0.9, options.beta2), options.latent == "bfloat16"
+    if options.optimizer == "adamw" and by_chance:
+        return RoundingAdamW(parameters, options.learning_rate, betas, options.weight_decay)
     if options.optimizer == "adamw":
         fused = device.type == "cuda"
         return torch.optim.AdamW(
@@ -78,7 +141,9 @@ def make_optimizer(
         )
     from torchao.optim import AdamW8bit
 
-    return AdamW8bit(parameters, options.learning_rate, betas, weight_decay=options.weight_decay)
+    return AdamW8bit(
+        parameters, options.learning_rate, betas, weight_decay=options.weight_decay, bf16_stochastic_round=by_chance
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
