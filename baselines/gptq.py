@@ -33,7 +33,6 @@ import torch
 
 from baselines._error_feedback import Factor, factorize, quantize_rows, refuse_together, split_rows
 from baselines.options.gptq import Options
-from r2q.config import group_size
 from r2q.models.blocks import Block, Seen, walk
 from r2q.models.calibration import Calibration
 from r2q.models.moments import output_error, second_moments
@@ -60,8 +59,7 @@ class GPTQ(Method):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.lattice = self.quantizer()
-        size = min(group_size(recipe.granularity) or 256, 1 << 16)  # which need not be a layer's
-        some = torch.randn(4, 1, size, generator=torch.Generator().manual_seed(0))
+        some = self.lattice.example()
         refuse_together(self.lattice, self.lattice.fit_groups(some), some)  # before any work; real weights may say more
 
     @torch.no_grad()

@@ -163,6 +163,11 @@ class Method(ABC):
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
         if step := own_step(type(method)):  # what is trained would not be stored
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own, {NOT_ASKED}")
+        given = method.example()
+        method.begin("weight")
+        method.encode_groups(given, method.fit_groups(given))
+        if not torch.equal(given, method.example()):  # they are latent weights, or those that error feedback changes
+            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} changes the weights that it is given")
         return method
 
     @contextmanager
@@ -213,6 +218,11 @@ class WeightMethod(Method):
                     raise ValueError(f"codes have the shape of the weights, {list(values.shape)}")
                 codes.append(pack(chosen.reshape(-1, weight.shape[-1]), self.recipe.bits))
         return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
+
+    def example(self) -> torch.Tensor:
+        """Weights to try the method out on, always the same: float32 ``[4, 1, n]``, n of a group if that is known."""
+        size = min(group_size(self.recipe.granularity) or 256, 1 << 16)  # which need not be a layer's
+        return torch.randn(4, 1, size, generator=torch.Generator().manual_seed(0))
 
     def begin(self, name: str) -> None:
         """Called before a layer is quantized; methods with random codes seed themselves here."""

@@ -234,6 +234,18 @@ def test_a_quantizer_that_is_more_than_its_groups_is_no_part_of_another_method(
         make_method(Recipe("x", method, "g32", options={"quantizer": "rtn"})).quantizer()
 
 
+@pytest.mark.parametrize("step", ["fit_groups", "encode_groups"])
+@pytest.mark.parametrize("method", ["gptq", "bitdistiller"])
+def test_a_quantizer_that_changes_what_it_is_given_is_refused(
+    method: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had changed the latent weights at every step, and those that error feedback went on with."""
+    real = getattr(RTN, step)
+    monkeypatch.setattr(RTN, step, lambda self, values, *grid: real(self, values.clamp_(-1, 1), *grid))
+    with pytest.raises(ValueError, match="recipe x: quantizer rtn changes the weights that it is given"):
+        make_method(Recipe("x", method, "g32", options={"quantizer": "rtn"})).quantizer()
+
+
 def test_levels_without_a_gradient_are_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RTN, "fit_groups", torch.no_grad()(RTN.fit_groups))
     model = tiny_model("llama")
