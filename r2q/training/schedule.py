@@ -69,8 +69,24 @@ AT_ONCE = 1 << 24  # numbers of a parameter that are in memory as float32
 def rounded_by_chance(values: torch.Tensor) -> torch.Tensor:
     """Float32 values as bfloat16, up or down with the probabilities that make the mean right."""
     bits = values.view(torch.int32)  # bfloat16 is the upper half
-    bits = bits + torch.randint_like(bits, 1 << 16)
+    bits = bits + torch.randint(0, 1 << 16, bits.shape, device=bits.device, dtype=torch.int32)
     return (bits & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def stepped(factors: torch.Tensor, *stored: torch.Tensor) -> list[torch.Tensor]:
+    """AdamW's step: weights and both moments after it, from weights, gradients and moments.
+
+    Args:
+        factors: float32 ``[6]``: of the weights, the new mean, the old and the new square, the step, the square.
+        stored: float32 or bfloat16, of one shape.
+    """
+    keep, new_mean, old_square, new_square, move, correct = factors.unbind()
+    weight, gradient, mean, square = (tensor.float() for tensor in stored)
+    mean = mean + new_mean * (gradient - mean)
+    square = old_square * square + new_square * gradient * gradient
+    weight = keep * weight - move * mean / ((correct * square).sqrt() + 1e-8)
+    by_chance = stored[0].dtype == torch.bfloat16
+    return [rounded_by_chance(value) if by_chance else value for value in (weight, mean, square)]
 
 
 class RoundingAdamW(torch.optim.Optimizer):
@@ -83,7 +99,7 @@ class RoundingAdamW(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay})
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -97,20 +113,17 @@ class RoundingAdamW(torch.optim.Optimizer):
                 state["step"] += 1
                 tensors = parameter.detach(), parameter.grad, state["exp_avg"], state["exp_avg_sq"]
                 stored = [torch.atleast_1d(own(tensor)) for tensor in tensors]
+                factors = self._factors(group, float(state["step"])).to(stored[0].device, non_blocking=True)
                 rows = max(1, AT_ONCE * len(stored[0]) // max(1, stored[0].numel()))
                 for part in zip(*(tensor.split(rows) for tensor in stored), strict=True):
-                    self._part(group, float(state["step"]), *part)
+                    for place, value in zip((part[0], *part[2:]), stepped(factors, *part), strict=True):
+                        place.copy_(value)
 
-    def _part(self, group: dict[str, Any], step: float, *stored: torch.Tensor) -> None:
-        """Change some numbers of a parameter and its moments in place."""
+    def _factors(self, group: dict[str, Any], step: float) -> torch.Tensor:
+        """Those of :func:`stepped`, for a step counted from 1."""
         (first, second), rate = group["betas"], group["lr"]
-        weight, gradient, mean, square = (tensor.float() for tensor in stored)
-        mean = mean.lerp(gradient, 1 - first)
-        square = (square * second).addcmul_(gradient, gradient, value=1 - second)
-        spread = (square / (1 - second**step)).sqrt_().add_(group["eps"])
-        weight = (weight * (1 - rate * group["weight_decay"])).addcdiv_(mean, spread, value=-rate / (1 - first**step))
-        for place, value in zip((stored[0], *stored[2:]), (weight, mean, square), strict=True):
-            place.copy_(rounded_by_chance(value) if place.dtype == torch.bfloat16 else value)
+        keep, move = 1 - rate * group["weight_decay"], rate / (1 - first**step)
+        return torch.tensor([keep, 1 - first, second, 1 - second, move, 1 / (1 - second**step)])
 
 
 def take_step(optimizer: torch.optim.Optimizer, options: TrainingOptions, step: int, device: torch.device) -> None:
