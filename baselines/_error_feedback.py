@@ -213,15 +213,23 @@ def _rule(lattice: WeightMethod, grid: Grid) -> Any:
 
 
 def _fit(lattice: WeightMethod, values: torch.Tensor, first: bool = True) -> Grid:
-    """Levels for ``values [rows, groups, n]``; at the ``first`` ones, whether single weights get the codes of a group.
+    """Levels for ``values [rows, groups, n]``; the ``first`` ones are tried out, see :func:`refuse_together`."""
+    values = values.float()
+    grid = lattice.fit_groups(values)
+    if first:
+        refuse_together(lattice, grid, values)
+    return grid
+
+
+def refuse_together(lattice: WeightMethod, grid: Grid, values: torch.Tensor) -> None:
+    """Whether single weights of ``values [rows, groups, n]`` get the codes of a group.
 
     Raises:
         ValueError: the lattice codes the weights of a group together: column by column it would be another one.
     """
-    grid = lattice.fit_groups(values.float())
-    if not first or type(lattice).begin is not WeightMethod.begin or columns_of(lattice, grid) is not None:
-        return grid  # random codes are others each time
-    some, levels, cause = values[:, :1, :PROBED].float(), part_of(grid, 0), None
+    if type(lattice).begin is not WeightMethod.begin or columns_of(lattice, grid) is not None:
+        return  # random codes are others each time
+    some, levels, cause = values[:, :1, :PROBED], part_of(grid, 0), None
     together = lattice.encode_groups(some, levels)
     try:
         same = torch.equal(torch.cat([lattice.encode_groups(x, levels) for x in some.split(1, -1)], -1), together)
@@ -230,7 +238,6 @@ def _fit(lattice: WeightMethod, values: torch.Tensor, first: bool = True) -> Gri
     if not same:
         name = lattice.recipe.method
         raise ValueError(f"{name} codes the weights of a group together, and error feedback one by one") from cause
-    return grid
 
 
 def _feed(values: torch.Tensor, factor: torch.Tensor, rule: Any, groups: torch.Tensor) -> Any:

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from baselines._error_feedback import Factor, factorize, quantize_rows, split_rows
+from baselines._error_feedback import Factor, factorize, quantize_rows, refuse_together, split_rows
 from baselines.options.gptq import Options
 from r2q.models.blocks import Block, Seen, walk
 from r2q.models.calibration import Calibration
@@ -59,6 +59,8 @@ class GPTQ(Method):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.lattice = self.quantizer()
+        some = self.lattice.example()
+        refuse_together(self.lattice, self.lattice.fit_groups(some), some)  # before any work; real weights may say more
 
     @torch.no_grad()
     def quantize(self, model: torch.nn.Module, targets: Sequence[Target], data: Calibration) -> Quantized:  # type: ignore[override]

@@ -26,8 +26,7 @@ from r2q.models.devices import pick_device
 from r2q.models.load import load_full, quiet
 from r2q.models.source import model_folder
 from r2q.models.targets import list_targets
-from r2q.quantization.method import make_method
-from r2q.quantize import recipe_of
+from r2q.quantization.method import make_method, recipe_of
 from r2q.training.trainer import Diverged
 from r2q.training.unit import read_training
 

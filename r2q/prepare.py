@@ -8,7 +8,7 @@ first hour. Weights are hashed, and loaded only to try out whether a model that 
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,7 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             problems = task_problems(config)
         names = [*config.models] if model is None else [model]
         models: dict[str, Any] = {}
+        problems += refusals(config, [recipe for name in names for recipe in config.recipes_of(name)])
         _warn_of_python(config)
         for name in names:
             try:
@@ -141,6 +142,19 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
     return problems + configuration.lattice_problems(config, name, facts)
 
 
+def refusals(config: Config, recipes: Iterable[str]) -> Iterator[str]:
+    """What methods refuse as soon as they are made, such as a quantizer that GPTQ cannot go by. Imports torch."""
+    from r2q.quantization.method import make_method, recipe_of
+
+    for name in dict.fromkeys(recipes):
+        try:
+            make_method(recipe_of(config, name, 0))
+        except ValueError as error:
+            yield f"recipes.{name}.method: {one_line(error)}"
+        except Exception as error:  # a fault in its code makes a failed row, with the traceback in its job's log
+            print(f"prepare: recipe {name} will fail: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
+
+
 def local_paths(config: Config) -> list[tuple[str, str, str]]:
     """(key, path, `file` or `folder`) of everything on this machine that the config's jobs read."""
     paths = [(f"models.{name}.path", m.path, "folder") for name, m in config.models.items() if m.is_folder]
@@ -186,7 +200,7 @@ def engine_problems(config: Config, rows: Iterable[str | Path] | None = None) ->
     `rows` are the files that they go to; those that are there as the config asks, whoever wrote them, need no engine.
     """
     training = config.training
-    if training is None or not training.uses_vllm or find_spec("vllm") is not None:
+    if training is None or training.engine != "vllm" or find_spec("vllm") is not None:
         return []
     if rows is not None and all(_as_asked(Path(path), training.model_dump(mode="json")) for path in rows):
         return []

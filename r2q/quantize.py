@@ -30,7 +30,7 @@ from r2q.models.targets import list_targets
 from r2q.plan import Plan, Unit
 from r2q.plan.sources import method_code
 from r2q.prepare import open_model
-from r2q.quantization.method import CheckpointMethod, Recipe, make_method
+from r2q.quantization.method import CheckpointMethod, Recipe, make_method, recipe_of
 from r2q.records import DIVERGED, FAILED, ITEMS, OK, RAW, SAMPLES, Layer, Report, read_if_whole, write_record
 from r2q.training.data import TrainingData
 from r2q.training.start import LATENT, write_latent
@@ -134,12 +134,6 @@ def quantize(
     if "output_errors" in report.notes:
         print(f"{progress} output errors {report.notes['output_errors']}", flush=True)
     print(f"{progress} {_summary(report)}", flush=True)
-
-
-def recipe_of(config: configuration.Config, name: str, seed: int) -> Recipe:
-    """A recipe of the config with every option filled in."""
-    entry, options = config.recipes[name], config.options_of(name).model_dump(mode="json")
-    return Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 
 def _whole(report: Report, folder: Path, leaves: bool) -> bool:

@@ -342,7 +342,7 @@ class Step(_Trained):
     reverse_kl: float | None
     gradient_norm: float | None  # before clipping
     learning_rate: float | None
-    flipped: float | None  # part of the codes that changed since the last look
+    flipped: float | None  # part of the codes that this step changed
     tokens: float | None  # from the start
     seconds: float | None  # of the step, without held-out losses
     held_out_loss: float | None

@@ -644,3 +644,40 @@ def test_a_models_positions_are_known_by_whatever_name(config: Any) -> None:
     model(input_ids=torch.ones(1, longest, dtype=torch.int64))
     with pytest.raises((RuntimeError, IndexError)):
         model(input_ids=torch.ones(1, longest + 1, dtype=torch.int64))
+
+
+TOGETHER = """
+import torch
+from baselines.rtn import RTN
+
+class Pairs(RTN):
+    def encode_groups(self, values, grid):
+        first = grid.encode(values).reshape(*values.shape[:-1], -1, 2)[..., :1]
+        return first.expand(*first.shape[:-1], 2).reshape(values.shape)
+
+class Faulty(RTN):
+    def fit_groups(self, values):
+        return None.scale
+"""
+
+
+def test_a_lattice_that_error_feedback_cannot_go_by_is_refused(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It had been a failed row after hours of other work; what is a fault of its code still is one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "together.py").write_text(TOGETHER)
+    recipes = {
+        name: {"method": "gptq", "granularity": granularity, "options": {"quantizer": f"together.{name}"}}
+        for name, granularity in (("Pairs", "g32"), ("Faulty", "channel"))
+    }
+    (tmp_path / "text.txt").write_text("some text")
+    config = data(models, recipes=recipes, calibration={"path": str(tmp_path / "text.txt"), "window": 16})
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path, config, "llama")
+    said = "recipes.Pairs.method: together.Pairs codes the weights of a group together, and error feedback one by one"
+    assert str(refused.value) == f"{tmp_path / 'config.yaml'}: {said}"
+    assert "prepare: recipe Faulty will fail: AttributeError: 'NoneType' object has no" in capsys.readouterr().out
+    del recipes["Pairs"]
+    run(tmp_path, config, "llama")

@@ -1,10 +1,10 @@
 """Options of `baselines/gptq.py`."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from r2q.config import QuantizerOptions
+from r2q.config import QuantizerOptions, group_size
 
 
 class Options(QuantizerOptions):
@@ -24,3 +24,12 @@ class Options(QuantizerOptions):
                 "compat: act_order without static_groups, where the repository groups inputs as ordered, is not made"
             )
         return self
+
+    def problems(self, recipe: Any, config: Any) -> list[str]:
+        """Orders of fitting that the granularity leaves without effect, beside what the quantizer says."""
+        found, size = super().problems(recipe, config), group_size(recipe.granularity)
+        if self.static_groups and size is None:
+            found.append(f"static_groups: counts with groups alone, and granularity is {recipe.granularity}")
+        if self.compat == "reference" and (self.static_groups or size is None or size % 128 == 0):
+            found.append("compat: reference counts where groups start inside of 128 columns, without static_groups")
+        return found

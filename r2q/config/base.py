@@ -53,17 +53,7 @@ class Closed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
-
-class Section(Closed):
-    """A part of a config. The docstring below a key is its description in the JSON schema and in config/README.md."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class MethodOptions(Closed):
-    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds."""
-
-    # by option, another one and its only value beside which the first counts; else it is refused
+    # by key, another one and its only value beside which the first counts; else it is refused
     counts_with: ClassVar[dict[str, tuple[str, Any]]] = {}
 
     @model_validator(mode="after")
@@ -73,6 +63,16 @@ class MethodOptions(Closed):
             if getattr(self, other) != value and getattr(self, name) != default:
                 raise ValueError(f"{name}: counts with {other}: {spelt(value)} alone")
         return self
+
+
+class Section(Closed):
+    """A part of a config. The docstring below a key is its description in the JSON schema and in config/README.md."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class MethodOptions(Closed):
+    """Base of every method's options. In a module that does not import torch, they are checked in milliseconds."""
 
     @classmethod
     def read(cls, values: Any) -> Self:

@@ -134,6 +134,8 @@ def _training_problems(config: Config) -> list[str]:
                     f"training.texts[{number}].path: {text.path} is also training.texts[{other}]; take more rows there"
                 )
         pairs = training.kind == "supervised"
+        if not pairs and text.response != type(text).model_fields["response"].default:
+            lines.append(f"training.texts[{number}].response: counts with kind: supervised alone")
         if pairs and re.search(r"\.txt(\.[xg]z)?$", text.path):
             lines.append(f"training.texts[{number}].path: supervised rows have two columns, and {text.path} has none")
         elif text.lines and (pairs or "+" in text.field):
@@ -148,7 +150,7 @@ def _training_problems(config: Config) -> list[str]:
         )
     if config.limits.training_processes > 1 and ":" in config.device:
         lines.append(f"device: training_processes take the first GPUs, not {config.device}; set CUDA_VISIBLE_DEVICES")
-    return lines + (_vllm_problems(config) if training.uses_vllm else [])
+    return lines + (_vllm_problems(config) if training.engine == "vllm" else [])
 
 
 def _missing(config: Config, section: str, key: str) -> list[str]:

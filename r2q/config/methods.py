@@ -24,6 +24,7 @@ from r2q.kept import ROOT
 R2Q = "r2q.quantization.residual"
 CONTRACT = "r2q.quantization.method"
 Needs = Literal["weights", "calibration", "training", "checkpoint"]
+Line = list[tuple[str, str, set[str]]]  # a class and its ancestors: module, name, names that each gives a value
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class MethodInfo:
     leaves_latent: bool
     scales_inputs: bool
     weight_method: bool  # whether it is a function of one weight
+    own_step: str | None  # a step in its own way that is not asked inside another method, see :func:`own_step`
     trains: bool  # whether it is a training frame, with its options and records; others may read training rows, too
 
     @property
@@ -53,7 +55,8 @@ class MethodInfo:
         return file if package == "baselines" else f"{self.module}.{self.name}"
 
 
-PLACE = ("module", "name", "path", "options", "weight_method", "trains")  # what a class does not say of itself
+# what a class does not say of itself
+PLACE = ("module", "name", "path", "options", "weight_method", "own_step", "trains")
 FACTS = tuple(fact.name for fact in fields(MethodInfo) if fact.name not in PLACE)
 
 
@@ -81,11 +84,12 @@ def method_info(name: str) -> MethodInfo:
         cls = cls or _method_class(name, path, classes)
         try:
             facts = {fact: _attribute(module, cls, fact) for fact in (*FACTS, "Options")}
-            ancestors = [base for _, base in _ancestors(module, cls)]
+            line = [(where, base, _names(where, base)) for where, base in _ancestors(module, cls)]
         except _Unread:
-            facts, ancestors = _imported(module, cls)
+            facts, line = _imported(module, cls)
     except ConfigError as error:
         raise ConfigError(f"method {name}: {error}") from None
+    ancestors = [base for _, base, _ in line]
     if "Method" not in ancestors:
         raise ConfigError(f"method {name}: {cls} in {path} does not build on r2q.quantization.method.Method")
     options = facts.pop("Options")
@@ -100,7 +104,24 @@ def method_info(name: str) -> MethodInfo:
         if type(facts[fact]) is not kind:
             raise ConfigError(f"method {name}: {fact} of {cls} is {facts[fact]!r}, not of type {kind.__name__}")
     one, frame = "WeightMethod" in ancestors, "TrainingMethod" in ancestors
-    return MethodInfo(module, cls, path, options, weight_method=one, trains=frame, **facts)
+    return MethodInfo(module, cls, path, options, weight_method=one, own_step=_own(line), trains=frame, **facts)
+
+
+def own_step(cls: type) -> str | None:
+    """`quantize` or `quantize_weight`, where a method of one weight does it in a way of its own; else None.
+
+    Training and GPTQ ask a method for its levels and codes alone: what they gave would not be this method's.
+    """
+    return _own(_line(cls))
+
+
+def _own(line: Line) -> str | None:
+    steps = ("quantize", "quantize_weight")
+    return next((step for step in steps for where, _, names in line if where != CONTRACT and step in names), None)
+
+
+def _line(cls: type) -> Line:
+    return [(base.__module__, base.__name__, set(vars(base))) for base in cls.__mro__]
 
 
 def methods_named(method: str, options: Mapping[str, Any]) -> list[MethodInfo]:
@@ -114,8 +135,8 @@ def import_method(name: str) -> type:
     return getattr(_import(info.module), info.name)
 
 
-def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
-    """Facts and names of ancestors, of the class itself."""
+def _imported(module: str, cls: str) -> tuple[dict[str, Any], Line]:
+    """Facts and ancestors of the class itself."""
     content = vars(_import(module))
     if cls not in content:
         classes = [name for name, value in content.items() if isinstance(value, type)]
@@ -123,7 +144,7 @@ def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
     imported = content[cls]
     if not isinstance(imported, type) or not all(hasattr(imported, fact) for fact in FACTS):
         raise ConfigError(f"{cls} of {module} does not build on r2q.quantization.method.Method")
-    return {fact: getattr(imported, fact) for fact in (*FACTS, "Options")}, [base.__name__ for base in imported.__mro__]
+    return {fact: getattr(imported, fact) for fact in (*FACTS, "Options")}, _line(imported)
 
 
 def _import(module: str) -> Any:
@@ -239,6 +260,11 @@ def _attribute(module: str, cls: str, fact: str) -> Any:
                 raise _Unread
             return getattr(_import(source), name)
     raise _Unread
+
+
+def _names(module: str, cls: str) -> set[str]:
+    """Names that the body of a class may give a value."""
+    return {name for statement in _read(module).classes[cls].body for name in _bound(statement)}
 
 
 def _bound(statement: ast.stmt) -> set[str]:

@@ -8,6 +8,8 @@ from r2q.config.base import ConfigError, MethodOptions
 from r2q.config.methods import method_info
 from r2q.config.problems import describe
 
+NOT_ASKED = "and a method inside another one is asked fit_groups and encode_groups alone"
+
 
 class QuantizerOptions(MethodOptions):
     """Options of a method that goes with any method of one weight."""
@@ -19,11 +21,13 @@ class QuantizerOptions(MethodOptions):
     @classmethod
     def _check_quantizer(cls, name: str) -> str:
         try:
-            inside = method_info(name).weight_method
+            info = method_info(name)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        if not inside:
+        if not info.weight_method:
             raise ValueError(f"{name} is no function of one weight, so it cannot run inside another method")
+        if info.own_step:
+            raise ValueError(f"{name} has a {info.own_step} of its own, {NOT_ASKED}")
         return name
 
     @field_validator("quantizer_options")

@@ -1,7 +1,7 @@
 """Texts of a config: what is evaluated, what methods calibrate on, what they train on."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ CALIBRATION_PRESETS = {
     "c4": "allenai/c4:en:c4-train.00000-of-01024.json.gz",
     "pile": "mit-han-lab/pile-val-backup::validation",
 }
+DOCUMENT_PRESETS = ("c4", "pile")
 HUB_TEXT = re.compile(r"^[\w.-]+/[\w.-]+:[\w.-]*:[\w.-]+$")  # owner/name:config:split
 TEXT_FILE = re.compile(r"\.(txt|jsonl|parquet)(\.(xz|gz))?$")
 TEXT_KINDS = "a .txt, .jsonl or .parquet file (also .xz, .gz) or owner/name:config:split"
@@ -78,6 +79,17 @@ class Calibration(JoinedText):
     minimum_tokens: Annotated[int, Field(ge=0, le=10**9)] = 256
     """an expert that the router gives fewer tokens than this is shown all of them; recorded"""
 
+    @property
+    def cuts_documents(self) -> bool:
+        """Whether a window is cut out of one document, not of all joined."""
+        return self.slicing == "document" or (self.slicing == "auto" and self.path in DOCUMENT_PRESETS)
+
+    @model_validator(mode="after")
+    def _check_separator(self) -> Self:
+        if self.cuts_documents and self.separator != type(self).model_fields["separator"].default:
+            raise ValueError("separator: counts with slicing: joined alone")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _older_name(cls, values: Any) -> Any:
@@ -109,6 +121,9 @@ class Texts(TextSource):
 class Training(Section):
     """Rows of tokens, made once per model and the same for all of its recipes."""
 
+    counts_with: ClassVar = dict.fromkeys(
+        ("engine", "prompt_tokens", "temperature", "top_p", "batch_size"), ("kind", "generated")
+    )
     kind: Literal["generated", "text", "supervised"] = "generated"
     """`generated`: the full-precision model continues prompts (BitDistiller, LLM-QAT); `text`: windows of joined text; `supervised`: prompt and response as they are"""  # noqa: E501
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -130,10 +145,11 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 64
     """generated: prompts at once, of any lengths; moves what is sampled. With vllm a row has a seed of its own, and the batch size moves no more than the engine's arithmetic"""  # noqa: E501
 
-    @property
-    def uses_vllm(self) -> bool:
-        """Whether rows are to be written through vLLM."""
-        return self.kind == "generated" and self.engine == "vllm"
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.temperature == 0 and self.top_p != 1:
+            raise ValueError("top_p: counts with a temperature above 0 alone")
+        return self
 
     @property
     def rows(self) -> int | None:

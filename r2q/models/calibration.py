@@ -36,7 +36,6 @@ from r2q.tokens import Encoder, beyond_positions
 
 CPU = torch.device("cpu")
 FORMAT_VERSION = 1
-DOCUMENT_PRESETS = ("c4", "pile")
 TRIES = 10_000  # places drawn for one held-out window, or documents for one window, before the text counts as too short
 
 Place = tuple[int, int]  # document, first token
@@ -76,9 +75,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
     documents = read_source(section.path, section.field, Hub.of(config))
     if section.lines:
         documents = [line for text in documents for line in lines_of(text) if line.strip()]
-    slicing = section.slicing
-    if slicing == "auto":
-        slicing = "document" if section.path in DOCUMENT_PRESETS else "joined"
+    slicing = "document" if section.cuts_documents else "joined"
     count = section.windows + -(-section.windows // 8)
     how = section.windows, count, section.window, section.seed
     try:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
-from r2q.config import MethodOptions, Needs, group_size, import_method
+from r2q.config import NOT_ASKED, Config, MethodOptions, Needs, group_size, import_method, own_step
 from r2q.kept import seed_of
 from r2q.quantization.grid import Grid, check_grid
 from r2q.quantization.packing import pack, packed_width, unpack
@@ -161,10 +161,13 @@ class Method(ABC):
         method = make_method(replace(self.recipe, method=name, options=options))
         if not isinstance(method, WeightMethod):
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
-        for step in ("quantize", "quantize_weight"):
-            if getattr(type(method), step) is not getattr(WeightMethod, step):  # what is trained would not be stored
-                who = f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own"
-                raise ValueError(f"{who}, and {self.recipe.method} asks fit_groups and encode_groups alone")
+        if step := own_step(type(method)):  # what is trained would not be stored
+            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own, {NOT_ASKED}")
+        given = method.example()
+        method.begin("weight")
+        method.encode_groups(given, method.fit_groups(given))
+        if not torch.equal(given, method.example()):  # they are latent weights, or those that error feedback changes
+            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} changes the weights that it is given")
         return method
 
     @contextmanager
@@ -216,6 +219,11 @@ class WeightMethod(Method):
                 codes.append(pack(chosen.reshape(-1, weight.shape[-1]), self.recipe.bits))
         return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
 
+    def example(self) -> torch.Tensor:
+        """Weights to try the method out on, always the same: float32 ``[4, 1, n]``, n of a group if that is known."""
+        size = min(group_size(self.recipe.granularity) or 256, 1 << 16)  # which need not be a layer's
+        return torch.randn(4, 1, size, generator=torch.Generator().manual_seed(0))
+
     def begin(self, name: str) -> None:
         """Called before a layer is quantized; methods with random codes seed themselves here."""
 
@@ -235,6 +243,12 @@ class CheckpointMethod(Method):
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         raise ValueError(f"recipe {self.recipe.name}: method {self.recipe.method} quantizes nothing by itself")
+
+
+def recipe_of(config: Config, name: str, seed: int) -> Recipe:
+    """A recipe of the config with every option filled in."""
+    entry, options = config.recipes[name], config.options_of(name).model_dump(mode="json")
+    return Recipe(name, entry.method, entry.granularity, entry.bits, seed, options, entry.lm_head)
 
 
 def make_method(recipe: Recipe) -> Method:

@@ -41,7 +41,7 @@ def generated_rows(heads: list[list[int]], wanted: Training, say: Continue, unfi
     if unfinished.rows:
         print(f"teacher-data: {len(unfinished.rows)} rows taken over from an interrupted run", flush=True)
     order = sorted(range(len(heads)), key=lambda number: len(heads[number]))
-    size = wanted.batch_size * (VLLM_BATCHES if wanted.uses_vllm else 1)
+    size = wanted.batch_size * (VLLM_BATCHES if wanted.engine == "vllm" else 1)
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
         if any(number not in unfinished.rows for number in numbers):

@@ -43,7 +43,9 @@ class TrainingOptions(QuantizerOptions):
     beta2: float = Field(default=0.999, gt=0, lt=1)  # AdamW's second decay; the first is 0.9
     # gradients are scaled down to this global norm; null = never
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
-    latent: Literal["float32", "bfloat16"] = "float32"  # number type of latent weights and optimizer states
+    # number type of latent weights and optimizer states; bfloat16 ones are rounded by chance: to nearest most steps of
+    # a small rate would be lost
+    latent: Literal["float32", "bfloat16"] = "float32"
     # number type of the layers' arithmetic, where latent weights are float32, else it is theirs; auto = bfloat16 on a
     # GPU, float32 elsewhere
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -79,6 +81,8 @@ class TrainingOptions(QuantizerOptions):
             raise ValueError("start_from: counts with a start alone")
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} are more than the {self.steps} steps there are")
+        if self.warmup_steps == self.steps and self.schedule != "constant":
+            raise ValueError(f"warmup_steps: {self.steps} of {self.steps} steps leave none for {self.schedule}")
         return self
 
     def problems(self, recipe: Any, config: Any) -> list[str]:

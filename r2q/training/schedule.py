@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from r2q.training.options import TrainingOptions
+from r2q.training.processes import own
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
@@ -62,15 +63,90 @@ def repeatable(options: TrainingOptions) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+AT_ONCE = 1 << 24  # numbers of a parameter that are in memory as float32
+
+
+def rounded_by_chance(values: torch.Tensor) -> torch.Tensor:
+    """Float32 values as bfloat16, up or down with the probabilities that make the mean right."""
+    bits = values.view(torch.int32)  # bfloat16 is the upper half
+    bits = bits + torch.randint(0, 1 << 16, bits.shape, device=bits.device, dtype=torch.int32)
+    return (bits & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def stepped(factors: torch.Tensor, *stored: torch.Tensor) -> list[torch.Tensor]:
+    """AdamW's step: weights and both moments after it, from weights, gradients and moments.
+
+    Args:
+        factors: float32 ``[6]``: of the weights, the new mean, the old and the new square, the step, the square.
+        stored: float32 or bfloat16, of one shape.
+    """
+    keep, new_mean, old_square, new_square, move, correct = factors.unbind()
+    weight, gradient, mean, square = (tensor.float() for tensor in stored)
+    mean = mean + new_mean * (gradient - mean)
+    square = old_square * square + new_square * gradient * gradient
+    weight = keep * weight - move * mean / ((correct * square).sqrt() + 1e-8)
+    by_chance = stored[0].dtype == torch.bfloat16
+    return [rounded_by_chance(value) if by_chance else value for value in (weight, mean, square)]
+
+
+class RoundingAdamW(torch.optim.Optimizer):
+    """AdamW in float32 on bfloat16 weights and moments, which are then rounded by chance.
+
+    To nearest, bfloat16 loses every change below 1/512 of a number: at a rate of 1e-5 nearly all steps of the weights,
+    and the decay of the second moments.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state["step"] += 1
+                tensors = parameter.detach(), parameter.grad, state["exp_avg"], state["exp_avg_sq"]
+                stored = [torch.atleast_1d(own(tensor)) for tensor in tensors]
+                factors = self._factors(group, float(state["step"])).to(stored[0].device, non_blocking=True)
+                rows = max(1, AT_ONCE * len(stored[0]) // max(1, stored[0].numel()))
+                for part in zip(*(tensor.split(rows) for tensor in stored), strict=True):
+                    for place, value in zip((part[0], *part[2:]), stepped(factors, *part), strict=True):
+                        place.copy_(value)
+
+    def _factors(self, group: dict[str, Any], step: float) -> torch.Tensor:
+        """Those of :func:`stepped`, for a step counted from 1."""
+        (first, second), rate = group["betas"], group["lr"]
+        keep, move = 1 - rate * group["weight_decay"], rate / (1 - first**step)
+        return torch.tensor([keep, 1 - first, second, 1 - second, move, 1 / (1 - second**step)])
+
+
+def take_step(optimizer: torch.optim.Optimizer, options: TrainingOptions, step: int, device: torch.device) -> None:
+    """An optimizer's step; what is rounded by chance depends on the number of the step alone."""
+    if options.latent == "float32":
+        optimizer.step()
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(step)
+        optimizer.step()
+
+
 def make_optimizer(
     options: TrainingOptions, parameters: Iterable[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW, in one pass over the parameters on a GPU.
+    """AdamW, in one pass over the parameters on a GPU; of bfloat16 weights one that rounds by chance.
 
     Raises:
         ImportError: `optimizer: adamw_8bit` without torchao; a run is checked for it before any work.
     """
-    betas = (0.9, options.beta2)
+    betas, by_chance = (0.9, options.beta2), options.latent == "bfloat16"
+    if options.optimizer == "adamw" and by_chance:
+        return RoundingAdamW(parameters, options.learning_rate, betas, options.weight_decay)
     if options.optimizer == "adamw":
         fused = device.type == "cuda"
         return torch.optim.AdamW(
@@ -78,7 +154,9 @@ def make_optimizer(
         )
     from torchao.optim import AdamW8bit
 
-    return AdamW8bit(parameters, options.learning_rate, betas, weight_decay=options.weight_decay)
+    return AdamW8bit(
+        parameters, options.learning_rate, betas, weight_decay=options.weight_decay, bf16_stochastic_round=by_chance
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

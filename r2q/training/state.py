@@ -79,6 +79,8 @@ class Store:
                 continue
             facts = _read_facts(path)
             if facts is not None and (facts["identity"], facts["processes"]) != (self.identity, self.group.count):
+                if self.group.first:
+                    print(f"{path}: of another recipe, rows, code or number of processes, and is not used", flush=True)
                 continue
             whole = facts is not None and self._is_whole(name, facts)
             damaged = torch.tensor([not whole], dtype=torch.float32, device=self.group.device)

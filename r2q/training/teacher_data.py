@@ -199,7 +199,7 @@ def supervised_rows(encoder: Encoder, end: int | None, pairs: list[tuple[str, st
 
 
 def _engine(folder: str, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
-    if wanted.uses_vllm:
+    if wanted.engine == "vllm":
         return with_vllm(folder, dtype, device.type, end, wanted)
     return with_transformers(load_full(folder, dtype=dtype).to(device), end, wanted)
 
@@ -211,5 +211,5 @@ def _generation_facts(wanted: Training, dtype: str, device: torch.device) -> dic
         "dtype": dtype,
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        **(vllm_facts() if wanted.uses_vllm else {}),
+        **(vllm_facts() if wanted.engine == "vllm" else {}),
     }

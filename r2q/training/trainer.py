@@ -17,7 +17,7 @@ from r2q.training.data import Order, Rows, TrainingData
 from r2q.training.losses import SplitModel, Sums, chunked_losses, confidence
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, like, own, whole
-from r2q.training.schedule import autocast, compute_dtype, learning_rate, make_optimizer, set_rate
+from r2q.training.schedule import autocast, compute_dtype, learning_rate, make_optimizer, set_rate, take_step
 from r2q.training.state import Store
 from r2q.training.student import Student
 from r2q.training.watch import flipped, gradient_norms
@@ -105,7 +105,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._write_records()
             raise Diverged(self._diverged(step, f"loss {loss}, gradient norm {norm}"))
-        self.optimizer.step()
+        take_step(self.optimizer, options, step, self.group.device)
         self.optimizer.zero_grad(set_to_none=True)
         self.student.requantize()
         self.tokens += total

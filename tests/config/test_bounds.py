@@ -30,6 +30,10 @@ def trained(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     ("options", "message"),
     [
         ({"steps": 10, "warmup_steps": 11}, "warmup_steps: 11 are more than the 10 steps there are"),
+        *(
+            ({"steps": 10, "warmup_steps": 10, "schedule": kind}, f"warmup_steps: 10 of 10 steps leave none for {kind}")
+            for kind in ("linear", "cosine")
+        ),
         ({"latent": "bfloat16", "compute": "float32"}, "compute: float32 needs latent: float32"),
         ({"batch_rows": 101}, "batch_rows: 101 are more than the 100 rows (64 more are held out)"),
         ({"steps": "30"}, "steps: input should be a valid integer, got '30'"),
@@ -127,6 +131,14 @@ def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:
             {"method": "gptq", "options": {"compat": "reference", "act_order": True}},
             "options.compat: act_order without static_groups",
         ),
+        (
+            {"method": "gptq", "granularity": "channel", "options": {"static_groups": True}},
+            "options.static_groups: counts with groups alone, and granularity is channel",
+        ),
+        *(
+            ({"method": "gptq", "granularity": size, "options": {"compat": "reference", **more}}, "options.compat: ref")
+            for size, more in (("tensor", {}), ("g256", {}), ("g64", {"static_groups": True}))
+        ),
     ],
 )
 def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
@@ -134,6 +146,18 @@ def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
     data["recipes"]["x"] = {"granularity": "g64"} | recipe
     (line,) = problems(data)
     assert line.startswith(f"recipes.x.{message}"), line
+
+
+@pytest.mark.parametrize("kind", ["text", "supervised"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("engine", "vllm"), ("prompt_tokens", 8), ("temperature", 0.0), ("top_p", 0.9), ("batch_size", 8)],
+)
+def test_rows_that_nobody_samples_have_no_sampling(kind: str, key: str, value: Any) -> None:
+    rows = {"kind": kind, "texts": [{"path": "b.jsonl", "rows": 999}]}
+    parse(trained({}, training=rows), "x.yaml")
+    (line,) = problems(trained({}, training=rows | {key: value}))
+    assert line == f"training.{key}: counts with kind: generated alone"
 
 
 def test_rows_of_text_have_no_responses() -> None:
@@ -192,6 +216,20 @@ def test_rows_of_text_have_no_responses() -> None:
             "training",
             {"texts": [{"path": "b.txt", "rows": 99}], "temperature": float("inf")},
             "training.temperature: inf",
+        ),
+        (
+            "training",
+            {"texts": [{"path": "b.txt", "rows": 99}], "temperature": 0.0, "top_p": 0.9},
+            "training.top_p: counts with a temperature above 0 alone",
+        ),
+        (
+            "training",
+            {"texts": [{"path": "b.jsonl", "rows": 99, "response": "answer"}]},
+            "training.texts[0].response: counts with kind: supervised alone",
+        ),
+        *(
+            ("calibration", {"path": path, "separator": "\n", **slicing}, "calibration.separator: counts with slicing")
+            for path, slicing in (("pile", {}), ("a.jsonl", {"slicing": "document"}))
         ),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from r2q.cli import main
-from r2q.config import FACTS, ConfigError, built_in_methods, method_info, parse
+from r2q.config import FACTS, ConfigError, built_in_methods, method_info, own_step, parse
 from r2q.kept import ROOT
 from r2q.measure import package_of, versions
 from r2q.plan.sources import method_code
@@ -55,6 +55,7 @@ def test_what_is_read_from_the_source_is_what_the_class_says(name: str) -> None:
     assert info.options is cls.Options
     assert {fact: getattr(info, fact) for fact in FACTS} == {fact: getattr(cls, fact) for fact in FACTS}
     assert info.weight_method == issubclass(cls, WeightMethod)
+    assert info.own_step == (own_step(cls) if info.weight_method else info.own_step)
     assert info.label == name
 
 
@@ -104,6 +105,26 @@ def test_a_subclass_of_rtn_is_a_weight_method(folder: Path, how: str) -> None:
     for method in ("gptq", "bitdistiller"):
         filled = method_info(method).options.model_validate(frame).model_dump()["quantizer_options"]
         assert filled == {"clip": "mse", "steps": 81, "smallest": 0.2}
+
+
+OWN = {
+    "a step": "class Mine(RTN):\n    def STEP(self, *given): ...\n",
+    "of an ancestor": "class Middle(RTN):\n    STEP = print\nclass Mine(Middle):\n    version = 5\n",
+    "unread": "@(lambda cls: cls)\nclass Mine(RTN):\n    def STEP(self, *given): ...\n",
+}
+
+
+@pytest.mark.parametrize("step", ["quantize", "quantize_weight"])
+@pytest.mark.parametrize("body", OWN.values(), ids=OWN)
+def test_a_quantizer_that_would_not_be_asked_is_refused_with_the_config(folder: Path, body: str, step: str) -> None:
+    """Inside another method its levels would stand under its name; by itself it is a recipe like any other."""
+    name = f"own_{step}_{abs(hash(body)):x}"
+    (folder / f"{name}.py").write_text(f"from baselines.rtn import RTN\n{body.replace('STEP', step)}")
+    alone = {"method": f"{name}.Mine", "granularity": "g64"}
+    parse(changed("recipes/x", alone), "x.yaml")
+    inside = alone | {"method": "gptq", "options": {"quantizer": f"{name}.Mine"}}
+    (line,) = problems(changed("recipes/x", inside) | {"calibration": {"path": "c4"}})
+    assert line.startswith(f"recipes.x.options.quantizer: {name}.Mine has a {step} of its own, and a method inside")
 
 
 def test_a_class_two_files_away_and_relative_imports(folder: Path) -> None:

@@ -28,7 +28,8 @@ def teacher_folder(folder: Path) -> Path:
 def make(folder: Path, out: Path, /, device: str = "auto", **training: Any) -> Any:
     """Run the verb; the files that it reads are written beside `out`."""
     texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
-    section = {"texts": [texts], "length": 24, "prompt_tokens": 4, "held_out": 4, "batch_size": 5} | training
+    sampled = {"prompt_tokens": 4, "batch_size": 5} if training.get("kind", "generated") == "generated" else {}
+    section = {"texts": [texts], "length": 24, "held_out": 4} | sampled | training
     held_out = {"text": {"path": "other.txt"}}
     config = config_of({"bitdistiller-g32": RECIPE}, folder, perplexity=held_out, training=section, device=device)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -299,9 +299,6 @@ def test_without_vllm_nothing_is_begun(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("r2q.training.teacher_data.read_tokenizer", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ConfigError, match=r"training\.engine: vllm is not installed .* or use transformers"):
         make(folder, tmp_path / "rows.safetensors", engine="vllm")
-    make_text = {"engine": "vllm", "kind": "text", "held_out": 2, "length": 16}  # no engine is needed
-    monkeypatch.undo()
-    make(folder, tmp_path / "rows.safetensors", **make_text)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -114,6 +114,15 @@ def test_training_on_the_gpu_is_training_on_the_cpu(case: str, tmp_path: Path) -
         assert (weight.codes == gpu.layers[name].codes.cpu()).float().mean() > 0.97
 
 
+def test_weights_in_bfloat16_train_as_those_in_float32(tmp_path: Path) -> None:
+    """They are rounded by chance after each step, the same way each time."""
+    options = {"quantizer": "rtn", "steps": 12, "learning_rate": 1e-4}
+    exact = train(tmp_path / "exact", **options)[1]
+    one, two = (train(tmp_path / name, latent="bfloat16", compute="auto", **options)[1] for name in ("one", "two"))
+    assert one == pytest.approx(exact, rel=0.1)
+    assert one == pytest.approx(two, rel=1e-2)
+
+
 @pytest.mark.parametrize("case", ["llama", "opt", "qwen2"])
 def test_compiled_blocks_train_as_plain_ones(case: str, tmp_path: Path) -> None:
     plain, compiled = (
