@@ -165,7 +165,8 @@ def replace_empty(model: Any, target: Target, spec: dict[str, Any]) -> None:
 def make_dense(model: Any) -> Any:
     """Replace every packed layer by its decoded weight in the model's dtype: the same numbers, faster to reuse.
 
-    The configuration remembers it (``dequantized_from``), so such a model is never quantized again.
+    The configuration remembers it (``dequantized_from``), so such a model is never quantized again. Saved by
+    transformers, its tensors are called as in checkpoints of the model, whatever the packed folder called them.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
@@ -176,6 +177,7 @@ def make_dense(model: Any) -> Any:
             delattr(parent, parameter)
             parent.register_parameter(parameter, nn.Parameter(module.dequantize(module.dtype), requires_grad=False))
     model.config.dequantized_from = "r2q"
+    vars(model).pop("_weight_conversions", None)  # what reading took; else saving would undo that, and no more
     return model
 
 

@@ -121,11 +121,13 @@ def names_in(model: Any, layers: dict[str, Any]) -> dict[str, Any]:
 
 def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
     """transformers' ``save_pretrained`` of the layers that are still packed, and the hashes of what it wrote."""
+    layers = {name: part.spec for name, part in model.named_modules() if isinstance(part, PackedWeight)}
     if quantization := getattr(model.config, "quantization_config", None):
         bare = model.base_model_prefix and not hasattr(model, model.base_model_prefix)  # without a head: see names_in
         prefix = f"{model.base_model_prefix}." if bare else ""
-        modules = model.named_modules()
-        quantization.layers = {prefix + name: part.spec for name, part in modules if isinstance(part, PackedWeight)}
+        quantization.layers = {prefix + name: spec for name, spec in layers.items()}
+    if layers:  # names are the model's own, as docs/format.md says
+        kwargs.setdefault("save_original_format", False)
     type(model).save_pretrained(model, save_directory, *args, **kwargs)
     folder = Path(save_directory)
     weights = [file.name for file in folder.glob("model*.safetensors*")]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -28,7 +29,7 @@ from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
-from tests.models.tiny import CASES, LINEARS, byte_tokenizer, tiny_folder, tokens
+from tests.models.tiny import CASES, COMMON, LINEARS, byte_tokenizer, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
 
@@ -276,6 +277,37 @@ def test_a_copy_is_a_packed_model_of_its_own(copied: Any, packed: Path, tmp_path
     assert torch.equal(logits(twin), wanted)
     twin.save_pretrained(tmp_path)
     assert torch.equal(logits(load_packed(tmp_path)), wanted)
+
+
+AXK1 = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+AXK1 |= {"n_group": 1, "topk_group": 1}
+AXK1 |= {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.AXK1Config(
+            **COMMON, **AXK1, num_key_value_heads=4, intermediate_size=64
+        ),  # a norm has another name
+        transformers.MixtralConfig(**COMMON, num_local_experts=4, intermediate_size=64, num_key_value_heads=2),
+        transformers.GPTNeoXConfig(**COMMON, intermediate_size=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_names_are_the_models_own_while_packed_and_those_of_checkpoints_after(config: Any, tmp_path: Path) -> None:
+    def names(folder: Path) -> set[str]:
+        return {*load_file(folder / "model.safetensors")}
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "full")
+    packed, _ = pack_folder(tmp_path / "full", tmp_path / "packed")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "again")
+    assert names(tmp_path / "packed") == names(tmp_path / "again") == {*packed.state_dict()}
+    model.dequantize().save_pretrained(tmp_path / "dense")
+    assert names(tmp_path / "dense") == names(tmp_path / "full")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), logits(model))
 
 
 @pytest.mark.parametrize("head", [False, True])
