@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from r2q.config import Model
 from r2q.failures import one_line
@@ -40,7 +41,7 @@ def adopt(
     loaded = load_packed(folder, device=device)
     try_out(loaded, source)
     weights = sum(target.weight.numel() for target in targets)
-    layer_bytes, all_bytes = stored_bytes(folder, model, targets)
+    layer_bytes, all_bytes = stored_bytes(folder, model, targets, loaded)
     bits = 8 * layer_bytes / weights
     config = json.loads((folder / "config.json").read_text())
     notes: dict[str, Any] = {"quantization_config": config.get("quantization_config"), "source": str(source)}
@@ -113,9 +114,14 @@ def link(source: Path, folder: Path, tokenizer: Any) -> None:
                     file.rename(folder / file.name)
 
 
-def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[int, int]:
-    """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files."""
+def stored_bytes(folder: Path, model: Any, targets: Sequence[Target], loaded: Any) -> tuple[int, int]:
+    """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files.
+
+    ``loaded`` is the model that transformers made of them, which knows what its other tensors are called there.
+    """
     others = model.state_dict().keys() - {target.weight_name for target in targets}
+    kept = {name: tensor.to("meta") for name, tensor in loaded.state_dict().items() if name in others}
+    others |= revert_weight_conversion(loaded, kept).keys()
     layers = everything = 0
     for file in weight_files(folder):
         for name, (first, end) in tensor_places(file)[1].items():
