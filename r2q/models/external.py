@@ -41,7 +41,7 @@ def adopt(
     loaded = load_packed(folder, device=device)
     try_out(loaded, source)
     weights = sum(target.weight.numel() for target in targets)
-    layer_bytes, all_bytes = stored_bytes(folder, model, targets, loaded)
+    layer_bytes, all_bytes = stored_bytes(folder, model, targets)
     bits = 8 * layer_bytes / weights
     config = json.loads((folder / "config.json").read_text())
     notes: dict[str, Any] = {"quantization_config": config.get("quantization_config"), "source": str(source)}
@@ -114,14 +114,11 @@ def link(source: Path, folder: Path, tokenizer: Any) -> None:
                     file.rename(folder / file.name)
 
 
-def stored_bytes(folder: Path, model: Any, targets: Sequence[Target], loaded: Any) -> tuple[int, int]:
-    """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files.
-
-    ``loaded`` is the model that transformers made of them, which knows what its other tensors are called there.
-    """
-    others = model.state_dict().keys() - {target.weight_name for target in targets}
-    kept = {name: tensor.to("meta") for name, tensor in loaded.state_dict().items() if name in others}
-    others |= revert_weight_conversion(loaded, kept).keys()
+def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[int, int]:
+    """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files."""
+    weights = {target.weight_name for target in targets}
+    kept = {name: tensor.to("meta") for name, tensor in model.state_dict().items() if name not in weights}
+    others = kept.keys() | revert_weight_conversion(model, kept).keys()  # as the model has them, and its checkpoints
     layers = everything = 0
     for file in weight_files(folder):
         for name, (first, end) in tensor_places(file)[1].items():

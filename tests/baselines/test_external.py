@@ -136,6 +136,9 @@ def test_another_checkpoint_at_the_same_place_is_taken_again(tmp_path: Path, run
     os.rename(checkpoint, tmp_path / "moved")  # noqa: PTH104
     third, _ = run(source, checkpoint)
     assert third["reason"] == f"options.path: there is no folder {checkpoint}"
+    fourth, folder = run(source, tmp_path / "moved")  # the unit's links led nowhere
+    assert fourth["status"] == "ok"
+    assert fourth["hashes"]["weights"] == second["hashes"]["weights"] == folder_digest(folder)
 
 
 @pytest.mark.parametrize(
