@@ -40,8 +40,8 @@ def bench(
 ) -> list[dict[str, Any]]:
     """Measure the checkpoint in ``folder``; writes ``out`` (CSV) and the same rows beside it (JSON).
 
-    A ``context`` of None is CONTEXT tokens, or as many as a model takes that has fewer positions, or attention that looks
-    back fewer. ``compiled``: decode through ``torch.compile``, too.
+    A ``context`` of None is CONTEXT tokens, or as many as a model of fewer positions, or of shorter attention,
+    takes. ``compiled``: decode through ``torch.compile``, too.
 
     Raises:
         ValueError: a batch, the context or the number of repeats is not positive, the folder cannot be loaded,
