@@ -42,6 +42,9 @@ class MethodInfo:
     leaves_latent: bool
     scales_inputs: bool
     weight_method: bool  # whether it is a function of one weight
+    own_step: (
+        str | None
+    )  # a step of the contract for one weight that it takes in a way of its own, which frames never ask
     trains: bool  # whether it is a training frame, with its options and records; others may read training rows, too
 
     @property
@@ -53,7 +56,16 @@ class MethodInfo:
         return file if package == "baselines" else f"{self.module}.{self.name}"
 
 
-PLACE = ("module", "name", "path", "options", "weight_method", "trains")  # what a class does not say of itself
+PLACE = (
+    "module",
+    "name",
+    "path",
+    "options",
+    "weight_method",
+    "own_step",
+    "trains",
+)  # what a class does not say of itself
+STEPS = ("quantize", "quantize_weight")  # of a function of one weight; both rest on fit_groups and encode_groups
 FACTS = tuple(fact.name for fact in fields(MethodInfo) if fact.name not in PLACE)
 
 
@@ -81,9 +93,9 @@ def method_info(name: str) -> MethodInfo:
         cls = cls or _method_class(name, path, classes)
         try:
             facts = {fact: _attribute(module, cls, fact) for fact in (*FACTS, "Options")}
-            ancestors = [base for _, base in _ancestors(module, cls)]
+            ancestors, own_step = [base for _, base in _ancestors(module, cls)], _own_step(module, cls)
         except _Unread:
-            facts, ancestors = _imported(module, cls)
+            facts, ancestors, own_step = _imported(module, cls)
     except ConfigError as error:
         raise ConfigError(f"method {name}: {error}") from None
     if "Method" not in ancestors:
@@ -100,7 +112,7 @@ def method_info(name: str) -> MethodInfo:
         if type(facts[fact]) is not kind:
             raise ConfigError(f"method {name}: {fact} of {cls} is {facts[fact]!r}, not of type {kind.__name__}")
     one, frame = "WeightMethod" in ancestors, "TrainingMethod" in ancestors
-    return MethodInfo(module, cls, path, options, weight_method=one, trains=frame, **facts)
+    return MethodInfo(module, cls, path, options, weight_method=one, own_step=own_step, trains=frame, **facts)
 
 
 def methods_named(method: str, options: Mapping[str, Any]) -> list[MethodInfo]:
@@ -114,8 +126,8 @@ def import_method(name: str) -> type:
     return getattr(_import(info.module), info.name)
 
 
-def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
-    """Facts and names of ancestors, of the class itself."""
+def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str], str | None]:
+    """Facts, names of ancestors and the step of its own, of the class itself."""
     content = vars(_import(module))
     if cls not in content:
         classes = [name for name, value in content.items() if isinstance(value, type)]
@@ -123,7 +135,9 @@ def _imported(module: str, cls: str) -> tuple[dict[str, Any], list[str]]:
     imported = content[cls]
     if not isinstance(imported, type) or not all(hasattr(imported, fact) for fact in FACTS):
         raise ConfigError(f"{cls} of {module} does not build on r2q.quantization.method.Method")
-    return {fact: getattr(imported, fact) for fact in (*FACTS, "Options")}, [base.__name__ for base in imported.__mro__]
+    steps = (step for step in STEPS if getattr(getattr(imported, step, None), "__module__", None) != CONTRACT)
+    facts = {fact: getattr(imported, fact) for fact in (*FACTS, "Options")}
+    return facts, [base.__name__ for base in imported.__mro__], next(steps, None)
 
 
 def _import(module: str) -> Any:
@@ -239,6 +253,13 @@ def _attribute(module: str, cls: str, fact: str) -> Any:
                 raise _Unread
             return getattr(_import(source), name)
     raise _Unread
+
+
+def _own_step(module: str, cls: str) -> str | None:
+    """The first of STEPS that a class, or a base of it outside of the contract, has a way of its own for."""
+    bases = [_read(where).classes[owner] for where, owner in _ancestors(module, cls) if where != CONTRACT]
+    bound = {name for base in bases for statement in base.body for name in _bound(statement)}
+    return next((step for step in STEPS if step in bound), None)
 
 
 def _bound(statement: ast.stmt) -> set[str]:

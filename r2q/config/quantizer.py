@@ -19,11 +19,13 @@ class QuantizerOptions(MethodOptions):
     @classmethod
     def _check_quantizer(cls, name: str) -> str:
         try:
-            inside = method_info(name).weight_method
+            info = method_info(name)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        if not inside:
+        if not info.weight_method:
             raise ValueError(f"{name} is no function of one weight, so it cannot run inside another method")
+        if info.own_step:  # what another method computes with would not be what is stored
+            raise ValueError(f"{name} has a {info.own_step} of its own, which is never asked inside another method")
         return name
 
     @field_validator("quantizer_options")

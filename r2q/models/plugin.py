@@ -25,6 +25,7 @@ from r2q.kept import apply_umask, file_sha256, write_json
 from r2q.models.joined import join
 from r2q.models.packed import PackedLinear, PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
+from r2q.quantization.grid import SCALE_DTYPE
 
 QUANT_METHOD = "r2q"
 FORMAT_VERSION = 1
@@ -85,6 +86,9 @@ class R2QQuantizer(HfQuantizer):
         missing = [name for name, tensor in stored.items() if not getattr(tensor, filled, False)]
         if missing:
             raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
+        for _, module in packed:  # some models want all tensors of a layer, or of a name, in float32
+            for key, tensor in module.named_buffers(recurse=False):
+                setattr(module, key, tensor.to(SCALE_DTYPE) if tensor.is_floating_point() else tensor)
         for mixer in model.modules():
             # Jamba's and Falcon Mamba's, when told that they are quantized, take a detour that rounds once more around
             # this layer; as its weight is used otherwise, it never is

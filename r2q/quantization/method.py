@@ -161,10 +161,6 @@ class Method(ABC):
         method = make_method(replace(self.recipe, method=name, options=options))
         if not isinstance(method, WeightMethod):
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
-        for step in ("quantize", "quantize_weight"):
-            if getattr(type(method), step) is not getattr(WeightMethod, step):  # what is trained would not be stored
-                who = f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own"
-                raise ValueError(f"{who}, and {self.recipe.method} asks fit_groups and encode_groups alone")
         return method
 
     @contextmanager

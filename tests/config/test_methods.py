@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from r2q.cli import main
 from r2q.config import FACTS, ConfigError, built_in_methods, method_info, parse
@@ -113,6 +114,29 @@ def test_a_subclass_of_rtn_is_a_weight_method(folder: Path, how: str) -> None:
     for method in ("gptq", "bitdistiller"):
         filled = method_info(method).options.model_validate(frame).model_dump()["quantizer_options"]
         assert filled == {"clip": "mse", "steps": 81, "smallest": 0.2}
+
+
+@pytest.mark.parametrize("decorator", ["", "@same"])  # with one, the class itself is asked
+@pytest.mark.parametrize("step", ["quantize", "quantize_weight"])
+@pytest.mark.parametrize("method", ["gptq", "bitdistiller"])
+def test_a_quantizer_that_is_more_than_its_groups_is_refused_with_the_config(
+    method: str, step: str, decorator: str, folder: Path
+) -> None:
+    """GPTQ would be that of another quantizer, and training would store what it did not compute with."""
+    module = f"own_{method}_{step}_{bool(decorator)}"
+    body = f"def {step}(self, *given):\n        return super().{step}(*given)"
+    classes = f"class Base(RTN):\n    {body}\n\n{decorator}\nclass Mine(Base):\n    pass\n"
+    plain = "def fit_groups(self, values):\n        return super().fit_groups(values)"
+    classes += f"\n{decorator}\nclass Plain(RTN):\n    {plain}\n"
+    (folder / f"{module}.py").write_text(
+        f"from baselines.rtn import RTN\n\ndef same(cls):\n    return cls\n\n{classes}"
+    )
+    options, mine = method_info(method).options, f"{module}.Mine"
+    with pytest.raises(ValidationError, match=rf"quantizer\n.*{module}\.Mine has a {step} of its own, which is never"):
+        options.model_validate({"quantizer": mine})
+    options.model_validate({"quantizer": f"{module}.Plain"})
+    with pytest.raises(ConfigError, match=f"has a {step} of its own"):
+        parse(changed("recipes/x", {"method": method, "granularity": "g64", "options": {"quantizer": mine}}), "x")
 
 
 def test_a_class_two_files_away_and_relative_imports(folder: Path) -> None:

@@ -132,6 +132,18 @@ def test_a_dtype_asked_for_leaves_codes_and_scales(tmp_path: Path) -> None:
     assert logits(cast).dtype == torch.float32
 
 
+def test_models_that_want_layers_in_float32_leave_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HY-V4 does for what is called `scale`: they had been saved again with twice the bits."""
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"scale", "mlp"})
+    recipe = Recipe("rtn-channel", "rtn", "channel")
+    pack_folder(tiny_folder("llama", tmp_path / "full", torch.bfloat16), tmp_path / "packed", recipe)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "again")
+    stored, again = (load_file(tmp_path / name / "model.safetensors") for name in ("packed", "again"))
+    assert {name: tensor.dtype for name, tensor in again.items()} == {name: t.dtype for name, t in stored.items()}
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+
+
 def test_an_untied_head_can_be_packed(tmp_path: Path) -> None:
     recipe = Recipe("r2q-g32", "r2q", "g32", lm_head=True)
     _, expected = pack_folder(tiny_folder("llama", tmp_path / "full"), tmp_path / "packed", recipe)

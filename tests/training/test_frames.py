@@ -223,17 +223,6 @@ def test_the_quantizers_options_are_filled_in() -> None:
     assert options.model_dump()["quantizer_options"] == {"refine": "none", "rounds": 15}
 
 
-@pytest.mark.parametrize("step", ["quantize", "quantize_weight"])
-@pytest.mark.parametrize("method", ["gptq", "bitdistiller"])
-def test_a_quantizer_that_is_more_than_its_groups_is_no_part_of_another_method(
-    method: str, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """GPTQ would be that of another quantizer, and training would store what it did not compute with."""
-    monkeypatch.setattr(RTN, step, lambda self, *_: None)
-    with pytest.raises(ValueError, match=f"recipe x: quantizer rtn has a {step} of its own, and {method} asks"):
-        make_method(Recipe("x", method, "g32", options={"quantizer": "rtn"})).quantizer()
-
-
 def test_levels_without_a_gradient_are_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RTN, "fit_groups", torch.no_grad()(RTN.fit_groups))
     model = tiny_model("llama")
