@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
@@ -32,6 +31,7 @@ from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import cut, window_logits
 from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
+from r2q.intact import opened
 from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_tokenizer
 from r2q.models.load import load_full
@@ -203,15 +203,10 @@ def write(path: Path, made: Reference, facts: dict[str, Any]) -> None:
 
 
 def read(path: str | Path) -> Reference:
-    """What `write` wrote; raises FileNotFoundError, or ValueError where it is damaged."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}; run `reference` first")
-    try:
-        with safe_open(str(path), "pt") as file:
-            facts = json.loads((file.metadata() or {})["reference"])
-            tensors = {name: file.get_tensor(name) for name in ("tokens", "top1", "ids", "log_probs", "tail")}
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it and run `reference` again") from None
+    """What `write` wrote; raises as `opened`."""
+    with opened(path, "reference") as file:
+        facts = json.loads((file.metadata() or {})["reference"])
+        tensors = {name: file.get_tensor(name) for name in ("tokens", "top1", "ids", "log_probs", "tail")}
     facts.pop("asked", None)
     digest = sha256(json.dumps(facts, sort_keys=True), *(tensor.numpy().tobytes() for tensor in tensors.values()))
     return Reference(**tensors, facts=facts, digest=digest)
