@@ -29,11 +29,13 @@ NAMES = {  # what configurations call the others
     "attention.shared_kv_layers": ("num_kv_shared_layers",),
     "attention.sliding_window": ("sliding_window",),
     "embedding_scale": ("embedding_multiplier",),
+    "expert_gating_func": ("scoring_func",),
     "expert_used_count": ("num_experts_per_tok",),
     "expert_weights_norm": ("norm_topk_prob",),
     "expert_weights_scale": ("routed_scaling_factor",),
     "residual_scale": ("residual_multiplier",),
 }
+GATES = {"softmax": 1, "sigmoid": 2}  # of experts, as llama.cpp counts them
 
 
 def dequantize(file: Path, folder: Path, dtype: str = "auto") -> dict[str, Any]:
@@ -158,6 +160,7 @@ def check_settings(settings: dict[str, Any], config: Any) -> None:
             continue
         else:
             there = [getattr(config, attribute, None) for attribute in NAMES.get(name, (name,))]
+            there = [GATES.get(known, known) if isinstance(known, str) else known for known in there]
         there = [known for known in there if known is not None]
         if not any(known == value or _near(known, value) for known in there):
             says = f"where transformers has {there[0]}" if there else "which transformers leaves out"
