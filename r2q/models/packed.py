@@ -67,19 +67,23 @@ class PackedWeight(nn.Module):
         return QuantizedWeight(self.codes, grid, self.shape, getattr(self, "in_scale", None))
 
     @torch.compiler.disable
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight, decoded in float32 and rounded once to ``dtype``; as it stands also where all else is compiled.
+    def dequantize(self, dtype: torch.dtype, expert: int | torch.Tensor | None = None) -> torch.Tensor:
+        """The weight, or that of one expert, decoded in float32 and rounded once to ``dtype``.
 
-        A compiler stops at the views that codes are unpacked through, and begins anew for every shape.
+        As it stands also where all else is compiled: a compiler stops at the views that codes are unpacked through, and
+        begins anew for every shape.
 
         Raises:
             RuntimeError: ``torch.jit.trace``, which has no such views.
         """
         if torch.jit.is_tracing():
             raise RuntimeError("torch.jit.trace cannot follow packed layers: trace model.dequantize(), or torch.export")
-        return self.quantized().dequantize().to(dtype)
+        weight = self.quantized()
+        return (weight if expert is None else weight.expert(expert)).dequantize().to(dtype)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        if isinstance(expert, int) or expert.dim() == 0:
+            return self.dequantize(self.dtype, expert)
         return self.dequantize(self.dtype)[expert]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:

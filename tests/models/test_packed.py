@@ -28,7 +28,7 @@ from r2q.models.packed import PackedLinear, PackedWeight, layer_spec, make_dense
 from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, make_method
+from r2q.quantization.method import QuantizedWeight, Recipe, make_method
 from tests.models.tiny import CASES, COMMON, LINEARS, byte_tokenizer, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
@@ -142,6 +142,30 @@ def test_models_that_want_layers_in_float32_leave_scales(tmp_path: Path, monkeyp
     stored, again = (load_file(tmp_path / name / "model.safetensors") for name in ("packed", "again"))
     assert {name: tensor.dtype for name, tensor in again.items()} == {name: t.dtype for name, t in stored.items()}
     assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_of_a_stack_only_the_expert_that_is_asked_is_decoded(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every expert of a layer decoded for each of them took as many times as long as there are experts."""
+    model, wanted = pack_folder(tiny_folder("mixtral", tmp_path / "full"), tmp_path / "packed", recipe)
+    stacks = [module for module in model.modules() if type(module) is PackedWeight]
+    for stack in stacks:
+        whole = stack.dequantize(torch.float32)
+        for number in range(4):
+            assert torch.equal(stack[number], whole[number])
+            assert torch.equal(stack[torch.tensor(number)], whole[number])
+        assert torch.equal(stack[torch.tensor([2, 0])], whole[[2, 0]])
+    shapes, decode = set(), QuantizedWeight.dequantize
+
+    def remember(weight: QuantizedWeight) -> torch.Tensor:
+        shapes.add(weight.shape)
+        return decode(weight)
+
+    monkeypatch.setattr(QuantizedWeight, "dequantize", remember)
+    assert torch.equal(logits(model), wanted)
+    assert {len(shape) for shape in shapes} == {2}
 
 
 def test_an_untied_head_can_be_packed(tmp_path: Path) -> None:
