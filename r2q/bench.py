@@ -5,8 +5,10 @@ CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from r2q import config as configuration
 from r2q.config.sections import CONTEXT
-from r2q.failures import one_line
+from r2q.failures import one_line, transient
 from r2q.intact import sign
 from r2q.kept import write_json
 from r2q.models.checks import max_positions
@@ -23,6 +25,7 @@ from r2q.models.load import load_packed, quiet
 from r2q.plan import Plan
 from r2q.records import OK, Latency, Report, columns, read_json, write_csv
 
+SPARE = 8  # steps of decoding that warm up
 COLUMNS = ["model", *columns(Latency)[columns(Latency).index("phase") : -1]]
 
 
@@ -37,12 +40,12 @@ def bench(
 ) -> list[dict[str, Any]]:
     """Measure the checkpoint in ``folder``; writes ``out`` (CSV) and the same rows beside it (JSON).
 
-    A ``context`` of None is CONTEXT tokens, or all positions but one of a model that has no more. ``compiled``: decode
-    through ``torch.compile``, too.
+    A ``context`` of None is CONTEXT tokens, or as many as a model of fewer positions, or of shorter attention,
+    takes. ``compiled``: decode through ``torch.compile``, too.
 
     Raises:
         ValueError: a batch, the context or the number of repeats is not positive, the folder cannot be loaded,
-            has experts on a GPU, or ``torch.compile`` does not take it.
+            has experts on a GPU, looks back fewer tokens than that, or cannot be timed.
     """
     for name, value in (("batch", min(batches, default=0)), ("context", context), ("repeats", repeats)):
         if value is not None and value < 1:
@@ -94,14 +97,26 @@ def _timed(
         model = load_packed(folder, device=where, dense=dense)
         if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
             raise ValueError(f"{folder} has packed experts, whose routing no CUDA graph can hold; use --device cpu")
-        longest = max_positions(model.config)
+        longest, window = max_positions(model.config), attention_window(model)
         if context is not None and longest is not None and context >= longest:
             raise ValueError(f"--context: {context}; {folder} has {longest} positions, and one is for the new token")
-        tokens = context or min(CONTEXT, (longest or CONTEXT + 1) - 1)
+        steps = repeats + SPARE
+        if window - steps < (context or 1):  # a cache of fewer places turns, and needs another mask at each step
+            asked = f"--context: {context}" if context else f"--repeats: {repeats}"
+            raise ValueError(f"{asked}; attention of {folder} looks back {window} tokens, and {steps} are for new ones")
+        tokens = context or min(CONTEXT, (longest or CONTEXT + 1) - 1, window - steps)
         for batch in batches:
             for phase, through in [("decode", False), *[("decode", True)] * compiled, ("prefill", False)]:
                 yield {"model": name} | measure(model, phase, batch, tokens, repeats, copy, through)
         del model
+
+
+def attention_window(model: Any) -> int:
+    """Tokens that the layer with the shortest attention looks back; as many as there may be where none is short."""
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=sys.maxsize)
+    return min((getattr(layer, "max_cache_len", sys.maxsize) for layer in cache.layers), default=sys.maxsize)
 
 
 def model_layers(model: Any) -> list[dict[str, Any]]:
@@ -117,7 +132,8 @@ def measure(
     """One row of the table (see COLUMNS); ``copy`` is the bandwidth of a copy, in bytes a second.
 
     Raises:
-        ValueError: ``torch.compile`` does not take the model, or finds no compiler.
+        ValueError: the model does not decode through a cache of fixed length (Mamba, BLOOM), or ``torch.compile``
+            does not take it, or finds no compiler.
     """
     device, cuda = model.device, model.device.type == "cuda"
     if cuda:
@@ -131,6 +147,10 @@ def measure(
         seconds = timed(run, repeats, cuda)
     except torch._dynamo.exc.TorchDynamoException as error:
         raise ValueError(f"torch.compile: {one_line(error)[:300]}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if transient(error):
+            raise
+        raise ValueError(f"{phase} of {type(model).__name__} cannot be timed: {one_line(error)[:300]}") from error
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     read = weight_bytes(model)
     tokens = batch if phase == "decode" else batch * context
@@ -162,7 +182,7 @@ def weight_bytes(model: Any) -> int:
 
 def prefill(model: Any, batch: int, context: int) -> Callable[[], Any]:
     """A pass over ``context`` tokens of ``batch`` rows; logits of the last."""
-    ids = torch.randint(model.config.vocab_size, (batch, context), device=model.device)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (batch, context), device=model.device)
     return lambda: model(ids, use_cache=False, logits_to_keep=1).logits
 
 
@@ -170,7 +190,7 @@ def decode_step(model: Any, batch: int, context: int, repeats: int, compiled: bo
     """A step of ``batch`` rows after ``context`` tokens; a CUDA graph on a GPU."""
     from transformers import StaticCache
 
-    device, length = model.device, context + repeats + 8  # a cache counts the steps itself, also those for warming up
+    device, length = model.device, context + repeats + SPARE  # a cache counts the steps itself
     cache = StaticCache(config=model.config, max_cache_len=length)
     place = torch.arange(length, device=device)
     causal = place[None, None, None, :] <= place[None, None, :, None]  # [1, 1, length, length]
@@ -189,8 +209,10 @@ def decode_step(model: Any, batch: int, context: int, repeats: int, compiled: bo
             logits_to_keep=1,
         ).logits
 
-    forward(torch.randint(model.config.vocab_size, (batch, context), device=device), slice(0, context))
-    token = torch.randint(model.config.vocab_size, (batch, 1), device=device)
+    forward(
+        torch.randint(model.config.get_text_config().vocab_size, (batch, context), device=device), slice(0, context)
+    )
+    token = torch.randint(model.config.get_text_config().vocab_size, (batch, 1), device=device)
     last = slice(context, context + 1)
     early: Any = {"triton.enable_pdl": True} if device.type == "cuda" else None  # kernels that start as ours do
     step = torch.compile(model.forward, options=early) if compiled else model
@@ -219,6 +241,7 @@ def timed(run: Callable[[], Any], repeats: int, cuda: bool) -> list[float]:
     return seconds
 
 
+@cache
 def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float | None:
     """Bytes a second, read and written, of a large copy on a GPU; None on a CPU."""
     if device.type != "cuda":

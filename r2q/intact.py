@@ -2,9 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from r2q.failures import one_line
 from r2q.kept import file_sha256, write_atomic
 
 OTHERWISE = "results of another config, or other code, than today's: looked at again"
@@ -42,6 +47,23 @@ def tensor_places(path: str | Path) -> tuple[int, dict[str, tuple[int, int]], di
         return 8 + length, {name: tuple(entry["data_offsets"]) for name, entry in header.items()}, metadata
     except (ValueError, TypeError, LookupError, AttributeError):
         raise Damaged(f"{path}: damaged: no safetensors file") from None
+
+
+@contextmanager
+def opened(path: str | Path, verb: str) -> Iterator[Any]:
+    """A safetensors file that a verb of ours wrote, open to be read with torch; what is checked inside belongs to it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is cut off, edited, or lacks something, or a ValueError is raised inside.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}: `{verb}` makes it")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, LookupError, ValueError) as error:
+        raise Damaged(f"{path}: damaged or truncated ({one_line(error)}); `{verb}` makes it again") from None
 
 
 def digest_files(folder: Path, names: Iterable[str]) -> str:

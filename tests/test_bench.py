@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from r2q.bench import bench, decode_step, model_layers, weight_bytes
 from r2q.cli import main
+from r2q.models.apply import apply
 from r2q.models.load import load_packed
 from r2q.models.packed import replace
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, WeightMethod, make_method
-from tests.models.tiny import tiny_model
+from tests.models.tiny import COMMON, GQA, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,36 @@ def test_without_a_context_it_is_what_a_small_model_takes(folder: Path, tmp_path
     """The README's own command, on a model of 256 positions."""
     rows = bench(folder, tmp_path / "x.csv", batches=(1,), device="cpu", repeats=1)
     assert {row["context"] for row in rows} == {63}
+
+
+def gemma(folder: Path, window: int) -> Path:
+    """A packed Gemma 3 whose every other layer looks back so many tokens."""
+    torch.manual_seed(0)
+    layers = ["sliding_attention", "full_attention"]
+    config = transformers.Gemma3TextConfig(**COMMON, **GQA, head_dim=16, sliding_window=window, layer_types=layers)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    apply(make_method(Recipe("rtn", "rtn", "channel")), model, list_targets(model), torch.device("cpu"))
+    save(model, None, folder, {})
+    return folder
+
+
+def test_a_context_is_no_longer_than_attention_looks_back(tmp_path: Path) -> None:
+    """In a cache that turns, a mask made once stands at the wrong places."""
+    rows = bench(gemma(tmp_path / "40", 40), tmp_path / "x.csv", batches=(1,), device="cpu", repeats=2)
+    assert {row["context"] for row in rows} == {30}  # two steps, and eight that warm up
+    with pytest.raises(ValueError, match=r"^--context: 31; attention of \S+ looks back 40 tokens, and 10 are for new"):
+        bench(tmp_path / "40", tmp_path / "x.csv", context=31, device="cpu", repeats=2)
+    with pytest.raises(ValueError, match=r"^--repeats: 2; attention of \S+ looks back 9 tokens"):
+        bench(gemma(tmp_path / "9", 9), tmp_path / "x.csv", device="cpu", repeats=2)
+
+
+def test_a_model_that_cannot_be_timed_is_a_sentence(tmp_path: Path) -> None:
+    config = transformers.BloomConfig(vocab_size=272, hidden_size=64, n_layer=2, n_head=4)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    apply(make_method(Recipe("rtn", "rtn", "channel")), model, list_targets(model), torch.device("cpu"))
+    save(model, None, tmp_path / "bloom", {})
+    with pytest.raises(ValueError, match=r"^decode of BloomForCausalLM cannot be timed: "):
+        bench(tmp_path / "bloom", tmp_path / "x.csv", context=8, device="cpu", repeats=1)
 
 
 def test_the_operator_is_one_for_torch_compile() -> None:

@@ -634,6 +634,24 @@ def test_code_of_a_checkpoint_is_never_run_nor_asked_for(
             decoder_attention_heads=2,
             max_target_positions=24,
         ),
+        *(
+            transformers.CONFIG_MAPPING[family](
+                vocab_size=64,
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                # before the first token's position may be those of the ids up to the padding token's
+                max_position_embeddings=24 if "bert" in family[:4] or family in ("electra", "megatron-bert") else 28,
+                pad_token_id=3,
+                is_decoder=True,
+                **({"default_language": "en_XX"} if family == "xmod" else {}),
+            )
+            for family in (
+                *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text"),
+                *("xmod", "bert", "electra", "megatron-bert"),
+            )
+        ),
     ],
     ids=lambda config: config.model_type,
 )

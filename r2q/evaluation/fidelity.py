@@ -18,20 +18,23 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
 from r2q.config import Config, ConfigError, refuse
 from r2q.evaluation.adapter import NotFinite
+from r2q.evaluation.attempt import attempt, reason
 from r2q.evaluation.errors import error_of_mean
 from r2q.evaluation.perplexity import cut, window_logits
+from r2q.failures import transient
 from r2q.files import read_joined, sha256
 from r2q.inputs.hub import Hub
+from r2q.intact import opened
 from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_tokenizer
 from r2q.models.load import load_full
@@ -53,7 +56,7 @@ class Reference:
     log_probs: torch.Tensor  # float32 of the same shape; theirs, in nats
     # float32 ``[windows, window - 1]``; log of the probability of all other tokens, -inf where there are none
     tail: torch.Tensor
-    # where they come from; `reason` is why there are no distributions, where the teacher is not finite
+    # where they come from; `reason` is why there are no distributions, where the teacher gave none
     facts: dict[str, Any]
     digest: str = ""  # sha256 of all that, but for what was asked
 
@@ -76,7 +79,7 @@ class Distance:
 def reference(config_path: str | Path, prepared: str | Path, model: str, out: str | Path) -> None:
     """Run the full-precision ``model`` over the text of ``fidelity`` and write its distributions to ``out``.
 
-    Of a model that is not finite on the text the file says so: no unit of it has a distance.
+    Of a model that is not finite on the text, or does not run on it, the file says so: no unit of it has a distance.
 
     Raises:
         ConfigError: the config is wrong, has no section ``fidelity`` or no such model; the window exceeds the
@@ -96,11 +99,12 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
         tokens = cut(ids, text.window, text.windows)
     except ValueError as error:
         raise ConfigError(f"fidelity.path: {text.path}, read with the tokenizer of {model}: {error}") from None
-    reason = ""
-    try:
-        made = distributions(teacher.to(device), tokens, text.top_k, config.limits.batch_size)
-    except NotFinite as error:
-        none, reason = torch.empty(0), str(error)
+    work = partial(distributions, teacher.to(device), tokens, text.top_k, config.limits.batch_size)
+    made, lost, _ = attempt(work, NotFinite)
+    if lost is not None:
+        if transient(lost):
+            raise lost
+        none = torch.empty(0)
         made = Reference(tokens.int(), none, none, none, none, {})
     settings = text.model_dump(mode="json") | {"model": model, "fingerprint": facts["fingerprint"]}
     settings |= {
@@ -109,9 +113,11 @@ def reference(config_path: str | Path, prepared: str | Path, model: str, out: st
         "adds_bos": encoder.adds_bos,
         "asked": Plan(config).asked("reference", Unit(model, "", 0)),
     }
-    write(Path(out), made, settings | ({"reason": reason} if reason else {}))
-    if reason:
-        print(f"reference {model}: FAILED: {reason}; no recipe of it has a distance to full precision", flush=True)
+    write(Path(out), made, settings | ({} if lost is None else {"reason": reason(lost)}))
+    if lost is not None:
+        print(
+            f"reference {model}: FAILED: {reason(lost)}; no recipe of it has a distance to full precision", flush=True
+        )
         return
     tail = float(made.tail.double().exp().mean())
     print(
@@ -203,15 +209,10 @@ def write(path: Path, made: Reference, facts: dict[str, Any]) -> None:
 
 
 def read(path: str | Path) -> Reference:
-    """What `write` wrote; raises FileNotFoundError, or ValueError where it is damaged."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}; run `reference` first")
-    try:
-        with safe_open(str(path), "pt") as file:
-            facts = json.loads((file.metadata() or {})["reference"])
-            tensors = {name: file.get_tensor(name) for name in ("tokens", "top1", "ids", "log_probs", "tail")}
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it and run `reference` again") from None
+    """What `write` wrote; raises as `opened`."""
+    with opened(path, "reference") as file:
+        facts = json.loads((file.metadata() or {})["reference"])
+        tensors = {name: file.get_tensor(name) for name in ("tokens", "top1", "ids", "log_probs", "tail")}
     facts.pop("asked", None)
     digest = sha256(json.dumps(facts, sort_keys=True), *(tensor.numpy().tobytes() for tensor in tensors.values()))
     return Reference(**tensors, facts=facts, digest=digest)

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from r2q import config as configuration
 from r2q.config import refuse
 from r2q.files import NEWEST, Newest, lines_of, read_documents
 from r2q.inputs.hub import Hub
+from r2q.intact import opened
 from r2q.kept import write_atomic
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.source import model_folder
@@ -125,16 +125,11 @@ def load_calibration(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its tokens are not those of its hash.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no calibration tokens {path}: `r2q calibrate` writes them")
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            tokens, held_out = file.get_tensor("tokens"), file.get_tensor("held_out")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a file of calibration tokens ({error})") from None
-    if facts.get("sha256") != tokens_sha256(tokens, held_out):
-        raise ValueError(f"{path}: the tokens are not those that its sha256 was made of; write it again")
+    with opened(path, "calibrate") as file:
+        facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+        tokens, held_out = file.get_tensor("tokens"), file.get_tensor("held_out")
+        if facts.get("sha256") != tokens_sha256(tokens, held_out):
+            raise ValueError("content and hash differ")
     return Calibration(tokens, held_out, facts, torch.device(device), offload, minimum_tokens)
 
 

@@ -24,6 +24,9 @@ POINTER = b"version https://git-lfs"
 MASK = re.compile(r"attn(\.attention)?\.(bias|masked_bias|causal_mask)$")
 INDICES = ("I64", "BOOL")  # that a model may look up its experts by, or mask with
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+AFTER_PADDING = (  # families whose first token has the position that follows the padding token's id
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 EAGER = "eager"  # the implementation of attention that every model has everywhere
 CHECKED = 16  # tokens that a model is tried on
 TOLERANCE = 1e-3  # of the logits' spread: far above rounding, far below what another token moves
@@ -63,8 +66,8 @@ def max_positions(config: Any) -> int | None:
     names = "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len", "max_target_positions"
     for name in names:
         value = getattr(text, name, None)
-        if isinstance(value, int):
-            return value
+        if isinstance(value, int) and value > 0:  # XLNet's -1 means any number
+            return value - text.pad_token_id - 1 if text.model_type in AFTER_PADDING else value
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from r2q.config import Model
 from r2q.failures import one_line
@@ -115,7 +116,9 @@ def link(source: Path, folder: Path, tokenizer: Any) -> None:
 
 def stored_bytes(folder: Path, model: Any, targets: Sequence[Target]) -> tuple[int, int]:
     """Bytes of the tensors that the target layers are made of, and of all tensors, from the headers of the files."""
-    others = model.state_dict().keys() - {target.weight_name for target in targets}
+    weights = {target.weight_name for target in targets}
+    kept = {name: tensor.to("meta") for name, tensor in model.state_dict().items() if name not in weights}
+    others = kept.keys() | revert_weight_conversion(model, kept).keys()  # as the model has them, and its checkpoints
     layers = everything = 0
     for file in weight_files(folder):
         for name, (first, end) in tensor_places(file)[1].items():

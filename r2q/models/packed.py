@@ -67,19 +67,23 @@ class PackedWeight(nn.Module):
         return QuantizedWeight(self.codes, grid, self.shape, getattr(self, "in_scale", None))
 
     @torch.compiler.disable
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight, decoded in float32 and rounded once to ``dtype``; as it stands also where all else is compiled.
+    def dequantize(self, dtype: torch.dtype, expert: int | torch.Tensor | None = None) -> torch.Tensor:
+        """The weight, or that of one expert, decoded in float32 and rounded once to ``dtype``.
 
-        A compiler stops at the views that codes are unpacked through, and begins anew for every shape.
+        As it stands also where all else is compiled: a compiler stops at the views that codes are unpacked through, and
+        begins anew for every shape.
 
         Raises:
             RuntimeError: ``torch.jit.trace``, which has no such views.
         """
         if torch.jit.is_tracing():
             raise RuntimeError("torch.jit.trace cannot follow packed layers: trace model.dequantize(), or torch.export")
-        return self.quantized().dequantize().to(dtype)
+        weight = self.quantized()
+        return (weight if expert is None else weight.expert(expert)).dequantize().to(dtype)
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        if isinstance(expert, int) or expert.dim() == 0:
+            return self.dequantize(self.dtype, expert)
         return self.dequantize(self.dtype)[expert]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
@@ -165,7 +169,8 @@ def replace_empty(model: Any, target: Target, spec: dict[str, Any]) -> None:
 def make_dense(model: Any) -> Any:
     """Replace every packed layer by its decoded weight in the model's dtype: the same numbers, faster to reuse.
 
-    The configuration remembers it (``dequantized_from``), so such a model is never quantized again.
+    The configuration remembers it (``dequantized_from``), so such a model is never quantized again. Saved by
+    transformers, its tensors are called as in checkpoints of the model, whatever the packed folder called them.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
@@ -176,22 +181,35 @@ def make_dense(model: Any) -> Any:
             delattr(parent, parameter)
             parent.register_parameter(parameter, nn.Parameter(module.dequantize(module.dtype), requires_grad=False))
     model.config.dequantized_from = "r2q"
+    vars(model).pop("_weight_conversions", None)  # what reading took; else saving would undo that, and no more
     return model
 
 
 @torch.no_grad()
 def make_dense_checked(model: Any) -> Any:
-    """:func:`make_dense`, refused where packed layers, which users load, do not run or give other logits."""
+    """:func:`make_dense`, refused where packed layers, which users load, do not run or give other logits.
+
+    A model that does not run with dense layers either is given back: whatever is asked of it will say so.
+    """
     tokens = torch.arange(4, 12, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
     for module in model.modules():  # kernels are held against this path by their own tests
         if isinstance(module, PackedLinear):
             module.kernels = False
+    lost: Exception | None = None
     with without_cache(model):
         try:
             packed = model(input_ids=tokens).logits.float()
         except (AttributeError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{type(model).__name__} does not run with packed layers: {error}") from error
-        dense = make_dense(model)(input_ids=tokens).logits.float()
+            lost = error
+        make_dense(model)
+        try:
+            dense = model(input_ids=tokens).logits.float()
+        except Exception:
+            if lost is None:
+                raise
+            return model
+    if lost is not None:
+        raise ValueError(f"{type(model).__name__} does not run with packed layers: {lost}") from lost
     if not torch.allclose(packed, dense, rtol=1e-3, atol=1e-3 * float(dense.nan_to_num().abs().max()), equal_nan=True):
         difference = float((packed - dense).norm() / dense.norm())
         raise ValueError(f"{type(model).__name__}: logits of packed layers differ from dense ones by {difference:.2g}")

@@ -25,6 +25,7 @@ from r2q.kept import apply_umask, file_sha256, write_json
 from r2q.models.joined import join
 from r2q.models.packed import PackedLinear, PackedWeight, make_dense, replace_empty
 from r2q.models.targets import named_target
+from r2q.quantization.grid import SCALE_DTYPE
 
 QUANT_METHOD = "r2q"
 FORMAT_VERSION = 1
@@ -85,6 +86,9 @@ class R2QQuantizer(HfQuantizer):
         missing = [name for name, tensor in stored.items() if not getattr(tensor, filled, False)]
         if missing:
             raise ValueError(f"{type(model).__name__}: missing keys: {', '.join(missing[:3])}")
+        for _, module in packed:  # some models want all tensors of a layer, or of a name, in float32
+            for key, tensor in module.named_buffers(recurse=False):
+                setattr(module, key, tensor.to(SCALE_DTYPE) if tensor.is_floating_point() else tensor)
         for mixer in model.modules():
             # Jamba's and Falcon Mamba's, when told that they are quantized, take a detour that rounds once more around
             # this layer; as its weight is used otherwise, it never is
@@ -121,11 +125,13 @@ def names_in(model: Any, layers: dict[str, Any]) -> dict[str, Any]:
 
 def _save_pretrained(model: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
     """transformers' ``save_pretrained`` of the layers that are still packed, and the hashes of what it wrote."""
+    layers = {name: part.spec for name, part in model.named_modules() if isinstance(part, PackedWeight)}
     if quantization := getattr(model.config, "quantization_config", None):
         bare = model.base_model_prefix and not hasattr(model, model.base_model_prefix)  # without a head: see names_in
         prefix = f"{model.base_model_prefix}." if bare else ""
-        modules = model.named_modules()
-        quantization.layers = {prefix + name: part.spec for name, part in modules if isinstance(part, PackedWeight)}
+        quantization.layers = {prefix + name: spec for name, spec in layers.items()}
+    if layers:  # names are the model's own, as docs/format.md says
+        kwargs.setdefault("save_original_format", False)
     type(model).save_pretrained(model, save_directory, *args, **kwargs)
     folder = Path(save_directory)
     weights = [file.name for file in folder.glob("model*.safetensors*")]

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def clear(folder: Path) -> None:
 
 def cleared(folder: Path) -> list[Path]:
     """What `clear` deletes."""
-    return sorted({file for pattern in (*SMALL, "*.safetensors", CARD) for file in folder.glob(pattern)})
+    patterns = (*SMALL, "*.safetensors", CARD)  # of all that is listed: links that lead nowhere do not exist by name
+    return sorted(file for file in folder.glob("*") if any(fnmatch(file.name, pattern) for pattern in patterns))
 
 
 def untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

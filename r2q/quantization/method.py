@@ -91,6 +91,15 @@ class QuantizedWeight:
         """uint8, in the weight's shape."""
         return unpack(self.packed, self.grid.bits, self.shape[-1]).reshape(self.shape)
 
+    def expert(self, number: int | torch.Tensor) -> "QuantizedWeight":
+        """One matrix ``[out, in]`` of a stack."""
+
+        def of_one(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.unflatten(0, (self.shape[0], -1))[number]
+
+        grid = replace(self.grid, **{name: of_one(tensor) for name, tensor in self.grid.parts().items()})
+        return replace(self, packed=of_one(self.packed), grid=grid, shape=self.shape[1:])
+
     @property
     def nbytes(self) -> int:
         """Bytes of everything stored for this weight."""

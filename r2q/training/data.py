@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from r2q.intact import tensor_places
+from r2q.intact import opened, tensor_places
 from r2q.kept import seed_of, write_atomic
 
 FORMAT_VERSION = 1
-AGAIN = "delete it, and the verb teacher-data (the same run) makes it again"
 CPU = torch.device("cpu")
 
 
@@ -137,21 +135,15 @@ def read(path: Path) -> tuple[Rows, Rows, dict[str, Any], str]:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or from another version.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no training data; the verb teacher-data makes it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("facts", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or truncated ({error}); {AGAIN}") from None
-    text = metadata.get("settings", "")
-    if digest_of(tensors, text) != metadata.get("sha256"):
-        raise ValueError(f"{path}: content and hash differ, the file was changed or damaged; {AGAIN}")
-    settings = json.loads(text)
-    if settings.get("format_version") != FORMAT_VERSION:
-        found = settings.get("format_version")
-        raise ValueError(f"{path}: training data of format {found}, not {FORMAT_VERSION}; {AGAIN}")
+    with opened(path, "teacher-data") as file:
+        metadata = json.loads((file.metadata() or {}).get("facts", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = metadata.get("settings", "")
+        if digest_of(tensors, text) != metadata.get("sha256"):
+            raise ValueError("content and hash differ")
+        settings = json.loads(text)
+        if settings.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"training data of format {settings.get('format_version')}, not {FORMAT_VERSION}")
     halves = []
     for name in ("train", "held_out"):
         tokens, start, end = (tensors[f"{name}.{field}"].long() for field in ("tokens", "start", "end"))

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from r2q.intact import opened
 from r2q.kept import apply_umask
 from r2q.models.load import load_packed
 from r2q.models.packed import PackedWeight
@@ -66,16 +66,10 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self.folder, path = folder, folder / LATENT
-        if not path.is_file():
-            raise FileNotFoundError(f"start: {path} is not there; quantize that recipe again")
-        try:
-            with safe_open(path, framework="pt") as file:
-                self.weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                digest = (file.metadata() or {}).get("sha256")
-        except SafetensorError as error:
-            raise ValueError(f"start: {path}: damaged or truncated ({error}); quantize that recipe again") from None
-        if digest != digest_of(self.weights, LATENT):
-            raise ValueError(f"start: {path}: content and hash differ; quantize that recipe again")
+        with opened(path, "quantize") as file:
+            self.weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if (file.metadata() or {}).get("sha256") != digest_of(self.weights, LATENT):
+                raise ValueError("content and hash differ")
         model = load_packed(folder)
         self.packed = packed_layers(model)
         self.others = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from r2q import config as configuration
 from r2q.models.apply import FAILURES, apply
@@ -18,7 +19,8 @@ from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.prepare import missing_paths
 from r2q.quantization.method import Recipe, make_method
-from tests.models.tiny import tiny_folder, tokens
+from tests.models.test_packed import AXK1
+from tests.models.tiny import COMMON, GQA, tiny_folder, tokens
 from tests.units import quantize
 
 
@@ -89,6 +91,24 @@ def test_a_plain_folder(tmp_path: Path, run: Any) -> None:
     assert torch.equal(logits(folder), logits(changed))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPTNeoXConfig(**COMMON, intermediate_size=128),
+        transformers.MixtralConfig(**COMMON, **GQA, num_local_experts=4),
+        transformers.AXK1Config(**COMMON, **AXK1, num_key_value_heads=4, intermediate_size=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_what_a_checkpoint_calls_otherwise_than_the_model_counts_as_what_it_is(
+    config: Any, tmp_path: Path, run: Any
+) -> None:
+    """Such as GPT-NeoX's output head, which had been counted into its layers: 16 bits each."""
+    transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "full")
+    report, _ = run(tmp_path / "full", tmp_path / "full")
+    assert report["bits_per_weight"] == 16
+
+
 @pytest.mark.parametrize(("name", "is_one"), [("tokenizer_config.json", False), ("vocab.txt", True)])
 def test_the_models_tokenizer_stands_in_where_a_checkpoint_has_none(name: str, is_one: bool, tmp_path: Path) -> None:
     """Settings of a tokenizer are none without a vocabulary."""
@@ -116,6 +136,9 @@ def test_another_checkpoint_at_the_same_place_is_taken_again(tmp_path: Path, run
     os.rename(checkpoint, tmp_path / "moved")  # noqa: PTH104
     third, _ = run(source, checkpoint)
     assert third["reason"] == f"options.path: there is no folder {checkpoint}"
+    fourth, folder = run(source, tmp_path / "moved")  # the unit's links led nowhere
+    assert fourth["status"] == "ok"
+    assert fourth["hashes"]["weights"] == second["hashes"]["weights"] == folder_digest(folder)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite
@@ -181,3 +183,28 @@ def test_units_of_a_model_that_is_not_finite_fail_and_its_job_does_not(
         record = read_json(unit / "evaluation.json", Evaluation)
         assert (record.status, record.scores) == ("failed", [])
         assert record.reason == "of full precision: fidelity: a log-probability is not finite"
+
+
+def test_a_model_that_does_not_run_is_failed_rows_and_its_jobs_do_not_fail(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As xLSTM in bfloat16; trouble of the machine still ends a job."""
+    folder, broken = config.parent, [RuntimeError("expected float, got bfloat16"), torch.OutOfMemoryError("full")]
+    recipes = ["full_precision", "rtn-g64"]
+    quantize(config, folder / "prepared.json", "m", recipes, folder / "m")
+
+    def forward(*_: Any, **__: Any) -> None:
+        raise broken[0]
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
+    said = "RuntimeError: expected float, got bfloat16"
+    assert f"reference m: FAILED: {said}; no recipe of it has a distance" in capsys.readouterr().out
+    for recipe in recipes:
+        unit = folder / "m" / recipe / "seed0"
+        evaluate(config, "m", unit, folder / "reference.safetensors")
+        record = read_json(unit / "evaluation.json", Evaluation)
+        assert (record.status, record.reason) == ("failed", f"of full precision: {said}")
+    broken.pop(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")

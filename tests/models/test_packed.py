@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -27,8 +28,8 @@ from r2q.models.packed import PackedLinear, PackedWeight, layer_spec, make_dense
 from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, make_method
-from tests.models.tiny import CASES, LINEARS, byte_tokenizer, tiny_folder, tokens
+from r2q.quantization.method import QuantizedWeight, Recipe, make_method
+from tests.models.tiny import CASES, COMMON, LINEARS, byte_tokenizer, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
 
@@ -129,6 +130,42 @@ def test_a_dtype_asked_for_leaves_codes_and_scales(tmp_path: Path) -> None:
             for key, buffer in packed.get_submodule(name).named_buffers():
                 assert torch.equal(buffer, module.get_buffer(key))
     assert logits(cast).dtype == torch.float32
+
+
+def test_models_that_want_layers_in_float32_leave_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HY-V4 does for what is called `scale`: they had been saved again with twice the bits."""
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"scale", "mlp"})
+    recipe = Recipe("rtn-channel", "rtn", "channel")
+    pack_folder(tiny_folder("llama", tmp_path / "full", torch.bfloat16), tmp_path / "packed", recipe)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "again")
+    stored, again = (load_file(tmp_path / name / "model.safetensors") for name in ("packed", "again"))
+    assert {name: tensor.dtype for name, tensor in again.items()} == {name: t.dtype for name, t in stored.items()}
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_of_a_stack_only_the_expert_that_is_asked_is_decoded(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every expert of a layer decoded for each of them took as many times as long as there are experts."""
+    model, wanted = pack_folder(tiny_folder("mixtral", tmp_path / "full"), tmp_path / "packed", recipe)
+    stacks = [module for module in model.modules() if type(module) is PackedWeight]
+    for stack in stacks:
+        whole = stack.dequantize(torch.float32)
+        for number in range(4):
+            assert torch.equal(stack[number], whole[number])
+            assert torch.equal(stack[torch.tensor(number)], whole[number])
+        assert torch.equal(stack[torch.tensor([2, 0])], whole[[2, 0]])
+    shapes, decode = set(), QuantizedWeight.dequantize
+
+    def remember(weight: QuantizedWeight) -> torch.Tensor:
+        shapes.add(weight.shape)
+        return decode(weight)
+
+    monkeypatch.setattr(QuantizedWeight, "dequantize", remember)
+    assert torch.equal(logits(model), wanted)
+    assert {len(shape) for shape in shapes} == {2}
 
 
 def test_an_untied_head_can_be_packed(tmp_path: Path) -> None:
@@ -276,6 +313,37 @@ def test_a_copy_is_a_packed_model_of_its_own(copied: Any, packed: Path, tmp_path
     assert torch.equal(logits(twin), wanted)
     twin.save_pretrained(tmp_path)
     assert torch.equal(logits(load_packed(tmp_path)), wanted)
+
+
+AXK1 = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+AXK1 |= {"n_group": 1, "topk_group": 1}
+AXK1 |= {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.AXK1Config(
+            **COMMON, **AXK1, num_key_value_heads=4, intermediate_size=64
+        ),  # a norm has another name
+        transformers.MixtralConfig(**COMMON, num_local_experts=4, intermediate_size=64, num_key_value_heads=2),
+        transformers.GPTNeoXConfig(**COMMON, intermediate_size=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_names_are_the_models_own_while_packed_and_those_of_checkpoints_after(config: Any, tmp_path: Path) -> None:
+    def names(folder: Path) -> set[str]:
+        return {*load_file(folder / "model.safetensors")}
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "full")
+    packed, _ = pack_folder(tmp_path / "full", tmp_path / "packed")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "again")
+    assert names(tmp_path / "packed") == names(tmp_path / "again") == {*packed.state_dict()}
+    model.dequantize().save_pretrained(tmp_path / "dense")
+    assert names(tmp_path / "dense") == names(tmp_path / "full")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), logits(model))
 
 
 @pytest.mark.parametrize("head", [False, True])

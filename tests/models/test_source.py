@@ -6,6 +6,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MambaConfig,
+    MiniMaxM2Config,
+    Phi3Config,
+    StableLmConfig,
+    Starcoder2Config,
+)
 
 from r2q.config import ConfigError, Model, parse
 from r2q.models.external import locate
+from r2q.models.gguf_file import check_settings
 from r2q.models.source import fetch, made_folder, model_folder, source
 from r2q.prepare import prepare
 from r2q.quantize import quantize
@@ -188,6 +201,43 @@ def test_scaled_positions_are_refused_and_never_left_out(name: str, also: Any, h
     assert refused(path="tiny.gguf").startswith(f"is a GGUF file whose position encoding is scaled ({name}), which")
     tiny_gguf(here / "plain.gguf", also=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE))
     source(write(path="plain.gguf"), "tiny")
+
+
+def test_a_setting_that_transformers_leaves_out_is_refused(here: Path) -> None:
+    """Granite's logits are scaled; read without, they are another model's."""
+    tiny_gguf(here / "tiny.gguf", also=lambda w: w.add_logit_scale(8.0))
+    assert refused(path="tiny.gguf").startswith("is a GGUF file with logit_scale = 8.0, which transformers leaves out")
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "refused"),
+    [
+        # as llama.cpp writes them for these models; StarCoder2's angles and Falcon Mamba's norms are not read
+        (Starcoder2Config(), {"rope.freq_base": 999999.4375, "attention.head_count": 24}, "rope.freq_base"),
+        (MambaConfig(), {"ssm.dt_b_c_rms": True, "ssm.conv_kernel": 4}, "ssm.dt_b_c_rms"),
+        (MambaConfig(), {"ssm.dt_b_c_rms": False, "attention.head_count": 0, "feed_forward_length": 0}, None),
+        (Gemma2Config(), {"attention.key_length": 256, "attn_logit_softcapping": 50.0}, None),
+        (Gemma2Config(head_dim=128), {"attention.key_length": 128}, "attention.key_length"),  # 27B
+        (Gemma3TextConfig(), {"rope.freq_base": 1e6, "attention.sliding_window": 4096}, None),
+        (Phi3Config(), {"attention.sliding_window": 2047, "rope.dimension_count": 96}, "attention.sliding_window"),
+        (Phi3Config(), {"rope.dimension_count": 72}, "rope.dimension_count"),  # Phi-4-mini: three quarters of a head
+        (StableLmConfig(), {"rope.dimension_count": 20, "use_parallel_residual": True}, None),
+        (
+            LlamaConfig(),
+            {"attention.layer_norm_rms_epsilon": float(np.float32(1e-6)), "rope.dimension_count": 128},
+            None,
+        ),
+        (MiniMaxM2Config(scoring_func="sigmoid"), {"expert_gating_func": 2, "expert_used_count": 8}, None),
+        (MiniMaxM2Config(scoring_func="softmax"), {"expert_gating_func": 2}, "expert_gating_func"),
+        (LlamaConfig(), {"attention.layer_norm_rms_epsilon": 1e-5}, "attention.layer_norm_rms_epsilon"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_settings_are_held_against_what_transformers_makes_of_them(
+    config: Any, settings: dict[str, Any], refused: str | None
+) -> None:
+    with nullcontext() if refused is None else pytest.raises(ValueError, match=f"GGUF file with {refused} = "):
+        check_settings(settings, config)
 
 
 @pytest.mark.parametrize(("name", "size"), [("blk.0.attn_q.bias", 64), ("blk.1.attn_q_norm.weight", 16), ("more", 8)])

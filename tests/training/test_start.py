@@ -123,13 +123,13 @@ def test_weights_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None
         Weights(tmp_path / "packed").latent(quantizer, torch.zeros(64, 64))
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="content and hash differ; quantize that recipe again"):
+    with pytest.raises(ValueError, match=r"truncated \(content and hash differ\); `quantize` makes it again"):
         Weights(tmp_path / "packed")
     path.write_bytes(content[:40])
     with pytest.raises(ValueError, match="damaged or truncated"):
         Weights(tmp_path / "packed")
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="is not there; quantize that recipe again"):
+    with pytest.raises(FileNotFoundError, match="`quantize` makes it"):
         Weights(tmp_path / "packed")
 
 

@@ -260,13 +260,13 @@ def test_rows_on_disk(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="changed or damaged"):
+    with pytest.raises(ValueError, match="content and hash differ"):
         read(path)
     for damaged in (content[:50], content.replace(b'"facts":"{', b'"facts":"[', 1)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"rows\.safetensors: damaged or truncated"):
             read(path)
-    with pytest.raises(FileNotFoundError, match="teacher-data"):
+    with pytest.raises(FileNotFoundError, match="`teacher-data` makes it"):
         read(tmp_path / "none.safetensors")
 
 
