@@ -150,5 +150,5 @@ def test_a_score_that_a_task_makes_of_log_likelihoods_itself_has_no_chance_level
     config = parse(tiny.config_data({"m": {"path": "."}}, asked, task_include=[str(tmp_path)]), "c.yaml")
     results = {name: {"alias": name, "acc,none": 0.5} for name in asked}
     given = {"results": results, "group_subtasks": {}, "n-shot": {}, "versions": {}, "higher_is_better": {}}
-    rows = task_scores(given, load_tasks(config, SEEDS), config)
+    rows = task_scores(given, load_tasks(config), config)
     assert [(row["task"], row["chance"]) for row in rows] == [("decoded", 0.0), ("ruled", None)]
