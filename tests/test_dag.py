@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from r2q.config import load
+from r2q.intact import sign
 from r2q.kept import ROOT, held
 from r2q.plan import Plan
 from r2q.plan.checks import stale
@@ -435,6 +436,32 @@ def test_an_edit_of_the_same_length_in_a_unit_is_noticed(inside: Copy, name: str
         edit(file)
         record = "report.json" if name in OF_A_UNIT else "evaluation.json"
         assert [*to_be_made()] == [f"results/smoke/mini-opt/r2q-g64/seed0/{record}"]
+
+
+def test_a_run_shows_nothing_that_it_had_by_another_config(finished: Copy, tmp_path: Path) -> None:
+    """Figures of a model, times and claims that are no longer asked for stood on the page. What is no figure stays."""
+    copy = Copy(tmp_path / "copy", of=finished.folder)
+    for folder in ("results/smoke", "figures/smoke"):
+        shutil.copytree(finished.folder / folder, copy.folder / folder)
+    assert "Latency and memory" in copy.path("report.html").read_text()
+    figures, left = copy.folder / "figures/smoke", ["latency.csv", "latency.sha256", "tables/claims.csv"]
+    for ending in ("png", "svg", "csv"):
+        shutil.copy(figures / f"tasks-mini-opt.{ending}", figures / f"tasks-gone.{ending}")
+    sign(figures / "tasks-gone.sha256", [figures / f"tasks-gone.{ending}" for ending in ("png", "svg", "csv")])
+    copy.path("tables/claims.csv").write_text("claim\n")
+    sign(copy.path("tables/claims.sha256"), [copy.path("tables/claims.csv")])
+    own = [figures / "mine.svg", copy.path("bench.csv"), copy.path("bench.sha256")]
+    for file in own:
+        file.write_text("mine")
+    done = copy.run("--config", "latency=null", "--allowed-rules", "page", "--force", "results/smoke/report.html")
+    assert done.returncode == 0, done.stdout
+    assert "tasks-gone.svg" in done.stdout
+    assert not [name for name in left if copy.path(name).exists()]
+    assert not list(figures.glob("tasks-gone.*"))
+    page = copy.path("report.html").read_text()
+    assert "Latency and memory" not in page
+    assert page.count("<figure") == finished.path("report.html").read_text().count("<figure")
+    assert all(file.read_text() == "mine" for file in own)
 
 
 def test_braces_in_free_text_are_text(fresh: Copy) -> None:

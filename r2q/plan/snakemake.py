@@ -143,6 +143,7 @@ def start_with_jobs(workflow: Any, plan: Plan, source: str, config_file: str) ->
                 without_rate_limit(scheduler)
             RUNNING[plan.results] = run_alone(workflow, plan)
             write_config(plan.config, config_file)
+            clear(workflow, plan)
         return schedule(scheduler)
 
     JobScheduler.schedule = start_and_schedule
@@ -183,6 +184,15 @@ def run_alone(workflow: Any, plan: Plan) -> ExitStack:
     if first and workflow.local_exec and not own:
         server.start()
     return holds
+
+
+def clear(workflow: Any, plan: Plan) -> None:
+    """Before tables and the page are made, remove what the run had by another config, which they would show."""
+    page = f"{plan.results}/report.html"
+    if (found := plan.left_over()) and any(page in job.output for job in workflow.dag.needrun_jobs()):
+        print(f"of another config of this run, removed: {', '.join(found)}", file=sys.stderr)
+        for file in found:
+            Path(file).unlink()
 
 
 def without_rate_limit(scheduler: JobScheduler) -> None:
