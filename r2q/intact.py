@@ -92,7 +92,7 @@ def check_signature(file: str | Path) -> None:
     for manifest in sorted(file.parent.glob("*.sha256")):
         written = _digests(manifest).get(file.name)
         if written is not None and written != file_sha256(file):
-            raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
+            raise Damaged(f"{file} is not what was written (see {manifest.name}): start its run again")
 
 
 def _digests(manifest: Path) -> Mapping[str, str]:
