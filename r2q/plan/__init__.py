@@ -155,7 +155,7 @@ class Plan:
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
         data = self.config.task_data
-        if data is None:
+        if data is None or not Path(data).is_dir():  # `missing_paths` says so
             return []
         names = [folder.name for folder in Path(data).iterdir() if folder.is_dir()]
         read = {task: [n for n in names if task == n or task.startswith(f"{n}_")] for task in self.config.tasks}
