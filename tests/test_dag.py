@@ -478,6 +478,34 @@ def test_braces_in_free_text_are_text(fresh: Copy) -> None:
     assert planned["quantize"] == 6
 
 
+def test_another_file_in_the_place_of_an_input_counts_also_where_it_is_older(fresh: Copy, tmp_path: Path) -> None:
+    """As `mv`, `cp -p`, `rsync -t` and archives leave them: Snakemake itself looks for newer files alone."""
+    text = fresh.folder / "book.txt"
+    text.write_text("the first book " * 40)
+    config = {
+        "run": "book", "models": {"m": {"path": "mini/models/mini-opt"}},
+        "recipes": {"fp": {"method": "full_precision"}}, "perplexity": {"book": {"path": "book.txt", "window": 16}},
+    }  # fmt: skip
+    (fresh.folder / "config/book.yaml").write_text(yaml.safe_dump(config))
+    record = "results/book/m/fp/seed0/evaluation.json"
+
+    def value() -> float:
+        done = fresh.run("--cores", "1", "--", record, config="book")
+        assert done.returncode == 0, done.stdout
+        return json.loads((fresh.folder / record).read_text())["scores"][0]["value"]
+
+    first = value()
+    text.replace(tmp_path / "first.txt")
+    other = tmp_path / "other.txt"
+    other.write_text("another one, quite as long " * 40)
+    os.utime(other, (1, 1))
+    other.replace(text)
+    assert fresh.planned("--", record, config="book") == {"evaluate": 1}
+    assert value() != first
+    (tmp_path / "first.txt").replace(text)
+    assert value() == first
+
+
 def test_it_works_from_another_folder(tmp_path: Path) -> None:
     done = Copy(tmp_path / "copy")
     elsewhere = tmp_path / "elsewhere"

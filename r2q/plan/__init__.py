@@ -66,6 +66,20 @@ class Plan:
 
     # Inputs: local files whose change makes a result another one
 
+    def states(self, *inputs: Callable[[Any], Sequence[str]]) -> Callable[[Any], str]:
+        """A function to a hash of size and time of these inputs, but for what rules make.
+
+        Snakemake looks for newer files alone; one that took another's place (`mv`, `cp -p`, `rsync -t`) may be older.
+        Results do not keep it: in a copied folder it may be another.
+        """
+
+        def of(at: Any) -> str:
+            paths = [path for files in inputs for path in files(at) if not self.is_made(path)]
+            found = {path: Path(path).stat() for path in paths if Path(path).is_file()}
+            return key({path: [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()})
+
+        return of
+
     def model_files(self, at: Any) -> list[str]:
         """Files of a local model folder that are read, or of the one that is made of a GGUF file."""
         return _named(self._model_files(at.model))
