@@ -571,6 +571,21 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
         assert ("theirs" in done.stdout) == (not more)
 
 
+@pytest.mark.parametrize("moved", ['prefix: "sub"', 'replace_prefix: {"results/": "results/sub/"}'])
+def test_a_module_may_not_move_outputs(fresh: Copy, tmp_path: Path, moved: str) -> None:
+    """Tables would have been looked for where they are not, after all units were made."""
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
+    module = MODULE.replace("{root}", str(fresh.folder)).replace('config["r2q"]', f'config["r2q"]\n    {moved}')
+    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + module)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run"],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "prefix and replace_prefix of a module: a run has results/<run>" in done.stdout + done.stderr
+
+
 def test_two_runs_as_modules_of_one_workflow(fresh: Copy, tmp_path: Path) -> None:
     config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: config | {"run": name} for name in ("one", "two")}))

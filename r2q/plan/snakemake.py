@@ -32,7 +32,16 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
 
     Files are read anew: in Snakemake's own reading a key that stands twice is silent, and 1e-5 is text. What is given
     with --config counts, too; but not where this workflow is a module: that is the other one's.
+
+    Raises:
+        WorkflowError: it is not valid, or a module moves outputs, which verbs look for where the config says.
     """
+    paths = workflow.modifier.path_modifier
+    if paths.prefix or paths.modifies_prefixes:
+        raise WorkflowError(
+            "prefix and replace_prefix of a module: a run has results/<run> and figures/<run>, as `run` of its config "
+            "names them; start Snakemake with --directory for another folder"
+        )
     source, data = "the config of the module", config
     try:
         if not is_module(workflow):
