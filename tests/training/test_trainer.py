@@ -180,7 +180,9 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path, capsys: pyte
     train(tmp_path, identity="one")
     assert "goes on after step 6" in capsys.readouterr().out
     train(tmp_path, identity="other")
-    assert "goes on" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "goes on" not in said
+    assert f"{tmp_path}/checkpoint.json: its state is of other options" in said
 
 
 def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
