@@ -5,6 +5,7 @@ and exits with 1.
 """
 
 import argparse
+import errno
 import inspect
 import json
 import os
@@ -26,6 +27,8 @@ from r2q.verbs import Results
 
 ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
 NO = b"no"  # the answer of a server that cannot help
+# of paths that are as wrong as `PATHS`, without a class: a file system is read-only or full, a name too long
+UNUSABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
 EPILOG = (
     "`snakemake` runs all verbs in order; they are here for a single step by hand. `r2q VERB --help` has an example. "
@@ -199,7 +202,7 @@ def _run(verb: str, rest: list[str]) -> int:
         sys.path.insert(0, str(Path.cwd()))  # a method of your own, named with dots, may stand in the working folder
     try:
         terminal = _log_to(log) if log else None
-    except PATHS as error:
+    except OSError as error:
         _print_error(f"error: --log: {_said(error)}\n", None)
         return 2
     try:
@@ -210,13 +213,6 @@ def _run(verb: str, rest: list[str]) -> int:
             what = " ".join(filter(None, [verb, args.get("model"), args.get("recipe")]))
             print(f"{what}: done in {cost.seconds:.1f} s, {cost.cpu_seconds:.1f} s of CPU")
         return status
-    except (ValueError, *PATHS) as error:
-        if log or os.environ.get("R2Q_TRACEBACK"):
-            traceback.print_exc()
-        _print_error(
-            "".join(f"error: {line}\n" for line in _said(error).splitlines()) or f"error: {error!r}\n", terminal
-        )
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left, as `head` does
         return 1
@@ -224,7 +220,13 @@ def _run(verb: str, rest: list[str]) -> int:
         _print_error("interrupted\n", terminal)
         return 130
     except Exception as error:
-        traceback.print_exc()
+        bad = isinstance(error, (ValueError, *PATHS)) or (isinstance(error, OSError) and error.errno in UNUSABLE)
+        if log or not bad or os.environ.get("R2Q_TRACEBACK"):
+            traceback.print_exc()
+        if bad:
+            said = "".join(f"error: {line}\n" for line in _said(error).splitlines()) or f"error: {error!r}\n"
+            _print_error(said, terminal)
+            return 2
         if terminal is not None:
             said = "".join(traceback.format_exception_only(error)).rstrip().removesuffix(":")
             _print_error(f"error: {said}\n  traceback in {log}\n", terminal)

@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from r2q.config import FACTS, Config, ConfigError, group_size, method_info
+from r2q.config import FACTS, Config, ConfigError, describe, group_size, method_info
 from r2q.config.base import GRANULARITY
 from r2q.models.apply import FAILURES, apply
 from r2q.models.calibration import Calibration, tokens_sha256
@@ -268,7 +268,7 @@ def check_method(name: str, granularity: str, bits: int, options: dict[str, Any]
     try:
         chosen = info.options.read(options).model_dump(mode="json")
     except ValidationError as error:
-        raise ConfigError(f"options: {error}") from None
+        raise ConfigError("\n".join(f"options.{line}" for line in describe(error, info.options))) from None
     recipe = Recipe(info.name, name.replace(":", "."), granularity if info.quantizes else None, bits, 0, chosen)
     if wrong := problems(recipe):
         raise ConfigError("; ".join(wrong))

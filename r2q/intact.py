@@ -95,8 +95,13 @@ def sign(manifest: str | Path, files: Iterable[str | Path]) -> None:
 
 def changed_files(manifest: str | Path) -> list[str]:
     """The files that a manifest names and that are there, but not as they were written."""
-    written = {Path(manifest).with_name(name): sha256 for name, sha256 in _digests(Path(manifest)).items()}
-    return [str(file) for file, sha256 in written.items() if file.is_file() and file_sha256(file) != sha256]
+    written = signed_files(manifest).items()
+    return [str(file) for file, sha256 in written if file.is_file() and file_sha256(file) != sha256]
+
+
+def signed_files(manifest: str | Path) -> dict[Path, str]:
+    """The files that a manifest names, with their sha256; none where there is no manifest."""
+    return {Path(manifest).with_name(name): sha256 for name, sha256 in _digests(Path(manifest)).items()}
 
 
 def check_signature(file: str | Path) -> None:
@@ -109,7 +114,7 @@ def check_signature(file: str | Path) -> None:
     for manifest in sorted(file.parent.glob("*.sha256")):
         written = _digests(manifest).get(file.name)
         if written is not None and written != file_sha256(file):
-            raise Damaged(f"{file} is not what was written (see {manifest.name}): delete it and run `collect` again")
+            raise Damaged(f"{file} is not what was written (see {manifest.name}): start its run again")
 
 
 def _digests(manifest: Path) -> Mapping[str, str]:

@@ -48,6 +48,7 @@ class FakeHub(ThreadingHTTPServer):
         asked: addresses in repositories that were asked for; sent: files whose content was sent.
         broken: files of which the connection breaks off half way; damaged: those with another content than is said;
             claimed: sizes that others are said to have.
+        failing: how many more requests of an address that has a word in it get which status in place of an answer.
     """
 
     daemon_threads = True
@@ -60,6 +61,7 @@ class FakeHub(ThreadingHTTPServer):
         self.broken: set[str] = set()
         self.damaged: set[str] = set()
         self.claimed: dict[str, int] = {}
+        self.failing: dict[str, tuple[int, int]] = {}
 
     @property
     def address(self) -> str:
@@ -99,6 +101,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if self._fails():
+            return
         path = unquote(urlsplit(self.path).path).strip("/")
         if match := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)/(revision|tree)/([^/]+)(?:/(.*))?", path):
             name, what, revision, folder = match.groups()
@@ -115,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self._fails():
+            return
         match = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/paths-info/([^/]+)", unquote(self.path))
         commit = None if match is None else self._commit(match[1], match[2])
         if match is None:
@@ -125,6 +131,14 @@ class Handler(BaseHTTPRequestHandler):
             found = [self._entry(path, commit.files[path]) for path in paths if path in commit.files]
             folders = {path for path in paths if any(name.startswith(f"{path}/") for name in commit.files)}
             self._json(found + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders])
+
+    def _fails(self) -> bool:
+        for word, (status, left) in self.server.failing.items():
+            if word in self.path and left:
+                self.server.failing[word] = status, left - 1
+                self._refuse(status, "")
+                return True
+        return False
 
     def _commit(self, name: str, revision: str) -> Commit | None:
         self.server.asked.append(self.path)

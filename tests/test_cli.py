@@ -1,5 +1,6 @@
 """The command line: examples that parse, errors that are sentences, logs, and an import that costs nothing."""
 
+import errno
 import io
 import os
 import shlex
@@ -178,7 +179,13 @@ def test_the_last_word_of_a_failure_reaches_terminal_and_log(tmp_path: Path, err
 
 @pytest.mark.parametrize(
     ("out", "reason"),
-    [("file/x.html", "File exists"), ("file", "Is a directory"), ("file/deep/x.html", "Not a directory")],
+    [
+        ("file/x.html", "File exists"),
+        ("file", "Is a directory"),
+        ("file/deep/x.html", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+    ids=["a file", "a folder", "below a file", "too long"],
 )
 @pytest.mark.parametrize("option", ["--out", "--log"])
 def test_a_place_that_cannot_be_written_is_a_sentence(
@@ -198,8 +205,21 @@ def test_a_place_that_cannot_be_written_is_a_sentence(
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.endswith(f": {reason}\n")
-    assert str(place) in said
+    assert str(tmp_path) in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_takes_nothing_is_a_sentence(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def page(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "/disk/page.html")
+
+    monkeypatch.delenv("R2Q_TRACEBACK", raising=False)
+    monkeypatch.setattr("r2q.report.page.page", page)
+    assert cli.main(["page", "run", "--out", "/tmp/page.html"]) == 2
+    assert capsys.readouterr().err == f"error: /disk/page.html: {os.strerror(number)}\n"
 
 
 def test_verbs_that_write_into_a_runs_folder_do_so_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

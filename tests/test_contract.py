@@ -238,8 +238,9 @@ def test_there_must_be_a_method_to_check(capsys: Any) -> None:
     assert main(["check-method", "no_such_file:Mine"]) == 2
     assert "no file of a module no_such_file in this folder" in capsys.readouterr().err
     assert main(["check-method", "baselines.rtn:RTM"]) == 2
-    assert main(["check-method", "rtn", "--options", '{"clop": "mse"}']) == 2
-    assert "clop" in capsys.readouterr().err
+    assert "baselines.rtn has no class RTM" in capsys.readouterr().err
+    assert main(["check-method", "rtn", "--options", '{"clop": "mse", "steps": -1}']) == 2
+    assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [" options.steps", " options.clop"]
     assert main(["check-method", "rtn", "--options", "{clip}"]) == 2
     assert "--options: {clip} is not JSON" in capsys.readouterr().err
     for granularity in ("g7", "x", "g0"):  # its own mistake breaks no promise of a method

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from r2q.config import load
+from r2q.intact import sign
 from r2q.kept import ROOT, held
 from r2q.plan import Plan
 from r2q.plan.checks import stale
@@ -437,6 +438,32 @@ def test_an_edit_of_the_same_length_in_a_unit_is_noticed(inside: Copy, name: str
         assert [*to_be_made()] == [f"results/smoke/mini-opt/r2q-g64/seed0/{record}"]
 
 
+def test_a_run_shows_nothing_that_it_had_by_another_config(finished: Copy, tmp_path: Path) -> None:
+    """Figures of a model, times and claims that are no longer asked for stood on the page. What is no figure stays."""
+    copy = Copy(tmp_path / "copy", of=finished.folder)
+    for folder in ("results/smoke", "figures/smoke"):
+        shutil.copytree(finished.folder / folder, copy.folder / folder)
+    assert "Latency and memory" in copy.path("report.html").read_text()
+    figures, left = copy.folder / "figures/smoke", ["latency.csv", "latency.sha256", "tables/claims.csv"]
+    for ending in ("png", "svg", "csv"):
+        shutil.copy(figures / f"tasks-mini-opt.{ending}", figures / f"tasks-gone.{ending}")
+    sign(figures / "tasks-gone.sha256", [figures / f"tasks-gone.{ending}" for ending in ("png", "svg", "csv")])
+    copy.path("tables/claims.csv").write_text("claim\n")
+    sign(copy.path("tables/claims.sha256"), [copy.path("tables/claims.csv")])
+    own = [figures / "mine.svg", copy.path("bench.csv"), copy.path("bench.sha256")]
+    for file in own:
+        file.write_text("mine")
+    done = copy.run("--config", "latency=null", "--allowed-rules", "page", "--force", "results/smoke/report.html")
+    assert done.returncode == 0, done.stdout
+    assert "tasks-gone.svg" in done.stdout
+    assert not [name for name in left if copy.path(name).exists()]
+    assert not list(figures.glob("tasks-gone.*"))
+    page = copy.path("report.html").read_text()
+    assert "Latency and memory" not in page
+    assert page.count("<figure") == finished.path("report.html").read_text().count("<figure")
+    assert all(file.read_text() == "mine" for file in own)
+
+
 def test_braces_in_free_text_are_text(fresh: Copy) -> None:
     models = fresh.folder / "my {models}"
     models.mkdir()
@@ -449,6 +476,34 @@ def test_braces_in_free_text_are_text(fresh: Copy) -> None:
     (fresh.folder / "config/braces.yaml").write_text(text)
     planned = fresh.planned(config="braces")
     assert planned["quantize"] == 6
+
+
+def test_another_file_in_the_place_of_an_input_counts_also_where_it_is_older(fresh: Copy, tmp_path: Path) -> None:
+    """As `mv`, `cp -p`, `rsync -t` and archives leave them: Snakemake itself looks for newer files alone."""
+    text = fresh.folder / "book.txt"
+    text.write_text("the first book " * 40)
+    config = {
+        "run": "book", "models": {"m": {"path": "mini/models/mini-opt"}},
+        "recipes": {"fp": {"method": "full_precision"}}, "perplexity": {"book": {"path": "book.txt", "window": 16}},
+    }  # fmt: skip
+    (fresh.folder / "config/book.yaml").write_text(yaml.safe_dump(config))
+    record = "results/book/m/fp/seed0/evaluation.json"
+
+    def value() -> float:
+        done = fresh.run("--cores", "1", "--", record, config="book")
+        assert done.returncode == 0, done.stdout
+        return json.loads((fresh.folder / record).read_text())["scores"][0]["value"]
+
+    first = value()
+    text.replace(tmp_path / "first.txt")
+    other = tmp_path / "other.txt"
+    other.write_text("another one, quite as long " * 40)
+    os.utime(other, (1, 1))
+    other.replace(text)
+    assert fresh.planned("--", record, config="book") == {"evaluate": 1}
+    assert value() != first
+    (tmp_path / "first.txt").replace(text)
+    assert value() == first
 
 
 def test_it_works_from_another_folder(tmp_path: Path) -> None:
@@ -511,6 +566,21 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
         done = beside(fresh, tmp_path, *more, "--", "served")
         assert done.returncode == 0, done.stderr
         assert ("theirs" in done.stdout) == (not more)
+
+
+@pytest.mark.parametrize("moved", ['prefix: "sub"', 'replace_prefix: {"results/": "results/sub/"}'])
+def test_a_module_may_not_move_outputs(fresh: Copy, tmp_path: Path, moved: str) -> None:
+    """Tables would have been looked for where they are not, after all units were made."""
+    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
+    module = MODULE.replace("{root}", str(fresh.folder)).replace('config["r2q"]', f'config["r2q"]\n    {moved}')
+    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + module)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run"],
+        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "prefix and replace_prefix of a module: a run has results/<run>" in done.stdout + done.stderr
 
 
 def test_two_runs_as_modules_of_one_workflow(fresh: Copy, tmp_path: Path) -> None:

@@ -270,6 +270,26 @@ def test_the_verb_refuses_in_a_sentence_and_exits_with_2(capsys: pytest.CaptureF
     assert capsys.readouterr().out.startswith("rule ")
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--gpus", "-1"], "--gpus: -1; it must be at least 0"),
+        (["--gpu-memory", "nan"], "--gpu-memory: nan; it must be a number above 0"),
+        (["--gpu-memory", "-3"], "--gpu-memory: -3; it must be a number above 0"),
+        (["--gpu-memory", "0"], "--gpu-memory: 0; it must be a number above 0"),
+    ],
+)
+def test_gpus_that_nobody_has_are_refused(given: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", str(ROOT / "config" / "embedded.yaml"), *given]) == 2
+    assert capsys.readouterr().err == f"error: {reason}\n"
+
+
+def test_no_gpus_are_none_also_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r2q.plan.estimate.memory_of_gpus", lambda: [80 * GIB, 80 * GIB])
+    config = load(ROOT / "config" / "embedded.yaml")
+    assert [machine(config, gpus).gpus for gpus in (None, 0, 1)] == [2, 0, 1]
+
+
 def test_more_processes_than_gpus_are_refused() -> None:
     spread = run_of(**{"limits.training_processes": 4})
     with pytest.raises(ConfigError, match=r"limits\.training_processes: 4, but 2 GPUs are given"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,7 +195,7 @@ def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) 
     place = Place(tmp_path / "place", hub, CONFIG | {"models": models, "perplexity": texts, "tasks": {}})
     status, said = place.fetch()
     newest = hub.repositories["datasets/tiny/questions"].commits[-1].sha
-    other = "model.safetensors* (other weight formats are not read)"
+    other = "model.safetensors (other weight formats are not read)"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     assert status == 2
     assert said == [
@@ -206,6 +207,57 @@ def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) 
         f"perplexity.file.path: tiny/questions at {newest[:12]} has no file main/nothing.json",
     ]
     assert not (place.folder / "results/pinned/inputs.lock.json").exists()
+
+
+@pytest.mark.parametrize("asked", ["api/models/tiny/llama", "paths-info", "api/datasets/tiny/questions/revision"])
+def test_a_busy_hub_is_asked_again(asked: str, tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        hub.push("model", "tiny/llama", MODEL)
+        hub.push("dataset", "tiny/questions", data(ROWS))
+        place = Place(tmp_path / "place", hub, CONFIG | {"tasks": {}})
+        hub.failing[asked] = (503, 1)
+        assert place.fetch() == (0, [])
+        assert hub.failing[asked] == (503, 0)
+        assert place.lock().keys() == {"tiny/llama", "tiny/questions"}
+
+
+def test_a_hub_that_stays_busy_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from r2q.inputs.fetch import fetch
+
+    waited: list[float] = []
+
+    def busy(*_: Any, **__: Any) -> None:
+        error = HfHubHTTPError.__new__(HfHubHTTPError)
+        error.response = SimpleNamespace(status_code=502)  # type: ignore[assignment]
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", busy)
+    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG | MODEL_ONLY))
+    with pytest.raises(ConfigError) as error:
+        fetch("config.yaml")
+    said = "tiny/llama cannot be fetched: the hub is busy (HTTP 502); try again later, what is there is kept"
+    assert str(error.value) == f"config.yaml: models.m.path: {said}"
+    assert waited == [1, 2, 4, 8, 8]
+
+
+def test_a_model_that_lacks_a_part_of_its_weights_is_refused(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        parts = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+        index = {"weight_map": {f"layer.{number}": part for number, part in enumerate(parts)}}
+        small = {file.name: file.read_bytes() for file in MODEL.glob("*.json")}
+        small["model.safetensors.index.json"] = json.dumps(index).encode()
+        commit = hub.push("model", "tiny/llama", small | {parts[1]: b"weights"})
+        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+        said = f"models.m.path: tiny/llama at {commit[:12]} has no file {parts[0]}, {parts[2]}"
+        assert place.fetch() == (2, [said])
+        assert parts[1] not in hub.sent
+        hub.push("model", "tiny/llama", small | dict.fromkeys(parts, b"weights"))
+        (place.folder / "results/pinned/.inputs.lock.json.unfinished").unlink()
+        assert place.fetch() == (0, [])
 
 
 def test_a_run_without_a_lock_stays_with_the_commit_that_prepare_found(tmp_path: Path) -> None:

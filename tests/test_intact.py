@@ -23,7 +23,7 @@ def test_an_edited_or_cut_file_is_not_trusted(tmp_path: Path) -> None:
         whole + "\n",
     ):
         path.write_text(text)
-        with pytest.raises(Damaged, match=r"scores\.csv is not what was written .* run `collect` again"):
+        with pytest.raises(Damaged, match=r"scores\.csv is not .* \(see collected\.sha256\): start its run again"):
             check_signature(path)
     path.write_text(whole)
     check_signature(path)

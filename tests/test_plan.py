@@ -130,6 +130,23 @@ def test_what_is_asked_of_a_unit_moves_with_what_it_depends_on_and_nothing_else(
         assert (other.asked_collect() != base.asked_collect()) == moves, limit
 
 
+def test_the_order_of_a_config_counts_where_it_is_seen() -> None:
+    """Rows of scores.csv stand in it, and the lattice figure is of the first model. Units are what they are."""
+    config = load(ROOT / "config" / "smoke.yaml")
+    base = Plan(config)
+    for section in ("models", "recipes", "tasks"):
+        backwards = dict(reversed(getattr(config, section).items()))
+        other = Plan(config.model_copy(update={section: backwards}))
+        assert other.asked_collect() != base.asked_collect(), section
+        assert other.asked_quantize(base.units[0]) == base.asked_quantize(base.units[0])
+        assert other.asked_evaluate(base.units[0]) == base.asked_evaluate(base.units[0])
+        assert other.asked_lattice() == base.asked_lattice(), section  # one model alone has both recipes
+    both = {name: model.model_copy(update={"recipes": None}) for name, model in config.models.items()}
+    ways = [dict(both.items()), dict(reversed(both.items()))]
+    first, second = (Plan(config.model_copy(update={"models": way})).asked_lattice() for way in ways)
+    assert first != second
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_job_which_reads_the_resolved_config_is_asked_the_same(file: Path) -> None:
     """Else no run would ever be finished: results keep what the job was asked, and the plan holds them against that."""

@@ -28,6 +28,8 @@ from r2q.evaluation.adapter import Scorer
 from r2q.models.checks import max_positions
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full
+from r2q.plan import Plan
+from r2q.plan.checks import problems
 from r2q.prepare import missing_paths, prepare, recipe_problems
 from r2q.tokens import Encoder
 from tests.models.tiny import LINEARS, byte_tokenizer, tiny_folder, tiny_model
@@ -234,6 +236,7 @@ def test_paths_that_are_not_there_are_all_named(models: Path, tmp_path: Path) ->
         "task_data: there is no folder no/data",
     ]
     assert missing_paths(parse(config, "x")) == expected
+    assert problems(Plan(parse(config, "x")), []) == expected
     assert refused(tmp_path, config) == expected
 
 

@@ -195,8 +195,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 _Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
 
 
-def read_settings(path: Path, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A task's YAML with its includes, later keys first, as lm-eval resolves them.
+def read_settings(path: Path, included: list[Path] | None = None, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A task's YAML with its includes, later keys first, as lm-eval resolves them; the files go into `included`.
 
     Raises:
         ConfigError: the file is not YAML, or includes itself or a file that is not there.
@@ -215,7 +215,10 @@ def read_settings(path: Path, _open: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: holds {type(settings).__name__} instead of settings")
     merged: dict[str, Any] = {}
     for include in _listed(settings.pop("include", None)):
-        merged |= read_settings(path.parent / include, (*_open, path))
+        other = Path(os.path.normpath(path.parent / include))
+        if included is not None:
+            included.append(other)
+        merged |= read_settings(other, included, (*_open, path))
     return merged | settings
 
 
@@ -226,11 +229,12 @@ def named_files(folder: str | Path) -> Iterator[tuple[str, bool]]:
     A name counts from the task file, and from the working folder: one of the two is mostly not there.
     """
     for path in sorted(Path(folder).rglob("*.yaml")):
+        included: list[Path] = []
         try:
-            settings = read_settings(path)
+            settings = read_settings(path, included)
         except ConfigError:  # `TaskFiles` says so, where the file is read as a task
             continue
-        yield from ((str(included), False) for included in _included(path))
+        yield from ((str(file), False) for file in included)
         given = settings.get("dataset_kwargs")
         rows: dict[str, Any] = given if isinstance(given, dict) else {}
         files = rows.get("data_files")
@@ -243,14 +247,6 @@ def named_files(folder: str | Path) -> Iterator[tuple[str, bool]]:
                 found = glob.glob(place, recursive=True) if glob.has_magic(place) else [place]  # noqa: PTH207
                 found += [str(file) for name in found for file in Path(name).rglob("*")]
                 yield from ((name, split == evaluated) for name in found if not Path(name).is_dir())
-
-
-def _included(path: Path) -> Iterator[Path]:
-    """Files that a task file, which `read_settings` has read, includes, over and over."""
-    for name in _listed(yaml.load(path.read_bytes(), Loader=_Loader).get("include")):
-        included = Path(os.path.normpath(path.parent / name))
-        yield included
-        yield from _included(included)
 
 
 def files_with_python(include: Iterable[str | Path]) -> list[Path]:

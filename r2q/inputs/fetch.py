@@ -8,23 +8,46 @@ ones; files that are whole are not downloaded again. Every file is then hashed a
 import glob
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_exponential
+
 from r2q import config as configuration
-from r2q.config import Config, ConfigError, Model, refuse
+from r2q.config import Config, ConfigError, Model, refuse, some
 from r2q.failures import one_line
 from r2q.inputs.hub import CHOICE, Hub, HubInput, Kind, call, hub_inputs, is_id, lock_file, snapshot
 from r2q.kept import file_sha256, held
-from r2q.models.source import checked_sha256, fetched, model_patterns
+from r2q.models.source import SMALL, WEIGHTS, checked_sha256, fetched, weight_files
 from r2q.records import Inputs, Pinned, PinnedFile, read_if_whole, read_json, write_record
 
 CARD = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # of a data set: what `datasets` reads besides rows
 GB = 1e9
+
+
+def _busy(error: BaseException | None) -> int | None:
+    """The status of an answer that says to come back later, in an error or what it was raised from."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 429 or (isinstance(status, int) and status >= 500):
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _say_again(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    print(f"fetch: the hub is busy (HTTP {_busy(state.outcome.exception())}): tried again", flush=True)
+
+
+# For questions that huggingface_hub does not ask again by itself, as it does for lists of files and for downloads.
+_patient = retry(
+    retry=retry_if_exception(lambda error: _busy(error) is not None),
+    wait=wait_exponential(max=8), stop=stop_after_attempt(6), before_sleep=_say_again, reraise=True,
+)  # fmt: skip
 
 
 def fetch(config_path: str | Path) -> None:
@@ -98,6 +121,8 @@ def _sentence(error: Exception, id: str, asked: str | None) -> str:
         return f"{id} has no revision {asked or 'main'} on the hub, or no longer"
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return f"{id} may not be read (HTTP {error.response.status_code}): {login}"
+    if (status := _busy(error)) is not None:
+        return f"{id} cannot be fetched: the hub is busy (HTTP {status}); try again later, what is there is kept"
     return f"{id} cannot be fetched: {one_line(error)}"
 
 
@@ -160,9 +185,7 @@ class Downloads(Hub):
         """The pinned repository; pinned now if it was not."""
         entry = self.known(kind, id, asked)
         if entry is None:
-            from huggingface_hub import HfApi
-
-            entry = Pinned(kind, id, asked, str(HfApi().repo_info(id, repo_type=kind, revision=asked).sha))
+            entry = Pinned(kind, id, asked, _commit(kind, id, asked))
             self.pinned.append(entry)
             write_record(self.unfinished, self.inputs)
         if entry not in self.asked:
@@ -177,7 +200,8 @@ class Downloads(Hub):
         elif source.kind == "dataset":
             self._look_at_data(entry, source.name, {})
         else:
-            self._wait(entry, model_patterns(source.id, entry.commit), "model.safetensors*")
+            names = weight_files(source.id, entry.commit)
+            self._wait(entry, [*SMALL, *names], names)
 
     def _look_at_data(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> None:
         """The files of a data set by split, for one call of `load_dataset`."""
@@ -186,6 +210,7 @@ class Downloads(Hub):
             entry.loads[asked], entry.features[asked] = self._described(entry, name, options)
         self._wait(entry, [*CARD, *(glob.escape(file) for files in entry.loads[asked].values() for file in files)])
 
+    @_patient
     def _described(
         self, entry: Pinned, name: str | None, options: dict[str, Any]
     ) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -206,18 +231,18 @@ class Downloads(Hub):
         features = builder.info.features
         return splits, {} if features is None else features.to_dict()
 
-    def _wait(self, entry: Pinned, patterns: list[str], needed: str = "*") -> None:
-        """Have the files that match `patterns` downloaded, of which one at least has to match `needed`."""
+    def _wait(self, entry: Pinned, patterns: list[str], needed: Sequence[str] = ()) -> None:
+        """Have the files that match `patterns` downloaded: the `needed` ones are, or else one at least, is there."""
         from huggingface_hub import snapshot_download
 
         listed = snapshot_download(
             entry.id, repo_type=entry.kind, revision=entry.commit, allow_patterns=patterns, dry_run=True
         )
-        if not any(fnmatch(file.filename, needed) for file in listed):
-            what = ", ".join(patterns) if needed == "*" else f"{needed} (other weight formats are not read)"
-            raise ConfigError(f"{entry.id} at {entry.commit[:12]} has no file {what}")
-        files = self.waiting.setdefault((entry.kind, entry.id, entry.asked), {})
-        files |= {file.filename: file.file_size or 0 for file in listed}
+        sizes = {file.filename: file.file_size or 0 for file in listed}
+        if lost := [name for name in needed if name not in sizes] if needed else patterns if not sizes else []:
+            why = " (other weight formats are not read)" if lost == [WEIGHTS] else ""
+            raise ConfigError(f"{entry.id} at {entry.commit[:12]} has no file {some(lost)}{why}")
+        self.waiting.setdefault((entry.kind, entry.id, entry.asked), {}).update(sizes)
 
     def download(self) -> None:
         """Download what is waited for, where there is room for all of it, and hash it.
@@ -304,6 +329,15 @@ def _show_downloads(shown: bool) -> None:
     (enable_progress_bars if shown else disable_progress_bars)()
 
 
+@_patient
+def _commit(kind: Kind, id: str, asked: str | None) -> str:
+    """The commit that a revision of a repository is now; None is its newest."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().repo_info(id, repo_type=kind, revision=asked).sha)
+
+
+@_patient
 def _hub_checks(entry: Pinned, names: list[str]) -> dict[str, Callable[[Path, str], bool]]:
     """For each file, whether it is what the hub says: sha256 of a large one, git's hash of a small one."""
     from huggingface_hub import HfApi

@@ -83,18 +83,18 @@ def fetch(repository: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=model_patterns(repository, revision)))
+    patterns = [*SMALL, *weight_files(repository, revision)]
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
-def model_patterns(repository: str, revision: str | None) -> list[str]:
-    """Names of the files of a hub's model that are read, of which it downloads the small ones; raises as `fetch`."""
+def weight_files(repository: str, revision: str | None) -> list[str]:
+    """Names of the weight files of a hub's model that are read; downloads the small files. Raises as `fetch`."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
-    names = [WEIGHTS]
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # checked where weights are read
-        names = sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})
-    return [*SMALL, *names]
+        return sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})
+    return [WEIGHTS]
 
 
 def made_of(entry: Model) -> dict[str, Any]:

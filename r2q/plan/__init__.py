@@ -13,6 +13,7 @@ from typing import Any
 from r2q.config import TEXT_FILE, Config, Model, describe_recipe, method_info
 from r2q.evaluation.task_files import named_files
 from r2q.inputs.hub import Hub
+from r2q.intact import signed_files
 from r2q.kept import key, state_of
 from r2q.models.source import MADE, SMALL, SOURCES, made_folder, made_of
 from r2q.plan.sources import code, method_code
@@ -64,6 +65,20 @@ class Plan:
         return lambda at: f"{self.results}/{at.model}/{file}"
 
     # Inputs: local files whose change makes a result another one
+
+    def states(self, *inputs: Callable[[Any], Sequence[str]]) -> Callable[[Any], str]:
+        """A function to a hash of size and time of these inputs, but for what rules make.
+
+        Snakemake looks for newer files alone; one that took another's place (`mv`, `cp -p`, `rsync -t`) may be older.
+        Results do not keep it: in a copied folder it may be another.
+        """
+
+        def of(at: Any) -> str:
+            paths = [path for files in inputs for path in files(at) if not self.is_made(path)]
+            found = {path: Path(path).stat() for path in paths if Path(path).is_file()}
+            return key({path: [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()})
+
+        return of
 
     def model_files(self, at: Any) -> list[str]:
         """Files of a local model folder that are read, or of the one that is made of a GGUF file."""
@@ -143,7 +158,7 @@ class Plan:
     def _task_data(self) -> list[str]:
         """The folders of `task_data` that the tasks read; all of it where one is not named like its task."""
         data = self.config.task_data
-        if data is None:
+        if data is None or not Path(data).is_dir():  # `missing_paths` says so
             return []
         names = [folder.name for folder in Path(data).iterdir() if folder.is_dir()]
         read = {task: [n for n in names if task == n or task.startswith(f"{n}_")] for task in self.config.tasks}
@@ -259,16 +274,18 @@ class Plan:
     def asked_collect(self, at: Any = None) -> str:
         others = ("figures", "claims", "latency", "device", "limits")  # what moves a unit comes with its records
         asked = {key: v for key, v in self.config.resolved().items() if key not in others}
-        return _line(asked, items=self.config.limits.items, code=code("report"))
+        order = [*(unit.path for unit in self.units), *self.config.perplexity, *self.config.tasks]
+        return _line(asked, items=self.config.limits.items, order=order, code=code("report"))
 
     def asked_collect_training(self, at: Any = None) -> str:
-        return _line(
-            {name: self.recipes[name] for name in sorted({u.recipe for u in self.trained})}, code=code("report")
-        )
+        recipes = {unit.recipe: self.recipes[unit.recipe] for unit in self.trained}
+        return _line(recipes, order=[unit.path for unit in self.trained], code=code("report"))
 
     def asked_lattice(self, at: Any = None) -> str:
+        model, recipes = self.config.lattice_units() or ("", [])
+        first = [self.config.seeds_of(name, model)[0] for name in recipes]
         section = self.config.figures.lattice.model_dump()
-        return _line({"figure": section, "recipes": self.recipes}, code=code("lattice"))
+        return _line({"figure": section, "shown": [model, recipes, first]}, code=code("lattice"))
 
     def asked_latency(self, at: Any = None) -> str:
         """Not of the machine, nor of its threads: what was measured stays what it is."""
@@ -322,6 +339,14 @@ class Plan:
         names += ["trained", "tables/claims"] if self.trained else []
         names += ["latency"] if self.timed else []
         return [f"{self.results}/{n}.sha256" for n in names] + [f"{self.figures}/{n}.sha256" for n in self.drawn]
+
+    def left_over(self) -> list[str]:
+        """Figures, claims and CSV files, with their manifests, that a run of this name had by another config."""
+        made = [Path(self.results, f"{name}.sha256") for name in ("latency", "lattice", "trained", "tables/claims")]
+        gone = {*made, *Path(self.figures).glob("*.sha256")} - {Path(manifest) for manifest in self.manifests}
+        return [
+            str(path) for manifest in sorted(gone) for path in (*signed_files(manifest), manifest) if path.is_file()
+        ]
 
     def csv_of(self, *names: str) -> list[str]:
         """The CSV files of the run so named, as far as it has them: those of training only where a recipe trains."""

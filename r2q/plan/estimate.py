@@ -1,5 +1,6 @@
 """What a run costs, rule by rule, before it starts: GPU hours, time, memory, disk, downloads; and what cannot fit."""
 
+import math
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -53,7 +54,7 @@ class Estimate(Jobs):
         capacity, problems = self.machine.gpu_bytes, []
         if capacity is None:
             return []
-        for rule, jobs in self.rules().items():
+        for jobs in self.rules().values():
             wrong = [job for job in jobs if job.gpu_bytes * MARGIN > capacity]
             if not wrong:
                 continue
@@ -62,7 +63,7 @@ class Estimate(Jobs):
             others = f", and {len(wrong) - 1} more such jobs" if len(wrong) > 1 else ""
             what = f"change one: {'; '.join(changes)}" if changes else "no setting here changes that: take a larger GPU"
             problems.append(
-                f"{rule} {worst.what} takes about {worst.gpu_bytes / GIB:.0f} GiB of a GPU, "
+                f"{worst.name} takes about {worst.gpu_bytes / GIB:.0f} GiB of a GPU, "
                 f"{capacity / GIB:.0f} GiB are given{others}; {what}"
             )
         return problems
@@ -76,7 +77,7 @@ class Estimate(Jobs):
         text += f"{_number(self.gpu_hours())} GPU hours, " if self.machine.gpus else ""
         text += f"about {duration(self.wall())} on {where}"
         if self.machine.gpus:
-            text += f"; at most {largest.gpu_bytes / GIB:.0f} GiB of a GPU ({largest.rule} {largest.what})"
+            text += f"; at most {largest.gpu_bytes / GIB:.0f} GiB of a GPU ({largest.name})"
         text += f"; {max(job.host_bytes for job in self.jobs) / GIB:.1f} GiB of main memory a job"
         text += f"; {_number(sum(job.disk_bytes for job in self.jobs) / 1e9)} GB of disk"
         passing = max(job.passing_bytes for job in self.jobs)
@@ -119,9 +120,17 @@ class Estimate(Jobs):
 
 
 def machine(config: Config, gpus: int | None = None, gpu_gib: float | None = None) -> Machine:
-    """What a run is given: as said, else what this machine has; as many GPUs as one job needs where it has none."""
-    here = [] if config.device == "cpu" or (gpus and gpu_gib) else memory_of_gpus()
-    count = 0 if config.device == "cpu" else gpus or len(here)
+    """What a run is given: as said, else what this machine has; as many GPUs as one job needs where it has none.
+
+    Raises:
+        ConfigError: less than no GPU, or GPUs without memory.
+    """
+    if gpus is not None and gpus < 0:
+        raise ConfigError(f"--gpus: {gpus}; it must be at least 0")
+    if gpu_gib is not None and not 0 < gpu_gib < math.inf:
+        raise ConfigError(f"--gpu-memory: {gpu_gib:g}; it must be a number above 0")
+    here = [] if config.device == "cpu" or gpus == 0 or (gpus and gpu_gib) else memory_of_gpus()
+    count = 0 if config.device == "cpu" else len(here) if gpus is None else gpus
     if not count and (config.device.startswith("cuda") or gpu_gib):
         count = config.limits.training_processes
     given = gpu_gib * GIB if gpu_gib else min(here, default=None)

@@ -39,6 +39,10 @@ class Job:
     passing_bytes: float = 0.0  # of what it has on disk only while it runs
     changes: Changes = lambda capacity: []  # of the config, that would make it fit
 
+    @property
+    def name(self) -> str:
+        return f"{self.rule} {self.what}".rstrip()
+
 
 @dataclass(frozen=True)
 class Machine:

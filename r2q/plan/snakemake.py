@@ -32,7 +32,16 @@ def checked(workflow: Any, config: dict[str, Any]) -> tuple[Config, str]:
 
     Files are read anew: in Snakemake's own reading a key that stands twice is silent, and 1e-5 is text. What is given
     with --config counts, too; but not where this workflow is a module: that is the other one's.
+
+    Raises:
+        WorkflowError: it is not valid, or a module moves outputs, which verbs look for where the config says.
     """
+    paths = workflow.modifier.path_modifier
+    if paths.prefix or paths.modifies_prefixes:
+        raise WorkflowError(
+            "prefix and replace_prefix of a module: a run has results/<run> and figures/<run>, as `run` of its config "
+            "names them; start Snakemake with --directory for another folder"
+        )
     source, data = "the config of the module", config
     try:
         if workflow.modifier.parent_modifier is None:  # else a module of another workflow
@@ -138,6 +147,7 @@ def start_with_jobs(workflow: Any, plan: Plan, source: str, config_file: str) ->
                 without_rate_limit(scheduler)
             RUNNING[plan.results] = run_alone(workflow, plan)
             write_config(plan.config, config_file)
+            clear(workflow, plan)
         return schedule(scheduler)
 
     JobScheduler.schedule = start_and_schedule
@@ -178,6 +188,15 @@ def run_alone(workflow: Any, plan: Plan) -> ExitStack:
     if first and workflow.local_exec and not own:
         server.start()
     return holds
+
+
+def clear(workflow: Any, plan: Plan) -> None:
+    """Before tables and the page are made, remove what the run had by another config, which they would show."""
+    page = f"{plan.results}/report.html"
+    if (found := plan.left_over()) and any(page in job.output for job in workflow.dag.needrun_jobs()):
+        print(f"of another config of this run, removed: {', '.join(found)}", file=sys.stderr)
+        for file in found:
+            Path(file).unlink()
 
 
 def without_rate_limit(scheduler: JobScheduler) -> None:

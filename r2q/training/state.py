@@ -72,7 +72,7 @@ class Store:
     def load(self, name: str, device: torch.device) -> dict[str, Any] | None:
         """The last state that was saved and is whole; None when there is none, or it belongs to another identity.
 
-        What is damaged or missing is named on the terminal.
+        What is damaged or missing, or of another identity, is named on the terminal.
         """
         for path in () if self.folder is None else self._facts(name):
             if not path.is_file():
@@ -80,7 +80,8 @@ class Store:
             facts = _read_facts(path)
             if facts is not None and (facts["identity"], facts["processes"]) != (self.identity, self.group.count):
                 if self.group.first:
-                    print(f"{path}: of another recipe, rows, code or number of processes, and is not used", flush=True)
+                    what = "other options, rows, code, libraries, device or number of processes"
+                    print(f"{path}: its state is of {what}, and is not used", flush=True)
                 continue
             whole = facts is not None and self._is_whole(name, facts)
             damaged = torch.tensor([not whole], dtype=torch.float32, device=self.group.device)

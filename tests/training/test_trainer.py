@@ -182,7 +182,7 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path, capsys: pyte
     train(tmp_path, identity="other")
     said = capsys.readouterr().out
     assert "goes on" not in said
-    assert f"{tmp_path / 'checkpoint.json'}: of another recipe, rows, code or number of processes" in said
+    assert f"{tmp_path}/checkpoint.json: its state is of other options" in said
 
 
 def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

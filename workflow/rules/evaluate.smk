@@ -16,6 +16,7 @@ rule check:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_check,
+        states=PLAN.states(PLAN.task_files, PLAN.reference_text),
     message:
         "check {wildcards.model}"
     shell:
@@ -46,6 +47,7 @@ rule reference:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_reference,
+        states=PLAN.states(PLAN.reference_text),
     message:
         "reference {wildcards.model}"
     shell:
@@ -79,6 +81,7 @@ rule evaluate:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_evaluate,
+        states=PLAN.states(PLAN.task_files),
         out=folder_of_output,
         options=optional_inputs,
     message:

@@ -15,6 +15,7 @@ rule calibrate:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_calibrate,
+        states=PLAN.states(PLAN.calibration_text),
     message:
         "calibrate {wildcards.model}"
     shell:
@@ -46,6 +47,7 @@ rule teacher_data:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_teacher_data,
+        states=PLAN.states(PLAN.training_text),
     message:
         "teacher_data {wildcards.model}"
     shell:
@@ -80,6 +82,7 @@ rule quantize:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_quantize,
+        states=PLAN.states(PLAN.checkpoint_files),
         out=folder_of_output,
         options=optional_inputs,
     message:

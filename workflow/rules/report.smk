@@ -136,6 +136,7 @@ rule controls:
         "../../environment.yml"
     params:
         code=PLAN.asked_report,
+        states=PLAN.states(published_files),
         results=run_folder,
         published=published_folder,
     message:
@@ -163,6 +164,7 @@ rule table:
         "../../environment.yml"
     params:
         code=PLAN.asked_report,
+        states=PLAN.states(published_files),
         results=run_folder,
         published=published_folder,
         out=folder_of_output,

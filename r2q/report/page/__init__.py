@@ -110,8 +110,9 @@ def _verdicts(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _drawings(folder: Path, prefix: str) -> Iterator[dict[str, str]]:
-    """Every figure of the run, the headline first."""
-    for path in sorted(folder.glob("*.svg"), key=lambda path: (path.stem != HEADLINE, path.stem)):
+    """Every figure of the run that `figure` drew and signed, the headline first."""
+    signed = sorted(folder.glob("*.sha256"), key=lambda path: (path.stem != HEADLINE, path.stem))
+    for path in (manifest.with_suffix(".svg") for manifest in signed):
         if path.with_suffix(".csv").read_text(encoding="utf-8").count("\n") < 2:
             continue  # the run has nothing to draw there
         module, _ = find(path.stem)
