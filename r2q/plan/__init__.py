@@ -135,9 +135,9 @@ class Plan:
         """What the full-precision model makes of held-out text, if the config asks for fidelity."""
         return [f"{self.results}/{at.model}/reference.safetensors"] if self.config.fidelity is not None else []
 
-    def texts(self, section: str) -> list[str]:
-        """The files that tokens of `calibration`, `training` or `fidelity` are cut from."""
-        return _named(self._inputs(self._files(section)))
+    def texts(self, section: str) -> Callable[[Any], list[str]]:
+        """A function to the files that tokens of `calibration`, `training` or `fidelity` are cut from."""
+        return lambda at: _named(self._inputs(self._files(section)))
 
     def _files(self, section: str) -> list[str]:
         """Texts of a section that are files."""

@@ -16,7 +16,7 @@ rule check:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_check,
-        states=PLAN.states(PLAN.task_files, PLAN.reference_text),
+        states=PLAN.states(PLAN.task_files, PLAN.texts("fidelity")),
     message:
         "check {wildcards.model}"
     shell:
@@ -47,7 +47,7 @@ rule reference:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_reference,
-        states=PLAN.states(PLAN.reference_text),
+        states=PLAN.states(PLAN.texts("fidelity")),
     message:
         "reference {wildcards.model}"
     shell:

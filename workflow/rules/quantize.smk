@@ -15,7 +15,7 @@ rule calibrate:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_calibrate,
-        states=PLAN.states(PLAN.calibration_text),
+        states=PLAN.states(PLAN.texts("calibration")),
     message:
         "calibrate {wildcards.model}"
     shell:
@@ -47,7 +47,7 @@ rule teacher_data:
     params:
         config=RUN_CONFIG,
         asked=PLAN.asked_teacher_data,
-        states=PLAN.states(PLAN.training_text),
+        states=PLAN.states(PLAN.texts("training")),
     message:
         "teacher_data {wildcards.model}"
     shell:
