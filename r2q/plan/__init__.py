@@ -182,7 +182,8 @@ class Plan:
     @property
     def intermediates(self) -> list[str]:
         """What rules make between the config's files and the units: asked for, so that it comes back when deleted."""
-        read = set(self.task_files()).union(*map(self.texts, ("calibration", "training", "fidelity")))
+        texts = [self.texts(section)(None) for section in ("calibration", "training", "fidelity")]
+        read = set(self.task_files()).union(*texts)
         outputs = [path for files in self.made.values() for path in files if path in read]
         outputs += [str(Path(SOURCES, source) / name) for source in self.sources for name in MADE]
         outputs += [f"{self.results}/{model}/prepared.json" for model in self.config.models]
