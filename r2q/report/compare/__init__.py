@@ -19,9 +19,8 @@ SAME, DIFFERS, NOT_COMPARABLE = 0, 1, 3  # exit status, as `diff` has it; 2 is a
 def compare(
     a: str | Path,  # a scores.csv, or the folder of a run
     b: str | Path | None = None,  # another one
-    recipes: Sequence[
-        str
-    ] = (),  # with `a` alone: two recipes of that run; means over their common seeds, else the first
+    # with `a` alone: two recipes of that run; means over their common seeds, else the first of each
+    recipes: Sequence[str] = (),
     format: str = "text",  # text shows what differs; the others have every comparison
     out: str | Path | None = None,  # a file in place of the terminal
     fail_on_regression: bool = False,  # only a significantly worse `b` counts in the exit status
