@@ -183,9 +183,8 @@ def _bits(  # type: ignore[no-untyped-def]
     size = tl.max(tl.reshape(tl.maximum(size & 0xFFFF, size >> 16), [2, THREADS]), axis=0)
     size = tl.max(tl.reshape(size, [WARPS, 32]), axis=1)  # as integers: NaN is the largest
     step = _number(size, DTYPE) * (1 / 32767)
-    step = tl.maximum(step.to(tl.int32, bitcast=True), 0x06000000).to(
-        tl.float32, bitcast=True
-    )  # 2^-115: has an inverse
+    step = tl.maximum(step.to(tl.int32, bitcast=True), 0x06000000)  # 2^-115, which has an inverse
+    step = step.to(tl.float32, bitcast=True)
     step = tl.reshape(tl.broadcast_to(step[:, None], [WARPS, 32]), [THREADS])
     unit = tl.reshape(tl.broadcast_to(_inverse(step, ASM)[None, :], [2, THREADS]), [2 * THREADS])
     u0, u1 = _integers(w0, unit, DTYPE)
