@@ -263,9 +263,8 @@ def test_a_task_with_little_way_to_go_does_not_decide_the_order():
         columns=["recipe", "task", "value", "chance", "full"],
     )
     assert tasks.of_all(frame).to_dict() == pytest.approx({"good": 0.35 / 0.42, "poor": 0.13 / 0.42})
-    assert (
-        tasks.of_all(frame.drop(index=1))[["poor"]].isna().all()
-    )  # it failed in one: of the other alone it says nothing
+    # it failed in one: of the other alone it says nothing
+    assert tasks.of_all(frame.drop(index=1))[["poor"]].isna().all()
 
 
 def test_the_mechanism_adds_up(tmp_path):
