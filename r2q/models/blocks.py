@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from r2q.models.calibration import Calibration
 from r2q.models.capture import Call, check_chain, first_inputs, head_inputs, hidden_of, move
+from r2q.models.products import speed_up
 from r2q.models.rehearsal import take_experts_one_by_one
 from r2q.models.targets import Target, decoder_blocks
 
@@ -274,4 +275,4 @@ def _copy(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
         memo[id(buffer)] = buffer.to(device, dtype if buffer.is_floating_point() else None, copy=True)
     copied = copy.deepcopy(module, memo)
     take_experts_one_by_one(copied)
-    return copied.eval()
+    return speed_up(copied.eval())

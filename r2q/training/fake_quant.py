@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from r2q.models.products import Linear, linear
 from r2q.models.targets import Target
 from r2q.quantization.grid import BinaryGrid, Grid
 from r2q.quantization.method import QuantizedWeight, WeightMethod, in_chunks
@@ -262,7 +263,7 @@ class _FakeLinear(nn.Linear):
     fake_layers: dict[str, Layer]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(input, self.fake_layers["weight"].weight(), self.bias)
+        return linear(input, self.fake_layers["weight"].weight(), self.bias)
 
 
 def install(layers: Sequence[Layer]) -> None:
@@ -275,7 +276,7 @@ def install(layers: Sequence[Layer]) -> None:
         owner, name = layer.target.owner, layer.target.parameter
         if "fake_layers" not in owner.__dict__:
             owner.__dict__["fake_layers"] = {}
-            owner.__class__ = _FakeLinear if type(owner) is nn.Linear else _hiding(type(owner))
+            owner.__class__ = _FakeLinear if type(owner) in (nn.Linear, Linear) else _hiding(type(owner))
         owner.__dict__["fake_layers"][name] = layer
 
 

@@ -4,7 +4,7 @@ With T and S the distributions of teacher and student at one position (vocabular
 
     forward_kl   KL(T || S) = sum_v T_v (log T_v - log S_v)         the usual distillation loss; also LLM-QAT's
     reverse_kl   KL(S || T)
-    jsd          beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S, beta = 1/2
+    jsd          KL(T || M) / 2 + KL(S || M) / 2, M = (T + S) / 2
     cakld        gamma KL(S || T) + (1 - gamma) KL(T || S)          BitDistiller (arXiv 2402.10631)
     ce           -log S_label                                        plain training
 
@@ -22,12 +22,14 @@ the losses of a chunk are compiled: a few passes over logits in the number type 
 float32.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, get_args
 
 import torch
 
+from r2q.models.products import linear
 from r2q.training.options import Loss
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -47,23 +49,18 @@ class Sums(NamedTuple):
     objective: torch.Tensor
 
 
-def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(P || Q) per token from log probabilities ``[tokens, vocab]``; 0 log 0 = 0."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
-
-
-def js_divergence(log_t: torch.Tensor, log_s: torch.Tensor, beta: float = 0.5) -> torch.Tensor:
-    """The generalized Jensen-Shannon divergence per token."""
-    weights = torch.tensor([beta, 1 - beta], device=log_t.device, dtype=log_t.dtype).log()
-    middle = torch.logaddexp(log_t + weights[0], log_s + weights[1])
-    return beta * divergence(log_t, middle) + (1 - beta) * divergence(log_s, middle)
+def _terms(p: torch.Tensor, log_ratio: torch.Tensor) -> torch.Tensor:
+    """What each token of the vocabulary adds to KL(P || Q), given P and log P - log Q ``[tokens, vocab]``; 0 log 0 = 0."""
+    return torch.where(p > 0, p * log_ratio, 0.0)
 
 
 def token_losses(
     kind: str, student: torch.Tensor, teacher: torch.Tensor | None, labels: torch.Tensor, gamma: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, KL(T || S) and KL(S || T) of each token.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, KL(T || S) and KL(S || T) of each token, and the loss's gradient for the student's logits.
+
+    With d KL(S || Q) / d logits = terms - S KL(S || Q), for a Q that is fixed, and for jsd's middle, too (what moves it
+    cancels), and d KL(T || S) / d logits = S - T.
 
     Args:
         kind: ``ce`` or one of ``DISTILLING``.
@@ -72,49 +69,44 @@ def token_losses(
         gamma: the confidence coefficient of ``cakld``.
     """
     log_s = student.float().log_softmax(-1)
+    s, label = log_s.exp(), labels[:, None]
     if teacher is None:
         if kind != "ce":
             raise ValueError(f"loss {kind} needs a teacher")
-        nll = -log_s.gather(-1, labels[:, None])[:, 0]
-        return nll, torch.full_like(nll, torch.nan), torch.full_like(nll, torch.nan)
-    log_t = teacher.float().log_softmax(-1)
-    forward, reverse = divergence(log_t, log_s), divergence(log_s, log_t)
+        forward = reverse = torch.full_like(log_s[:, 0], torch.nan)
+    else:
+        log_t = teacher.float().log_softmax(-1)
+        t, log_ratio = log_t.exp(), log_s - log_t
+        terms = _terms(s, log_ratio)
+        forward, reverse = -_terms(t, log_ratio).sum(-1), terms.sum(-1)
     if kind == "ce":
-        loss = -log_s.gather(-1, labels[:, None])[:, 0]
+        loss, slope = -log_s.gather(-1, label)[:, 0], s.scatter_add(-1, label, torch.full_like(s[:, :1], -1))
     elif kind == "forward_kl":
-        loss = forward
+        loss, slope = forward, s - t
     elif kind == "reverse_kl":
-        loss = reverse
+        loss, slope = reverse, terms - s * reverse[:, None]
     elif kind == "cakld":
         loss = gamma * reverse + (1 - gamma) * forward
+        slope = (gamma * terms).addcmul(s, (1 - gamma - gamma * reverse)[:, None]).sub(t, alpha=1 - gamma)
     elif kind == "jsd":
-        loss = js_divergence(log_t, log_s)
+        middle = torch.logaddexp(log_t, log_s) - math.log(2)
+        terms = _terms(s, log_s - middle)
+        own = terms.sum(-1)
+        loss, slope = (_terms(t, log_t - middle).sum(-1) + own) / 2, (terms - s * own[:, None]) / 2
     else:
         raise ValueError(f"unknown loss {kind}: ce, {', '.join(DISTILLING)}")
-    return loss, forward.detach(), reverse.detach()
+    return loss, forward, reverse, slope
 
 
 def _sums(*args: Any) -> tuple[torch.Tensor, ...]:
     """Sums of :func:`token_losses`."""
-    return tuple(x.sum() for x in token_losses(*args))
+    return tuple(x.sum() for x in token_losses(*args)[:3])
 
 
-def _sums_and_slope(
-    kind: str,
-    student: torch.Tensor,
-    teacher: torch.Tensor | None,
-    labels: torch.Tensor,
-    gamma: float,
-    scale: torch.Tensor,
-) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Sums of :func:`token_losses`, and the gradient of the loss's sum times ``scale`` for the student's logits."""
-
-    def objective(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        found = _sums(kind, logits, teacher, labels, gamma)
-        return found[0] * scale, found
-
-    slope, found = torch.func.grad(objective, has_aux=True)(student)
-    return found, slope
+def _sums_and_slope(*args: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Sums of :func:`token_losses`, and the gradient of the loss's sum for the student's logits, in their type."""
+    *losses, slope = token_losses(*args)
+    return tuple(x.sum() for x in losses), slope.to(args[1].dtype)
 
 
 @cache
@@ -139,7 +131,7 @@ class Job(NamedTuple):
         return [slice(start, start + self.chunk) for start in range(0, len(self.labels), self.chunk)]
 
     @torch.no_grad()
-    def part(self, function: Callable[..., Any], rows: slice, logits: torch.Tensor, *more: torch.Tensor) -> Any:
+    def part(self, function: Callable[..., Any], rows: slice, logits: torch.Tensor) -> Any:
         """One of the functions above, for some tokens, given the student's logits ``[tokens, vocab]``."""
         known = self.teacher_hidden is not None and self.teacher_head is not None
         teacher = self.teacher_head(self.teacher_hidden[rows]) if known else None  # type: ignore[misc, index]
@@ -148,7 +140,7 @@ class Job(NamedTuple):
             function = _compiled(function)
             for tensor in (logits, labels) if teacher is None else (logits, teacher, labels):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return function(self.kind, logits, teacher, labels, self.gamma, *more)
+        return function(self.kind, logits, teacher, labels, self.gamma)
 
 
 class _GradientAtOnce(torch.autograd.Function):
@@ -167,19 +159,20 @@ class _GradientAtOnce(torch.autograd.Function):
         for rows in job.slices():
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_()
-                logits = torch.nn.functional.linear(part, *inputs)  # type: ignore[arg-type]
-            found, slope = job.part(_sums_and_slope, rows, logits.detach(), job.scale)
+                logits = linear(part, *inputs)  # type: ignore[arg-type]
+            found, slope = job.part(_sums_and_slope, rows, logits.detach())
             of_hidden[rows], *gradients = torch.autograd.grad(logits, [part, *learn], slope)
             for total, gradient in zip(slopes, gradients, strict=True):
                 total += gradient
             sums += torch.stack(found)
-        ctx.save_for_backward(of_hidden, *slopes)
+        ctx.save_for_backward(job.scale, of_hidden, *slopes)
         ctx.mark_non_differentiable(sums)
         return sums[0] * job.scale, sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_hidden, *slopes = (gradients[0] * slope for slope in ctx.saved_tensors)
+        scale, *found = ctx.saved_tensors
+        of_hidden, *slopes = (gradients[0] * scale * slope for slope in found)
         of_head = [slopes.pop(0) if needed else None for needed in ctx.needs_input_grad[1:3]]
         return of_hidden, *of_head, None
 
@@ -207,7 +200,7 @@ def chunked_losses(
     else:
         sums = torch.zeros(3, device=hidden.device)
         for rows in job.slices():
-            sums += torch.stack(job.part(_sums, rows, torch.nn.functional.linear(hidden[rows], *head)))
+            sums += torch.stack(job.part(_sums, rows, linear(hidden[rows], *head)))
         objective = sums[0] * factor
     return Sums(sums[0], sums[1], sums[2], count, objective)
 

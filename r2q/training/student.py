@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from r2q.models.products import speed_up
 from r2q.models.targets import Target, decoder_blocks
 from r2q.quantization.method import QuantizedWeight, WeightMethod
 from r2q.training.fake_quant import FrozenCodes, Latent, Layer, install
@@ -177,4 +178,4 @@ def teacher_of(model: Any, options: TrainingOptions, group: Group) -> SplitModel
             if options.compiled and number >= 0:
                 part.forward = torch.compile(part.forward)
             group.shard(part, keep_whole=number < 0)
-    return SplitModel(model.eval(), runner(model, trains=False))
+    return SplitModel(speed_up(model.eval()), runner(model, trains=False))

@@ -26,6 +26,7 @@ from r2q.measure import versions
 from r2q.models.calibration import vocabulary_sha256
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.load import load_full
+from r2q.models.products import speed_up
 from r2q.models.targets import refuse_quantized
 from r2q.plan import Plan, Unit
 from r2q.plan.sources import code
@@ -140,7 +141,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
 @torch.no_grad()
 def _states(folder: str, tokens: torch.Tensor) -> torch.Tensor:
     """The model's final hidden states of rows ``[rows, length]``: float32 ``[rows, length, features]``."""
-    base = load_full(folder, dtype="float32").base_model
+    base = speed_up(load_full(folder, dtype="float32")).base_model
     return torch.cat([base(input_ids=rows, use_cache=False).last_hidden_state for rows in tokens.split(AT_ONCE)])
 
 
@@ -201,7 +202,7 @@ def supervised_rows(encoder: Encoder, end: int | None, pairs: list[tuple[str, st
 def _engine(folder: str, dtype: str, device: torch.device, end: int | None, wanted: Training) -> Continue:
     if wanted.engine == "vllm":
         return with_vllm(folder, dtype, device.type, end, wanted)
-    return with_transformers(load_full(folder, dtype=dtype).to(device), end, wanted)
+    return with_transformers(speed_up(load_full(folder, dtype=dtype).to(device)), end, wanted)
 
 
 def _generation_facts(wanted: Training, dtype: str, device: torch.device) -> dict[str, Any]:

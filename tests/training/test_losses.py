@@ -35,7 +35,7 @@ def test_losses_are_direct_sums(vocabulary: int, gamma: float) -> None:
         }
         kl["cakld"] = gamma * kl["reverse_kl"] + (1 - gamma) * kl["forward_kl"]
         for kind in KINDS:
-            loss, forward, reverse = token_losses(kind, student, teacher, labels, gamma)
+            loss, forward, reverse, _ = token_losses(kind, student, teacher, labels, gamma)
             assert float(loss[row]) == pytest.approx(kl[kind], rel=1e-4, abs=1e-6)
             assert float(forward[row]) == pytest.approx(kl["forward_kl"], rel=1e-4, abs=1e-6)
             assert float(reverse[row]) == pytest.approx(kl["reverse_kl"], rel=1e-4, abs=1e-6)
@@ -45,8 +45,8 @@ def test_impossible_tokens_cost_nothing() -> None:
     """A probability that underflows to 0 adds 0, not NaN, to a divergence."""
     teacher = torch.tensor([[0.0, -torch.inf, 1.0]])
     student = torch.tensor([[0.0, 3.0, 1.0]])
-    loss, _, _ = token_losses("forward_kl", student, teacher, torch.tensor([0]), 0.5)
-    assert torch.isfinite(loss).all()
+    loss, _, _, slope = token_losses("forward_kl", student, teacher, torch.tensor([0]), 0.5)
+    assert torch.isfinite(loss).all() and torch.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +62,7 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(kind: str) -> None:
         if chunk == 100:  # the whole, by autograd alone
             plain = token_losses(kind, head(hidden), teacher_head(teacher_hidden).detach(), labels, 0.4)
             (1.5 * plain[0].sum()).backward()
-            results.append([*(x.sum() for x in plain), hidden.grad, head.weight.grad, head.bias.grad])
+            results.append([*(x.sum() for x in plain[:3]), hidden.grad, head.weight.grad, head.bias.grad])
             hidden.grad = None
             head.zero_grad()
         sums = chunked_losses(
@@ -86,7 +86,7 @@ def test_both_confidences() -> None:
 
 def test_without_a_teacher_only_plain_training_works() -> None:
     student, labels = logits(2, 5, 0), torch.tensor([0, 4])
-    loss, forward, _ = token_losses("ce", student, None, labels, 0.5)
+    loss, forward, *_ = token_losses("ce", student, None, labels, 0.5)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(student, labels, reduction="none"))
     assert forward.isnan().all()
     with pytest.raises(ValueError, match="cakld needs a teacher"):
