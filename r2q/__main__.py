@@ -2,7 +2,7 @@
 
 import sys
 
-from r2q.cli import main
+from r2q.client import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,9 +7,7 @@ and exits with 1.
 import argparse
 import errno
 import inspect
-import json
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +16,13 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TextIO, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from r2q import __version__
 from r2q.kept import PATHS, held
 from r2q.measure import Measured
 from r2q.verbs import Results
 
-ADDRESS = "R2Q_SERVER"  # a variable of the environment: the socket of `r2q.server`
-NO = b"no"  # the answer of a server that cannot help
 # of paths that are as wrong as `PATHS`, without a class: a file system is read-only or full, a name too long
 UNUSABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
 ABOUT = "2-bit weight quantization of language models: quantize, evaluate, tabulate, compare."
@@ -152,42 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    try:
-        status = ask(given)
-    except KeyboardInterrupt:  # the server's process says so
-        return 130
-    return _run(verb, rest) if status is None else status
-
-
-class Request(NamedTuple):
-    """A verb with its arguments, and with what it runs, as it is handed to the server."""
-
-    arguments: list[str]
-    folder: str
-    environment: dict[str, str]
-
-
-def ask(arguments: Sequence[str]) -> int | None:
-    """The exit status of a verb that the server ran; None where there is no server."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(os.environ[ADDRESS])
-        except (KeyError, OSError):
-            return None
-        environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        message = json.dumps(Request(list(arguments), str(Path.cwd()), environment)).encode()
-        try:
-            socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])
-            connection.sendall(message)
-            answer = connection.recv(8)
-        except (BrokenPipeError, ConnectionResetError):  # it said no, or ended, before it had read all of it
-            return None
-    if answer == NO:
-        return None
-    if not answer:
-        print("error: the process at work has ended without a word: killed, or out of memory", file=sys.stderr)
-        return 1
-    return int(answer)
+    return _run(verb, rest)
 
 
 def _run(verb: str, rest: list[str]) -> int:

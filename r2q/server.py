@@ -24,7 +24,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from r2q.cli import ADDRESS, NO, Request, main
+from r2q.cli import main
+from r2q.client import ADDRESS, NO, Request
 
 ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}  # no GPU, no threads to lose
 IMPORTED = (
@@ -90,7 +91,7 @@ def _warm() -> None:
     gc.freeze()
 
 
-def _share(verb: str, *rest: str) -> None:
+def _share(verb: str = "", *rest: str) -> None:
     """Have what all units of a model are evaluated with; what fails here fails in the verb, which says why."""
     if verb == "evaluate":
         from r2q.evaluation.evaluate import share

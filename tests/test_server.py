@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from r2q import cli
+from r2q import client
 
 TRIES = 20
 
 
-@pytest.mark.parametrize("answer", [cli.NO, b""], ids=["no", "gone"])
+@pytest.mark.parametrize("answer", [client.NO, b""], ids=["no", "gone"])
 def test_a_server_that_cannot_help_leaves_the_work_to_the_verb(
     answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,18 +32,18 @@ def test_a_server_that_cannot_help_leaves_the_work_to_the_verb(
 
     thread = threading.Thread(target=refuse, daemon=True)
     thread.start()
-    monkeypatch.setenv(cli.ADDRESS, str(path))
+    monkeypatch.setenv(client.ADDRESS, str(path))
     monkeypatch.setenv("R2Q_PADDING", "x" * 100_000)  # more than a socket takes at once
-    assert [cli.ask(["quantize"]) for _ in range(TRIES)] == [None] * TRIES
+    assert [client.ask(["quantize"]) for _ in range(TRIES)] == [None] * TRIES
     thread.join()
     listener.close()
 
 
 def test_without_a_server_there_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cli.ADDRESS, raising=False)
-    assert cli.ask(["quantize"]) is None
-    monkeypatch.setenv(cli.ADDRESS, str(tmp_path / "nothing"))
-    assert cli.ask(["quantize"]) is None
+    monkeypatch.delenv(client.ADDRESS, raising=False)
+    assert client.ask(["quantize"]) is None
+    monkeypatch.setenv(client.ADDRESS, str(tmp_path / "nothing"))
+    assert client.ask(["quantize"]) is None
 
 
 def test_a_long_path_of_temporary_files_has_a_server_too(tmp_path: Path) -> None:

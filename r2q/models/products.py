@@ -1,6 +1,6 @@
 """Products of float32 weights on a CPU, through oneDNN, in float32 throughout; sums are in another order.
 
-Torch takes MKL for them, which does without AVX-512 on AMD's processors: 100 GFLOP/s a core where oneDNN has 240 (Zen 5).
+Torch takes MKL for them, which does without AVX-512 on AMD's processors: 100 GFLOP/s a core for oneDNN's 240 (Zen 5).
 """
 
 from typing import Any

@@ -50,7 +50,7 @@ class Sums(NamedTuple):
 
 
 def _terms(p: torch.Tensor, log_ratio: torch.Tensor) -> torch.Tensor:
-    """What each token of the vocabulary adds to KL(P || Q), given P and log P - log Q ``[tokens, vocab]``; 0 log 0 = 0."""
+    """What each word adds to KL(P || Q), from P and log P - log Q ``[tokens, vocab]``; 0 log 0 = 0."""
     return torch.where(p > 0, p * log_ratio, 0.0)
 
 
