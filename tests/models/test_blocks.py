@@ -16,6 +16,7 @@ from r2q.quantization.method import Recipe, make_method
 from tests.models.test_targets import small
 from tests.models.tiny import CASES, tiny_model
 
+SHARING = {"head_dim": 16, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
 FACTS = {"source": "random", "seed": "0", "first_token": "3", "sha256": "0"}
 
 
@@ -261,6 +262,7 @@ def test_every_method_gets_output_errors_when_there_is_text() -> None:
         ("HunYuanMoEV1Config", {"num_experts": 4, "moe_topk": 2, "head_dim": 16}),
         ("MistralConfig", {"sliding_window": 8}),
         ("Gemma3TextConfig", {"sliding_window": 8, "head_dim": 16}),
+        ("Gemma4UnifiedTextConfig", SHARING | {"num_kv_shared_layers": 2}),  # keys and values of another block, per text
     ],
 )
 def test_the_walk_gives_what_the_model_gives(config: str, options: dict[str, Any], at_once: int) -> None:
