@@ -232,7 +232,8 @@ class _ExpertInputs(TorchFunctionMode):
         self.places, self.visit = places, visit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (nn.functional.linear, torch.bmm, *MATMUL) and args[1].data_ptr() in self.places:
+        products = (nn.functional.linear, torch.bmm, *MATMUL)
+        if func in products and len(args) > 1 and args[1].data_ptr() in self.places:
             name, expert = self.places[args[1].data_ptr()]
             if func is torch.bmm:
                 for expert, x in enumerate(args[0]):

@@ -205,8 +205,7 @@ class Watch(TorchFunctionMode):
             name, parameter = place
             shape = parameter.shape if func is torch.bmm else parameter.shape[1:]  # all experts, or one
             if parameter.dim() == 3 and args[1].shape == shape and name not in self.use.other:
-                self.use.transposed.add(name)
-                return self._linear(name, parameter, args[0], args[1].mT)
+                return self._linear(name, parameter, args[0], args[1].mT, True)
         for name, parameter in filter(None, places):
             indexed = func is torch.Tensor.__getitem__ and parameter.dim() == 3 and _is_one(args[1])
             if name not in self.active and not (parameter.dim() == 3 and (indexed or func in PLAIN)):
@@ -219,15 +218,19 @@ class Watch(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             return self.parameters.get(value.untyped_storage().data_ptr())
 
-    def _linear(self, name: str, parameter: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _linear(
+        self, name: str, parameter: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, transposed: bool = False
+    ) -> torch.Tensor:
         if x.shape[-1] != weight.shape[-1]:
             raise ValueError(f"{name} reads {weight.shape[-1]} values and is given {x.shape[-1]}")
         shape = (*x.shape[:-1], weight.shape[-2])
-        held = parameter.mT if name in self.use.transposed else parameter
+        held = parameter.mT if transposed else parameter
         stacked = parameter.dim() == 3 and weight.shape in (held.shape, held.shape[1:])
+        stacked &= name not in self.use.stacks or transposed == (name in self.use.transposed)  # always the same way
         if stacked:
             self.use.linear.add(name)
             self.use.stacks.add(name)
+            self.use.transposed |= {name} if transposed else set()
         elif name not in self.active:
             self.use.other.setdefault(name, "linear, outside of an nn.Linear")
         if stacked or name in self.experts:

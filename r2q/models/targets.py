@@ -1,10 +1,11 @@
 """Which weights of a model are quantized: those of its decoder blocks that are used as linear maps, experts included.
 
 What a weight is used for is observed (:mod:`r2q.models.rehearsal`), not read out of names: a target is the matrix of an
-``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else.
-Convolutions, states, norms and embeddings are none; nor is whatever only selects or weighs experts, nor the output head
-unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers``
-modules, or, where none has as many, the one list of modules that is in no other.
+``nn.Linear`` that is called, or a stack of experts, either way round, that is indexed by expert or multiplied whole
+by ``torch.bmm``, and is used for nothing else.
+Convolutions, states, norms, embeddings and matrices of few inputs are none; nor is whatever only selects or weighs
+experts, nor the output head unless asked for, and only when it is untied. Decoder blocks are the one list of
+``num_hidden_layers`` modules, or, where none has as many, the one list of modules that is in no other.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,7 @@ from torch import nn
 from r2q.models.rehearsal import Use, observe_use
 
 LEFT_OUT = 0.25  # share of a model's blocks that may be used otherwise and stay as it is
-LEAST = (
-    8  # inputs of a matrix to quantize: one with fewer mixes as many streams (AltUp of Gemma 3n), or is next to none
-)
+LEAST = 8  # inputs of a matrix to quantize: one with fewer mixes as many streams (AltUp of Gemma 3n)
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,10 @@ def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
         for name, module in block.named_modules(prefix=f"{prefix}.{index}"):
             for parameter, weight in module.named_parameters(recurse=False):
                 full = f"{name}.{parameter}"
-                if weight.shape[-1] < LEAST:
-                    continue
                 if full in use.linear and not _only_chooses(full, weight, use, experts):
                     own = name if isinstance(module, nn.Linear) else full
-                    targets.append(Target(own, module, parameter, index, full in use.transposed))
+                    target = Target(own, module, parameter, index, full in use.transposed)
+                    targets += [target] if target.weight.shape[-1] >= LEAST else []
     _refuse_left_out(model, prefix, targets, use)
     if lm_head:
         targets.append(_head(model, use))

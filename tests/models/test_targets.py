@@ -256,3 +256,32 @@ def test_whatever_only_chooses_experts_stays_as_it_is(kind: str) -> None:
     names = [f"e{i}" for i in range(4)] if kind == "dict" else range(4)
     experts = {f"mlp.experts.{name}.{part}" for name in names for part in ("up", "down")}
     assert found == ATTENTION | experts | ({"mlp.enter", "mlp.leave"} if kind == "narrow" else set())
+
+
+class Stack(nn.Module):
+    """Square experts that every token goes through, one way round, the other, or both."""
+
+    def __init__(self, ways: str) -> None:
+        super().__init__()
+        self.ways, self.stack = ways, nn.Parameter(torch.randn(4, 64, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for e in range(4):
+            for way in self.ways:
+                x = nn.functional.linear(x, self.stack[e]) if way == "o" else torch.matmul(x, self.stack[e])
+        return x
+
+
+@pytest.mark.parametrize("ways", ["o", "i", "oi", "io"])
+def test_a_stack_that_is_multiplied_both_ways_round_is_refused(ways: str) -> None:
+    """No groups would run along the inputs of both products."""
+    model = small("LlamaConfig")
+    for block in model.model.layers:
+        block.mlp = Stack(ways)
+    with (
+        contextlib.nullcontext()
+        if len(ways) == 1
+        else pytest.raises(ValueError, match=r"mlp\.stack \[4, 64, 64\] goes")
+    ):
+        found = {target.name: target.transposed for target in list_targets(model) if target.is_stack}
+        assert found == {f"model.layers.{i}.mlp.stack": ways == "i" for i in (0, 1)}
