@@ -72,7 +72,11 @@ def sample_inputs(block: Block, groups: Sequence[Sequence[Target]], limit: int) 
     block.observe(take, groups)
     for target in (group[0] for group in groups):
         for expert in range(len(target.weight)) if target.is_stack else ():
-            if (target.name, expert) not in counts:
+            if (target.name, expert) in counts:
+                continue
+            if block.data.minimum_tokens:  # shown all tokens, and never multiplied: any range does
+                taken[target.name, expert] = [torch.zeros(1, target.weight.shape[-1], device=block.data.device)]
+            else:
                 raise ValueError(
                     f"layer {target.name}: no calibration token reaches expert {expert}; use more windows, or a "
                     "calibration.minimum_tokens above 0"

@@ -27,10 +27,10 @@ def pairs(
             yield block, twin, outputs
 
 
-def local_names(block: Block) -> dict[str, str]:
-    """By target name, the parameter's name in the block's copy."""
+def held(block: Block, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by target name as parameters of the block's copy."""
     names = {id(parameter): name for name, parameter in block.module.named_parameters()}
-    return {target.name: names[id(block.weight(target.name))] for target in block.targets}
+    return {names[id(block.held(target.name))]: target.turned(weights[target.name]) for target in block.targets}
 
 
 def run(block: Block, hidden: torch.Tensor, parameters: Parameters) -> torch.Tensor:

@@ -178,6 +178,6 @@ class AWQ(Method):
 
 def holder(block: Block, group: Sequence[Target]) -> torch.nn.Module:
     """The smallest module of the block's copy that holds all layers of a group; for a stack, what it belongs to."""
-    weights = {id(block.weight(target.name)) for target in group}
+    weights = {id(block.held(target.name)) for target in group}
     holding = [m for m in block.module.modules() if weights <= {id(p) for p in m.parameters()}]
     return holding[-1]  # modules come outer first, and those that hold all of a group lie within each other

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from baselines._calibrated import group_sizes
-from baselines._reconstruct import block_mse, clamp_through, fit, local_names, pairs, round_through
+from baselines._reconstruct import block_mse, clamp_through, fit, held, pairs, round_through
 from baselines.options.efficientqat_block import Options
 from r2q.models.blocks import Block
 from r2q.quantization.grid import AffineGrid, stored
@@ -52,16 +52,15 @@ class EfficientQATBlock(Method):
         latent: dict[str, torch.Tensor] = {}
         for block, _, outputs in pairs(model, targets, data, self.options.batch):
             start = time.perf_counter()
-            names = local_names(block)
             trained = {t.name: Trained(t.weight.to(data.device), sizes[t.name], bits) for t in block.targets}
-            free = {} if block.index < 0 else free_parameters(block, set(names.values()))
+            free = {} if block.index < 0 else free_parameters(block)
 
             def quantized(
+                block: Block = block,
                 trained: dict[str, Trained] = trained,
-                names: dict[str, str] = names,
                 free: dict[str, torch.Tensor] = free,
             ) -> dict[str, torch.Tensor]:
-                return {names[name]: each.fake_quantized() for name, each in trained.items()} | free
+                return held(block, {name: each.fake_quantized() for name, each in trained.items()}) | free
 
             before = block_mse(block, quantized(), outputs)
             self.fit(block, quantized, outputs, [*trained.values()], [*free.values()])
@@ -106,12 +105,13 @@ def cosine(progress: float, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress))))
 
 
-def free_parameters(block: Block, taken: set[str]) -> dict[str, torch.Tensor]:
+def free_parameters(block: Block) -> dict[str, torch.Tensor]:
     """Copies of the block's parameters that train beside the target weights, float32, by name."""
+    taken = {id(block.held(target.name)) for target in block.targets}
     return {
         name: parameter.detach().float().clone().requires_grad_()
         for name, parameter in block.module.named_parameters()
-        if "weight" in name and name not in taken
+        if "weight" in name and id(parameter) not in taken
     }
 
 

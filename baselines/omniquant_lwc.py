@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 from baselines._calibrated import group_sizes
-from baselines._reconstruct import block_mse, fit, local_names, pairs, round_through
+from baselines._reconstruct import block_mse, fit, held, pairs, round_through
 from baselines.options.omniquant_lwc import Options
 from baselines.rtn import affine_grid
+from r2q.models.blocks import Block
 from r2q.quantization.method import Method, Quantized, QuantizedWeight
 
 
@@ -44,11 +45,10 @@ class OmniQuantLWC(Method):
         notes: dict[str, dict[str, float]] = {}
         for block, twin, outputs in pairs(model, targets, data, options.batch):
             start = time.perf_counter()
-            names = local_names(block)
             ranges = {t.name: Range(t.weight.to(data.device), sizes[t.name], options.start) for t in block.targets}
 
-            def quantized(ranges: dict[str, Range] = ranges, names: dict[str, str] = names) -> dict[str, torch.Tensor]:
-                return {names[name]: each.fake_quantized(self.recipe.bits) for name, each in ranges.items()}
+            def quantized(block: Block = block, ranges: dict[str, Range] = ranges) -> dict[str, torch.Tensor]:
+                return held(block, {name: each.fake_quantized(self.recipe.bits) for name, each in ranges.items()})
 
             references = [outputs]
             if options.aug_loss:

@@ -25,9 +25,10 @@ from transformers import (
 
 from r2q.config import ConfigError, parse
 from r2q.evaluation.adapter import Scorer
-from r2q.models.checks import max_positions
+from r2q.models.checks import max_positions, meta_model, read_config
 from r2q.models.fingerprint import check_unchanged
 from r2q.models.load import load_full
+from r2q.models.targets import list_targets
 from r2q.plan import Plan
 from r2q.plan.checks import problems
 from r2q.prepare import missing_paths, prepare, recipe_problems
@@ -584,6 +585,20 @@ def test_masks_that_transformers_has_no_place_for_are_passed_over(
     save_file(state | {"transformer.h.0.attn.other": torch.ones(8, 8)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"does not know: transformer\.h\.0\.attn\.other$"):
         run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+
+
+def test_a_language_model_inside_of_another_is_told_how_to_be_taken_out(tmp_path: Path) -> None:
+    sight = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sight |= {"image_size": 28, "patch_size": 14, "vision_output_dim": 64, "projector_input_dim": 64}
+    text = tiny_model("llama4").config.to_dict()
+    config = transformers.Llama4Config(text_config=text, vision_config=sight | {"projector_output_dim": 64})
+    whole = transformers.Llama4ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"23 more; to leave them out, save the Llama4ForCausalLM that AutoModelFor"):
+        meta_model(tmp_path / "whole", read_config(tmp_path / "whole"))
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "part")
+    part = meta_model(tmp_path / "part", read_config(tmp_path / "part"))
+    assert len(list_targets(part)) == LINEARS["llama4"]
 
 
 def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:

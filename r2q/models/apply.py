@@ -118,7 +118,7 @@ def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], r
     for name, quantized in result.layers.items():
         with method.at(name):
             _check_weight(method.recipe, by_name[name], quantized)
-    taken = {id(target.weight) for target in targets}
+    taken = {id(target.held) for target in targets}
     left = {name: parameter.shape for name, parameter in model.named_parameters() if id(parameter) not in taken}
     for name, tensor in result.other.items():
         if left.get(name) != tensor.shape or not torch.isfinite(tensor).all():

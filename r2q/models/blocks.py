@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from r2q.models.calibration import Calibration
 from r2q.models.capture import Call, check_chain, first_inputs, head_inputs, hidden_of, move
 from r2q.models.products import speed_up
-from r2q.models.rehearsal import take_experts_one_by_one
+from r2q.models.rehearsal import MATMUL, take_experts_one_by_one
 from r2q.models.targets import Target, decoder_blocks
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
@@ -87,10 +87,14 @@ class Block:
             results.append(result.to(hidden.device))
         return results
 
-    def weight(self, name: str) -> torch.Tensor:
-        """A target's weight in the copy."""
+    def held(self, name: str) -> torch.Tensor:
+        """A target's parameter in the copy."""
         owner, parameter = self._find(name)
         return getattr(owner, parameter)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A target's weight in the copy: ``[out, in]``, or ``[experts, out, in]``; a view."""
+        return next(target for target in self.targets if target.name == name).turned(self.held(name))
 
     def set_weight(self, name: str, values: torch.Tensor) -> None:
         """Give a target of the copy another weight; rounded to the computing type."""
@@ -209,7 +213,7 @@ def _router(experts: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[
         if len(args) < 3:
             raise ValueError(
                 f"experts {experts} get fewer than calibration.minimum_tokens, and {type(module).__name__}, which does "
-                "not take a choice of experts, cannot show them others; take more windows"
+                "not take a choice of experts, cannot show them others; take more windows, or a smaller minimum"
             )
         hidden, chosen, weights, *rest = args
         everywhere = torch.tensor(experts, device=chosen.device, dtype=chosen.dtype).expand(len(chosen), -1)
@@ -219,16 +223,24 @@ def _router(experts: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[
 
 
 class _ExpertInputs(TorchFunctionMode):
-    """Catches ``linear(x, stack[e])`` by where the weight's memory is: works for every stack computed one by one."""
+    """Catches ``linear(x, stack[e])``, ``x @ stack[e]`` and ``bmm(x, stack)`` by where the weight's memory is.
+
+    A product of all experts at once has zeros for tokens that the router did not send to an expert: no inputs.
+    """
 
     def __init__(self, places: dict[int, tuple[str, int]], visit: Visit) -> None:
         super().__init__()
         self.places, self.visit = places, visit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.linear and args[1].data_ptr() in self.places:
+        products = (nn.functional.linear, torch.bmm, *MATMUL)
+        if func in products and len(args) > 1 and args[1].data_ptr() in self.places:
             name, expert = self.places[args[1].data_ptr()]
-            self.visit(name, expert, args[0].flatten(0, -2))
+            if func is torch.bmm:
+                for expert, x in enumerate(args[0]):
+                    self.visit(name, expert, x[x.any(-1)])
+            else:
+                self.visit(name, expert, args[0].flatten(0, -2))
         return func(*args, **(kwargs or {}))
 
 

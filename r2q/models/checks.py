@@ -201,7 +201,9 @@ def meta_model(folder: Path, config: Any) -> Any:
     if info.get("missing_keys"):
         raise ValueError(f"lacks weights that {name} needs: {some(sorted(info['missing_keys']))}")
     if unknown := unknown_keys(folder, info):
-        raise ValueError(f"has weights that {name} does not know: {some(unknown)}")
+        inner = type(model.config) is not type(config)  # as Llama 4's language model is
+        advice = f"; to leave them out, save the {name} that AutoModelForCausalLM reads" if inner else ""
+        raise ValueError(f"has weights that {name} does not know: {some(unknown)}{advice}")
     if _ties_as_stored(folder, model.all_tied_weights_keys):
         model.tie_weights()  # transformers leaves alone what it cannot compare on the meta device
     else:

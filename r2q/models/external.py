@@ -143,7 +143,7 @@ def computed_weight(model: Any, target: Target) -> torch.Tensor:
     if isinstance(part, PackedWeight):
         weight = part.quantized().dequantize()
     elif torch.is_tensor(part):
-        weight = part
+        weight = target.turned(part)
     elif is_plain(part):
         weight = part.weight
     elif target.is_stack:

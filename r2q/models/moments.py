@@ -46,7 +46,8 @@ def second_moments(
 
     Returns:
         By the name of the first target of each group, float32 ``[in, in]`` (``[experts, in, in]`` for a stack) on the
-        device; and, by the name of every target, what was seen.
+        device; and, by the name of every target, what was seen. An expert that is never multiplied, even where it is
+        shown all tokens (LongCat-Flash's identities), has nothing to weigh its inputs by: they count alike.
 
     Raises:
         ValueError: an input is not finite; names the layer.
@@ -68,6 +69,8 @@ def second_moments(
     with exact_float32():
         seen = block.observe(visit, chosen)
     for name, total in totals.items():
+        if block.data.minimum_tokens:  # then an expert that no token reaches is one that the model never multiplies
+            total[counts[name] == 0] = torch.eye(total.shape[-1], device=total.device)
         total *= (2 / counts[name].clamp_min(1)).to(total.device)[..., None, None]
         if not torch.isfinite(torch.diagonal(total, dim1=-2, dim2=-1)).all():
             raise ValueError(f"{name}: its inputs on calibration text are not finite, or too large for float32")

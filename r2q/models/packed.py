@@ -34,21 +34,22 @@ class PackedWeight(nn.Module):
     """The stored tensors of one weight. Indexing gives one expert's weight, so it can stand where a stack stood.
 
     Args:
-        spec: see :func:`layer_spec`.
+        spec: see :func:`layer_spec`; with ``transposed`` where the model's stack is ``[experts, in, out]``.
         dtype: dtype of decoded experts; follows ``.to(dtype)``, while codes and scales never change theirs.
     """
 
     def __init__(self, spec: dict[str, Any], dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.shape = tuple(spec["shape"])
+        shape = tuple(spec["shape"])
+        self.shape = (*shape[:-2], shape[-1], shape[-2]) if spec.get("transposed") else shape  # as the model's was
         grid_shape = (spec["rows"], spec["groups"])
-        rows, width = math.prod(self.shape[:-1]), packed_width(self.shape[-1], spec["bits"])
+        rows, width = math.prod(shape[:-1]), packed_width(shape[-1], spec["bits"])
         self.register_buffer("codes", torch.empty(rows, width, dtype=torch.uint8))
-        for name, (shape, kind) in stored_shapes(spec["grid"], spec["bits"], grid_shape, spec["float_zero"]).items():
-            self.register_buffer(name, torch.empty(shape, dtype=kind))
+        for name, (size, kind) in stored_shapes(spec["grid"], spec["bits"], grid_shape, spec["float_zero"]).items():
+            self.register_buffer(name, torch.empty(size, dtype=kind))
         if spec["in_scale"]:
-            self.register_buffer("in_scale", torch.empty(self.shape[-1], dtype=SCALE_DTYPE))
+            self.register_buffer("in_scale", torch.empty(shape[-1], dtype=SCALE_DTYPE))
         self.dtype = dtype or torch.get_default_dtype()
 
     def fill(self, weight: QuantizedWeight) -> None:
@@ -64,11 +65,11 @@ class PackedWeight(nn.Module):
         spec = self.spec
         tensors = dict(self.named_buffers())
         grid = GRIDS[spec["grid"]].from_tensors(tensors, spec["bits"], (spec["rows"], spec["groups"]))
-        return QuantizedWeight(self.codes, grid, self.shape, getattr(self, "in_scale", None))
+        return QuantizedWeight(self.codes, grid, tuple(spec["shape"]), getattr(self, "in_scale", None))
 
     @torch.compiler.disable
     def dequantize(self, dtype: torch.dtype, expert: int | torch.Tensor | None = None) -> torch.Tensor:
-        """The weight, or that of one expert, decoded in float32 and rounded once to ``dtype``.
+        """The weight, or that of one expert, as the model held it, decoded in float32 and rounded once to ``dtype``.
 
         As it stands also where all else is compiled: a compiler stops at the views that codes are unpacked through, and
         begins anew for every shape.
@@ -79,12 +80,20 @@ class PackedWeight(nn.Module):
         if torch.jit.is_tracing():
             raise RuntimeError("torch.jit.trace cannot follow packed layers: trace model.dequantize(), or torch.export")
         weight = self.quantized()
-        return (weight if expert is None else weight.expert(expert)).dequantize().to(dtype)
+        decoded = (weight if expert is None else weight.expert(expert)).dequantize().to(dtype)
+        return decoded.mT.contiguous() if self.spec.get("transposed") else decoded
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         if isinstance(expert, int) or expert.dim() == 0:
             return self.dequantize(self.dtype, expert)
         return self.dequantize(self.dtype)[expert]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """``torch.bmm(x, stack)``, of models that multiply all experts at once; decodes the whole stack."""
+        if func is not torch.bmm:
+            return NotImplemented
+        return func(*(x.dequantize(x.dtype) if isinstance(x, cls) else x for x in args), **(kwargs or {}))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         """Move, but never cast: 16-bit scales stay what the codes were chosen for under ``.to(torch.bfloat16)``."""
@@ -143,7 +152,7 @@ class PackedLinear(PackedWeight):
 
 def replace(model: Any, target: Target, weight: QuantizedWeight) -> None:
     """Put packed tensors where the target's weight was, and let go of the weight."""
-    replace_empty(model, target, layer_spec(weight))
+    replace_empty(model, target, layer_spec(weight) | ({"transposed": True} if target.transposed else {}))
     packed = model.get_submodule(target.name)
     if isinstance(packed, PackedLinear) and isinstance(target.owner, nn.Linear):
         packed.bias = target.owner.bias

@@ -24,16 +24,18 @@ from r2q.failures import one_line
 TOKENS = 24
 _TENSOR: Any = torch.Tensor
 PLAIN = (_TENSOR.shape.__get__, _TENSOR.dtype.__get__)  # what a packed weight tells as a parameter does
+MATMUL = (torch.matmul, _TENSOR.matmul, _TENSOR.__matmul__)
 
 
 @dataclass
 class Use:
     """How a forward pass uses the parameters, each by its name."""
 
-    # matrices ``[out, in]`` of called ``nn.Linear`` modules, and stacks ``[experts, out, in]`` indexed by expert; both
-    # for nothing but ``x W^T``
+    # matrices ``[out, in]`` of called ``nn.Linear`` modules, and stacks of experts, indexed by expert or multiplied all
+    # at once; both for nothing but ``x W^T``
     linear: set[str] = field(default_factory=set)
-    stacks: set[str] = field(default_factory=set)  # those of them that are stacks
+    stacks: set[str] = field(default_factory=set)  # those of them that are stacks, ``[experts, out, in]``
+    transposed: set[str] = field(default_factory=set)  # those that are ``[experts, in, out]``, for ``x W``
     # parameters with another use, and the torch function that makes it
     other: dict[str, str] = field(default_factory=dict)
     # matrices whose output reaches the output of the model, and what other matrices read, only through the selection
@@ -108,6 +110,12 @@ def observe_use(model: Any, experts: set[str]) -> Use:
         return watch.result()
 
 
+def decoder_of(model: Any) -> Any:
+    """What gives the hidden states that the output layer reads: the base model, or (Llama 4) the first model inside."""
+    parts = (part for part in model.children() if hasattr(part, "get_input_embeddings"))
+    return model.base_model if model.base_model is not model else next(parts, model)
+
+
 def has_plain_logits(model: Any) -> bool:
     """Whether a model's logits are its linear output layer on what its decoder gives, neither of them scaled or capped.
 
@@ -121,7 +129,7 @@ def has_plain_logits(model: Any) -> bool:
     head.register_forward_hook(lambda _, args, output: passed.append((args[0], output)))
     logits = _rehearse(twin, watch).logits
     try:
-        hidden = _rehearse(twin.base_model, watch).last_hidden_state
+        hidden = _rehearse(decoder_of(twin), watch).last_hidden_state
     except (ValueError, AttributeError):
         return False
     return len(passed) == 1 and torch.equal(passed[0][0], hidden) and torch.equal(passed[0][1], logits)
@@ -193,6 +201,11 @@ class Watch(TorchFunctionMode):
             return self._draw(name, (*args[0].shape, table.shape[1]))
         if func is F.linear and len(args) > 1 and (place := self._parameter(args[1])):
             return self._linear(*place, args[0], args[1])
+        if (func in MATMUL or func is torch.bmm) and len(args) > 1 and (place := self._parameter(args[1])):
+            name, parameter = place
+            shape = parameter.shape if func is torch.bmm else parameter.shape[1:]  # all experts, or one
+            if parameter.dim() == 3 and args[1].shape == shape and name not in self.use.other:
+                return self._linear(name, parameter, args[0], args[1].mT, True)
         for name, parameter in filter(None, places):
             indexed = func is torch.Tensor.__getitem__ and parameter.dim() == 3 and _is_one(args[1])
             if name not in self.active and not (parameter.dim() == 3 and (indexed or func in PLAIN)):
@@ -205,14 +218,19 @@ class Watch(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             return self.parameters.get(value.untyped_storage().data_ptr())
 
-    def _linear(self, name: str, parameter: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _linear(
+        self, name: str, parameter: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, transposed: bool = False
+    ) -> torch.Tensor:
         if x.shape[-1] != weight.shape[-1]:
             raise ValueError(f"{name} reads {weight.shape[-1]} values and is given {x.shape[-1]}")
-        shape = (*x.shape[:-1], weight.shape[0])
-        stacked = parameter.dim() == 3 and weight.shape == parameter.shape[1:]
+        shape = (*x.shape[:-1], weight.shape[-2])
+        held = parameter.mT if transposed else parameter
+        stacked = parameter.dim() == 3 and weight.shape in (held.shape, held.shape[1:])
+        stacked &= name not in self.use.stacks or transposed == (name in self.use.transposed)  # always the same way
         if stacked:
             self.use.linear.add(name)
             self.use.stacks.add(name)
+            self.use.transposed |= {name} if transposed else set()
         elif name not in self.active:
             self.use.other.setdefault(name, "linear, outside of an nn.Linear")
         if stacked or name in self.experts:

@@ -1,10 +1,11 @@
 """Which weights of a model are quantized: those of its decoder blocks that are used as linear maps, experts included.
 
 What a weight is used for is observed (:mod:`r2q.models.rehearsal`), not read out of names: a target is the matrix of an
-``nn.Linear`` that is called, or a stack of experts that is indexed by expert, and is used for nothing else.
-Convolutions, states, norms and embeddings are none; nor is whatever only selects or weighs experts, nor the output head
-unless asked for, and only when it is untied. Decoder blocks are the one list of ``num_hidden_layers``
-modules, or, where none has as many, the one list of modules that is in no other.
+``nn.Linear`` that is called, or a stack of experts, either way round, that is indexed by expert or multiplied whole
+by ``torch.bmm``, and is used for nothing else.
+Convolutions, states, norms, embeddings and matrices of few inputs are none; nor is whatever only selects or weighs
+experts, nor the output head unless asked for, and only when it is untied. Decoder blocks are the one list of
+``num_hidden_layers`` modules, or, where none has as many, the one list of modules that is in no other.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import nn
 from r2q.models.rehearsal import Use, observe_use
 
 LEFT_OUT = 0.25  # share of a model's blocks that may be used otherwise and stay as it is
+LEAST = 8  # inputs of a matrix to quantize: one with fewer mixes as many streams (AltUp of Gemma 3n)
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,21 @@ class Target:
     owner: nn.Module  # the Linear, or the module that holds the parameter
     parameter: str  # the parameter's name in ``owner``
     block: int  # index of the decoder block; -1 for the output head
+    transposed: bool = False  # whether the model holds a stack as ``[experts, in, out]``, for ``x W``
+
+    @property
+    def held(self) -> torch.Tensor:
+        """The parameter as the model holds it."""
+        return getattr(self.owner, self.parameter)
 
     @property
     def weight(self) -> torch.Tensor:
-        """``[out, in]``, or ``[experts, out, in]``."""
-        return getattr(self.owner, self.parameter)
+        """``[out, in]``, or ``[experts, out, in]``; a view of what the model holds."""
+        return self.turned(self.held)
+
+    def turned(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the model holds as :attr:`weight` is, or what is like :attr:`weight` as the model holds it."""
+        return weight.mT if self.transposed else weight
 
     @property
     def is_stack(self) -> bool:
@@ -110,7 +122,9 @@ def list_targets(model: Any, lm_head: bool = False) -> list[Target]:
             for parameter, weight in module.named_parameters(recurse=False):
                 full = f"{name}.{parameter}"
                 if full in use.linear and not _only_chooses(full, weight, use, experts):
-                    targets.append(Target(name if isinstance(module, nn.Linear) else full, module, parameter, index))
+                    own = name if isinstance(module, nn.Linear) else full
+                    target = Target(own, module, parameter, index, full in use.transposed)
+                    targets += [target] if target.weight.shape[-1] >= LEAST else []
     _refuse_left_out(model, prefix, targets, use)
     if lm_head:
         targets.append(_head(model, use))
@@ -177,8 +191,8 @@ def _refuse_left_out(model: Any, prefix: str, targets: list[Target], use: Use) -
         example = f"{name} {list(left[name].shape)} goes into {use.other[name]}" if name else "there are none"
         raise ValueError(
             f"{type(model).__name__}: {missed / max(1, missed + taken):.0%} of the weights of its decoder blocks "
-            f"cannot be quantized ({example}); allowed are nn.Linear modules and stacks of experts [experts, out, in] "
-            "that are indexed by expert and used for x W^T"
+            f"cannot be quantized ({example}); allowed are nn.Linear modules and stacks of experts, [experts, out, in] "
+            "for x W^T or [experts, in, out] for x W, that are indexed by expert or multiplied as a whole by torch.bmm"
         )
 
 

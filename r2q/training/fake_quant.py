@@ -180,7 +180,7 @@ class Latent:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What of it can be trained."""
-        weight = self.target.weight
+        weight = self.target.held
         assert isinstance(weight, nn.Parameter)
         yield weight
 
@@ -229,7 +229,7 @@ class FrozenCodes:
         self.grid, self.field = weight.grid, next(name for name in SCALES if hasattr(weight.grid, name))
         scale = nn.Parameter(getattr(weight.grid, self.field).float())
         target.owner.register_parameter(f"{target.parameter}_scales", scale)
-        target.weight.requires_grad_(False)
+        target.held.requires_grad_(False)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         yield getattr(self.target.owner, f"{self.target.parameter}_scales")
@@ -284,7 +284,8 @@ def _hiding(base: type[nn.Module]) -> type[nn.Module]:
     """A subclass whose forward pass sees the quantized weights under the names of its parameters."""
 
     def forward(self: Any, *args: Any, **keywords: Any) -> Any:
-        hidden = {name: layer.weight() for name, layer in self.fake_layers.items()}
+        layers = self.fake_layers.items()
+        hidden = {name: layer.target.turned(layer.weight()).contiguous() for name, layer in layers}
         self.__dict__.update(hidden)
         try:
             return base.forward(self, *args, **keywords)

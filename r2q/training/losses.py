@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 from r2q.models.products import linear
+from r2q.models.rehearsal import decoder_of
 from r2q.training.options import Loss
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -228,7 +229,7 @@ class SplitModel:
     """
 
     def __init__(self, model: Any, run: Callable[[Callable[[], Any]], Any] = lambda work: work()) -> None:
-        self.model, self.base, self.run = model, model.base_model, run
+        self.model, self.base, self.run = model, decoder_of(model), run
         self.head: Head = model.get_output_embeddings()
         tokens = torch.arange(3, 7, device=model.device)[None]
         with torch.no_grad():

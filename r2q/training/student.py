@@ -55,7 +55,7 @@ class Student:
                 if what == "scales":
                     inside[own.name] = FrozenCodes(own, method.quantize_weight(own.weight.detach(), own.name))
                     continue
-                own.weight.requires_grad_(True)
+                own.held.requires_grad_(True)
                 latent = inside[own.name] = Latent(own, method, options.gradient)
                 if start is not None:
                     own.weight.data.copy_(start.latent(latent.quantizer, own.weight.data))

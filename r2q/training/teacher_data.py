@@ -27,6 +27,7 @@ from r2q.models.calibration import vocabulary_sha256
 from r2q.models.checks import max_positions, read_config, read_tokenizer
 from r2q.models.load import load_full
 from r2q.models.products import speed_up
+from r2q.models.rehearsal import decoder_of
 from r2q.models.targets import refuse_quantized
 from r2q.plan import Plan, Unit
 from r2q.plan.sources import code
@@ -141,7 +142,7 @@ def teacher_data(config_path: str | Path, prepared: str | Path, model: str, out:
 @torch.no_grad()
 def _states(folder: str, tokens: torch.Tensor) -> torch.Tensor:
     """The model's final hidden states of rows ``[rows, length]``: float32 ``[rows, length, features]``."""
-    base = speed_up(load_full(folder, dtype="float32")).base_model
+    base = decoder_of(speed_up(load_full(folder, dtype="float32")))
     return torch.cat([base(input_ids=rows, use_cache=False).last_hidden_state for rows in tokens.split(AT_ONCE)])
 
 

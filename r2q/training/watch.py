@@ -48,7 +48,7 @@ class Drift:
         """Fill the columns ``latent_<when>`` and ``quantized_<when>``; after training also ``latent_moved``."""
         full = dict(self.model.named_parameters())
         for name, layer in self.student.layers.items():
-            weight = full[layer.target.weight_name]
+            weight = layer.target.turned(full[layer.target.weight_name])
             row, latent = self._row(name, weight), layer.latent()
             row[f"latent_{when}"] = _distance(latent, weight)
             if when == "after":

@@ -15,7 +15,7 @@ from r2q.quantization.method import Recipe, make_method
 from tests.baselines.calibrated import SHORT, quantize, same, text
 from tests.models.tiny import tiny_model, tokens
 
-MODELS = ["llama", "opt", "qwen2", "mixtral"]
+MODELS = ["llama", "opt", "qwen2", "mixtral", "gpt-oss", "llama4"]
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -49,6 +49,28 @@ def test_experts_with_few_tokens_are_quantized_as_the_rest(name: str) -> None:
         if name == "gptq"
         else {}
     )
+
+
+@pytest.mark.parametrize("name", ["gptq", *SHORT])
+def test_experts_that_the_model_never_multiplies(name: str) -> None:
+    """LongCat-Flash's identities, which its stack has rows for: GPTQ has no error to feed back and rounds them."""
+    options = {"expert_ffn_hidden_size": 32, "n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2}
+    options |= {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "head_dim": 16}
+    options |= {"num_layers": 2, "num_attention_heads": 4, "v_head_dim": 16, "hidden_size": 64, "ffn_hidden_size": 64}
+    torch.manual_seed(0)
+    config = transformers.LongcatFlashConfig(vocab_size=272, **options)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    result = quantize(name, model, **SHORT.get(name, {}))
+    target = next(target for target in list_targets(model) if target.name.endswith("gate_up_proj"))
+    found = result.layers[target.name].dequantize()
+    assert len(found) == 6
+    if name == "gptq":
+        plain = make_method(Recipe("rtn", "rtn", "g32")).quantize_weight(target.weight).dequantize()
+        assert [torch.equal(found[e], plain[e]) for e in range(6)] == [False] * 4 + [True] * 2
+    method = make_method(Recipe(name, name, "g32", options=SHORT.get(name, {})))
+    if name in ("gptq", "awq", "bitdistiller_clip"):
+        with pytest.raises(ValueError, match=r"gate_up_proj: .*no (calibration )?token reaches"):
+            method.quantize(model, list_targets(model), replace(text(), minimum_tokens=0))
 
 
 @pytest.mark.parametrize("name", SHORT)

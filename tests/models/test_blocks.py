@@ -16,6 +16,7 @@ from r2q.quantization.method import Recipe, make_method
 from tests.models.test_targets import small
 from tests.models.tiny import CASES, tiny_model
 
+SHARING = {"head_dim": 16, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
 FACTS = {"source": "random", "seed": "0", "first_token": "3", "sha256": "0"}
 
 
@@ -33,7 +34,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_see_what_they_see_in_the_model(case: str, attention: str) -> None:
     model, data = tiny_model(case), text()
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(attention if model._supports_sdpa else "eager")  # GPT-OSS has no other
     model.config._experts_implementation = "eager"
     with_head = not has_tied_head(model)
     targets = list_targets(model, with_head)
@@ -123,6 +124,39 @@ def test_experts_see_the_tokens_routed_to_them() -> None:
         rows = [sorted(x.tolist()) for x in (torch.cat(found[expert]), wanted)]  # experts take them in another order
         assert rows[0] == rows[1]
         assert counts[stack.name].tokens[expert] == len(wanted)
+
+
+@pytest.mark.parametrize("case", ["gpt-oss", "llama4"])
+def test_moments_of_experts_the_other_way_round(case: str) -> None:
+    """In float64, by each model's own formula, over the tokens that its router sent to each expert."""
+    model = tiny_model(case)
+    experts = model.model.layers[0].get_submodule("mlp.experts" if case == "gpt-oss" else "feed_forward.experts")
+    generator = torch.Generator().manual_seed(2)
+    for parameter in experts.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    block = next(walk(model, list_targets(model), text()))
+    moments, seen = second_moments(block, [group for group in block.groups if group[0].is_stack])
+    given: list[tuple[torch.Tensor, ...]] = []
+    experts.register_forward_pre_hook(lambda _, args: given.append(args))
+    with torch.no_grad():
+        model(text().tokens)
+    (hidden, *choice), count = given[0], 4
+    gate_up, down = (next(name for name in moments if name.endswith(f"{x}_proj")) for x in ("gate_up", "down"))
+    for e in range(count):
+        if case == "gpt-oss":
+            x = hidden[(choice[0] == e).any(-1)].double()
+            both = x @ experts.gate_up_proj[e].double() + experts.gate_up_proj_bias[e].double()
+            gate, up = both[:, ::2].clamp(max=7), both[:, 1::2].clamp(-7, 7)
+            middle = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+        else:
+            x = hidden.unflatten(0, (count, -1))[e].double()
+            x = x[x.norm(dim=-1) > 0]
+            gate, up = (x @ experts.gate_up_proj[e].double()).chunk(2, -1)
+            middle = torch.nn.functional.silu(gate) * up
+        assert 0 < len(x) < text().tokens.numel()
+        assert seen[gate_up].tokens[e] == seen[down].tokens[e] == len(x)
+        for name, read in ((gate_up, x), (down, middle)):
+            torch.testing.assert_close(moments[name][e].double(), 2 / len(x) * read.t() @ read, rtol=1e-4, atol=1e-5)
 
 
 def test_an_expert_with_few_tokens_is_shown_all() -> None:
@@ -261,6 +295,11 @@ def test_every_method_gets_output_errors_when_there_is_text() -> None:
         ("HunYuanMoEV1Config", {"num_experts": 4, "moe_topk": 2, "head_dim": 16}),
         ("MistralConfig", {"sliding_window": 8}),
         ("Gemma3TextConfig", {"sliding_window": 8, "head_dim": 16}),
+        (
+            "Gemma4UnifiedTextConfig",
+            SHARING | {"num_kv_shared_layers": 2},
+        ),  # keys and values of another block, per text
+        ("Llama4TextConfig", {"head_dim": 16, "num_local_experts": 4, "attention_chunk_size": 8}),
     ],
 )
 def test_the_walk_gives_what_the_model_gives(config: str, options: dict[str, Any], at_once: int) -> None:

@@ -7,9 +7,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -29,6 +31,7 @@ from r2q.models.plugin import FORMAT_VERSION
 from r2q.models.save import folder_digest, save
 from r2q.models.targets import list_targets
 from r2q.quantization.method import QuantizedWeight, Recipe, make_method
+from tests.baselines.calibrated import SHORT, text
 from tests.models.tiny import CASES, COMMON, LINEARS, byte_tokenizer, tiny_folder, tokens
 
 assert r2q.__version__  # the import that registers the plug-in
@@ -40,6 +43,7 @@ RECIPES = [
     Recipe("rtn-tensor", "rtn", "tensor", 3),
     Recipe("r2q4-g64", "r2q", "g64", 4, options={"refine": "refit"}),
 ]
+AWQ = Recipe("awq-g32", "awq", "g32", options=SHORT["awq"])
 
 
 def pack_folder(source: Path, folder: Path, recipe: Recipe = R2Q) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -60,7 +64,7 @@ def fake_quantized(source: Path, recipe: Recipe) -> torch.nn.Module:
     model, method = load_full(str(source)), make_method(recipe)
     for target in list_targets(model, recipe.lm_head):
         quantized = method.quantize_weight(target.weight, target.name)  # type: ignore[attr-defined]
-        target.weight.data = quantized.dequantize().to(target.weight.dtype)
+        target.weight.data.copy_(quantized.dequantize())
     model.config._experts_implementation = "eager"  # type: ignore[union-attr]
     return model
 
@@ -87,7 +91,59 @@ def test_every_way_of_loading_gives_the_same_bits(case: str, dtype: torch.dtype,
         assert tied == loaded.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("case", ["llama-tied", "opt", "qwen2-moe"])
+def written(folder: Path) -> dict[str, torch.Tensor]:
+    """The decoded weights of a folder, by docs/format.md and with numpy alone."""
+    layers = json.loads((folder / "config.json").read_text())["quantization_config"]["layers"]
+    with safe_open(folder / "model.safetensors", "np") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def bits(string: Any, count: int, width: int) -> Any:  # of each of ``count`` numbers, from the lowest
+        return np.unpackbits(string, axis=-1, bitorder="little")[..., : count * width].reshape(-1, count, width)
+
+    weights = {}
+    for name, spec in layers.items():
+        of = {key.removeprefix(f"{name}."): x for key, x in stored.items() if key.startswith(f"{name}.")}
+        width, shape, grid = spec["bits"], spec["shape"], (spec["rows"], spec["groups"])
+        code = bits(of["codes"], shape[-1], width).reshape(*grid, -1, width)
+        if spec["grid"] == "binary":
+            alpha = of["alpha"].astype(np.float32)[:, :, None]
+            weight = sum((2 * code[..., i] - np.float32(1)) * alpha[..., i] for i in range(width))
+        else:
+            zero = (bits(of["zero"], grid[0] * grid[1], width) @ 2 ** np.arange(width)).reshape(*grid, 1)
+            weight = np.float32(code @ 2 ** np.arange(width) - zero) * of["scale"].astype(np.float32)[:, :, None]
+        weight = weight.reshape(shape) / of.get("in_scale", np.float16(1)).astype(np.float32)
+        weights[name] = torch.from_numpy(weight.swapaxes(-1, -2) if spec.get("transposed") else weight)
+    return weights
+
+
+@pytest.mark.parametrize("case", ["qwen2-moe", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("recipe", [*RECIPES, AWQ], ids=lambda r: r.name)
+def test_a_reader_that_knows_the_documentation_alone(case: str, recipe: Recipe, tmp_path: Path) -> None:
+    """Its weights, put into the full-precision model, give the packed model's logits to the bit."""
+    source, folder = tiny_folder(case, tmp_path / "full"), tmp_path / "packed"
+    model = load_full(str(source))
+    apply(make_method(recipe), model, list_targets(model), torch.device("cpu"), text(windows=16))
+    save(model, None, folder, dict(vars(recipe)))
+    plain = load_full(str(source))
+    parameters, weights = dict(plain.named_parameters()), written(folder)
+    for name, weight in weights.items():
+        parameters[name if name in parameters else f"{name}.weight"].data.copy_(weight)
+    plain.config._experts_implementation = "eager"  # type: ignore[union-attr]
+    assert len(weights) == LINEARS[case]
+    assert torch.equal(logits(plain), logits(load_packed(folder)))
+
+
+@pytest.mark.parametrize("case", ["gpt-oss", "llama4"])
+def test_groups_run_along_what_a_product_sums_over(case: str, tmp_path: Path) -> None:
+    pack_folder(tiny_folder(case, tmp_path / "full"), tmp_path / "packed")
+    stacks = [x for x in load_packed(tmp_path / "packed", dense=True).parameters() if x.dim() == 3]
+    assert len(stacks) == 4
+    for stack in stacks:  # [experts, in, out]
+        groups = stack.detach().unflatten(1, (-1, 32)).transpose(2, 3).flatten(0, 2)
+        assert all(len(group.unique()) <= 4 for group in groups)
+
+
+@pytest.mark.parametrize("case", ["llama-tied", "opt", "qwen2-moe", "gpt-oss"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
 def test_the_file_is_as_large_as_the_formula(case: str, recipe: Recipe, tmp_path: Path) -> None:
     """To the byte, but for the header of the safetensors file and the last, partly used byte of packed zero points."""

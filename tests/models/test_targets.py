@@ -26,8 +26,8 @@ def test_every_linear_of_the_blocks_and_nothing_else(case: str) -> None:
     assert model.get_output_embeddings().weight.data_ptr() in kept
     prefix, blocks = decoder_blocks(model)
     for name, weight in blocks.named_parameters():
-        router = name.split(".")[-2] in ("gate", "shared_expert_gate")
-        if weight.dim() > 1 and not router:
+        router = name.split(".")[-2] in ("gate", "router", "shared_expert_gate")
+        if weight.dim() > 1 and not router and not name.endswith("_bias"):
             assert weight.data_ptr() in quantized, f"{prefix}.{name}"
 
 
@@ -152,16 +152,38 @@ def test_linear_maps_whatever_they_are_called(config: str, options: dict[str, An
     assert [target.name for target in list_targets(hollow)] == found
 
 
-@pytest.mark.parametrize("config", ["GPT2Config", "GptOssConfig"])
-def test_matrices_the_other_way_round_are_refused(config: str) -> None:
+@pytest.mark.parametrize("config", ["GPT2Config", "DbrxConfig"])
+def test_matrices_used_otherwise_are_refused(config: str) -> None:
+    options: dict[str, Any] = {"d_model": 64, "n_heads": 4, "n_layers": 2}
+    options |= {"ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": 4}}
+    options |= {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0, "kv_n_heads": 2}}
     with pytest.raises(ValueError, match=r"cannot be quantized \(\S+ \[.*\] goes into \w+\); allowed are nn.Linear"):
-        list_targets(small(config, num_local_experts=4))
+        list_targets(small(config, **options if config == "DbrxConfig" else {}))
+
+
+@pytest.mark.parametrize("case", ["gpt-oss", "llama4"])
+def test_stacks_the_other_way_round_are_turned(case: str) -> None:
+    """Square ones too, of which no shape says which way they are."""
+    model = tiny_model(case, intermediate_size=64)
+    stacks = [target for target in list_targets(model) if target.is_stack]
+    assert [tuple(target.weight.shape) for target in stacks] == [(4, 128, 64), (4, 64, 64)] * 2
+    assert all(torch.equal(target.weight, target.held.transpose(1, 2)) for target in stacks)
+
+
+def test_mixers_of_a_few_streams_stay_as_they_are() -> None:
+    """AltUp's coefficients read four numbers, which no group is as small as."""
+    options = {"head_dim": 16, "hidden_size_per_layer_input": 32, "laurel_rank": 32, "num_kv_shared_layers": 0}
+    options |= {"vocab_size_per_layer_input": 272, "activation_sparsity_pattern": [0.0, 0.0]}
+    options |= {"layer_types": ["sliding_attention", "full_attention"]}
+    names = {target.name for target in list_targets(small("Gemma3nTextConfig", **options))}
+    assert {f"model.layers.{i}.altup.modality_router" for i in (0, 1)} <= names
+    assert not any(name.endswith("_coefs") for name in names)
 
 
 @pytest.mark.parametrize(
     ("config", "plain"),
     [
-        ("LlamaConfig", True), ("OPTConfig", True), ("Gemma3TextConfig", True),
+        ("LlamaConfig", True), ("OPTConfig", True), ("Gemma3TextConfig", True), ("Llama4TextConfig", True),
         ("Gemma2Config", False), ("Cohere2Config", False), ("GraniteConfig", False), ("MiniCPM3Config", False),
     ],
 )  # fmt: skip
@@ -234,3 +256,32 @@ def test_whatever_only_chooses_experts_stays_as_it_is(kind: str) -> None:
     names = [f"e{i}" for i in range(4)] if kind == "dict" else range(4)
     experts = {f"mlp.experts.{name}.{part}" for name in names for part in ("up", "down")}
     assert found == ATTENTION | experts | ({"mlp.enter", "mlp.leave"} if kind == "narrow" else set())
+
+
+class Stack(nn.Module):
+    """Square experts that every token goes through, one way round, the other, or both."""
+
+    def __init__(self, ways: str) -> None:
+        super().__init__()
+        self.ways, self.stack = ways, nn.Parameter(torch.randn(4, 64, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for e in range(4):
+            for way in self.ways:
+                x = nn.functional.linear(x, self.stack[e]) if way == "o" else torch.matmul(x, self.stack[e])
+        return x
+
+
+@pytest.mark.parametrize("ways", ["o", "i", "oi", "io"])
+def test_a_stack_that_is_multiplied_both_ways_round_is_refused(ways: str) -> None:
+    """No groups would run along the inputs of both products."""
+    model = small("LlamaConfig")
+    for block in model.model.layers:
+        block.mlp = Stack(ways)
+    with (
+        contextlib.nullcontext()
+        if len(ways) == 1
+        else pytest.raises(ValueError, match=r"mlp\.stack \[4, 64, 64\] goes")
+    ):
+        found = {target.name: target.transposed for target in list_targets(model) if target.is_stack}
+        assert found == {f"model.layers.{i}.mlp.stack": ways == "i" for i in (0, 1)}

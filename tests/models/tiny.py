@@ -22,6 +22,8 @@ COMMON = {
     "pad_token_id": 1,
 }
 GQA = {"intermediate_size": 128, "num_key_value_heads": 2}
+TURNED = {"head_dim": 16, "num_local_experts": 4}
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
 EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,6 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", GQA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2-moe": ("Qwen2MoeConfig", GQA | EXPERTS | {"shared_expert_intermediate_size": 64}),
     "qwen3-moe": ("Qwen3MoeConfig", GQA | EXPERTS | {"head_dim": 16}),
+    "gpt-oss": ("GptOssConfig", GQA | TURNED | ROPE | {"num_experts_per_tok": 2}),
+    "llama4": ("Llama4TextConfig", GQA | TURNED | {"interleave_moe_layer_step": 1}),
 }
 LINEARS = {  # weights to quantize in two blocks: attention 4; MLP 3 (OPT 2); expert stacks 2; shared expert 3
     "llama": 14,
@@ -45,6 +49,8 @@ LINEARS = {  # weights to quantize in two blocks: attention 4; MLP 3 (OPT 2); ex
     "mixtral": 12,
     "qwen2-moe": 18,
     "qwen3-moe": 12,
+    "gpt-oss": 12,
+    "llama4": 18,
 }
 
 

@@ -25,10 +25,12 @@ from tests.training.rows import random_data
 
 OPTIONS = {"steps": 4, "batch_rows": 6, "learning_rate": 1e-3, "evaluate_every": 2, "checkpoint_every": 2}
 CLIPPED = {"quantizer": "rtn", "keep": "best", "activation_checkpointing": True, "start": "clip-g32"}
-CASES = [  # tied embeddings, a clipped start, best weights; stacked experts with trained scales; accumulation
+CASES = [  # tied embeddings, a clipped start, best weights; experts with trained scales; accumulation; stacks for x W
     ("qwen3-tied", "bitdistiller", CLIPPED),
     ("mixtral", "e2e_scales", {"quantizer": "r2q"}),
     ("opt", "llm_qat_training", {"quantizer": "r2q", "train": "layers", "micro_rows": 2}),
+    ("gpt-oss", "bitdistiller", CLIPPED),
+    ("llama4", "qat_ce", {"quantizer": "r2q"}),
 ]
 
 
