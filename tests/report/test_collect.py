@@ -172,9 +172,8 @@ def test_a_folder_with_another_unit_is_refused(run):
         collect(run.config_path, run.results)
 
 
-def test_layers(run):
-    collect(run.config_path, run.results)
-    lines = (run.results / "layers.csv").read_text().splitlines()
+def test_layers(collected):
+    lines = (collected / "layers.csv").read_text().splitlines()
     assert lines[0] == (
         "run,model,recipe,seed,layer,shape,mse,relative_error,bits_per_weight,seconds,status,block,kind,clipped_error,"
         "clipped"

@@ -76,26 +76,24 @@ def test_claims_have_the_digits_of_the_table_of_claims(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [["low", "high"], ["difference", "low", "high"]])
-def test_claims_without_any_interval_or_number_are_shown(lost: list[str], run, tmp_path: Path) -> None:
+def test_claims_without_any_interval_or_number_are_shown(lost: list[str], collected, tmp_path: Path) -> None:
     """Of one seed of one model without tasks, or where every training of R2Q diverged."""
-    collect(run.config_path, run.results)
     claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
-    (run.results / "tables").mkdir()
-    claims.assign(**dict.fromkeys(lost, "")).to_csv(run.results / "tables" / "claims.csv", index=False)
-    page([run.results], tmp_path / "page.html")
+    (collected / "tables").mkdir()
+    claims.assign(**dict.fromkeys(lost, "")).to_csv(collected / "tables" / "claims.csv", index=False)
+    page([collected], tmp_path / "page.html")
     measured = re.findall(r"</td><td>([^<]*)</td><td>–</td>", (tmp_path / "page.html").read_text())
     assert len(measured) == len(claims)
     assert ("–" in measured) == ("difference" in lost)
 
 
-def test_claims_of_one_model_alone_are_shown_beside_those_over_all(run, tmp_path: Path) -> None:
+def test_claims_of_one_model_alone_are_shown_beside_those_over_all(collected, tmp_path: Path) -> None:
     """As in claims.md: of what one model trained and the others did not, the page had said nothing."""
-    collect(run.config_path, run.results)
     claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
     over_all = claims[claims["granularity"] == "g64"].assign(model="all")
-    (run.results / "tables").mkdir()
-    pd.concat([claims, over_all]).to_csv(run.results / "tables" / "claims.csv", index=False)
-    page([run.results], tmp_path / "page.html")
+    (collected / "tables").mkdir()
+    pd.concat([claims, over_all]).to_csv(collected / "tables" / "claims.csv", index=False)
+    page([collected], tmp_path / "page.html")
     shown = re.findall(r'<td class="text">[^<]*, ([^<,]*)</td></tr>', (tmp_path / "page.html").read_text())
     assert Counter(shown) == Counter(claims["granularity"])
 

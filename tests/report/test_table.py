@@ -280,14 +280,13 @@ def timed(recipe, weights, ms, **more):
     return Latency(**known | more)
 
 
-def test_latency_stands_beside_sixteen_bits_and_in_the_cost(run, tmp_path):
-    collect(run.config_path, run.results)
-    assert latency(Run(run.results)) is None
+def test_latency_stands_beside_sixteen_bits_and_in_the_cost(collected, tmp_path):
+    assert latency(Run(collected)) is None
     dense = [timed("r2q-g64", "dense", 30.0), timed("r2q-g64", "dense", 8.0, compiled=True)]
     packed = [timed("r2q-g64", "packed", 12.0), timed("r2q-g64", "packed", 4.0, compiled=True)]
     lost = Latency("r", "mini-opt", "r2q-g64", 0, reason="failed: not finite")
-    write_csv(run.results / "latency.csv", columns(Latency), [*packed, *dense, lost])
-    sheet = latency(Run(run.results))
+    write_csv(collected / "latency.csv", columns(Latency), [*packed, *dense, lost])
+    sheet = latency(Run(collected))
     rows = [[entry.text if isinstance(entry, Entry) else entry for entry in row] for row in sheet.body]
     assert [row[2] for row in rows] == ["decode", "decode, compiled"]
     assert rows[0][3:] == ["2", "12.00 (11.00, 13.00)", "30.00 (29.00, 31.00)", "2.50", "166.7", "66.7", "1.00",
@@ -295,10 +294,10 @@ def test_latency_stands_beside_sixteen_bits_and_in_the_cost(run, tmp_path):
     assert rows[1][6:9] == ["2.00", "500.0", "250.0"]
     assert "mini-opt, r2q-g64: failed: not finite." in sheet.notes
     assert "On a GPU, bfloat16, a context of 512 tokens." in sheet.notes
-    costs = cost(Run(run.results))
+    costs = cost(Run(collected))
     assert costs.head[-1] == "tokens/s, batch 2"
     assert {(row[0], row[1]): row[-1].text for row in costs.body}["mini-llama", "r2q-g64"] == "500.0"  # the faster
-    page([run.results], tmp_path / "report.html")
+    page([collected], tmp_path / "report.html")
     assert "<td>12.00 (11.00, 13.00)</td>" in (tmp_path / "report.html").read_text()
 
 
@@ -328,9 +327,8 @@ def test_latex_is_balanced(run, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles_without_overfull_boxes(run, tmp_path):
-    collect(run.config_path, run.results)
-    table(run.results, tmp_path)
+def test_latex_compiles_without_overfull_boxes(collected, tmp_path):
+    table(collected, tmp_path)
     text = "\\documentclass[twocolumn,a4paper]{article}\\usepackage[margin=2cm]{geometry}\\usepackage{booktabs,xcolor}"
     inputs = "".join(f"\\input{{{name}.tex}}\\clearpage" for name in TABLES)
     (tmp_path / "all.tex").write_text(f"{text}\\begin{{document}}{inputs}\\end{{document}}")
@@ -424,12 +422,11 @@ def test_terminal_fits():
     assert "1.2e+05" in row
 
 
-def test_show_prints_the_compact_form(run, tmp_path, capsys):
-    collect(run.config_path, run.results)
-    table(run.results, tmp_path / "t", show=True)
+def test_show_prints_the_compact_form(collected, tmp_path, capsys):
+    table(collected, tmp_path / "t", show=True)
     printed = capsys.readouterr().out
-    assert printed == terminal(summarize(read_scores(run.results / "scores.csv")))
-    table(run.results, tmp_path / "t")
+    assert printed == terminal(summarize(read_scores(collected / "scores.csv")))
+    table(collected, tmp_path / "t")
     assert capsys.readouterr().out == ""
 
 
@@ -450,13 +447,12 @@ def test_score_above_one_is_not_an_accuracy():
     assert AVERAGE not in [column.task for column in columns]
 
 
-def test_nothing_to_show_is_an_error(run, tmp_path):
-    collect(run.config_path, run.results)
-    path = run.results / "scores.csv"
+def test_nothing_to_show_is_an_error(collected, tmp_path):
+    path = collected / "scores.csv"
     path.write_text(path.read_text().replace(",True,ok,", ",False,ok,"))
-    (run.results / "collected.sha256").unlink()
+    (collected / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"no score has in_table = True"):
-        table(run.results, tmp_path)
+        table(collected, tmp_path)
 
 
 def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
@@ -479,13 +475,12 @@ def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
     assert "chance" not in printed.split("*")[0]
 
 
-def test_missing_column_is_named(run, tmp_path):
-    collect(run.config_path, run.results)
-    path = run.results / "scores.csv"
+def test_missing_column_is_named(collected, tmp_path):
+    path = collected / "scores.csv"
     path.write_text(path.read_text().replace(",chance,", ",luck,", 1))
-    (run.results / "collected.sha256").unlink()
+    (collected / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"scores\.csv has no column chance; it has run, model"):
-        table(run.results, tmp_path)
+        table(collected, tmp_path)
 
 
 def test_a_table_of_frames_has_every_training(tmp_path):
