@@ -18,12 +18,8 @@ from r2q.report.tables.summary import summarize
 from tests.report.conftest import RECIPES, score
 
 MODELS = ("mini-llama", "mini-opt")
-FIGURES = [
-    "frontier-bytes",
-    "frontier-bits",
-    "granularity",
-    *(f"{f}-{m}" for f in ("tasks", "layer_errors") for m in MODELS),
-]
+FIGURES = ["frontier-bytes", "frontier-bits", "granularity"]
+FIGURES += [f"{name}-{model}" for name in ("tasks", "layer_errors") for model in MODELS]
 TEXT = {"chance": None, "majority": None, "higher_is_better": False}
 KINDS = {
     "a text": [score("wiki", "token_ppl_64", 12.5, **TEXT)],

@@ -160,11 +160,16 @@ document.body.innerHTML = ""; document.body.append(Object.assign(document.create
 """
 
 
+def browser(page: Path, *options: str) -> str:
+    """What a browser without a window prints of a page."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_in_a_browser(report: Path) -> None:
     report.write_text(report.read_text().replace("</body>", f"{ACTIONS}</body>"))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", report.as_uri()]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    text = browser(report, "--dump-dom")
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', text, re.S)[1]))  # type: ignore[index]
     assert found["all"] == 12  # two models with chance, majority and four recipes
     assert found["focus"]  # by the keyboard alone
@@ -187,8 +192,7 @@ def test_on_a_narrow_screen_a_long_name_leaves_room_for_numbers(report: Path) ->
     asked = """<script>const name = document.querySelector("#demo-main tbody th").getBoundingClientRect();
     document.body.innerHTML = `<pre id="found">${name.width / innerWidth}</pre>`;</script></body>"""
     report.write_text(report.read_text().replace("</body>", asked).replace(">chance<", f">{'a_name_' * 14}<"))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
-    text = subprocess.run([*command, report.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    text = browser(report, "--window-size=500,900", "--dump-dom")
     assert 0.1 < float(re.search(r'<pre id="found">(.*?)</pre>', text)[1]) < 0.5  # type: ignore[index]
 
 
@@ -198,8 +202,7 @@ def test_on_paper_a_long_table_is_whole(report: Path, tmp_path: Path) -> None:
     rows = "".join(f"<tr><td>row{i}</td>{'<td>12.34 ±0.56</td>' * 14}<td>end{i}</td></tr>" for i in range(90))
     report.write_text(report.read_text().replace("</tbody>", f"{rows}</tbody>", 1))
     pdf = tmp_path / "page.pdf"
-    printing = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--print-to-pdf={pdf}", report.as_uri()]
-    subprocess.run(printing, capture_output=True, timeout=120, check=True)
+    browser(report, f"--print-to-pdf={pdf}")
     reading = [str(PDFTOTEXT), "-layout", str(pdf), "-"]
     text = subprocess.run(reading, capture_output=True, text=True, timeout=120, check=True).stdout
     assert {f"{end}{i}" for end in ("row", "end") for i in range(90)} - set(text.split()) == set()

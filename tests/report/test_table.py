@@ -39,6 +39,7 @@ def frame(rows):
     return pd.DataFrame(records, columns=columns(Score))
 
 
+LOST = {"in_table": None, "metric": "", "chance": None, "majority": None}  # of a unit without values
 PPL = {"metric": "token_ppl_128", "higher_is_better": False, "chance": None, "majority": None}
 
 
@@ -58,13 +59,8 @@ def tables(run, tmp_path):
 def test_row_order(tables):
     rows = list(csv.DictReader(tables["csv"].splitlines()))
     assert [row["recipe"] for row in rows if row["model"] == "mini-llama"] == [
-        "chance",
-        "majority",
-        "full-precision",  # 16 bits, yet before the 2-bit rows
-        "rtn-g64",  # 2.28 bits, in the order of the config
-        "random-codes-g64",
-        "r2q-g64",  # 2.5 bits
-    ]
+        "chance", "majority", "full-precision", "rtn-g64", "random-codes-g64", "r2q-g64",
+    ]  # fmt: skip  # full precision first, then by bits, 2.28 and 2.5, then as in the config
     assert rows[0]["mini_facts acc ↑"] == "0.25"
     assert rows[1]["mini_facts acc ↑"] == "0.27"
 
@@ -126,14 +122,11 @@ def test_chance_marks(value, stderr, majority, marked):
     assert cell.best is not marked  # nothing at chance is the best
 
 
-def test_without_a_guess_there_is_no_row_of_guesses():
+def test_a_perplexity_is_never_at_chance_and_has_no_row_of_guesses():
     """Of a run of texts alone they were two rows of nothing."""
-    assert list(rows_of(summarize(frame([("rtn", 2.0, 0, "p", 5.0, PPL)])))) == ["rtn"]
-
-
-def test_perplexity_is_never_at_chance():
-    cell = rows_of(summarize(frame([("rtn", 2.0, 0, "p", 0.2, PPL)])))["rtn"].cells[0]
-    assert not cell.at_chance
+    rows = rows_of(summarize(frame([("rtn", 2.0, 0, "p", 0.2, PPL)])))
+    assert list(rows) == ["rtn"]
+    assert not rows["rtn"].cells[0].at_chance
 
 
 def test_two_chance_levels_of_one_task_are_an_error():
@@ -157,15 +150,7 @@ def test_several_seeds_are_mean_and_sd():
 
 
 def test_one_failed_seed_leaves_the_others():
-    failed = {
-        "status": "failed",
-        "reason": "NaN",
-        "value": None,
-        "in_table": None,
-        "metric": "",
-        "chance": None,
-        "majority": None,
-    }
+    failed = {"status": "failed", "reason": "NaN"} | LOST
     scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
     row = rows_of(summarize(scores))["rtn"]
     assert (row.seeds, row.failures, row.failed) == (1, (("failed", "seed 1: NaN"),), False)
@@ -180,9 +165,8 @@ def test_one_failed_seed_leaves_the_others():
     ],
 )
 def test_a_recipe_without_values_says_what_each_seed_did(first, second, status, reasons):
-    lost = {"in_table": None, "metric": "", "chance": None, "majority": None}
     rows = [
-        ("rtn", 2.0, seed, "", None, lost | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
+        ("rtn", 2.0, seed, "", None, LOST | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
         for seed, text in enumerate((first, second))
     ]
     summary = summarize(frame([("r2q", 2.5, 0, "a", 0.9, {}), ("r2q", 2.5, 1, "a", 0.9, {}), *rows]))
@@ -374,12 +358,7 @@ def test_a_recipe_whose_first_seed_failed_has_a_size(make_run, tmp_path):
 
 def sized(tmp_path, rows):
     """The table of sizes of recipes (name, bits, accuracy, changes); MiB follow the bits."""
-    write_csv(
-        tmp_path / "scores.csv",
-        columns(Score),
-        frame([(*row[:2], 0, "a", *row[2:]) for row in rows]).to_dict("records"),
-    )
-    return memory(Run(tmp_path))
+    return memory(run_of(tmp_path, frame((*row[:2], 0, "a", *row[2:]) for row in rows)))
 
 
 def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
@@ -392,9 +371,8 @@ def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
 
 @pytest.mark.parametrize(("value", "majority", "marked"), [(0.27, 0.25, True), (0.6, 0.62, True), (0.65, 0.62, False)])
 def test_an_average_is_at_chance_by_the_rule_of_the_main_table(tmp_path, value, majority, marked):
-    sheet = sized(
-        tmp_path, [("rtn", 2.0, value, {"majority": majority}), ("r2q", 2.5, value - 0.1, {"majority": majority})]
-    )
+    level = {"majority": majority}
+    sheet = sized(tmp_path, [("rtn", 2.0, value, level), ("r2q", 2.5, value - 0.1, level)])
     cell = sheet.body[0][-1]
     assert (cell.grey, cell.bold) == (marked, not marked)
     assert any("Grey" in note for note in sheet.notes)  # r2q always is
@@ -465,9 +443,8 @@ def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
     for name, recipes in (("main", list(run.config["recipes"])), ("fine", ["r2q-g64", "rtn-g64"])):
         rows = read_drawn(tmp_path / f"{name}.csv", ["model", "recipe", "status"])
         found = {row["recipe"]: row["status"] for row in rows.to_dict("records") if row["model"] == "mini-opt"}
-        assert {recipe: found[recipe] for recipe in recipes} == {
-            recipe: "diverged" if recipe == "r2q-g64" else "failed" for recipe in recipes
-        }
+        assert [found[recipe] == "diverged" for recipe in recipes] == [recipe == "r2q-g64" for recipe in recipes]
+        assert set(found.values()) == {"diverged", "failed"}
         assert len(rows) == 2 * len(run.config["recipes"])
         assert "mini-opt, rtn-g64 failed: no rtn-g64 memory." in (tmp_path / f"{name}.md").read_text()
     printed = capsys.readouterr().out

@@ -43,9 +43,7 @@ def trained_run(folder: Path) -> Path:
                 row |= {"seed": seed, "task": "task", "metric": "acc", "value": value + 0.01 * seed, "stderr": 0.03}
                 row |= {"higher_is_better": True, "in_table": True, "status": "ok", "granularity": granularity}
                 row |= {"frame": "bitdistiller", "quantizer": quantizer, "kind": "training", "control": False}
-                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - (
-                    0.25 if granularity == "channel" else 0
-                )
+                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - 0.25 * (granularity == "channel")
                 scores.append(row | {"method": "bitdistiller", "reason": ""})
     write_csv(folder / "scores.csv", columns(Score), scores)
     return folder
