@@ -650,21 +650,21 @@ class Faulty(RTN):
 
 
 def test_a_lattice_that_error_feedback_cannot_go_by_is_refused(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It had been a failed row after hours of other work; what is a fault of its code still is one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "together.py").write_text(TOGETHER)
+    together = module(TOGETHER)
     recipes = {
-        name: {"method": "gptq", "granularity": granularity, "options": {"quantizer": f"together.{name}"}}
+        name: {"method": "gptq", "granularity": granularity, "options": {"quantizer": f"{together}.{name}"}}
         for name, granularity in (("Pairs", "g32"), ("Faulty", "channel"))
     }
     (tmp_path / "text.txt").write_text("some text")
     config = data(models, recipes=recipes, calibration={"path": str(tmp_path / "text.txt"), "window": 16})
     with pytest.raises(ConfigError) as refused:
         run(tmp_path, config, "llama")
-    said = "recipes.Pairs.method: together.Pairs codes the weights of a group together, and error feedback one by one"
+    said = (
+        f"recipes.Pairs.method: {together}.Pairs codes the weights of a group together, and error feedback one by one"
+    )
     assert str(refused.value) == f"{tmp_path / 'config.yaml'}: {said}"
     assert "prepare: recipe Faulty will fail: AttributeError: 'NoneType' object has no" in capsys.readouterr().out
     del recipes["Pairs"]

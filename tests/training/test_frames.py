@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -301,15 +302,13 @@ class Mine(Method):
 
 
 def test_a_method_that_trains_in_a_way_of_its_own_reads_the_rows_and_leaves_no_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, module: Callable[[str], str]
 ) -> None:
     """It has none of a frame's options: no quantizer, no start, no steps."""
-    (tmp_path / "own_loop.py").write_text(OWN_LOOP)
-    monkeypatch.syspath_prepend(tmp_path)
     source, results = teacher_folder(tmp_path / "full"), tmp_path / "results"
     make(source, results / "rows.safetensors", device="cpu")
     written = yaml.safe_load((results / "config.yaml").read_text())
-    written["recipes"] = {"own-g32": {"method": "own_loop.Mine", "granularity": "g32"}}
+    written["recipes"] = {"own-g32": {"method": f"{module(OWN_LOOP)}.Mine", "granularity": "g32"}}
     (results / "config.yaml").write_text(yaml.safe_dump(written))
     facts = {"fingerprint": "a" * 64, "family": "llama"}
     (results / "prepared.json").write_text(json.dumps({"models": {"tiny": facts}}))
