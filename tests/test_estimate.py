@@ -45,22 +45,17 @@ def test_a_model_of_the_catalogue_has_as_many_parameters_as_transformers_makes(p
     assert count(catalogue()[path]).total == sum(p.numel() for p in model.parameters())
 
 
+MOE = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"word_embed_proj_dim": 32},
         {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
         {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-        {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-        {
-            "model_type": "qwen3_moe",
-            "num_experts": 8,
-            "moe_intermediate_size": 32,
-            "num_experts_per_tok": 2,
-            "num_hidden_layers": 5,
-            "mlp_only_layers": [0],
-            "decoder_sparse_step": 2,
-        },
+        MOE,
+        MOE | {"num_hidden_layers": 5, "mlp_only_layers": [0], "decoder_sparse_step": 2},
         {"model_type": "qwen2", "tie_word_embeddings": True},
         {"model_type": "qwen3", "head_dim": 32},
         {"model_type": "qwen3"},
@@ -155,17 +150,16 @@ def test_measurements_are_those_of_the_files_that_they_name() -> None:
         ("cpu forward", 4096): median(scores, "seconds", "recipe", task="wikitext2"),
         ("cpu forward", 6144): median(scores, "seconds", "recipe", task="fidelity"),
         ("cpu evaluate memory", 2048): median(scores, "peak_mib", "recipe", task="wikitext2") / 1024,
-        ("forward", 512): median(timed, "us", "what", what="SmolLM2-135M prefill", shape="batch 1", who="torch bf16")
-        / 1e6,
-    }
+        ("forward", 512): 1e-6 * median(timed, "us", "what", what="SmolLM2-135M prefill", shape="batch 1",
+                                        who="torch bf16"),
+    }  # fmt: skip
     for (kind, tokens), value in expected.items():
         one = next(m for m in costs.measurements() if m.kind == kind and m.settings.get("tokens") == tokens)
         assert one.measured == pytest.approx(value, rel=0.01)
     (trained,) = [m for m in costs.measurements() if m.kind == "cpu train"]
     with (ROOT / "config/learning_rates.csv").open(newline="") as lines:
-        assert trained.measured == pytest.approx(
-            statistics.median(float(r["seconds"]) for r in csv.DictReader(lines)), rel=0.01
-        )
+        seconds = [float(row["seconds"]) for row in csv.DictReader(lines)]
+    assert trained.measured == pytest.approx(statistics.median(seconds), rel=0.01)
 
 
 def test_every_method_of_this_repository_is_known() -> None:
@@ -250,11 +244,8 @@ def test_checkpointing_and_offload_are_advised_where_they_are_what_lacks() -> No
     dear = run_of(**{"recipes.trained-g128.options.activation_checkpointing": False})
     (problem,) = [p for p in Estimate(dear, Machine(1, 120 * GIB, 4)).problems() if p.startswith("train ")]
     assert "options.activation_checkpointing: true" in problem
-    looks = run_of(
-        recipes={"gptq-g128": {"method": "gptq", "granularity": "g128"}},
-        training=None,
-        calibration={"path": "c4", "windows": 1024},
-    )
+    recipes, text = {"gptq-g128": {"method": "gptq", "granularity": "g128"}}, {"path": "c4", "windows": 1024}
+    looks = run_of(recipes=recipes, training=None, calibration=text)
     (problem,) = [p for p in Estimate(looks, Machine(1, 24 * GIB, 4)).problems() if p.startswith("quantize ")]
     assert "change one: calibration.offload: true" in problem
 
@@ -271,17 +262,15 @@ def test_the_verb_refuses_in_a_sentence_and_exits_with_2(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("option", "value", "reason"),
     [
-        (["--gpus", "-1"], "--gpus: -1; it must be at least 0"),
-        (["--gpu-memory", "nan"], "--gpu-memory: nan; it must be a number above 0"),
-        (["--gpu-memory", "-3"], "--gpu-memory: -3; it must be a number above 0"),
-        (["--gpu-memory", "0"], "--gpu-memory: 0; it must be a number above 0"),
+        ("--gpus", "-1", "it must be at least 0"),
+        *(("--gpu-memory", value, "it must be a number above 0") for value in ("nan", "-3", "0")),
     ],
 )
-def test_gpus_that_nobody_has_are_refused(given: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", str(ROOT / "config" / "embedded.yaml"), *given]) == 2
-    assert capsys.readouterr().err == f"error: {reason}\n"
+def test_gpus_that_nobody_has_are_refused(option: str, value: str, reason: str, capsys: Any) -> None:
+    assert cli.main(["estimate", str(ROOT / "config" / "embedded.yaml"), option, value]) == 2
+    assert capsys.readouterr().err == f"error: {option}: {value}; {reason}\n"
 
 
 def test_no_gpus_are_none_also_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
