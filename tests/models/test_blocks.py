@@ -72,14 +72,7 @@ def test_groups_are_layers_that_read_the_same() -> None:
         "llama": ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"],
         "opt-projected": ["q_proj k_proj v_proj", "out_proj", "fc1", "fc2"],
         "mixtral": ["q_proj k_proj v_proj", "o_proj", "gate_up_proj", "down_proj"],
-        "qwen2-moe": [
-            "q_proj k_proj v_proj",
-            "o_proj",
-            "gate_proj up_proj",
-            "down_proj",
-            "gate_up_proj",
-            "down_proj",
-        ],
+        "qwen2-moe": ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj", "gate_up_proj", "down_proj"],
     }
     for case, names in wanted.items():
         model = tiny_model(case)

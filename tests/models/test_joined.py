@@ -44,8 +44,7 @@ def packed_model(case: str, method: str = "r2q") -> Any:
 
 @pytest.mark.parametrize("method", ["r2q", "rtn"])
 @pytest.mark.parametrize(
-    ("case", "rows"),
-    [("llama", [128, 64, 256, 64]), ("qwen3-tied", [128, 64, 256, 64]), ("opt", [192, 64, 128, 64])],
+    ("case", "rows"), [("llama", [128, 64, 256, 64]), ("qwen3-tied", [128, 64, 256, 64]), ("opt", [192, 64, 128, 64])]
 )
 def test_a_block_takes_four_products(case: str, rows: list[int], method: str, products: list[int]) -> None:
     model = packed_model(case, method)
