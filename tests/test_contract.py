@@ -241,6 +241,11 @@ class Mine(Method):
             return {t.name: one.quantize_weight(t.weight, t.name) for t in targets}
         layers, other, notes = rtn(), {}, {}
         first = targets[0].name
+        grid = layers[first].grid
+
+        def alter(**fields):
+            layers[first] = replace(layers[first], **fields)
+
         CHANGE
         return Quantized(layers, other, notes)
 """
@@ -261,33 +266,18 @@ class Mine(Method):
         ("layers = rtn(granularity='g16')", "levels are for 2 bits and [64, 4] [rows, groups], not 2 bits and [64, 2]"),
         ("layers[first] = layers[targets[1].name]", "q_proj: the weight is [64, 64], not [32, 64]"),
         (
-            "g = layers[first].grid; layers[first] = replace(layers[first], grid=replace(g, scale=g.scale.float()))",
+            "alter(grid=replace(grid, scale=grid.scale.float()))",
             "q_proj: scale is stored as torch.float16 [64, 2], not torch.float32 [64, 2]",
         ),
-        (
-            "g = layers[first].grid; layers[first] = replace(layers[first], grid=replace(g, scale=g.scale * math.nan))",
-            "q_proj: scale is not finite",
-        ),
-        (
-            "layers[first] = replace(layers[first], in_scale=torch.zeros(64).half())",
-            "q_proj: in_scale is finite and above zero",
-        ),
-        (
-            "layers[first] = replace(layers[first], in_scale=torch.full((64,), math.inf).half())",
-            "q_proj: in_scale is finite and above zero",
-        ),
-        (
-            "layers[first] = replace(layers[first], in_scale=torch.ones(64))",
-            "q_proj: in_scale is torch.float16 [64], not torch.float32 [64]",
-        ),
+        ("alter(grid=replace(grid, scale=grid.scale * math.nan))", "q_proj: scale is not finite"),
+        ("alter(in_scale=torch.zeros(64).half())", "q_proj: in_scale is finite and above zero"),
+        ("alter(in_scale=torch.full((64,), math.inf).half())", "q_proj: in_scale is finite and above zero"),
+        ("alter(in_scale=torch.ones(64))", "q_proj: in_scale is torch.float16 [64], not torch.float32 [64]"),
         ("other['model.norm.weight'] = torch.ones(3)", "model.norm.weight, which it changes, is finite [64]"),
         ("other[first + '.weight'] = targets[0].weight", "q_proj.weight, which it changes, is no parameter that stays"),
         ("notes['x'] = math.nan", "notes are plain JSON (Out of range float values"),
         ("notes['layers'] = {first: {'seconds': 1.0, 'mine': 2.0}}", "all promises kept"),
-        (
-            "notes['layers'] = {first: {'mse': 0.0}}",
-            "notes of model.layers.0.self_attn.q_proj: mse is measured, no note",
-        ),
+        ("notes['layers'] = {first: {'mse': 0.0}}", "notes of model.layers.0.self_attn.q_proj: mse is measured, no"),
         ("notes['layers'] = {first: {'kind': 'x'}}", "q_proj: kind is measured, no note; give it another name"),
         ("notes['layers'] = {first: {'model': 'x'}}", "q_proj: model is measured, no note; give it another name"),
         ("notes['layers'] = {'head': {'mine': 1}}", "notes speak of head, which is none of the layers to quantize"),

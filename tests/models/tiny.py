@@ -11,6 +11,10 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from r2q.models.packed import replace
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe, WeightMethod, make_method
+
 COMMON = {
     "vocab_size": 272,
     "hidden_size": 64,
@@ -54,6 +58,16 @@ def tiny_model(case: str, dtype: torch.dtype = torch.float32, seed: int = 0, **s
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**COMMON | options | settings)
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+
+def packed_model(case: str, method: str = "r2q", granularity: str = "g32") -> Any:
+    """The same model with packed layers."""
+    model = tiny_model(case)
+    made = make_method(Recipe(method, method, granularity))
+    assert isinstance(made, WeightMethod)
+    for target in list_targets(model):
+        replace(model, target, made.quantize_weight(target.weight))
+    return model
 
 
 def tiny_folder(case: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
