@@ -24,6 +24,7 @@ from r2q.plan import Plan
 from r2q.plan.checks import stale
 from r2q.plan.estimate import Estimate
 from r2q.plan.jobs import Machine
+from tests.configs import full_precision_of
 from tests.workflow import Copy
 
 RECIPES = {
@@ -137,12 +138,10 @@ def test_a_full_size_run_has_the_jobs_that_were_counted_by_hand_and_says_what_it
 
 
 def test_a_dry_run_says_where_a_size_cannot_be_known_and_goes_on(fresh: Copy) -> None:
-    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
-    config = {"run": "unknown", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
-    (fresh.folder / "config" / "unknown.yaml").write_text(json.dumps(config))
+    (fresh.folder / "config" / "unknown.yaml").write_text(json.dumps(full_precision_of("unknown", "own/model")))
     done = fresh.run("--dry-run", config="unknown")
     assert done.returncode == 0, done.stdout
-    assert "estimate of the whole run: models.m.path: the size of own/model cannot be known here" in done.stdout
+    assert "estimate of the whole run: models.tiny.path: the size of own/model cannot be known here" in done.stdout
 
 
 def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> None:
@@ -150,8 +149,7 @@ def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> Non
     (fresh.folder / "text.txt").write_text("text")
     models = {"here": {"path": "./tiny.gguf"}, "packed": {"path": "pypi:tiny==1:tiny.gguf", "sha256": "a" * 64}}
     models["same"] = models["here"] | {"add_bos": True}
-    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "text.txt"}}
-    config = {"run": "gguf", "models": models, "recipes": recipes, "perplexity": text}
+    config = full_precision_of("gguf", "", "text.txt") | {"models": models}
     (fresh.folder / "config" / "gguf.yaml").write_text(json.dumps(config))
     planned = fresh.planned(config="gguf")
     assert (planned["source"], planned["prepare"]) == (2, 3)  # two models share a file
@@ -463,12 +461,9 @@ def test_another_file_in_the_place_of_an_input_counts_also_where_it_is_older(fre
     """As `mv`, `cp -p`, `rsync -t` and archives leave them: Snakemake itself looks for newer files alone."""
     text = fresh.folder / "book.txt"
     text.write_text("the first book " * 40)
-    config = {
-        "run": "book", "models": {"m": {"path": "mini/models/mini-opt"}},
-        "recipes": {"fp": {"method": "full_precision"}}, "perplexity": {"book": {"path": "book.txt", "window": 16}},
-    }  # fmt: skip
+    config = full_precision_of("book", "mini/models/mini-opt", "book.txt")
     (fresh.folder / "config/book.yaml").write_text(yaml.safe_dump(config))
-    record = "results/book/m/fp/seed0/evaluation.json"
+    record = "results/book/tiny/full_precision/seed0/evaluation.json"
 
     def value() -> float:
         done = fresh.run("--cores", "1", "--", record, config="book")

@@ -28,6 +28,7 @@ from r2q.plan.estimate import Estimate, machine, report
 from r2q.plan.jobs import Machine
 from r2q.plan.shapes import catalogue, count, shape_of
 from r2q.quantization.method import Recipe, WeightMethod, make_method
+from tests.configs import full_precision_of
 from tests.fake_hub import fake_hub
 from tests.workflow import printed
 
@@ -99,9 +100,7 @@ def test_a_size_that_cannot_be_known_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_hub_is_asked_for_the_config_of_a_model_and_for_no_weights(tmp_path: Path) -> None:
-    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
-    config = {"run": "hub", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
-    (tmp_path / "hub.yaml").write_text(json.dumps(config))
+    (tmp_path / "hub.yaml").write_text(json.dumps(full_precision_of("hub", "own/model")))
     with fake_hub() as hub:
         hub.push("model", "own/model", {"config.json": json.dumps(catalogue()["Qwen/Qwen3-0.6B-Base"]).encode()})
         there = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
@@ -204,6 +203,13 @@ def _plain(value: str) -> str:
     return value if value.isdecimal() or value in ("true", "false") else json.dumps(value)
 
 
+def problem_of(config: Any, gib: int, rule: str = "train") -> str:
+    """The one problem that a rule has on a GPU of so many GiB."""
+    problems = Estimate(config, Machine(gpus=1, gpu_bytes=gib * GIB, cpu_jobs=4)).problems()
+    (found,) = [line for line in problems if line.startswith(f"{rule} ")]
+    return found
+
+
 @pytest.mark.parametrize(
     ("gib", "expected"),
     [
@@ -213,25 +219,21 @@ def _plain(value: str) -> str:
         (24, "limits.training_processes: 8"),
     ],
 )
-def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(
-    gib: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = Machine(gpus=1, gpu_bytes=gib * GIB, cpu_jobs=4)
-    (problem,) = [line for line in Estimate(run_of(), given).problems() if line.startswith("train ")]
+def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(gib: int, expected: str) -> None:
+    problem = problem_of(run_of(), gib)
     assert problem.startswith("train llama: trained-g128 seed 0 takes about 114 GiB of a GPU, ")  # measured: 113.7
     assert f"{gib} GiB are given" in problem
     advice = problem.partition("change one: ")[2].split("; ")
     assert expected in [text.rpartition(" (")[0] for text in advice]
     for text in advice:
-        fits = Estimate(run_of(**changed(text)), given)
+        fits = Estimate(run_of(**changed(text)), Machine(1, gib * GIB, 4))
         assert not [line for line in fits.problems() if line.startswith("train ")], text
 
 
 def test_nothing_is_advised_that_a_config_cannot_say() -> None:
     """Such as bfloat16 weights where float32 arithmetic is asked for."""
     precise = {"recipes.trained-g128.options.compute": "float32"}
-    (problem,) = [p for p in Estimate(run_of(**precise), Machine(1, 80 * GIB, 4)).problems() if p.startswith("train ")]
-    for text in problem.partition("change one: ")[2].split("; "):
+    for text in problem_of(run_of(**precise), 80).partition("change one: ")[2].split("; "):
         run_of(**precise, **changed(text))
 
 
@@ -242,12 +244,10 @@ def test_what_fits_is_not_refused() -> None:
 
 def test_checkpointing_and_offload_are_advised_where_they_are_what_lacks() -> None:
     dear = run_of(**{"recipes.trained-g128.options.activation_checkpointing": False})
-    (problem,) = [p for p in Estimate(dear, Machine(1, 120 * GIB, 4)).problems() if p.startswith("train ")]
-    assert "options.activation_checkpointing: true" in problem
+    assert "options.activation_checkpointing: true" in problem_of(dear, 120)
     recipes, text = {"gptq-g128": {"method": "gptq", "granularity": "g128"}}, {"path": "c4", "windows": 1024}
     looks = run_of(recipes=recipes, training=None, calibration=text)
-    (problem,) = [p for p in Estimate(looks, Machine(1, 24 * GIB, 4)).problems() if p.startswith("quantize ")]
-    assert "change one: calibration.offload: true" in problem
+    assert "change one: calibration.offload: true" in problem_of(looks, 24, "quantize")
 
 
 def test_the_verb_refuses_in_a_sentence_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
