@@ -14,7 +14,7 @@ from r2q.models.moments import output_errors, second_moments
 from r2q.models.targets import decoder_blocks, has_tied_head, list_targets
 from r2q.quantization.method import Recipe, make_method
 from tests.models.test_targets import small
-from tests.models.tiny import CASES, tiny_model
+from tests.models.tiny import CASES, inputs_of, tiny_model
 
 FACTS = {"source": "random", "seed": "0", "first_token": "3", "sha256": "0"}
 
@@ -98,15 +98,9 @@ def test_a_changed_weight_moves_what_comes_after_and_nothing_else() -> None:
     assert torch.allclose(changed, wanted, atol=1e-6)  # type: ignore[arg-type]
 
 
-def given_to_experts(block: Block) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Hidden states and chosen experts of each batch."""
-    given: list[tuple[torch.Tensor, torch.Tensor]] = []
-    experts = block.module.mlp.experts
-    handle = experts.register_forward_pre_hook(lambda _, args: given.append((args[0].clone(), args[1].clone())))
-    for hidden in block.inputs:
-        block.run(hidden)
-    handle.remove()
-    return given
+def given_to_experts(block: Block) -> list[tuple[torch.Tensor, ...]]:
+    """Hidden states and chosen experts, with their weights, of each batch."""
+    return inputs_of(block.module.mlp.experts, lambda: [block.run(hidden) for hidden in block.inputs])
 
 
 def test_experts_see_the_tokens_routed_to_them() -> None:
@@ -118,7 +112,7 @@ def test_experts_see_the_tokens_routed_to_them() -> None:
     found: dict[int, list[torch.Tensor]] = {}
     counts = block.observe(lambda name, expert, x: found.setdefault(expert, []).append(x), [[stack]])
     for expert in range(4):
-        wanted = torch.cat([hidden[(chosen == expert).any(-1)] for hidden, chosen in routed])
+        wanted = torch.cat([hidden[(chosen == expert).any(-1)] for hidden, chosen, _ in routed])
         rows = [sorted(x.tolist()) for x in (torch.cat(found[expert]), wanted)]  # experts take them in another order
         assert rows[0] == rows[1]
         assert counts[stack.name].tokens[expert] == len(wanted)
@@ -138,7 +132,7 @@ def test_an_expert_with_few_tokens_is_shown_all() -> None:
     gate, down = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
     assert seen[down].shown_all == few
     assert seen[down].tokens == tokens
-    x = torch.cat([hidden for hidden, _ in given_to_experts(free)])  # every token of the block
+    x = torch.cat([hidden for hidden, *_ in given_to_experts(free)])  # every token of the block
     weight = model.model.layers[0].mlp.experts.gate_up_proj.detach()
     for expert in range(4):
         if expert not in few:

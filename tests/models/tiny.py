@@ -1,5 +1,6 @@
 """Tiny random models of every supported class, as folders in Hugging Face layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def tiny_folder(case: str, folder: Path, dtype: torch.dtype = torch.float32, see
     tiny_model(case, dtype, seed).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def inputs_of(module: torch.nn.Module, run: Callable[[], Any]) -> list[tuple[torch.Tensor, ...]]:
+    """What a module is given in each of its calls while `run` runs."""
+    given: list[tuple[torch.Tensor, ...]] = []
+    handle = module.register_forward_pre_hook(lambda _, args: given.append(tuple(x.detach().clone() for x in args)))
+    run()
+    handle.remove()
+    return given
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -28,7 +28,7 @@ from r2q.training.generation import with_transformers
 from r2q.training.teacher_data import draw
 from r2q.training.unfinished import Unfinished
 from tests.models.tiny import tiny_model
-from tests.training.teacher import make, teacher_folder
+from tests.training.teacher import make, section, teacher_folder
 
 WHOLE = {"prompt_tokens": None, "length": 30}  # prompts of 15 to 19 tokens
 
@@ -41,11 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def all_rows(train: Rows, held_out: Rows) -> list[list[int]]:
     pairs = [(tokens, end) for rows in (train, held_out) for tokens, end in zip(rows.tokens, rows.end, strict=True)]
     return [tokens[:end].tolist() for tokens, end in pairs]
-
-
-def section(folder: Path, **changes: Any) -> Training:
-    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
-    return Training.model_validate({"texts": [texts]} | WHOLE | changes)
 
 
 def prompts_of(folder: Path) -> list[list[int]]:

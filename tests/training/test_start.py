@@ -27,7 +27,7 @@ from tests.baselines.calibrated import SHORT, text
 from tests.configs import config_of
 from tests.models.tiny import tiny_folder, tiny_model
 from tests.training.rows import random_data
-from tests.training.teacher import teacher_folder
+from tests.training.teacher import lines_of, teacher_folder
 
 CPU = torch.device("cpu")
 
@@ -160,13 +160,12 @@ class Run:
         self.folder, source = folder, teacher_folder(folder / "full")
         (folder / "text.txt").write_text("one line of text after the other. " * 40)
         options = {"quantizer": "rtn", "start": "gptq-g32", "start_from": start_from, "steps": 1, "batch_rows": 4}
-        texts = {"path": str(source / "lines.txt"), "lines": True, "rows": 12}
         recipes = {
             "gptq-g32": {"method": "gptq", "granularity": "g32"},
             "trained-g32": {"method": "bitdistiller", "granularity": "g32", "options": options},
         }
         calibration = {"source": str(folder / "text.txt"), "windows": 9, "window": 16}
-        training = {"texts": [texts], "kind": "text", "length": 16, "held_out": 2}
+        training = {"texts": [lines_of(source)], "kind": "text", "length": 16, "held_out": 2}
         config = config_of(recipes, source, calibration=calibration, training=training, device="cpu")
         self.files = [folder / name for name in ("config.yaml", "prepared.json", "calibration.st", "rows.st")]
         self.files[0].write_text(yaml.safe_dump(config))
