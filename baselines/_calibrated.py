@@ -119,28 +119,21 @@ def search_range(
     Returns:
         ``low`` and ``high``, each ``[rows, groups, 1]``.
     """
-    ends = [_search(part, roots.mT, ranges(part), lattice, bits) for part in in_chunks(values)]
-    return torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
-
-
-def _search(
-    values: torch.Tensor,
-    roots: torch.Tensor,
-    ranges: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    lattice: Lattice,
-    bits: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    least = values.new_full((*values.shape[:2], 1), float("inf"))
-    best_low, best_high = torch.zeros_like(least), torch.zeros_like(least)
-    for low, high in ranges:
-        clamped = values.clamp(low, high)
-        grid = lattice(clamped, bits)
-        difference = grid.decode(grid.encode(clamped)) - values
-        error = torch.bmm(difference.transpose(0, 1), roots).square_().sum(-1).mT.unsqueeze(-1)  # [rows, groups, 1]
-        better = error < least
-        least = torch.where(better, error, least)
-        best_low, best_high = torch.where(better, low, best_low), torch.where(better, high, best_high)
-    return best_low, best_high
+    lows, highs = [], []
+    for part in in_chunks(values):
+        least = part.new_full((*part.shape[:2], 1), float("inf"))
+        best_low, best_high = torch.zeros_like(least), torch.zeros_like(least)
+        for low, high in ranges(part):
+            clamped = part.clamp(low, high)
+            grid = lattice(clamped, bits)
+            difference = (grid.decode(grid.encode(clamped)) - part).transpose(0, 1)  # [groups, rows, n]
+            error = torch.bmm(difference, roots.mT).square_().sum(-1).mT.unsqueeze(-1)  # [rows, groups, 1]
+            better = error < least
+            least = torch.where(better, error, least)
+            best_low, best_high = torch.where(better, low, best_low), torch.where(better, high, best_high)
+        lows.append(best_low)
+        highs.append(best_high)
+    return torch.cat(lows), torch.cat(highs)
 
 
 def encode(

@@ -1,12 +1,14 @@
 """One thread for torch: tiny tensors gain nothing from more, and busy machines lose much."""
 
 import gc
+import hashlib
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     assert done.returncode == 0, done.stdout
     copy.output = done.stdout
     return copy
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes a module of somebody's own of its text; returns its name."""
+
+    def write(text: str) -> str:
+        name = f"own_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        return name
+
+    return write
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,22 +14,16 @@ from r2q.bench import bench, decode_step, model_layers, weight_bytes
 from r2q.cli import main
 from r2q.models.apply import apply
 from r2q.models.load import load_packed
-from r2q.models.packed import replace
 from r2q.models.save import save
 from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, WeightMethod, make_method
-from tests.models.tiny import COMMON, GQA, tiny_model
+from r2q.quantization.method import Recipe, make_method
+from tests.models.tiny import COMMON, GQA, packed_model, tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = tiny_model("llama")
-    method = make_method(Recipe("r2q", "r2q", "channel"))
-    assert isinstance(method, WeightMethod)
-    for target in list_targets(model):
-        replace(model, target, method.quantize_weight(target.weight))
     path = tmp_path_factory.mktemp("packed")
-    save(model, None, path, {})
+    save(packed_model("llama", granularity="channel"), None, path, {})
     return path
 
 

@@ -97,11 +97,7 @@ def test_bash_completes_verbs_and_their_arguments(capsys: pytest.CaptureFixture[
     ],
 )
 def test_bad_input_is_a_sentence_without_traceback(
-    error: BaseException,
-    status: int,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    error: BaseException, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails() -> None:
         raise error

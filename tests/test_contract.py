@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from r2q.models.save import save
 from r2q.quantization.method import Recipe, WeightMethod, make_method
 from tests.models.tiny import tiny_folder
 
+Module = Callable[[str], str]  # the fixture `module`
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 
 
@@ -30,14 +32,8 @@ def shipped_recipes() -> list[Recipe]:
                 label = f"{name.removesuffix(f'-{entry.granularity}')}-{granularity}-{bits}bit"
                 options = dict(entry.options)
                 if configuration.method_info(entry.method).needs == "training":
-                    options |= {
-                        "steps": 2,
-                        "batch_rows": 4,
-                        "warmup_steps": 0,
-                        "start": None,
-                        "start_from": "levels",
-                        "compiled": False,
-                    }
+                    options |= {"steps": 2, "batch_rows": 4, "warmup_steps": 0, "compiled": False}
+                    options |= {"start": None, "start_from": "levels"}
                 found[label] = Recipe(name, entry.method, granularity, bits, 0, options)
     return [found[label] for label in sorted(found)]
 
@@ -101,21 +97,14 @@ class Broken(WeightMethod):
     [
         ("1", "", "all promises kept"),
         ("2", "", "weights stay untouched: quantize changes "),
-        (
-            "1",
-            "levels = levels * torch.rand(1)",
-            "the same seed gives the same bits: the same seed",
-        ),
+        ("1", "levels = levels * torch.rand(1)", "the same seed gives the same bits: the same seed"),
         ("1", "levels = levels.nan_to_num()", "weights that are not finite are refused: no error says 'not finite'"),
     ],
 )
 def test_a_method_of_another_package_is_checked(
-    factor: str, noise: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    factor: str, noise: str, message: str, module: Module, capsys: Any
 ) -> None:
-    module = f"elsewhere_{abs(hash((factor, noise)))}"
-    (tmp_path / f"{module}.py").write_text(BROKEN.format(factor=factor, noise=noise))
-    monkeypatch.syspath_prepend(tmp_path)
-    status = main(["check-method", f"{module}:Broken"])
+    status = main(["check-method", f"{module(BROKEN.format(factor=factor, noise=noise))}:Broken"])
     assert message in capsys.readouterr().out
     assert status == (0 if message == "all promises kept" else 1)
 
@@ -148,14 +137,11 @@ class Remembers(RTN):
         ("Remembers", "a weight gives other numbers after another one was quantized"),
     ],
 )
-def test_groups_that_depend_on_others_break_a_promise(
-    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_groups_that_depend_on_others_break_a_promise(name: str, message: str, module: Module) -> None:
     """Training quantizes many layers at once, weights come in parts: what is stored would not be what was trained."""
-    (tmp_path / "between.py").write_text(BETWEEN)
-    monkeypatch.syspath_prepend(tmp_path)
+    recipe = Recipe("x", f"{module(BETWEEN)}.{name}", "g32")
     with pytest.raises(contract.Broken, match=message):
-        contract.a_group_is_quantized_by_itself(Recipe("x", f"between.{name}", "g32"), contract.Bench())
+        contract.a_group_is_quantized_by_itself(recipe, contract.Bench())
 
 
 TWO_BITS = """
@@ -178,13 +164,10 @@ class Quartiles(WeightMethod):
 """
 
 
-def test_bits_that_a_method_refuses_break_no_promise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    (tmp_path / "quartiles.py").write_text(TWO_BITS)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert main(["check-method", "quartiles:Quartiles"]) == 0, capsys.readouterr().out
-    assert main(["check-method", "quartiles:Quartiles", "--bits", "3"]) == 2
+def test_bits_that_a_method_refuses_break_no_promise(module: Module, capsys: Any) -> None:
+    method = f"{module(TWO_BITS)}:Quartiles"
+    assert main(["check-method", method]) == 0, capsys.readouterr().out
+    assert main(["check-method", method, "--bits", "3"]) == 2
     assert "bits: there are four levels" in capsys.readouterr().err
 
 
@@ -218,17 +201,14 @@ class Odd(RTN):
 """
 
 
-def test_options_may_be_of_any_type_that_a_config_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    (tmp_path / "odd.py").write_text(ODD)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert main(["check-method", "odd:Odd"]) == 0, capsys.readouterr()
+def test_options_may_be_of_any_type_that_a_config_can_write(module: Module, capsys: Any) -> None:
+    name = module(ODD)
+    assert main(["check-method", f"{name}:Odd"]) == 0, capsys.readouterr()
     given = {"ends": [0, 2], "norm": "l2", "path": "a/b.pt", "day": "2026-01-02", "sizes": {8: 1.0}}
-    recipe = {"method": "odd.Odd", "granularity": "g32", "options": {**given, "inner": {"depth": 3}}}
+    recipe = {"method": f"{name}.Odd", "granularity": "g32", "options": {**given, "inner": {"depth": 3}}}
     config = configuration.Config.model_validate({"run": "x", "models": {"m": {"path": "m"}}, "recipes": {"o": recipe}})
     for options in (recipe["options"], config.resolved()["recipes"]["o"]["options"]):  # as given, as written for jobs
-        method: Any = make_method(Recipe("o", "odd.Odd", "g32", options=options))
+        method: Any = make_method(Recipe("o", f"{name}.Odd", "g32", options=options))
         assert (method.given.ends, method.given.norm.name, method.given.path) == ((0, 2), "L2", Path("a/b.pt"))
         assert (method.given.day.year, method.given.sizes, method.given.inner.depth) == (2026, {8: 1.0}, 3)
     assert json.loads(json.dumps(configuration.describe_recipe(config, "o").settings))["inner"] == {"depth": 3}
@@ -261,6 +241,11 @@ class Mine(Method):
             return {t.name: one.quantize_weight(t.weight, t.name) for t in targets}
         layers, other, notes = rtn(), {}, {}
         first = targets[0].name
+        grid = layers[first].grid
+
+        def alter(**fields):
+            layers[first] = replace(layers[first], **fields)
+
         CHANGE
         return Quantized(layers, other, notes)
 """
@@ -281,33 +266,18 @@ class Mine(Method):
         ("layers = rtn(granularity='g16')", "levels are for 2 bits and [64, 4] [rows, groups], not 2 bits and [64, 2]"),
         ("layers[first] = layers[targets[1].name]", "q_proj: the weight is [64, 64], not [32, 64]"),
         (
-            "g = layers[first].grid; layers[first] = replace(layers[first], grid=replace(g, scale=g.scale.float()))",
+            "alter(grid=replace(grid, scale=grid.scale.float()))",
             "q_proj: scale is stored as torch.float16 [64, 2], not torch.float32 [64, 2]",
         ),
-        (
-            "g = layers[first].grid; layers[first] = replace(layers[first], grid=replace(g, scale=g.scale * math.nan))",
-            "q_proj: scale is not finite",
-        ),
-        (
-            "layers[first] = replace(layers[first], in_scale=torch.zeros(64).half())",
-            "q_proj: in_scale is finite and above zero",
-        ),
-        (
-            "layers[first] = replace(layers[first], in_scale=torch.full((64,), math.inf).half())",
-            "q_proj: in_scale is finite and above zero",
-        ),
-        (
-            "layers[first] = replace(layers[first], in_scale=torch.ones(64))",
-            "q_proj: in_scale is torch.float16 [64], not torch.float32 [64]",
-        ),
+        ("alter(grid=replace(grid, scale=grid.scale * math.nan))", "q_proj: scale is not finite"),
+        ("alter(in_scale=torch.zeros(64).half())", "q_proj: in_scale is finite and above zero"),
+        ("alter(in_scale=torch.full((64,), math.inf).half())", "q_proj: in_scale is finite and above zero"),
+        ("alter(in_scale=torch.ones(64))", "q_proj: in_scale is torch.float16 [64], not torch.float32 [64]"),
         ("other['model.norm.weight'] = torch.ones(3)", "model.norm.weight, which it changes, is finite [64]"),
         ("other[first + '.weight'] = targets[0].weight", "q_proj.weight, which it changes, is no parameter that stays"),
         ("notes['x'] = math.nan", "notes are plain JSON (Out of range float values"),
         ("notes['layers'] = {first: {'seconds': 1.0, 'mine': 2.0}}", "all promises kept"),
-        (
-            "notes['layers'] = {first: {'mse': 0.0}}",
-            "notes of model.layers.0.self_attn.q_proj: mse is measured, no note",
-        ),
+        ("notes['layers'] = {first: {'mse': 0.0}}", "notes of model.layers.0.self_attn.q_proj: mse is measured, no"),
         ("notes['layers'] = {first: {'kind': 'x'}}", "q_proj: kind is measured, no note; give it another name"),
         ("notes['layers'] = {first: {'model': 'x'}}", "q_proj: model is measured, no note; give it another name"),
         ("notes['layers'] = {'head': {'mine': 1}}", "notes speak of head, which is none of the layers to quantize"),
@@ -317,12 +287,9 @@ class Mine(Method):
     ],
 )
 def test_what_a_method_of_whole_models_gives_is_held_against_its_recipe(
-    change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    change: str, message: str, module: Module, capsys: Any
 ) -> None:
-    module = f"whole_{abs(hash(change))}"
-    (tmp_path / f"{module}.py").write_text(WHOLE.replace("CHANGE", change))
-    monkeypatch.syspath_prepend(tmp_path)
-    status = main(["check-method", f"{module}:Mine"])
+    status = main(["check-method", f"{module(WHOLE.replace('CHANGE', change))}:Mine"])
     assert message in capsys.readouterr().out
     assert status == (0 if message == "all promises kept" else 1)
 
@@ -344,14 +311,10 @@ def test_what_a_method_of_whole_models_gives_is_held_against_its_recipe(
         ("encode_groups = lambda self, values, grid: None", "codes have the shape of the weights, [64, 2, 32]"),
     ],
 )
-def test_levels_and_codes_of_a_method_of_one_weight_are_checked(
-    change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = f"levels_{abs(hash(change))}"
+def test_levels_and_codes_of_a_method_of_one_weight_are_checked(change: str, message: str, module: Module) -> None:
     head = "from baselines.rtn import RTN\nfrom r2q.quantization.grid import CodebookGrid\n"
-    (tmp_path / f"{module}.py").write_text(f"{head}class Mine(RTN):\n    {change}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    method = make_method(Recipe("mine", f"{module}.Mine", "g32"))
+    name = module(f"{head}class Mine(RTN):\n    {change}\n")
+    method = make_method(Recipe("mine", f"{name}.Mine", "g32"))
     assert isinstance(method, WeightMethod)
     with pytest.raises(ValueError, match=re.escape("recipe mine, layer q_proj: ")) as error:
         method.quantize_weight(torch.randn(64, 64), "q_proj")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +24,7 @@ from r2q.plan import Plan
 from r2q.plan.checks import stale
 from r2q.plan.estimate import Estimate
 from r2q.plan.jobs import Machine
+from tests.configs import full_precision_of
 from tests.workflow import Copy
 
 RECIPES = {
@@ -136,12 +138,10 @@ def test_a_full_size_run_has_the_jobs_that_were_counted_by_hand_and_says_what_it
 
 
 def test_a_dry_run_says_where_a_size_cannot_be_known_and_goes_on(fresh: Copy) -> None:
-    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
-    config = {"run": "unknown", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
-    (fresh.folder / "config" / "unknown.yaml").write_text(json.dumps(config))
+    (fresh.folder / "config" / "unknown.yaml").write_text(json.dumps(full_precision_of("unknown", "own/model")))
     done = fresh.run("--dry-run", config="unknown")
     assert done.returncode == 0, done.stdout
-    assert "estimate of the whole run: models.m.path: the size of own/model cannot be known here" in done.stdout
+    assert "estimate of the whole run: models.tiny.path: the size of own/model cannot be known here" in done.stdout
 
 
 def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> None:
@@ -149,8 +149,7 @@ def test_a_model_that_is_a_gguf_file_has_a_folder_made_first(fresh: Copy) -> Non
     (fresh.folder / "text.txt").write_text("text")
     models = {"here": {"path": "./tiny.gguf"}, "packed": {"path": "pypi:tiny==1:tiny.gguf", "sha256": "a" * 64}}
     models["same"] = models["here"] | {"add_bos": True}
-    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "text.txt"}}
-    config = {"run": "gguf", "models": models, "recipes": recipes, "perplexity": text}
+    config = full_precision_of("gguf", "", "text.txt") | {"models": models}
     (fresh.folder / "config" / "gguf.yaml").write_text(json.dumps(config))
     planned = fresh.planned(config="gguf")
     assert (planned["source"], planned["prepare"]) == (2, 3)  # two models share a file
@@ -165,18 +164,10 @@ SLIP = "  rtn-g64: {method: rtn, granularity: g64}"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (
-            SLIP,
-            "  rtn-g64: {method: rtn, granulrity: g64}",
-            "recipes.rtn-g64.granulrity: unknown key; nearest valid: granularity",
-        ),
+        ("rtn, granularity", "rtn, granulrity", "rtn-g64.granulrity: unknown key; nearest valid: granularity"),
         (SLIP, f"{SLIP}\n{SLIP}", "rtn-g64 stands twice, the second time in line "),
         ("  mini_facts:", "  mini_fact:", "there is no lm-eval task mini_fact; nearest valid: mini_facts"),
-        (
-            "mini/models/mini-llama}",
-            "mini/models/mini-lama}",
-            "models.mini-llama.path: there is no folder mini/models/mini-lama",
-        ),
+        ("mini-llama}", "mini-lama}", "models.mini-llama.path: there is no folder mini/models/mini-lama"),
     ],
     ids=["key", "twice", "task", "path"],
 )
@@ -231,36 +222,23 @@ def test_a_finished_run_has_nothing_to_do_and_says_so(finished: Copy) -> None:
     assert "Nothing to be done" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new", "expected"),
-    [
-        ("config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}"), both("mini-llama", "rtn-g64")),
-        ("config/smoke.yaml", "\ntasks:", f"  {HQQ}\n\ntasks:", both("mini-llama", "hqq-g64")),
-        ("config/smoke.yaml", "models:", f"models:\n  {QWEN}", both("mini-qwen", "full_precision")),
-        ("config/smoke.yaml", "  mini_facts:", "  mini_facts: {metric: acc_norm}", EVALUATE),
-        # random_codes builds on rtn
-        ("baselines/rtn.py", *IMPORT, both("mini-llama", "rtn-g64", "random_codes-channel")),
-        ("r2q/quantization/residual.py", *FROM, ALL),
-        ("r2q/evaluation/chance.py", *IMPORT, EVALUATE),
-        ("r2q/tokens.py", *FROM, ALL),  # prepare encodes, too
-        ("r2q/files.py", *IMPORT, EVALUATE),
-        ("r2q/report/tables/summary.py", *IMPORT, set()),
-        ("baselines/hqq.py", *IMPORT, None),  # no recipe uses it
-    ],
-    ids=[
-        "recipe",
-        "new recipe",
-        "new model",
-        "task",
-        "method",
-        "r2q",
-        "evaluation",
-        "tokens",
-        "files",
-        "report",
-        "other method",
-    ],
-)
+CHANGES: dict[str, tuple[str, str, str, set[str] | None]] = {
+    "recipe": ("config/smoke.yaml", SLIP, SLIP.replace("g64}", "g64, lm_head: true}"), both("mini-llama", "rtn-g64")),
+    "new recipe": ("config/smoke.yaml", "\ntasks:", f"  {HQQ}\n\ntasks:", both("mini-llama", "hqq-g64")),
+    "new model": ("config/smoke.yaml", "models:", f"models:\n  {QWEN}", both("mini-qwen", "full_precision")),
+    "task": ("config/smoke.yaml", "  mini_facts:", "  mini_facts: {metric: acc_norm}", EVALUATE),
+    # random_codes builds on rtn
+    "method": ("baselines/rtn.py", *IMPORT, both("mini-llama", "rtn-g64", "random_codes-channel")),
+    "r2q": ("r2q/quantization/residual.py", *FROM, ALL),
+    "evaluation": ("r2q/evaluation/chance.py", *IMPORT, EVALUATE),
+    "tokens": ("r2q/tokens.py", *FROM, ALL),  # prepare encodes, too
+    "files": ("r2q/files.py", *IMPORT, EVALUATE),
+    "report": ("r2q/report/tables/summary.py", *IMPORT, set()),
+    "other method": ("baselines/hqq.py", *IMPORT, None),  # no recipe uses it
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "expected"), CHANGES.values(), ids=CHANGES)
 def test_a_change_runs_again_what_depends_on_it(
     finished: Copy, name: str, old: str, new: str, expected: set[str] | None
 ) -> None:
@@ -337,16 +315,17 @@ DERIVED = ["scores.csv", "layers.csv", "items.csv", "provenance.json", "collecte
 DERIVED += ["lattice.csv", "latency.csv", "mini-opt/prepared.json", "../prepared/mini/tasks/mini_facts.jsonl"]
 DERIVED += ["../../figures/smoke/granularity.svg"]
 EDITED = {  # and the manifests that say so
-    "scores.csv": "results/smoke/collected", "lattice.csv": "results/smoke/lattice",
+    "scores.csv": "results/smoke/collected",
+    "lattice.csv": "results/smoke/lattice",
     "latency.csv": "results/smoke/latency",
     "report.html": "results/smoke/report",
     "tables/main.csv": "results/smoke/tables/tables",
     "../../figures/smoke/frontier-bits.csv": "figures/smoke/frontier-bits",
-}  # fmt: skip
-# records of a model, and the rules that make them again
-RECORDS = {"prepared.json": "prepare"}
-RECORDS |= {
-    f"r2q-g64/seed0/{name}": rule for name, rule in (("report.json", "quantize"), ("evaluation.json", "evaluate"))
+}
+RECORDS = {  # of a model, and the rules that make them again
+    "prepared.json": "prepare",
+    "r2q-g64/seed0/report.json": "quantize",
+    "r2q-g64/seed0/evaluation.json": "evaluate",
 }
 OF_A_UNIT = ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json"]
 SCORED = ["evaluation.json", "lm_eval.json", "items.json"]
@@ -482,12 +461,9 @@ def test_another_file_in_the_place_of_an_input_counts_also_where_it_is_older(fre
     """As `mv`, `cp -p`, `rsync -t` and archives leave them: Snakemake itself looks for newer files alone."""
     text = fresh.folder / "book.txt"
     text.write_text("the first book " * 40)
-    config = {
-        "run": "book", "models": {"m": {"path": "mini/models/mini-opt"}},
-        "recipes": {"fp": {"method": "full_precision"}}, "perplexity": {"book": {"path": "book.txt", "window": 16}},
-    }  # fmt: skip
+    config = full_precision_of("book", "mini/models/mini-opt", "book.txt")
     (fresh.folder / "config/book.yaml").write_text(yaml.safe_dump(config))
-    record = "results/book/m/fp/seed0/evaluation.json"
+    record = "results/book/tiny/full_precision/seed0/evaluation.json"
 
     def value() -> float:
         done = fresh.run("--cores", "1", "--", record, config="book")
@@ -544,16 +520,25 @@ rule everything:
 """
 
 
+def write_workflow(folder: Path, configs: dict[str, Any], text: str) -> None:
+    """A workflow of somebody else's in a folder, with the configs of its modules."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(configs))
+    (folder / "Snakefile").write_text('configfile: "config.yaml"\n' + text)
+
+
 def beside(copy: Copy, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the workflow of another folder, which has that of the copy as a module."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
     return subprocess.run(command, cwd=folder, env=copy.environment, capture_output=True, text=True)
 
 
-def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -> None:
-    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config, "theirs": 1}))
-    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
+@pytest.fixture
+def smoke(fresh: Copy) -> dict[str, Any]:
+    return yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
+
+
+def test_it_works_as_a_module_of_another_workflow(fresh: Copy, smoke: dict[str, Any], tmp_path: Path) -> None:
+    write_workflow(tmp_path, {"r2q": smoke, "theirs": 1}, MODULE.replace("{root}", str(fresh.folder)))
     done = beside(fresh, tmp_path, "--dry-run", "--config", "theirs=2")
     assert done.returncode == 0, done.stderr
     assert "r2q_quantize" in done.stdout + done.stderr
@@ -569,44 +554,33 @@ def test_it_works_as_a_module_of_another_workflow(fresh: Copy, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("moved", ['prefix: "sub"', 'replace_prefix: {"results/": "results/sub/"}'])
-def test_a_module_may_not_move_outputs(fresh: Copy, tmp_path: Path, moved: str) -> None:
+def test_a_module_may_not_move_outputs(fresh: Copy, smoke: dict[str, Any], tmp_path: Path, moved: str) -> None:
     """Tables would have been looked for where they are not, after all units were made."""
-    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
     module = MODULE.replace("{root}", str(fresh.folder)).replace('config["r2q"]', f'config["r2q"]\n    {moved}')
-    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + module)
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run"],
-        cwd=tmp_path, env=fresh.environment, capture_output=True, text=True,
-    )  # fmt: skip
+    write_workflow(tmp_path, {"r2q": smoke}, module)
+    done = beside(fresh, tmp_path, "--dry-run")
     assert done.returncode == 1
     assert "prefix and replace_prefix of a module: a run has results/<run>" in done.stdout + done.stderr
 
 
-def test_two_runs_as_modules_of_one_workflow(fresh: Copy, tmp_path: Path) -> None:
-    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text())
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: config | {"run": name} for name in ("one", "two")}))
-    text = 'configfile: "config.yaml"\n'
+def test_two_runs_as_modules_of_one_workflow(fresh: Copy, smoke: dict[str, Any], tmp_path: Path) -> None:
+    text = ""
     for name, without in (("one", ""), ("two", "exclude world, pretrain ")):
         text += f'module {name}:\n    snakefile: "{fresh.folder}/workflow/Snakefile"\n    config: config["{name}"]\n\n'
         text += f"use rule * from {name} {without}as {name}_*\n\n"
-    (tmp_path / "Snakefile").write_text(text)
-    targets = [
-        "results/prepared/mini/world.json",
-        *(f"results/{name}/mini-opt/checked.json" for name in ("one", "two")),
-    ]
+    write_workflow(tmp_path, {name: smoke | {"run": name} for name in ("one", "two")}, text)
+    targets = ["results/prepared/mini/world.json"]
+    targets += [f"results/{name}/mini-opt/checked.json" for name in ("one", "two")]
     done = beside(fresh, tmp_path, "--", *targets)
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / target).is_file() for target in targets)
 
 
-def test_a_module_says_what_this_machine_lacks_for_training(fresh: Copy, tmp_path: Path) -> None:
-    config = yaml.safe_load((fresh.folder / "config/smoke.yaml").read_text()) | {"device": "cpu"}
-    config["recipes"] |= {"qat": {"method": "qat_ce", "granularity": "g64", "options": {"quantizer": "rtn"}}}
-    config["training"] = {"texts": [{"path": "results/prepared/mini/train.txt", "rows": 256}], "length": 32}
-    config["limits"] |= {"training_processes": 64}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"r2q": config}))
-    (tmp_path / "Snakefile").write_text('configfile: "config.yaml"\n' + MODULE.replace("{root}", str(fresh.folder)))
+def test_a_module_says_what_this_machine_lacks_for_training(fresh: Copy, smoke: dict[str, Any], tmp_path: Path) -> None:
+    smoke["recipes"] |= {"qat": {"method": "qat_ce", "granularity": "g64", "options": {"quantizer": "rtn"}}}
+    smoke["training"] = {"texts": [{"path": "results/prepared/mini/train.txt", "rows": 256}], "length": 32}
+    smoke["limits"] |= {"training_processes": 64}
+    write_workflow(tmp_path, {"r2q": smoke | {"device": "cpu"}}, MODULE.replace("{root}", str(fresh.folder)))
     done = beside(fresh, tmp_path)
     assert done.returncode == 1
     assert "the config of the module: limits.training_processes: 64, but this machine has" in done.stderr
@@ -623,9 +597,8 @@ def test_what_two_runs_share_is_made_by_one_of_them(fresh: Copy) -> None:
 
 
 def test_without_hooks_jobs_read_the_config_of_this_run(fresh: Copy) -> None:
-    done = fresh.run(
-        "--no-hooks", "--cores", "1", "--config", "run=hooked", "--", "results/hooked/mini-opt/prepared.json"
-    )
+    asked = ("--config", "run=hooked", "--", "results/hooked/mini-opt/prepared.json")
+    done = fresh.run("--no-hooks", "--cores", "1", *asked)
     assert done.returncode == 0, done.stdout
 
 

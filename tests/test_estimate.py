@@ -28,6 +28,7 @@ from r2q.plan.estimate import Estimate, machine, report
 from r2q.plan.jobs import Machine
 from r2q.plan.shapes import catalogue, count, shape_of
 from r2q.quantization.method import Recipe, WeightMethod, make_method
+from tests.configs import full_precision_of
 from tests.fake_hub import fake_hub
 from tests.workflow import printed
 
@@ -45,22 +46,17 @@ def test_a_model_of_the_catalogue_has_as_many_parameters_as_transformers_makes(p
     assert count(catalogue()[path]).total == sum(p.numel() for p in model.parameters())
 
 
+MOE = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"word_embed_proj_dim": 32},
         {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
         {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-        {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-        {
-            "model_type": "qwen3_moe",
-            "num_experts": 8,
-            "moe_intermediate_size": 32,
-            "num_experts_per_tok": 2,
-            "num_hidden_layers": 5,
-            "mlp_only_layers": [0],
-            "decoder_sparse_step": 2,
-        },
+        MOE,
+        MOE | {"num_hidden_layers": 5, "mlp_only_layers": [0], "decoder_sparse_step": 2},
         {"model_type": "qwen2", "tie_word_embeddings": True},
         {"model_type": "qwen3", "head_dim": 32},
         {"model_type": "qwen3"},
@@ -104,9 +100,7 @@ def test_a_size_that_cannot_be_known_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_hub_is_asked_for_the_config_of_a_model_and_for_no_weights(tmp_path: Path) -> None:
-    recipes, text = {"full_precision": {"method": "full_precision"}}, {"t": {"path": "own/text:a:test"}}
-    config = {"run": "hub", "models": {"m": {"path": "own/model"}}, "recipes": recipes, "perplexity": text}
-    (tmp_path / "hub.yaml").write_text(json.dumps(config))
+    (tmp_path / "hub.yaml").write_text(json.dumps(full_precision_of("hub", "own/model")))
     with fake_hub() as hub:
         hub.push("model", "own/model", {"config.json": json.dumps(catalogue()["Qwen/Qwen3-0.6B-Base"]).encode()})
         there = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
@@ -155,17 +149,16 @@ def test_measurements_are_those_of_the_files_that_they_name() -> None:
         ("cpu forward", 4096): median(scores, "seconds", "recipe", task="wikitext2"),
         ("cpu forward", 6144): median(scores, "seconds", "recipe", task="fidelity"),
         ("cpu evaluate memory", 2048): median(scores, "peak_mib", "recipe", task="wikitext2") / 1024,
-        ("forward", 512): median(timed, "us", "what", what="SmolLM2-135M prefill", shape="batch 1", who="torch bf16")
-        / 1e6,
-    }
+        ("forward", 512): 1e-6 * median(timed, "us", "what", what="SmolLM2-135M prefill", shape="batch 1",
+                                        who="torch bf16"),
+    }  # fmt: skip
     for (kind, tokens), value in expected.items():
         one = next(m for m in costs.measurements() if m.kind == kind and m.settings.get("tokens") == tokens)
         assert one.measured == pytest.approx(value, rel=0.01)
     (trained,) = [m for m in costs.measurements() if m.kind == "cpu train"]
     with (ROOT / "config/learning_rates.csv").open(newline="") as lines:
-        assert trained.measured == pytest.approx(
-            statistics.median(float(r["seconds"]) for r in csv.DictReader(lines)), rel=0.01
-        )
+        seconds = [float(row["seconds"]) for row in csv.DictReader(lines)]
+    assert trained.measured == pytest.approx(statistics.median(seconds), rel=0.01)
 
 
 def test_every_method_of_this_repository_is_known() -> None:
@@ -210,6 +203,13 @@ def _plain(value: str) -> str:
     return value if value.isdecimal() or value in ("true", "false") else json.dumps(value)
 
 
+def problem_of(config: Any, gib: int, rule: str = "train") -> str:
+    """The one problem that a rule has on a GPU of so many GiB."""
+    problems = Estimate(config, Machine(gpus=1, gpu_bytes=gib * GIB, cpu_jobs=4)).problems()
+    (found,) = [line for line in problems if line.startswith(f"{rule} ")]
+    return found
+
+
 @pytest.mark.parametrize(
     ("gib", "expected"),
     [
@@ -219,25 +219,21 @@ def _plain(value: str) -> str:
         (24, "limits.training_processes: 8"),
     ],
 )
-def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(
-    gib: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = Machine(gpus=1, gpu_bytes=gib * GIB, cpu_jobs=4)
-    (problem,) = [line for line in Estimate(run_of(), given).problems() if line.startswith("train ")]
+def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(gib: int, expected: str) -> None:
+    problem = problem_of(run_of(), gib)
     assert problem.startswith("train llama: trained-g128 seed 0 takes about 114 GiB of a GPU, ")  # measured: 113.7
     assert f"{gib} GiB are given" in problem
     advice = problem.partition("change one: ")[2].split("; ")
     assert expected in [text.rpartition(" (")[0] for text in advice]
     for text in advice:
-        fits = Estimate(run_of(**changed(text)), given)
+        fits = Estimate(run_of(**changed(text)), Machine(1, gib * GIB, 4))
         assert not [line for line in fits.problems() if line.startswith("train ")], text
 
 
 def test_nothing_is_advised_that_a_config_cannot_say() -> None:
     """Such as bfloat16 weights where float32 arithmetic is asked for."""
     precise = {"recipes.trained-g128.options.compute": "float32"}
-    (problem,) = [p for p in Estimate(run_of(**precise), Machine(1, 80 * GIB, 4)).problems() if p.startswith("train ")]
-    for text in problem.partition("change one: ")[2].split("; "):
+    for text in problem_of(run_of(**precise), 80).partition("change one: ")[2].split("; "):
         run_of(**precise, **changed(text))
 
 
@@ -248,15 +244,10 @@ def test_what_fits_is_not_refused() -> None:
 
 def test_checkpointing_and_offload_are_advised_where_they_are_what_lacks() -> None:
     dear = run_of(**{"recipes.trained-g128.options.activation_checkpointing": False})
-    (problem,) = [p for p in Estimate(dear, Machine(1, 120 * GIB, 4)).problems() if p.startswith("train ")]
-    assert "options.activation_checkpointing: true" in problem
-    looks = run_of(
-        recipes={"gptq-g128": {"method": "gptq", "granularity": "g128"}},
-        training=None,
-        calibration={"path": "c4", "windows": 1024},
-    )
-    (problem,) = [p for p in Estimate(looks, Machine(1, 24 * GIB, 4)).problems() if p.startswith("quantize ")]
-    assert "change one: calibration.offload: true" in problem
+    assert "options.activation_checkpointing: true" in problem_of(dear, 120)
+    recipes, text = {"gptq-g128": {"method": "gptq", "granularity": "g128"}}, {"path": "c4", "windows": 1024}
+    looks = run_of(recipes=recipes, training=None, calibration=text)
+    assert "change one: calibration.offload: true" in problem_of(looks, 24, "quantize")
 
 
 def test_the_verb_refuses_in_a_sentence_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,17 +262,15 @@ def test_the_verb_refuses_in_a_sentence_and_exits_with_2(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("option", "value", "reason"),
     [
-        (["--gpus", "-1"], "--gpus: -1; it must be at least 0"),
-        (["--gpu-memory", "nan"], "--gpu-memory: nan; it must be a number above 0"),
-        (["--gpu-memory", "-3"], "--gpu-memory: -3; it must be a number above 0"),
-        (["--gpu-memory", "0"], "--gpu-memory: 0; it must be a number above 0"),
+        ("--gpus", "-1", "it must be at least 0"),
+        *(("--gpu-memory", value, "it must be a number above 0") for value in ("nan", "-3", "0")),
     ],
 )
-def test_gpus_that_nobody_has_are_refused(given: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", str(ROOT / "config" / "embedded.yaml"), *given]) == 2
-    assert capsys.readouterr().err == f"error: {reason}\n"
+def test_gpus_that_nobody_has_are_refused(option: str, value: str, reason: str, capsys: Any) -> None:
+    assert cli.main(["estimate", str(ROOT / "config" / "embedded.yaml"), option, value]) == 2
+    assert capsys.readouterr().err == f"error: {option}: {value}; {reason}\n"
 
 
 def test_no_gpus_are_none_also_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,13 @@ def hub() -> Iterator[FakeHub]:
         yield server
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Place]:
+    """A place that needs a model alone, and a hub of its own."""
+    with fake_hub() as hub:
+        yield Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+
+
 @pytest.fixture(scope="module")
 def fetched(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A place where `fetch` went through; then the hub got newer commits."""
@@ -210,15 +217,14 @@ def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("asked", ["api/models/tiny/llama", "paths-info", "api/datasets/tiny/questions/revision"])
-def test_a_busy_hub_is_asked_again(asked: str, tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        hub.push("model", "tiny/llama", MODEL)
-        hub.push("dataset", "tiny/questions", data(ROWS))
-        place = Place(tmp_path / "place", hub, CONFIG | {"tasks": {}})
-        hub.failing[asked] = (503, 1)
-        assert place.fetch() == (0, [])
-        assert hub.failing[asked] == (503, 0)
-        assert place.lock().keys() == {"tiny/llama", "tiny/questions"}
+def test_a_busy_hub_is_asked_again(asked: str, alone: Place) -> None:
+    alone.hub.push("model", "tiny/llama", MODEL)
+    alone.hub.push("dataset", "tiny/questions", data(ROWS))
+    alone.write(CONFIG | {"tasks": {}})
+    alone.hub.failing[asked] = (503, 1)
+    assert alone.fetch() == (0, [])
+    assert alone.hub.failing[asked] == (503, 0)
+    assert alone.lock().keys() == {"tiny/llama", "tiny/questions"}
 
 
 def test_a_hub_that_stays_busy_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,34 +250,30 @@ def test_a_hub_that_stays_busy_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     assert waited == [1, 2, 4, 8, 8]
 
 
-def test_a_model_that_lacks_a_part_of_its_weights_is_refused(tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        parts = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
-        index = {"weight_map": {f"layer.{number}": part for number, part in enumerate(parts)}}
-        small = {file.name: file.read_bytes() for file in MODEL.glob("*.json")}
-        small["model.safetensors.index.json"] = json.dumps(index).encode()
-        commit = hub.push("model", "tiny/llama", small | {parts[1]: b"weights"})
-        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
-        said = f"models.m.path: tiny/llama at {commit[:12]} has no file {parts[0]}, {parts[2]}"
-        assert place.fetch() == (2, [said])
-        assert parts[1] not in hub.sent
-        hub.push("model", "tiny/llama", small | dict.fromkeys(parts, b"weights"))
-        (place.folder / "results/pinned/.inputs.lock.json.unfinished").unlink()
-        assert place.fetch() == (0, [])
+def test_a_model_that_lacks_a_part_of_its_weights_is_refused(alone: Place) -> None:
+    parts = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    index = {"weight_map": {f"layer.{number}": part for number, part in enumerate(parts)}}
+    small = {file.name: file.read_bytes() for file in MODEL.glob("*.json")}
+    small["model.safetensors.index.json"] = json.dumps(index).encode()
+    commit = alone.hub.push("model", "tiny/llama", small | {parts[1]: b"weights"})
+    said = f"models.m.path: tiny/llama at {commit[:12]} has no file {parts[0]}, {parts[2]}"
+    assert alone.fetch() == (2, [said])
+    assert parts[1] not in alone.hub.sent
+    alone.hub.push("model", "tiny/llama", small | dict.fromkeys(parts, b"weights"))
+    (alone.folder / "results/pinned/.inputs.lock.json.unfinished").unlink()
+    assert alone.fetch() == (0, [])
 
 
-def test_a_run_without_a_lock_stays_with_the_commit_that_prepare_found(tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        hub.push("model", "tiny/llama", MODEL)
-        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
-        (place.folder / "book.txt").write_text("a book")
-        status, said = place.run("r2q", "prepare", "--config", "config.yaml", "--out", "prepared.json")
-        assert status == 0, said
-        hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
-        how = ["--config", "config.yaml", "--prepared", "prepared.json", "--model", "m", "--recipe", "rtn-g64"]
-        status, said = place.run("r2q", "quantize", *how, "--seed", "0", "--out", "unit")
-        assert status == 0, said
-        assert json.loads((place.folder / "unit/config.json").read_text())["model_type"] == "llama"
+def test_a_run_without_a_lock_stays_with_the_commit_that_prepare_found(alone: Place) -> None:
+    alone.hub.push("model", "tiny/llama", MODEL)
+    (alone.folder / "book.txt").write_text("a book")
+    status, said = alone.run("r2q", "prepare", "--config", "config.yaml", "--out", "prepared.json")
+    assert status == 0, said
+    alone.hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
+    how = ["--config", "config.yaml", "--prepared", "prepared.json", "--model", "m", "--recipe", "rtn-g64"]
+    status, said = alone.run("r2q", "quantize", *how, "--seed", "0", "--out", "unit")
+    assert status == 0, said
+    assert json.loads((alone.folder / "unit/config.json").read_text())["model_type"] == "llama"
 
 
 TYPED = """---
@@ -293,56 +295,50 @@ for load in (datasets.load_dataset, lambda path: pinned(datasets.load_dataset, p
 """
 
 
-def test_columns_have_the_types_that_the_card_of_a_data_set_states(tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        hub.push("dataset", "tiny/typed", {"README.md": TYPED.encode(), "test.csv": b"text,label\n11,1\n12,0\n"})
-        text = {"book": {"path": "tiny/typed::test"}}
-        place = Place(
-            tmp_path / "place", hub, CONFIG | {"models": {"m": {"path": "m"}}, "tasks": {}, "perplexity": text}
-        )
-        assert place.fetch() == (0, [])
-        (place.folder / "both.py").write_text(BOTH)
-        status, said = place.run("both")
-        assert status == 0, said
-        newest, pinned = (json.loads(line[5:]) for line in said.splitlines() if line.startswith("rows "))
-        assert pinned == newest
-        assert pinned[0] == [{"text": "11", "label": 1}, {"text": "12", "label": 0}]
-        assert "ClassLabel(names=['wrong', 'right'])" in pinned[1]
+def test_columns_have_the_types_that_the_card_of_a_data_set_states(alone: Place) -> None:
+    typed = {"README.md": TYPED.encode(), "test.csv": b"text,label\n11,1\n12,0\n"}
+    alone.hub.push("dataset", "tiny/typed", typed)
+    text = {"book": {"path": "tiny/typed::test"}}
+    alone.write(CONFIG | {"models": {"m": {"path": "m"}}, "tasks": {}, "perplexity": text})
+    assert alone.fetch() == (0, [])
+    (alone.folder / "both.py").write_text(BOTH)
+    status, said = alone.run("both")
+    assert status == 0, said
+    newest, pinned = (json.loads(line[5:]) for line in said.splitlines() if line.startswith("rows "))
+    assert pinned == newest
+    assert pinned[0] == [{"text": "11", "label": 1}, {"text": "12", "label": 0}]
+    assert "ClassLabel(names=['wrong', 'right'])" in pinned[1]
 
 
-def test_an_interrupted_fetch_goes_on_with_the_same_commits(tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        first = hub.push("model", "tiny/llama", MODEL)
-        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
-        hub.broken.add("model.safetensors")
-        status, said = place.fetch()
-        assert (status, len(said)) == (2, 1)
-        assert said[0].startswith("tiny/llama cannot be fetched: ")
-        hub.broken.clear()
-        hub.sent.clear()
-        hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
-        assert place.fetch() == (0, [])
-        assert place.lock() == {"tiny/llama": first}
-        assert hub.sent == ["model.safetensors"]
+def test_an_interrupted_fetch_goes_on_with_the_same_commits(alone: Place) -> None:
+    first = alone.hub.push("model", "tiny/llama", MODEL)
+    alone.hub.broken.add("model.safetensors")
+    status, said = alone.fetch()
+    assert (status, len(said)) == (2, 1)
+    assert said[0].startswith("tiny/llama cannot be fetched: ")
+    alone.hub.broken.clear()
+    alone.hub.sent.clear()
+    alone.hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
+    assert alone.fetch() == (0, [])
+    assert alone.lock() == {"tiny/llama": first}
+    assert alone.hub.sent == ["model.safetensors"]
 
 
-def test_too_little_room_and_another_content_are_refused(tmp_path: Path) -> None:
-    with fake_hub() as hub:
-        hub.push("model", "tiny/llama", MODEL)
-        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
-        hub.claimed["model.safetensors"] = 10**18
-        status, said = place.fetch()
-        assert (status, "model.safetensors" in hub.sent) == (2, False)
-        assert said[0].startswith("1000000000.0")
-        assert "GB are to be downloaded to" in said[0]
-        hub.claimed.clear()
-        shutil.rmtree(place.folder / "hf")
-        hub.damaged.add("model.safetensors")
-        status, said = place.fetch()
-        assert status == 2
-        assert said[0].startswith("tiny/llama: model.safetensors has another content (sha256 ")
-        hub.damaged.clear()
-        assert place.fetch() == (0, [])
+def test_too_little_room_and_another_content_are_refused(alone: Place) -> None:
+    alone.hub.push("model", "tiny/llama", MODEL)
+    alone.hub.claimed["model.safetensors"] = 10**18
+    status, said = alone.fetch()
+    assert (status, "model.safetensors" in alone.hub.sent) == (2, False)
+    assert said[0].startswith("1000000000.0")
+    assert "GB are to be downloaded to" in said[0]
+    alone.hub.claimed.clear()
+    shutil.rmtree(alone.folder / "hf")
+    alone.hub.damaged.add("model.safetensors")
+    status, said = alone.fetch()
+    assert status == 2
+    assert said[0].startswith("tiny/llama: model.safetensors has another content (sha256 ")
+    alone.hub.damaged.clear()
+    assert alone.fetch() == (0, [])
 
 
 def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from r2q.kept import ROOT, seed_of, source_files
 from r2q.plan import Plan, Unit, model_files
 from r2q.plan.checks import problems, stale
 from r2q.plan.sources import SOURCES
-from r2q.records import Facts, Report, write_record
+from r2q.records import write_record
 from tests.configs import config_of
 from tests.test_layers import FILES, ours
+from tests.units import report
 
 # What says, checks, finds or writes, and computes no number; words of a recipe are asked for by their values.
 NO_NUMBERS = {
@@ -171,18 +172,11 @@ def test_an_optimizer_is_missed_only_where_a_training_that_needs_it_is_not_done(
     recipes |= {"of_no_model-g64": recipes["a-g64"]}
     text = {"test": {"path": "test.txt"}}
     plan = Plan(parse(config_of(recipes, models=models, tasks={}, perplexity=text, training=training), "x.yaml"))
-    recipe = plan.recipes["a-g64"]
     unit = Unit("one", "a-g64", 0)
 
     def train(model: str, **changes: Any) -> None:
-        fields: dict[str, Any] = {
-            "key": "k", "model": model, "family": "llama", "recipe": "a-g64", "seed": 0, "method": recipe["method"],
-            "granularity": "g64", "group_size": 64, "bits": 2, "options": recipe["options"], "facts": Facts(),
-            "status": "ok", "reason": "", "bits_per_weight": 2.3, "quantized_weights": 1, "total_parameters": 1,
-            "file_bytes": 1, "formula_bytes": 1, "layers": [], "notes": {}, "seconds": 1.0, "peak_mib": 1.0,
-            "versions": {}, "hashes": {}, "files": {}, "asked": plan.asked("quantize", replace(unit, model=model)),
-        }  # fmt: skip
-        write_record(Path(plan.results, model, "a-g64", "seed0", "report.json"), Report(**fields | changes))
+        made = {"model": model, "recipe": "a-g64", "asked": plan.asked("quantize", replace(unit, model=model))}
+        write_record(Path(plan.results, model, "a-g64", "seed0", "report.json"), report(**made | changes))
 
     monkeypatch.setattr(prepare, "find_spec", lambda name: None)
     missing = "recipes.a-g64.options.optimizer: adamw_8bit needs torchao, which is not installed here"

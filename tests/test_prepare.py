@@ -70,6 +70,17 @@ def refused(folder: Path, config: dict[str, Any], model: str | None = None) -> l
     return [line.split("config.yaml: ", 1)[1] for line in str(caught.value).splitlines()]
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's folder that the test may change."""
+    return tiny_folder("llama", tmp_path / "model")
+
+
+def of(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A config of one model, `m`."""
+    return data(folder, models={"m": {"path": str(folder)}}, **changes)
+
+
 def test_what_is_written_is_true_of_the_model(models: Path, tmp_path: Path) -> None:
     entry = {"moe": {"path": str(models / "qwen3-moe")}}
     facts = run(tmp_path, data(models, models=data(models)["models"] | entry))
@@ -121,7 +132,7 @@ def test_a_head_that_cannot_be_quantized_stops_no_recipe_that_leaves_it_alone(tm
     config = transformers.xLSTMConfig(vocab_size=272, hidden_size=64, num_hidden_layers=2, num_heads=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
     byte_tokenizer().save_pretrained(tmp_path / "m")
-    asked = data(tmp_path, models={"m": {"path": str(tmp_path / "m")}})
+    asked = of(tmp_path / "m")
     facts = run(tmp_path, asked)["m"]
     assert facts["head"] is None
     assert len(facts["targets"]) == 20
@@ -261,35 +272,21 @@ def test_what_no_recipe_of_a_model_reads_may_be_missing(models: Path) -> None:
         assert set(missing_paths(parse(config, "x"))) == {*expected["fp"], *lines}
 
 
-def test_the_fingerprint_follows_weights_and_config_and_nothing_else(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
-    config = data(models, models={"m": {"path": str(folder)}})
-
-    def fingerprint() -> str:
-        return run(tmp_path, config)["m"]["fingerprint"]
-
-    first = fingerprint()
+def test_the_fingerprint_follows_all_that_is_read_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    first = run(tmp_path, of(folder))["m"]
     (folder / "notes.txt").write_text("no weight")
-    assert fingerprint() == first
-    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    second = fingerprint()
-    tiny_folder("llama", folder, seed=1)
-    assert len({first, second, fingerprint()}) == 3
-
-
-def test_the_fingerprint_follows_the_tokenizer_and_only_the_weights_that_are_read(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
-    config = data(models, models={"m": {"path": str(folder)}})
-    first = run(tmp_path, config)["m"]
     (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert run(tmp_path, config)["m"] == first
-    (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
-    assert run(tmp_path, config)["m"]["fingerprint"] != first["fingerprint"]
+    assert run(tmp_path, of(folder))["m"] == first
+    fingerprints = {first["fingerprint"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text() + "\n")
+        fingerprints.add(run(tmp_path, of(folder))["m"]["fingerprint"])
+    tiny_model("llama", seed=1).save_pretrained(folder)
+    assert len({*fingerprints, run(tmp_path, of(folder))["m"]["fingerprint"]}) == 4
 
 
-def test_a_change_that_leaves_size_and_time_alone_is_seen(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
-    config = data(models, models={"m": {"path": str(folder)}})
+def test_a_change_that_leaves_size_and_time_alone_is_seen(folder: Path, tmp_path: Path) -> None:
+    config = of(folder)
     facts, weights = run(tmp_path, config)["m"], folder / "model.safetensors"
     check_unchanged(folder, facts)
     os.utime(weights)  # another time, the same content
@@ -426,18 +423,16 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_with_a_model_is_one_sentence(case: str, models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
+def test_what_is_wrong_with_a_model_is_one_sentence(case: str, folder: Path, tmp_path: Path) -> None:
     change, said = WRONG[case]
     change(folder)
-    (problem,) = refused(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    (problem,) = refused(tmp_path, of(folder))
     assert problem.startswith(f"models.m.path: {folder}: {said.replace('FOLDER', str(folder))}")
 
 
-def test_a_file_dated_in_the_future_is_named_wherever_it_is(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
+def test_a_file_dated_in_the_future_is_named_wherever_it_is(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("text")
-    config = data(models, models={"m": {"path": str(folder)}}, perplexity={"t": {"path": str(tmp_path / "text.txt")}})
+    config = of(folder, perplexity={"t": {"path": str(tmp_path / "text.txt")}})
     run(tmp_path, config)
     (tmp_path / "prepared.json").unlink()
     for file in (folder / "config.json", tmp_path / "text.txt"):
@@ -470,11 +465,8 @@ def _other_family(folder: Path, name: str, **options: Any) -> Path:
         ("BloomConfig", {"n_head": 4, "n_layer": 2}, True),  # does not say, so that it is tried
     ],
 )
-def test_a_model_that_looks_ahead_is_refused(
-    name: str, options: dict[str, Any], causal: bool, models: Path, tmp_path: Path
-) -> None:
-    folder = _other_family(tmp_path / "model", name, **options)
-    config = data(models, models={"m": {"path": str(folder)}})
+def test_a_model_that_looks_ahead_is_refused(name: str, options: dict[str, Any], causal: bool, tmp_path: Path) -> None:
+    config = of(_other_family(tmp_path / "model", name, **options))
     if causal:
         assert run(tmp_path, config)["m"]["targets"]
     else:
@@ -482,33 +474,31 @@ def test_a_model_that_looks_ahead_is_refused(
         assert "looks ahead: what it predicts changes with later tokens" in problem
 
 
-def test_an_implementation_that_a_checkpoint_asks_for_is_not_needed(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
+def test_an_implementation_that_a_checkpoint_asks_for_is_not_needed(folder: Path, tmp_path: Path) -> None:
     ids = torch.arange(20).reshape(1, 20)
     expected = load_full(str(folder))(ids).logits
     for asked in ("flash_attention_2", {"": "flash_attention_3"}, "someone/kernel"):
         _edit(folder / "config.json", attn_implementation=asked, experts_implementation="someone/kernel")
-        assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["attention"] == "sdpa"
+        assert run(tmp_path, of(folder))["m"]["attention"] == "sdpa"
         model = load_full(str(folder))
         assert torch.equal(model(ids).logits, expected)
         model.save_pretrained(tmp_path / "saved")
         assert "implementation" not in (tmp_path / "saved" / "config.json").read_text()
     _edit(folder / "config.json", attn_implementation="eager")
-    assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["attention"] == "eager"
+    assert run(tmp_path, of(folder))["m"]["attention"] == "eager"
 
 
-def test_a_checkpoint_that_asks_for_attention_weights_can_be_written(tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
+def test_a_checkpoint_that_asks_for_attention_weights_can_be_written(folder: Path, tmp_path: Path) -> None:
     _edit(folder / "config.json", output_attentions=True)
     load_full(str(folder)).save_pretrained(tmp_path / "saved")
     assert load_full(str(tmp_path / "saved")).config.output_attentions is False
 
 
 def test_numbers_that_are_rounded_when_they_are_read_are_said(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_folder("llama", tmp_path / "model", torch.bfloat16)
-    config = data(models, models={"m": {"path": str(folder)}})
+    config = of(folder)
     run(tmp_path, config)
     assert "read as" not in capsys.readouterr().out
     state = load_file(folder / "model.safetensors")
@@ -521,70 +511,48 @@ def test_numbers_that_are_rounded_when_they_are_read_are_said(
     assert "read as" not in capsys.readouterr().out
 
 
-def test_masks_and_positions_of_older_checkpoints_are_passed_over(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As Pythia's on the hub, which transformers reads without them."""
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    folder = tiny_folder("llama", tmp_path / "model")
-    model = AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=272, max_position_embeddings=64, **sizes))
-    model.to(torch.float16).save_pretrained(folder)
-    state = load_file(folder / "model.safetensors")
-    for index in range(2):
-        attention = f"gpt_neox.layers.{index}.attention"
-        state[f"{attention}.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
-        state[f"{attention}.masked_bias"] = torch.tensor(-1e9)
-        state[f"{attention}.rotary_emb.inv_freq"] = torch.ones(2)
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
-    assert "GPTNeoXForCausalLM, 0.10 M parameters, 8 layers" in capsys.readouterr().out
-
-
 def test_a_model_that_looks_its_experts_up_in_a_table_is_read(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heads = {"num_attention_heads": 2, "head_dim": 32, "q_lora_rank": 32, "o_lora_rank": 32, "o_groups": 1}
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
     sizes = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
     config = DeepseekV4Config(index_n_heads=2, index_head_dim=32, **sizes, **heads, **experts)
-    folder = tiny_folder("llama", tmp_path / "model")
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    run(tmp_path, data(models, models={"m": {"path": str(folder)}}, recipes={"full": {"method": "full_precision"}}))
+    run(tmp_path, of(folder, recipes={"full": {"method": "full_precision"}}))
     assert "DeepseekV4ForCausalLM, 0.22 M parameters" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("config", "attention", "mask"),
     [
-        (
-            GPTNeoConfig(hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]),
-            "attn.attention",
-            "bias",
-        ),
-        (GPTJConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8), "attn", "bias"),
-        (CodeGenConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8), "attn", "causal_mask"),
+        (GPTNeoConfig(num_layers=2, attention_types=[[["global"], 2]]), "transformer.h.0.attn.attention", "bias"),
+        (GPTJConfig(rotary_dim=8), "transformer.h.0.attn", "bias"),
+        (CodeGenConfig(rotary_dim=8), "transformer.h.0.attn", "causal_mask"),
+        (GPTNeoXConfig(intermediate_size=128), "gpt_neox.layers.0.attention", "bias"),  # and what rotates positions
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
 def test_masks_that_transformers_has_no_place_for_are_passed_over(
-    models: Path, tmp_path: Path, config: Any, attention: str, mask: str
+    folder: Path, tmp_path: Path, config: Any, attention: str, mask: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As GPT-Neo's, GPT-J's and CodeGen's on the hub; a weight that is unknown is still refused."""
-    folder = tiny_folder("llama", tmp_path / "model")
+    """As GPT-Neo's, GPT-J's, CodeGen's and Pythia's on the hub; a weight that is unknown is still refused."""
     config.vocab_size, config.bos_token_id, config.eos_token_id = 272, 1, 1
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    model.save_pretrained(folder)
-    state = load_file(folder / "model.safetensors")
-    for index in range(2):
-        state[f"transformer.h.{index}.{attention}.{mask}"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
-        state[f"transformer.h.{index}.{attention}.masked_bias"] = torch.tensor(-1e9)
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    config.hidden_size, config.num_hidden_layers, config.num_attention_heads = 64, 2, 4
+    AutoModelForCausalLM.from_config(config).to(torch.float16).save_pretrained(folder)
     tokens = torch.arange(20)[None]
-    assert torch.equal(load_full(str(folder))(tokens).logits, model(tokens).logits)
-    save_file(state | {"transformer.h.0.attn.other": torch.ones(8, 8)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"does not know: transformer\.h\.0\.attn\.other$"):
-        run(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    expected, state = load_full(str(folder))(tokens).logits, load_file(folder / "model.safetensors")
+    state[f"{attention}.{mask}"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
+    state[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+    if "neox" in attention:
+        state[f"{attention}.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    run(tmp_path, of(folder))
+    assert "read as" not in capsys.readouterr().out  # of their float32
+    assert torch.equal(load_full(str(folder))(tokens).logits, expected)
+    save_file(state | {f"{attention}.other": torch.ones(8, 8)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"does not know: {attention}\.other$"):
+        run(tmp_path, of(folder))
 
 
 def test_a_language_model_inside_of_another_is_told_how_to_be_taken_out(tmp_path: Path) -> None:
@@ -601,10 +569,9 @@ def test_a_language_model_inside_of_another_is_told_how_to_be_taken_out(tmp_path
     assert len(list_targets(part)) == LINEARS["llama4"]
 
 
-def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("llama", tmp_path / "model")
+def test_a_begin_of_text_token_that_is_asked_for_must_be_there(folder: Path, tmp_path: Path) -> None:
     _edit(folder / "tokenizer_config.json", bos_token=None)
-    config = data(models, models={"m": {"path": str(folder)}})
+    config = of(folder)
     run(tmp_path, config)
     (tmp_path / "prepared.json").unlink()
     config["models"]["m"]["add_bos"] = True
@@ -613,14 +580,14 @@ def test_a_begin_of_text_token_that_is_asked_for_must_be_there(models: Path, tmp
 
 
 def test_code_of_a_checkpoint_is_never_run_nor_asked_for(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(*_: Any) -> str:
         raise AssertionError("the terminal was asked")
 
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("signal.signal", asked)  # transformers asks with a time limit
-    folder, ran = tiny_folder("llama", tmp_path / "model"), tmp_path / "ran"
+    ran = tmp_path / "ran"
     ids = torch.arange(20).reshape(1, 20)
     expected = load_full(str(folder))(ids).logits
     (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
@@ -629,11 +596,11 @@ def test_code_of_a_checkpoint_is_never_run_nor_asked_for(
     for where in (own, {name: f"someone/else--{what}" for name, what in own.items()}):
         _edit(folder / "config.json", auto_map=where)  # of a model that transformers knows: its own class is taken
         (tmp_path / "prepared.json").unlink(missing_ok=True)
-        assert run(tmp_path, data(models, models={"m": {"path": str(folder)}}))["m"]["family"] == "llama"
+        assert run(tmp_path, of(folder))["m"]["family"] == "llama"
         assert torch.equal(load_full(str(folder))(ids).logits, expected)
     _edit(folder / "config.json", model_type="mine")
     (tmp_path / "prepared.json").unlink()
-    (problem,) = refused(tmp_path, data(models, models={"m": {"path": str(folder)}}))
+    (problem,) = refused(tmp_path, of(folder))
     assert "its model_type mine needs code that the checkpoint brings along" in problem
     with pytest.raises(ValueError, match="which is never run"):
         load_full(str(folder))
@@ -698,21 +665,21 @@ class Faulty(RTN):
 
 
 def test_a_lattice_that_error_feedback_cannot_go_by_is_refused(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It had been a failed row after hours of other work; what is a fault of its code still is one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "together.py").write_text(TOGETHER)
+    together = module(TOGETHER)
     recipes = {
-        name: {"method": "gptq", "granularity": granularity, "options": {"quantizer": f"together.{name}"}}
+        name: {"method": "gptq", "granularity": granularity, "options": {"quantizer": f"{together}.{name}"}}
         for name, granularity in (("Pairs", "g32"), ("Faulty", "channel"))
     }
     (tmp_path / "text.txt").write_text("some text")
     config = data(models, recipes=recipes, calibration={"path": str(tmp_path / "text.txt"), "window": 16})
     with pytest.raises(ConfigError) as refused:
         run(tmp_path, config, "llama")
-    said = "recipes.Pairs.method: together.Pairs codes the weights of a group together, and error feedback one by one"
+    said = (
+        f"recipes.Pairs.method: {together}.Pairs codes the weights of a group together, and error feedback one by one"
+    )
     assert str(refused.value) == f"{tmp_path / 'config.yaml'}: {said}"
     assert "prepare: recipe Faulty will fail: AttributeError: 'NoneType' object has no" in capsys.readouterr().out
     del recipes["Pairs"]

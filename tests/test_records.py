@@ -23,15 +23,14 @@ from r2q.records import (
     write_csv,
     write_record,
 )
+from tests.units import report
 
 LAYER = Layer(
     "model.layers.0.mlp.up_proj", [4, 2], 1e-3, 0.1 + 0.2, 2.5, block=0, kind="up_proj", notes={"loss": [1.0]}
 )
-REPORT = Report(
-    key="k", model="m", family="llama", recipe="r", seed=0, method="rtn", granularity="g64", group_size=64, bits=2,
-    options={"clip": "none"}, facts=Facts(quantizer="rtn"), status="ok", reason="", bits_per_weight=2.5,
-    quantized_weights=8, total_parameters=9, file_bytes=10, formula_bytes=9, layers=[LAYER], notes={}, seconds=1,
-    peak_mib=2.0, versions={"torch": "2"}, hashes={"weights": None}, files={"config.json": 2},
+REPORT = report(
+    options={"clip": "none"}, facts=Facts(quantizer="rtn"), layers=[LAYER], seconds=1, versions={"torch": "2"},
+    hashes={"weights": None}, files={"config.json": 2},
 )  # fmt: skip
 EVALUATION = Evaluation(
     key="k", status="failed", reason="no memory", scores=[TaskScore("t", "acc", "none", None, None, 4, 0.25, None, True,

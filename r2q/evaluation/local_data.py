@@ -4,7 +4,7 @@ Two cases: `task_data: DIR` replaces the hub for every task (DIR/<task>/<split>.
 user's own that names `data_files` is read from just these files, relative to the task file. Both end in memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +61,14 @@ def find_folder(root: Path, entry: TaskFile) -> Path | None:
 
     mmlu_anatomy (cais/mmlu, anatomy) is found in mmlu/anatomy; social_iqa (siqa/siqa.yaml) in siqa.
     """
-    names = [entry.name]
-    if entry.path is not None:
-        names += [entry.path.stem]
-    repository, name = entry.settings.get("dataset_path"), entry.settings.get("dataset_name")
-    names += list(_hub_folders(repository, name))
-    for candidate in names:
-        folder = root / candidate
-        if folder.is_dir() and split_files(folder):
-            return folder
-    return None
+    file = [entry.path.stem] if entry.path is not None else []
+    hub = _hub_folders(entry.settings.get("dataset_path"), entry.settings.get("dataset_name"))
+    return _with_rows(root / name for name in (entry.name, *file, *hub))
+
+
+def _with_rows(folders: Iterable[Path]) -> Path | None:
+    """The first of them that is there and holds rows."""
+    return next((folder for folder in folders if folder.is_dir() and split_files(folder)), None)
 
 
 def _hub_folders(repository: Any, name: Any) -> Iterator[str]:
@@ -164,10 +162,8 @@ def instead_of_hub(task_data: Path | None, names: list[str], hub: Newest) -> Ite
     def load(path: Any = None, name: Any = None, **options: Any) -> Any:
         if task_data is None:
             return hub.load(original, path, name, **options)
-        for candidate in [*names, *_hub_folders(path, name)]:
-            folder = task_data / candidate
-            if folder.is_dir() and (files := split_files(folder)):
-                return load_splits({split: [str(p) for p in paths] for split, paths in files.items()})
+        if folder := _with_rows(task_data / candidate for candidate in (*names, *_hub_folders(path, name))):
+            return load_splits({split: [str(p) for p in paths] for split, paths in split_files(folder).items()})
         expected = task_data / (names[0] if names else str(path)) / "<split>.jsonl"
         raise ConfigError(f"task_data: task {', '.join(names)} loads {path}; it needs {expected} (or .xz, .gz)")
 

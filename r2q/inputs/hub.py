@@ -108,8 +108,12 @@ class Hub(Newest):
         """The same; raises ConfigError where it is not pinned."""
         entry = self.known(kind, id, asked)
         if entry is None:
-            raise ConfigError(f"{id}{'' if asked is None else f' at {asked}'} is not in {self.lock}; {AGAIN}")
+            raise ConfigError(self.lacks(id, asked))
         return entry
+
+    def lacks(self, what: str, asked: str | None = None) -> str:
+        """The sentence for what is not pinned, at the revision that is asked for."""
+        return f"{what}{'' if asked is None else f' at {asked}'} is not in {self.lock}; {AGAIN}"
 
     def file(self, repository: str, name: str) -> Path:
         """One file of a data set."""
@@ -117,7 +121,7 @@ class Hub(Newest):
             return super().file(repository, name)
         entry = self.find("dataset", repository, None)
         if name not in entry.files:
-            raise ConfigError(f"{name} of {repository} is not in {self.lock}; {AGAIN}")
+            raise ConfigError(self.lacks(f"{name} of {repository}"))
         return snapshot(entry) / name
 
     def load(self, load: Callable[..., Any], path: Any, name: str | None = None, **options: Any) -> Any:
@@ -130,7 +134,7 @@ class Hub(Newest):
             return super().load(load, path, name, **options)
         entry, asked = self.find("dataset", path, options.get("revision")), call(name, options)
         if asked not in entry.loads:
-            raise ConfigError(f"{path} with {asked} is not in {self.lock}; {AGAIN}")
+            raise ConfigError(self.lacks(f"{path} with {asked}"))
         rest = {option: value for option, value in options.items() if option not in REPLACED}
         rows = load(str(snapshot(entry)), name, data_files=entry.loads[asked], **rest)
         if not entry.features.get(asked):
@@ -187,8 +191,7 @@ def pin(config: Config, hub: Hub) -> Config:
         lacks = entry is None or (source.file is not None and source.file not in entry.files)
         if lacks or (source.kind == "dataset" and source.file is None and call(source.name, {}) not in entry.loads):  # type: ignore[union-attr]
             what = ":".join(part for part in (source.id, source.file or source.name) if part)
-            at = "" if source.asked is None else f" at {source.asked}"
-            problems.append(f"{source.key}: {what}{at} is not in {hub.lock}; {AGAIN}")
+            problems.append(f"{source.key}: {hub.lacks(what, source.asked)}")
     if problems:
         raise ConfigError("\n".join(problems))
     models = {}

@@ -114,10 +114,7 @@ def calibrate(config_path: str | Path, model: str, out: str | Path) -> None:
 
 
 def load_calibration(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    offload: bool = False,
-    minimum_tokens: int = 256,
+    path: str | Path, device: torch.device | str = "cpu", offload: bool = False, minimum_tokens: int = 256
 ) -> Calibration:
     """Read what :func:`calibrate` wrote.
 

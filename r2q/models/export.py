@@ -8,6 +8,7 @@ cannot be lowered; a model that has one is written as ``gptq_v2``, which is the 
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -70,29 +71,26 @@ def export(folder: str | Path, out: str | Path) -> None:
     for name in layers:
         if id(state[f"{name}.qweight"]) not in kept:
             raise ValueError(f"{FORMAT} cannot hold {folder}: {name}: it is made of other layers of a checkpoint")
-    state = named
     out.mkdir(parents=True, exist_ok=True)
-    digests = write_state(state, out)
+    digests = write_state(named, out)
     for file in small_files(folder):
         if file.name not in NOT_COPIED:
             shutil.copyfile(file, out / file.name)
-    settings: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "group_size": size}
-    settings |= {"desc_act": False, "sym": False, "lm_head": False, "pack_dtype": "int32"}
-    settings["checkpoint_format"] = "gptq" if lowest > 0 else "gptq_v2"
+    version = "gptq" if lowest > 0 else "gptq_v2"
+    settings: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "group_size": size, "desc_act": False}
+    settings |= {"sym": False, "lm_head": False, "pack_dtype": "int32", "checkpoint_format": version}
     write_json(out / "quantize_config.json", settings)
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
-    weights = [layer.quantized() for layer in layers.values()]
-    count = sum(weight.codes.numel() for weight in weights)
-    stored = 8 * sum(v.nbytes for k, v in state.items() if k.endswith((".qweight", ".qzeros", ".scales", ".g_idx")))
-    about = stated(folder)
-    version = settings["checkpoint_format"]
+    count = sum(math.prod(layer.shape) for layer in layers.values())
+    stored = 8 * sum(v.nbytes for k, v in named.items() if k.endswith((".qweight", ".qzeros", ".scales", ".g_idx")))
     use = f"For readers of GPTQ checkpoints in the format `{version}`, such as vLLM, and transformers with gptqmodel."
     length = sum((out / name).stat().st_size for name in digests)
-    (out / CARD).write_text(card(quantization.recipe, stored / count, count, length, about, use), encoding="utf-8")
+    text = card(quantization.recipe, stored / count, count, length, stated(folder), use)
+    (out / CARD).write_text(text, encoding="utf-8")
     for name in digests:
         apply_umask(out / name)
     write_json(out / "config.json", config)
-    print(f"export {folder}: {len(layers)} layers, {bits} bits, group size {size}, {settings['checkpoint_format']}")
+    print(f"export {folder}: {len(layers)} layers, {bits} bits, group size {size}, {version}")
 
 
 def obstacle(name: str, layer: PackedWeight) -> str | None:

@@ -218,15 +218,9 @@ class Plan:
         return _line(self._model(at, "add_bos", "sha256"), state=state, code=code("prepare"))
 
     def asked_check(self, at: Any) -> str:
-        config, names = self.config, ("tasks", "perplexity", "fidelity", "task_include", "task_data")
-        section = {name: config.model_dump(include={name})[name] for name in names}
-        return _line(
-            self._model(at, "add_bos", without=("revision",)),
-            **section,
-            items=config.limits.items,
-            code=code("evaluate"),
-            **self._pinned(),
-        )
+        asked = self.config.model_dump(include={"tasks", "perplexity", "fidelity", "task_include", "task_data"})
+        asked |= {"items": self.config.limits.items, "code": code("evaluate")} | self._pinned()
+        return _line(self._model(at, "add_bos", without=("revision",)), **asked)
 
     def asked_calibrate(self, at: Any) -> str:
         assert self.config.calibration is not None

@@ -11,6 +11,7 @@ from typing import Any
 from r2q.config import Config, group_size, method_info
 from r2q.config.base import spelt
 from r2q.config.sections import CONTEXT
+from r2q.config.texts import Fidelity, Perplexity
 from r2q.evaluation.rows import rows_at_once
 from r2q.plan import Plan, Unit, cost
 from r2q.plan.cost import GIB
@@ -139,7 +140,7 @@ class Jobs:
     def _reference(self, model: str, shape: Shape) -> Job:
         text, dtype = self.config.fidelity, self._dtype(model)
         assert text is not None
-        windows, seconds = self._windows(shape, text.path, text.window, text.windows)
+        windows, seconds = self._windows(shape, text)
         kept = windows * text.window * text.top_k * 8
         seconds += self._started(self._size(model))
         return Job("reference", model, seconds, 1, *self._evaluation_memory(model, dtype, kept), kept)
@@ -216,10 +217,7 @@ class Jobs:
             if known["generated"]:
                 seconds += cost.generate_seconds(self.rates, self.device, shape, items, batch, known["generated"])
                 longest, generates = max(longest, row + known["generated"]), True
-        texts = [(text.path, text.window, text.windows) for text in config.perplexity.values()]
-        if config.fidelity is not None:
-            texts.append((config.fidelity.path, config.fidelity.window, config.fidelity.windows))
-        seconds += sum(self._windows(shape, *text)[1] for text in texts)
+        seconds += sum(self._windows(shape, text)[1] for text in self._texts)
         memory = self._evaluation_memory(unit.model, dtype, self._stored(unit))
 
         def more(batch: int) -> float:
@@ -246,17 +244,22 @@ class Jobs:
     def _evaluation_memory(self, model: str, dtype: int, read: float) -> tuple[float, float]:
         """Bytes of the device, where there is one, and of main memory."""
         shape, r = self.shapes[model], self.rates
-        windows = [text.window for text in self.config.perplexity.values()]
-        window = max([*windows, 1 if self.config.fidelity is None else self.config.fidelity.window])
+        window = max((text.window for text in self._texts), default=1)
         if self.device == "cpu":
             return 0.0, cost.host_bytes(r, shape, dtype, r["host.loaded"], window)
         batch = self.config.limits.batch_size
         return cost.evaluate_bytes(r, shape, dtype, batch, window), r["host.libraries"] + max(read, self._size(model))
 
-    def _windows(self, shape: Shape, path: str, window: int, windows: int | None) -> tuple[int, float]:
+    @property
+    def _texts(self) -> list[Perplexity | Fidelity]:
+        """What units are scored on besides tasks."""
+        return [*self.config.perplexity.values(), *([] if self.config.fidelity is None else [self.config.fidelity])]
+
+    def _windows(self, shape: Shape, text: Perplexity | Fidelity) -> tuple[int, float]:
         """Windows of a text, and seconds of a pass over them."""
+        window, windows = text.window, text.windows
         if windows is None:
-            file, known = Path(path), tasks().get(Path(path).stem)
+            file, known = Path(text.path), tasks().get(Path(text.path).stem)
             tokens = known["items"] * known["tokens"] if known else TEXT_TOKENS
             tokens = file.stat().st_size // 4 if file.is_file() and known is None else tokens
             windows = max(1, tokens // window)

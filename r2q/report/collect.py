@@ -178,15 +178,11 @@ def metric_name(metric: str, filter: str | None) -> str:
 def _layer_row(config: Config, report: Report, layer: Layer) -> dict[str, Any]:
     """The fields of a `LayerRow`, and the method's notes."""
     unit = {"run": config.run, "model": report.model, "recipe": report.recipe, "seed": report.seed}
-    fields = {
-        name: value for name, value in vars(layer).items() if name not in ("name", "shape", "notes", "output_error")
-    }
-    if layer.output_error is not None:
-        fields["output_error"] = layer.output_error
-    notes = {
-        name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in layer.notes.items()
-    }
-    return {**unit, **fields, **notes, "layer": layer.name, "shape": "x".join(map(str, layer.shape))}
+    shown = columns(LayerRow)
+    fields = {name: value for name, value in vars(layer).items() if name in shown}
+    measured = {} if layer.output_error is None else {"output_error": layer.output_error}
+    notes = {name: json.dumps(note) if isinstance(note, dict | list) else note for name, note in layer.notes.items()}
+    return {**unit, **fields, **measured, **notes, "layer": layer.name, "shape": "x".join(map(str, layer.shape))}
 
 
 def _provenance(config: Config, unit: Unit, report: Report, evaluation: Evaluation | None) -> dict[str, Any]:

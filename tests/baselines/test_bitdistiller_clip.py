@@ -8,7 +8,7 @@ from baselines.bitdistiller_clip import awq_lattice, two_sided
 from r2q.models.targets import list_targets
 from r2q.quantization.grid import stored
 from tests.baselines.calibrated import quantize, text
-from tests.models.tiny import tiny_model
+from tests.models.tiny import inputs_of, tiny_model
 
 
 def published(w: torch.Tensor) -> torch.Tensor:
@@ -60,15 +60,13 @@ def test_layers_are_judged_by_their_own_inputs() -> None:
     """One layer of the model, searched by hand on what it reads in the full-precision model."""
     model, data = tiny_model("opt"), text()
     layer = model.model.decoder.layers[1].fc2
-    reads: list[torch.Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, args: reads.append(args[0].detach().flatten(0, -2)))
-    model(data.tokens)
-    handle.remove()
+    ((read,),) = inputs_of(layer, lambda: model(data.tokens))
+    read = read.flatten(0, -2)
     values = layer.weight.detach().reshape(64, -1, 32)
-    low, high = search_range(values, error_roots(reads[0], 32), two_sided(10, 20), awq_lattice, 2)
+    low, high = search_range(values, error_roots(read, 32), two_sided(10, 20), awq_lattice, 2)
     expected = published(values.clamp(low, high)).reshape(64, -1)
     ours = quantize("bitdistiller_clip", model).layers["model.decoder.layers.1.fc2"].dequantize()
     assert (ours != expected).float().mean() < 0.01  # near-ties may fall differently
     plain = published(values).reshape(64, -1)
-    errors = [(reads[0] @ (q - layer.weight.detach()).T).square().mean() for q in (ours, plain)]
+    errors = [(read @ (q - layer.weight.detach()).T).square().mean() for q in (ours, plain)]
     assert errors[0] < errors[1]

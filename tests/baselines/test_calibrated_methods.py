@@ -13,7 +13,7 @@ from r2q.models.blocks import walk
 from r2q.models.targets import list_targets
 from r2q.quantization.method import Recipe, make_method
 from tests.baselines.calibrated import SHORT, quantize, same, text
-from tests.models.tiny import tiny_model, tokens
+from tests.models.tiny import inputs_of, tiny_model, tokens
 
 MODELS = ["llama", "opt", "qwen2", "mixtral", "gpt-oss", "llama4"]
 
@@ -122,16 +122,12 @@ def test_queries_and_keys_keep_their_range_also_in_one_layer_with_values(name: s
 def test_sampled_inputs_are_strided() -> None:
     """Every k-th token of all that a layer reads, across batches of any size."""
     model, data = tiny_model("llama"), text(windows=5)  # 80 tokens
-    read: list[torch.Tensor] = []
-    layer = model.model.layers[1].mlp.down_proj
-    handle = layer.register_forward_pre_hook(lambda _, args: read.append(args[0].detach().flatten(0, -2)))
-    model(data.tokens)
-    handle.remove()
+    ((read,),) = inputs_of(model.model.layers[1].mlp.down_proj, lambda: model(data.tokens))
     for batch in (1, 2, 5):
         for block in walk(model, list_targets(model), data, windows_at_once=batch):
             if block.index == 1:
                 found = sample_inputs(block, block.groups, 9)["model.layers.1.mlp.down_proj", None]
-                torch.testing.assert_close(found, read[0][:: 80 // 9], rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(found, read.flatten(0, -2)[:: 80 // 9], rtol=1e-4, atol=1e-6)
                 assert len(sample_inputs(block, block.groups, 1000)["model.layers.1.mlp.down_proj", None]) == 80
 
 

@@ -247,16 +247,8 @@ def test_true_sequential_shows_later_layers_what_earlier_ones_became() -> None:
     plain, sequential = quantize(model, data), quantize(model, data, true_sequential=True)
     names = list(plain.layers)
     equal = {n: torch.equal(plain.layers[n].dequantize(), sequential.layers[n].dequantize()) for n in names[:7]}
-    prefix = "model.layers.0."
-    assert {name.removeprefix(prefix): same for name, same in equal.items()} == {
-        "self_attn.q_proj": True,
-        "self_attn.k_proj": True,
-        "self_attn.v_proj": True,
-        "self_attn.o_proj": False,
-        "mlp.gate_proj": False,
-        "mlp.up_proj": False,
-        "mlp.down_proj": False,
-    }
+    first = {f"model.layers.0.self_attn.{name}_proj" for name in "qkv"}
+    assert {name for name, same in equal.items() if same} == first
 
 
 def test_unreached_columns_are_counted_and_set_to_zero() -> None:
@@ -279,9 +271,8 @@ def test_a_hopeless_hessian_raises_with_the_layers_name(monkeypatch: pytest.Monk
         return moments, seen
 
     monkeypatch.setattr(baselines.gptq, "second_moments", spoiled)
-    with pytest.raises(
-        ValueError, match=r"layer model\.layers\.1\.mlp\.down_proj: its Hessian is not positive definite"
-    ):
+    said = r"layer model\.layers\.1\.mlp\.down_proj: its Hessian is not positive definite"
+    with pytest.raises(ValueError, match=said):
         quantize(tiny_model("llama"), text())
 
 

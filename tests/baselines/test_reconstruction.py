@@ -1,5 +1,7 @@
 """Block reconstruction: OmniQuant's clipping and EfficientQAT's block phase."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from baselines.efficientqat_block import Trained, cosine
 from baselines.omniquant_lwc import Range
 from r2q.models.targets import list_targets
 from tests.baselines.calibrated import SHORT, quantize, text
-from tests.models.tiny import tiny_model
+from tests.models.tiny import inputs_of, tiny_model
 
 METHODS = {
     "omniquant_lwc": {"epochs": 20, "batch": 2, "rate": 0.05},
@@ -41,13 +43,10 @@ def test_the_last_block_s_error_is_the_model_s(name: str) -> None:
     assert float((got - wanted).square().mean()) == pytest.approx(noted, rel=1e-3)
 
 
-def last_hidden(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def last_hidden(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """What the last block gives, before the final norm."""
-    found: list[torch.Tensor] = []
-    handle = model.model.norm.register_forward_pre_hook(lambda _, args: found.append(args[0]))  # type: ignore
-    model(tokens)
-    handle.remove()
-    return found[0]
+    ((found,),) = inputs_of(model.model.norm, lambda: model(tokens))
+    return found
 
 
 def weight() -> torch.Tensor:
@@ -104,10 +103,8 @@ def test_block_ap_is_the_published_formula(bits: int) -> None:
 def test_block_ap_trains_norms_and_stores_them() -> None:
     model = tiny_model("llama", torch.bfloat16)
     result = quantize("efficientqat_block", model, epochs=2, weight_rate=0.05)
-    assert {key.split(".", 3)[3] for key in result.other} == {
-        "input_layernorm.weight",
-        "post_attention_layernorm.weight",
-    }
+    names = {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    assert {key.split(".", 3)[3] for key in result.other} == names
     for key, tensor in result.other.items():
         assert tensor.dtype == torch.bfloat16
         assert not torch.equal(tensor, model.get_parameter(key))
@@ -122,8 +119,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer() -> None:
     block, _, outputs = next(pairs(model, list_targets(model), text(), 2))
     broken = [torch.full_like(output, float("nan")) for output in outputs]
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(
-        ValueError, match=r"layer model\.layers\.0\..*: its block's loss is not finite in epoch 0, batch 0"
-    ):
+    said = r"layer model\.layers\.0\..*: its block's loss is not finite in epoch 0, batch 0"
+    with pytest.raises(ValueError, match=said):
         fit(block, dict, [broken], optimizer, 1)
     assert block_mse(block, {}, outputs) == 0

@@ -70,10 +70,7 @@ def test_options_of_training(options: dict[str, Any], message: str) -> None:
     [
         ({"deep": {"bits": 3}}, "must be a recipe with bits 3, as this one has; it has 2"),
         ({"start": {"bits": 4}}, "must be a recipe with bits 2, as this one has; it has 4"),
-        (
-            {"start": {"granularity": "channel"}},
-            "must be a recipe with granularity g64, as this one has",
-        ),
+        ({"start": {"granularity": "channel"}}, "must be a recipe with granularity g64, as this one has"),
         ({"deep": {"lm_head": True}}, "must be a recipe with lm_head true, as this one has; it has false"),
         ({"models": {"m": {"path": "a/b", "recipes": ["deep"]}}}, "is not among the recipes of model m"),
         ({"start": {"method": "full_precision", "granularity": None}}, "must be a recipe that quantizes"),
@@ -89,47 +86,15 @@ def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:
     ("recipe", "message"),
     [
         ({"method": "awq", "granularity": "tensor"}, "granularity: method awq needs groups"),
-        ({"method": "awq", "options": {"clip_steps": 21}}, "options.clip_steps: 21 are more than clip_grid, 20"),
-        ({"method": "bitdistiller_clip", "options": {"steps": 21}}, "options.steps: 21 are more than grid, 20"),
-        ({"method": "omniquant_lwc", "options": {"batch": 129}}, "options.batch: 129 are more than the 128 windows"),
+        ({"method": "gptq", "granularity": None}, "granularity: method gptq needs one"),
+        ({"method": "bitdistiller", "granularity": None}, "granularity: method bitdistiller needs one"),
+        ({"method": "full_precision", "granularity": None, "bits": 3}, "bits: method full_precision has none, not 3"),
+        ({"method": "full_precision", "granularity": None, "lm_head": True}, "lm_head: method full_precision has none"),
         ({"method": "r2q", "bits": 3, "options": {"refine": "optimal"}}, "options.refine: optimal is for 2 bits"),
         ({"method": "llm_qat", "bits": 4, "options": {"scale": "max"}}, "options.scale: max is SEQ's start at 2 bits"),
         (
             {"method": "gptq", "bits": 3, "options": {"quantizer": "r2q", "quantizer_options": {"refine": "optimal"}}},
             "options.quantizer_options.refine: optimal is for 2 bits",
-        ),
-        ({"method": "gptq", "options": {"lattice": "r2q"}}, "options.lattice: unknown key"),
-        ({"method": "gptq", "granularity": None}, "granularity: method gptq needs one"),
-        (
-            {"method": "bitdistiller", "granularity": None, "options": {"batch_rows": 9}},
-            "granularity: method bitdistiller needs",
-        ),
-        ({"method": "full_precision", "granularity": None, "bits": 3}, "bits: method full_precision has none, not 3"),
-        ({"method": "full_precision", "granularity": None, "lm_head": True}, "lm_head: method full_precision has none"),
-        ({"method": "hqq", "options": {"p": 0}}, "options.p: input should be greater than 0"),
-        ({"method": "r2q", "options": {"rounds": 50}}, "options.rounds: counts with refine: alternating alone"),
-        ({"method": "rtn", "options": {"smallest": 0.5}}, "options.smallest: counts with clip: mse alone"),
-        ({"method": "awq", "options": {"clip": False, "tokens": 9}}, "options.tokens: counts with clip: true alone"),
-        ({"method": "qat_ce", "options": {"coefficient": 0.3}}, "options.coefficient: counts with loss: cakld alone"),
-        (
-            {"method": "bitdistiller", "options": {"loss": "jsd", "coefficient_batches": 3}},
-            "options.coefficient_batches: counts with loss: cakld alone",
-        ),
-        (
-            {"method": "bitdistiller", "options": {"coefficient": 0.3, "coefficient_batches": 3}},
-            "options.coefficient_batches: nothing is measured, coefficient is a number",
-        ),
-        (
-            {"method": "bitdistiller", "options": {"start_from": "weights"}},
-            "options.start_from: counts with a start alone",
-        ),
-        (
-            {"method": "gptq", "options": {"quantizer": "r2q", "quantizer_options": {"refine": "refit", "rounds": 2}}},
-            "options.quantizer_options.rounds: counts with refine: alternating alone",
-        ),
-        (
-            {"method": "gptq", "options": {"compat": "reference", "act_order": True}},
-            "options.compat: act_order without static_groups",
         ),
         (
             {"method": "gptq", "granularity": "channel", "options": {"static_groups": True}},
@@ -141,11 +106,43 @@ def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:
         ),
     ],
 )
-def test_options_of_other_methods(recipe: dict[str, Any], message: str) -> None:
+def test_what_a_method_cannot_do_in_a_recipe(recipe: dict[str, Any], message: str) -> None:
+    assert said_of(recipe).startswith(f"recipes.x.{message}")
+
+
+def said_of(recipe: dict[str, Any]) -> str:
+    """The only problem of a run with a recipe `x`."""
     data = trained({})
     data["recipes"]["x"] = {"granularity": "g64"} | recipe
     (line,) = problems(data)
-    assert line.startswith(f"recipes.x.{message}"), line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("awq", {"clip_steps": 21}, "clip_steps: 21 are more than clip_grid, 20"),
+        ("awq", {"clip": False, "tokens": 9}, "tokens: counts with clip: true alone"),
+        ("bitdistiller_clip", {"steps": 21}, "steps: 21 are more than grid, 20"),
+        ("omniquant_lwc", {"batch": 129}, "batch: 129 are more than the 128 windows"),
+        ("hqq", {"p": 0}, "p: input should be greater than 0"),
+        ("r2q", {"rounds": 50}, "rounds: counts with refine: alternating alone"),
+        ("rtn", {"smallest": 0.5}, "smallest: counts with clip: mse alone"),
+        ("qat_ce", {"coefficient": 0.3}, "coefficient: counts with loss: cakld alone"),
+        ("bitdistiller", {"loss": "jsd", "coefficient_batches": 3}, "coefficient_batches: counts with loss: cakld"),
+        ("bitdistiller", {"coefficient": 0.3, "coefficient_batches": 3}, "coefficient_batches: nothing is measured"),
+        ("bitdistiller", {"start_from": "weights"}, "start_from: counts with a start alone"),
+        ("gptq", {"lattice": "r2q"}, "lattice: unknown key"),
+        ("gptq", {"compat": "reference", "act_order": True}, "compat: act_order without static_groups"),
+        (
+            "gptq",
+            {"quantizer": "r2q", "quantizer_options": {"refine": "refit", "rounds": 2}},
+            "quantizer_options.rounds: counts with refine: alternating alone",
+        ),
+    ],
+)
+def test_options_of_other_methods(method: str, options: dict[str, Any], message: str) -> None:
+    assert said_of({"method": method, "options": options}).startswith(f"recipes.x.options.{message}")
 
 
 @pytest.mark.parametrize("kind", ["text", "supervised"])
@@ -180,53 +177,8 @@ def test_rows_of_text_have_no_responses() -> None:
         ("recipes/" + "r" * 300, {"method": "rtn", "granularity": "g64"}, "recipes.rrr"),
         ("models/small/path", "p" * 300, "models.small.path: a path may have 4000 bytes, and each part of it 255"),
         ("models/small/path", "a\0b", "models.small.path: \"'a\\\\x00b'\" has a null character"),
-        (
-            "perplexity/wiki/separator",
-            "\ud83d",
-            "perplexity.wiki.separator: \"'\\\\ud83d'\" has a null character or half",
-        ),
+        ("perplexity/wiki/separator", "\ud83d", "perplexity.wiki.separator: \"'\\\\ud83d'\" has a null character or"),
         ("device", "cuda:9999", "device: 'cuda:9999' must be auto"),
-        ("training", {"texts": [{"path": "b.txt", "rows": 64}]}, "training.held_out: 64 of only 64 rows"),
-        (
-            "training",
-            {"texts": [{"path": "b.txt", "rows": 99}, {"path": "./b.txt", "rows": 9}]},
-            "training.texts[1].path: ./b.txt is also training.texts[0]; take more rows there",
-        ),
-        (
-            "training",
-            {"kind": "supervised", "texts": [{"path": "b.txt.gz", "rows": 99}]},
-            "training.texts[0].path: supervised rows have two columns, and b.txt.gz has none",
-        ),
-        (
-            "training",
-            {"kind": "supervised", "texts": [{"path": "b.jsonl", "rows": 99, "lines": True}]},
-            "training.texts[0].lines: several columns are read, whose lines are not each other's",
-        ),
-        (
-            "training",
-            {"texts": [{"path": "b.jsonl", "field": "a+b", "rows": 99, "lines": True}]},
-            "training.texts[0].lines: several columns are read",
-        ),
-        (
-            "training",
-            {"texts": [{"path": "b.txt", "rows": 99}], "length": 32, "prompt_tokens": 32},
-            "training.prompt_tokens: 32 leave nothing to generate in rows of training.length, 32 tokens",
-        ),
-        (
-            "training",
-            {"texts": [{"path": "b.txt", "rows": 99}], "temperature": float("inf")},
-            "training.temperature: inf",
-        ),
-        (
-            "training",
-            {"texts": [{"path": "b.txt", "rows": 99}], "temperature": 0.0, "top_p": 0.9},
-            "training.top_p: counts with a temperature above 0 alone",
-        ),
-        (
-            "training",
-            {"texts": [{"path": "b.jsonl", "rows": 99, "response": "answer"}]},
-            "training.texts[0].response: counts with kind: supervised alone",
-        ),
         *(
             ("calibration", {"path": path, "separator": "\n", **slicing}, "calibration.separator: counts with slicing")
             for path, slicing in (("pile", {}), ("a.jsonl", {"slicing": "document"}))
@@ -237,6 +189,30 @@ def test_bounds_of_the_other_keys(path: str, value: Any, message: str) -> None:
     (line,) = problems(changed(path, value))
     assert line.startswith(message), line
     assert len(line) < 250
+
+
+TEXT = {"path": "b.txt", "rows": 99}
+LINES = {"path": "b.jsonl", "rows": 99, "lines": True}
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"texts": [TEXT | {"rows": 64}]}, "held_out: 64 of only 64 rows"),
+        ({"texts": [TEXT, TEXT | {"path": "./b.txt"}]}, "texts[1].path: ./b.txt is also training.texts[0]; take more"),
+        ({"kind": "supervised", "texts": [TEXT]}, "texts[0].path: supervised rows have two columns, and b.txt has"),
+        ({"kind": "supervised", "texts": [TEXT | {"path": "b.txt.gz"}]}, "texts[0].path: supervised rows have two"),
+        ({"kind": "supervised", "texts": [LINES]}, "texts[0].lines: several columns are read, whose lines are not"),
+        ({"texts": [LINES | {"field": "a+b"}]}, "texts[0].lines: several columns are read"),
+        ({"texts": [TEXT | {"response": "answer"}]}, "texts[0].response: counts with kind: supervised alone"),
+        ({"length": 32, "prompt_tokens": 32}, "prompt_tokens: 32 leave nothing to generate in rows of training.length"),
+        ({"temperature": float("inf")}, "temperature: inf"),
+        ({"temperature": 0.0, "top_p": 0.9}, "top_p: counts with a temperature above 0 alone"),
+    ],
+)
+def test_rows_that_nothing_could_be_trained_on(training: dict[str, Any], message: str) -> None:
+    (line,) = problems(changed("training", {"texts": [TEXT]} | training))
+    assert line.startswith(f"training.{message}"), line
 
 
 def test_a_value_beside_which_an_option_counts_is_named_as_a_config_has_it() -> None:
@@ -291,10 +267,7 @@ def test_what_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None
         ({"row": 8}, "figures.lattice.row: layers.0.q of m has rows 0 to 7, not 8"),
         ({"group": 4}, "figures.lattice.group: layers.0.q of m has groups 0 to 3, not 4"),
         ({"layer": "l.0.experts", "row": 23, "group": 1}, None),
-        (
-            {"layer": "l.0.experts", "row": 24},
-            "figures.lattice.row: l.0.experts of m has rows 0 to 23, not 24",
-        ),
+        ({"layer": "l.0.experts", "row": 24}, "figures.lattice.row: l.0.experts of m has rows 0 to 23, not 24"),
         ({"layer": "layers.0.k"}, "figures.lattice.layer: m has no layer layers.0.k; nearest valid: layers.0.q"),
     ],
 )

@@ -138,6 +138,9 @@ def test_a_class_two_files_away_and_relative_imports(folder: Path) -> None:
     assert (info.needs, info.stochastic, info.weight_method) == ("training", True, False)
 
 
+MINE = "from baselines.rtn import RTN\nclass Mine(RTN):\n    "
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -145,18 +148,9 @@ def test_a_class_two_files_away_and_relative_imports(folder: Path) -> None:
         ("import nothing_of_this_name\nclass Mine(nothing_of_this_name.Base):\n    pass\n", "cannot be imported"),
         ("class Mine:\n    pass\n", "does not build on r2q.quantization.method.Method"),
         ("from r2q.quantization.method import Method\nx = Method\n", "does not build on|has no class"),
-        (
-            "from r2q.quantization.method import WeightMethod\nclass Mine(WeightMethod):\n    Options = dict\n",
-            "must be a subclass of MethodOptions",
-        ),
-        (
-            "from baselines.rtn import RTN\nclass Mine(RTN):\n    needs = 'calibraton'\n",
-            "needs of Mine is 'calibraton'; valid: weights, calibration",
-        ),
-        (
-            "from baselines.rtn import RTN\nclass Mine(RTN):\n    version = '2'\n",
-            "version of Mine is '2', not of type int",
-        ),
+        (f"{MINE}Options = dict\n", "must be a subclass of MethodOptions"),
+        (f"{MINE}needs = 'calibraton'\n", "needs of Mine is 'calibraton'; valid: weights, calibration"),
+        (f"{MINE}version = '2'\n", "version of Mine is '2', not of type int"),
         ("from baselines.rtn import RTN\nclass Min(RTN):\n    pass\n", "has no class Mine; nearest valid: Min"),
     ],
 )

@@ -171,10 +171,8 @@ def test_scores_are_those_of_lm_eval_on_its_own(run: Run, recipe: str) -> None:
     configs = []
     for name in ("choose", "pages"):
         config = yaml.safe_load((source / f"{name}.yaml").read_text())
-        config["dataset_kwargs"] = {
-            "data_files": {"test": str(source / f"{name}.jsonl")},
-            "cache_dir": str(run.folder / "cache"),
-        }
+        files = {"test": str(source / f"{name}.jsonl")}
+        config["dataset_kwargs"] = {"data_files": files, "cache_dir": str(run.folder / "cache")}
         configs.append(config)
     manager = lm_eval.tasks.TaskManager(include_defaults=False)
     result = lm_eval.evaluate(lm=theirs, task_dict=manager.load(configs), bootstrap_iters=100)
@@ -220,9 +218,8 @@ def test_weights_that_are_not_the_reported_ones_are_refused(run: Run) -> None:
     tensors = load_file(file)
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"full_precision/seed0: config, weights or tokenizer are not those of report\.json"
-    ):
+    said = r"full_precision/seed0: config, weights or tokenizer are not those of report\.json"
+    with pytest.raises(ValueError, match=said):
         run.evaluate()
 
 
@@ -286,26 +283,6 @@ def test_nan_is_a_failed_record_and_the_others_go_on(run: Run, capsys: pytest.Ca
     assert "FAILED: task choose" in capsys.readouterr().out
 
 
-def test_too_little_memory_for_one_task_is_a_row_that_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = scores(run.record())
-    run.forget("rtn-g64")
-    original = Scorer.loglikelihood
-
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("no room for 3 GiB")
-
-    monkeypatch.setattr(Scorer, "loglikelihood", full)
-    failed = run.evaluate("rtn-g64")["rtn-g64"]
-    rows = scores(failed)
-    assert (failed["status"], failed["retry"]) == ("ok", True)
-    assert "no room for 3 GiB" in rows["choose", "acc"]["reason"]
-    for row in before.keys() - {("choose", "acc"), ("choose", "acc_norm")}:
-        assert rows[row] == before[row]
-    monkeypatch.setattr(Scorer, "loglikelihood", original)
-    again = run.evaluate("rtn-g64")["rtn-g64"]
-    assert (scores(again), again["retry"]) == (before, False)
-
-
 def test_the_peak_of_memory_is_that_of_the_whole_unit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was in a task, and texts came later."""
     before = run.record()["peak_mib"]
@@ -331,16 +308,26 @@ def test_comparisons_are_paired_by_what_was_kept_of_every_item(run: Run) -> None
     assert rows["acc"].p == pytest.approx(min(1.0, 2 * tail * 0.5 ** len(changed)))
 
 
+PARTS = {  # what gives the scores of a task or text
+    "choose": "r2q.evaluation.adapter.Scorer.loglikelihood",
+    "sums": "r2q.evaluation.adapter.Scorer.generate_until",
+    "book": "r2q.evaluation.texts.token_perplexity",
+}
+
+
 @pytest.mark.parametrize(
-    ("error", "reason", "retry"),
+    ("part", "error", "retry"),
     [
-        (NotFinite("a window's loss is not finite"), "a window's loss is not finite", False),
-        (RuntimeError("no kernel for 3 rows"), "RuntimeError: no kernel for 3 rows", False),
-        (RuntimeError("CUDA error: lost"), "RuntimeError: CUDA error: lost", True),
+        ("book", NotFinite("a window's loss is not finite"), False),
+        ("book", RuntimeError("no kernel for 3 rows"), False),
+        ("book", RuntimeError("CUDA error: lost"), True),
+        ("choose", torch.OutOfMemoryError("no room for 3 GiB"), True),
+        *(("sums", kind("the reason"), False) for kind in (KeyError, TypeError, AssertionError, ValueError)),
+        ("sums", ZeroDivisionError("the reason"), False),
     ],
 )
-def test_what_fails_in_one_text_leaves_the_others(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception, reason: str, retry: bool
+def test_what_fails_in_one_task_or_text_leaves_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any, part: str, error: Exception, retry: bool
 ) -> None:
     before = scores(run.record())
     run.forget("rtn-g64")
@@ -348,15 +335,19 @@ def test_what_fails_in_one_text_leaves_the_others(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("r2q.evaluation.texts.token_perplexity", fail)
-    record = run.evaluate("rtn-g64")["rtn-g64"]
-    rows = scores(record)
+    with monkeypatch.context() as patch:
+        patch.setattr(PARTS[part], fail)
+        record = run.evaluate("rtn-g64")["rtn-g64"]
     assert (record["status"], record["retry"]) == ("ok", retry)
-    assert rows["book", "token_ppl_16"]["status"] == "failed"
-    assert rows["book", "token_ppl_16"]["reason"].endswith(f": {reason}")
-    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
-    for row in before.keys() - {("book", "token_ppl_16")}:
-        assert rows[row] == before[row]
+    (lost,) = (row for row in record["scores"] if row["task"] == part)
+    assert (lost["status"], lost["value"], lost["in_table"]) == ("failed", None, True)
+    named = "" if isinstance(error, ArithmeticError | ValueError) else f"{type(error).__name__}: "
+    assert lost["reason"].endswith(f"{named}{error}")
+    assert ("Traceback" in capsys.readouterr().err) == (not isinstance(error, ArithmeticError))
+    assert [row for row in record["scores"] if row != lost] == [row for row in before.values() if row["task"] != part]
+    if retry:  # the cause is gone
+        again = run.evaluate("rtn-g64")["rtn-g64"]
+        assert (scores(again), again["retry"]) == (before, False)
 
 
 def test_items_add_up_to_the_scores(run: Run) -> None:
@@ -371,26 +362,6 @@ def test_items_add_up_to_the_scores(run: Run) -> None:
         assert len(found[0]) == row["n"]
         assert row["num_fewshot"] == (None if task == "book" else 0)
     assert "pages" not in items  # a ratio of sums is no mean
-
-
-@pytest.mark.parametrize("kind", [KeyError, TypeError, AssertionError, ValueError, ZeroDivisionError])
-def test_what_fails_in_one_task_leaves_the_others(run: Run, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    before = scores(run.record())
-    run.forget("rtn-g64")
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise kind("the reason")
-
-    monkeypatch.setattr(Scorer, "generate_until", fail)
-    record = run.evaluate("rtn-g64")["rtn-g64"]
-    after = scores(record)
-    assert record["status"] == "ok"
-    assert after["sums", "exact_match"]["status"] == "failed"
-    assert "the reason" in after["sums", "exact_match"]["reason"]
-    assert after["sums", "exact_match"]["value"] is None
-    assert after["sums", "exact_match"]["in_table"]
-    for row in before.keys() - {("sums", "exact_match")}:
-        assert after[row] == before[row]
 
 
 @pytest.mark.parametrize(

@@ -120,35 +120,40 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "config.yaml"
 
 
+def refer(config: Path) -> None:
+    reference(config, config.parent / "prepared.json", "m", config.parent / "reference.safetensors")
+
+
+def evaluated(config: Path, recipe: str) -> Evaluation:
+    unit = config.parent / "m" / recipe / "seed0"
+    evaluate(config, "m", unit, config.parent / "reference.safetensors")
+    return read_json(unit / "evaluation.json", Evaluation)
+
+
 def test_the_verbs_give_full_precision_nothing_and_others_something(config: Path) -> None:
     folder = config.parent
     quantize(config, folder / "prepared.json", "m", ["full_precision", "rtn-g64"], folder / "m")
     with pytest.raises(ConfigError, match="--reference"):
         evaluate(config, "m", folder / "m" / "rtn-g64" / "seed0")
-    reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
-    rows = {}
-    for recipe in ("full_precision", "rtn-g64"):
-        unit = folder / "m" / recipe / "seed0"
-        evaluate(config, "m", unit, folder / "reference.safetensors")
-        scores = json.loads((unit / "evaluation.json").read_text())["scores"]
-        rows[recipe] = {row["metric"]: row for row in scores}
-    full, rtn = rows["full_precision"], rows["rtn-g64"]
-    assert (full["kl"]["value"], full["kl"]["stderr"], full["top1_agreement"]["value"]) == (0.0, 0.0, 1.0)
-    assert rtn["kl"]["value"] > 0
-    assert 0 <= rtn["top1_agreement"]["value"] < 1
-    assert [(row["higher_is_better"], row["in_table"]) for row in rtn.values()] == [(False, True), (True, False)]
-    assert {(row["task"], row["n"]) for row in rtn.values()} == {("fidelity", len(tokens()))}
+    refer(config)
+    full, rtn = (
+        {row.metric: row for row in evaluated(config, recipe).scores} for recipe in ("full_precision", "rtn-g64")
+    )
+    assert (full["kl"].value, full["kl"].stderr, full["top1_agreement"].value) == (0.0, 0.0, 1.0)
+    assert rtn["kl"].value > 0
+    assert 0 <= rtn["top1_agreement"].value < 1
+    assert [(row.higher_is_better, row.in_table) for row in rtn.values()] == [(False, True), (True, False)]
+    assert {(row.task, row.n) for row in rtn.values()} == {("fidelity", len(tokens()))}
 
 
 def test_another_text_is_other_data(config: Path) -> None:
     """With settings alike, the hash of the data is all by which provenance can tell."""
-    folder, unit, hashes = config.parent, config.parent / "m" / "full_precision" / "seed0", []
+    folder, hashes = config.parent, []
     quantize(config, folder / "prepared.json", "m", ["full_precision"], folder / "m")
     for text in (TEXT, TEXT.upper(), TEXT):
         (folder / "text.txt").write_text(text)
-        reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
-        evaluate(config, "m", unit, folder / "reference.safetensors")
-        hashes.append(read_json(unit / "evaluation.json", Evaluation).hashes["tasks"])
+        refer(config)
+        hashes.append(evaluated(config, "full_precision").hashes["tasks"])
     assert hashes[0] == hashes[2] != hashes[1]
 
 
@@ -164,7 +169,7 @@ def test_what_cannot_be_read_is_one_sentence(config: Path, change: dict[str, int
     data["fidelity"] |= change
     config.write_text(yaml.safe_dump(data))
     with pytest.raises(ConfigError, match=message):
-        reference(config, config.parent / "prepared.json", "m", config.parent / "reference.safetensors")
+        refer(config)
 
 
 def test_units_of_a_model_that_is_not_finite_fail_and_its_job_does_not(
@@ -174,13 +179,11 @@ def test_units_of_a_model_that_is_not_finite_fail_and_its_job_does_not(
     state = load_file(folder / "model" / "model.safetensors")
     state["model.norm.weight"][3] = math.nan
     save_file(state, folder / "model" / "model.safetensors", metadata={"format": "pt"})
-    reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
+    refer(config)
     assert "reference m: FAILED: fidelity: a log-probability is not finite; no recipe" in capsys.readouterr().out
     quantize(config, folder / "prepared.json", "m", ["full_precision", "rtn-g64"], folder / "m")
     for recipe in ("full_precision", "rtn-g64"):
-        unit = folder / "m" / recipe / "seed0"
-        evaluate(config, "m", unit, folder / "reference.safetensors")
-        record = read_json(unit / "evaluation.json", Evaluation)
+        record = evaluated(config, recipe)
         assert (record.status, record.scores) == ("failed", [])
         assert record.reason == "of full precision: fidelity: a log-probability is not finite"
 
@@ -197,14 +200,12 @@ def test_a_model_that_does_not_run_is_failed_rows_and_its_jobs_do_not_fail(
         raise broken[0]
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
-    reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
+    refer(config)
     said = "RuntimeError: expected float, got bfloat16"
     assert f"reference m: FAILED: {said}; no recipe of it has a distance" in capsys.readouterr().out
     for recipe in recipes:
-        unit = folder / "m" / recipe / "seed0"
-        evaluate(config, "m", unit, folder / "reference.safetensors")
-        record = read_json(unit / "evaluation.json", Evaluation)
+        record = evaluated(config, recipe)
         assert (record.status, record.reason) == ("failed", f"of full precision: {said}")
     broken.pop(0)
     with pytest.raises(torch.OutOfMemoryError):
-        reference(config, folder / "prepared.json", "m", folder / "reference.safetensors")
+        refer(config)

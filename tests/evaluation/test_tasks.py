@@ -1,6 +1,7 @@
 """Checking and loading tasks: lm-eval's own definitions over local files, no stale data, nothing shared but work."""
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,7 @@ def prompts(tasks: TaskSet, name: str) -> list[Any]:
 
 def test_tasks_of_lm_eval_read_local_files(data: Path) -> None:
     tasks = load(dict.fromkeys(["piqa", "arc_easy", "boolq", "wikitext", "social_iqa", "mmlu_anatomy"]), task_data=data)
-    assert prompts(tasks, "piqa")[:2] == [
-        ("Question: goal 0\nAnswer:", " do"),
-        ("Question: goal 0\nAnswer:", " do not"),
-    ]
+    assert prompts(tasks, "piqa")[:2] == [("Question: goal 0\nAnswer:", said) for said in (" do", " do not")]
     assert prompts(tasks, "boolq")[0] == ("p 0\nQuestion: is it?\nAnswer:", " no")
     assert prompts(tasks, "wikitext")[0] == (" = Title 0 =\n\nSome words-here, and more. ",)  # detokenized by the task
     assert prompts(tasks, "social_iqa")[1] == ("Q: c q\nA:", " b")
@@ -145,24 +143,13 @@ def test_missing_files_are_named(data: Path) -> None:
 def test_all_problems_at_once(tmp_path: Path, data: Path) -> None:
     tiny.write_task(tmp_path / "own", "mine", tiny.choice_rows(), dataset_kwargs={"data_files": {"test": "gone.jsonl"}})
     tiny.write_task(tmp_path / "own", "zero", tiny.choice_rows(), num_fewshot=0)
-    wrong = {
-        "arc_esay": {},
-        "piqa": {"metric": "acc_nrom"},
-        "wikitext": {"metric": "word_perplexity"},
-        "gsm8k": {"metric": "exact_match/strict-match"},
-        "boolq": {"metric": "acc/strict"},
-        "mine": {},
-        "zero": {"num_fewshot": 3},
-    }
+    right = {"wikitext": "word_perplexity", "gsm8k": "exact_match/strict-match"}
+    metrics = {"piqa": "acc_nrom"} | right | {"boolq": "acc/strict"}
+    tasks = {"arc_esay": {}} | {name: {"metric": metric} for name, metric in metrics.items()}
+    tasks |= {"mine": {}, "zero": {"num_fewshot": 3}}
+    text = {"wt": {"path": str(tmp_path / "no.txt")}}
     with pytest.raises(ConfigError) as caught:
-        check_tasks(
-            config(
-                wrong,
-                task_data=data,
-                task_include=[str(tmp_path / "own")],
-                perplexity={"wt": {"path": str(tmp_path / "no.txt")}},
-            )
-        )
+        check_tasks(config(tasks, task_data=data, task_include=[str(tmp_path / "own")], perplexity=text))
     lines = str(caught.value).splitlines()
     assert [line.split(" ")[0] for line in lines] == [
         "tasks:", "tasks.piqa.metric:", "tasks.boolq.metric:", f"{tmp_path / 'own' / 'mine.yaml'}:",
@@ -224,9 +211,8 @@ def test_every_evaluation_gets_its_own_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["squad_completion", "based-squad"])  # the task's name, or its name on the hub
 def test_a_task_that_is_a_python_class_reads_local_files_too(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"loads hazyresearch/based-squad; it needs .*squad_completion/<split>\.jsonl"
-    ):
+    said = r"loads hazyresearch/based-squad; it needs .*squad_completion/<split>\.jsonl"
+    with pytest.raises(ConfigError, match=said):
         load({"squad_completion": {}}, task_data=tmp_path)
     rows = [{"text": f" passage {i}", "value": f"answer {i}"} for i in range(3)]
     tiny.write_jsonl(tmp_path / folder / "validation.jsonl.xz", rows)
@@ -259,15 +245,7 @@ def test_such_groups_of_lm_eval_are_refused(name: str) -> None:
         check_tasks(config({name: {}}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "target"),
-    [
-        ("multiple_choice", "gold"),
-        ("generate_until", "gold"),
-        ("generate_until", "{{gold}}"),
-        ("multiple_choice", "{{gold}}"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "target"), list(product(("multiple_choice", "generate_until"), ("gold", "{{gold}}"))))
 def test_a_right_answer_that_is_null_is_named_with_task_and_row(tmp_path: Path, kind: str, target: str) -> None:
     rows = tiny.choice_rows()
     rows[2]["gold"] = None
@@ -286,17 +264,11 @@ def test_chance_of_a_task_with_a_rule_of_its_own_is_what_guessing_gets_by_it(
     tmp_path: Path, name: str, chance: float
 ) -> None:
     """TruthfulQA's mc2 is the share of probability on true answers; its file names the first one alone."""
-    rows = [
-        {
-            "question": "q",
-            "mc1_targets": targets | {"labels": [1] + [0] * (len(targets["labels"]) - 1)},
-            "mc2_targets": targets,
-        }
-        for targets in (
-            {"choices": ["a", "b", "c"], "labels": [1, 1, 0]},
-            {"choices": list("abcd"), "labels": [1, 0, 0, 0]},
-        )
-    ]
+    rows = []
+    for choices, labels in (("abc", [1, 1, 0]), ("abcd", [1, 0, 0, 0])):
+        many = {"choices": list(choices), "labels": labels}
+        one = many | {"labels": [1] + [0] * (len(labels) - 1)}
+        rows.append({"question": "q", "mc1_targets": one, "mc2_targets": many})
     tiny.write_jsonl(tmp_path / name / "validation.jsonl", rows)
     items = load({name: {}}, task_data=tmp_path).items[name]
     assert items is not None

@@ -105,10 +105,7 @@ def config_data(models: dict[str, Any], tasks: dict[str, Any], **settings: Any) 
     return {
         "run": "trial",
         "models": models,
-        "recipes": {
-            "full_precision": {"method": "full_precision"},
-            "rtn-g64": {"method": "rtn", "granularity": "g64"},
-        },
+        "recipes": {"full_precision": {"method": "full_precision"}, "rtn-g64": {"method": "rtn", "granularity": "g64"}},
         "tasks": tasks,
         "device": "cpu",
         "limits": {"batch_size": 4},

@@ -7,14 +7,14 @@ import torch
 
 from r2q.models import blocks
 from r2q.models.apply import apply
-from r2q.models.blocks import compute_dtype, walk
+from r2q.models.blocks import Block, compute_dtype, walk
 from r2q.models.calibration import Calibration
 from r2q.models.capture import hidden_of
 from r2q.models.moments import output_errors, second_moments
 from r2q.models.targets import decoder_blocks, has_tied_head, list_targets
 from r2q.quantization.method import Recipe, make_method
 from tests.models.test_targets import small
-from tests.models.tiny import CASES, tiny_model
+from tests.models.tiny import CASES, inputs_of, tiny_model
 
 SHARING = {"head_dim": 16, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
 FACTS = {"source": "random", "seed": "0", "first_token": "3", "sha256": "0"}
@@ -73,14 +73,7 @@ def test_groups_are_layers_that_read_the_same() -> None:
         "llama": ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"],
         "opt-projected": ["q_proj k_proj v_proj", "out_proj", "fc1", "fc2"],
         "mixtral": ["q_proj k_proj v_proj", "o_proj", "gate_up_proj", "down_proj"],
-        "qwen2-moe": [
-            "q_proj k_proj v_proj",
-            "o_proj",
-            "gate_proj up_proj",
-            "down_proj",
-            "gate_up_proj",
-            "down_proj",
-        ],
+        "qwen2-moe": ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj", "gate_up_proj", "down_proj"],
     }
     for case, names in wanted.items():
         model = tiny_model(case)
@@ -106,21 +99,21 @@ def test_a_changed_weight_moves_what_comes_after_and_nothing_else() -> None:
     assert torch.allclose(changed, wanted, atol=1e-6)  # type: ignore[arg-type]
 
 
+def given_to_experts(block: Block) -> list[tuple[torch.Tensor, ...]]:
+    """Hidden states and chosen experts, with their weights, of each batch."""
+    return inputs_of(block.module.mlp.experts, lambda: [block.run(hidden) for hidden in block.inputs])
+
+
 def test_experts_see_the_tokens_routed_to_them() -> None:
     model = tiny_model("mixtral")
     targets = list_targets(model)
     block = next(walk(model, targets, text()))
-    routed: list[torch.Tensor] = []
-    experts = block.module.mlp.experts
-    handle = experts.register_forward_pre_hook(lambda _, args: routed.append((args[0].clone(), args[1].clone())))
-    for hidden in block.inputs:
-        block.run(hidden)
-    handle.remove()
+    routed = given_to_experts(block)
     stack = next(t for t in targets if t.name == "model.layers.0.mlp.experts.gate_up_proj")
     found: dict[int, list[torch.Tensor]] = {}
     counts = block.observe(lambda name, expert, x: found.setdefault(expert, []).append(x), [[stack]])
     for expert in range(4):
-        wanted = torch.cat([hidden[(chosen == expert).any(-1)] for hidden, chosen in routed])
+        wanted = torch.cat([hidden[(chosen == expert).any(-1)] for hidden, chosen, _ in routed])
         rows = [sorted(x.tolist()) for x in (torch.cat(found[expert]), wanted)]  # experts take them in another order
         assert rows[0] == rows[1]
         assert counts[stack.name].tokens[expert] == len(wanted)
@@ -173,12 +166,7 @@ def test_an_expert_with_few_tokens_is_shown_all() -> None:
     gate, down = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
     assert seen[down].shown_all == few
     assert seen[down].tokens == tokens
-    inputs: list[torch.Tensor] = []
-    handle = free.module.mlp.experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
-    for hidden in free.inputs:
-        free.run(hidden)
-    handle.remove()
-    x = torch.cat(inputs)  # every token of the block
+    x = torch.cat([hidden for hidden, *_ in given_to_experts(free)])  # every token of the block
     weight = model.model.layers[0].mlp.experts.gate_up_proj.detach()
     for expert in range(4):
         if expert not in few:
@@ -210,9 +198,8 @@ def test_blocks_that_need_what_others_leave_are_refused_whatever_they_raise() ->
     heads = {"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "index_topk": 8, "index_n_heads": 4}
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     model = small("HYV4Config", pad_token_id=0, num_hidden_layers=4, **heads, **experts)
-    with pytest.raises(
-        ValueError, match=r"model\.layers\.\d needs what earlier blocks leave behind \(ValueError: Shared DSA"
-    ):
+    said = r"model\.layers\.\d needs what earlier blocks leave behind \(ValueError: Shared DSA"
+    with pytest.raises(ValueError, match=said):
         next(walk(model, [], text()))
     targets = list_targets(model)
     layers, notes = apply(make_method(Recipe("rtn", "rtn", "channel")), model, targets, torch.device("cpu"), text())

@@ -11,11 +11,9 @@ from r2q.kernels.linear import MATMUL, linear
 from r2q.models import packed
 from r2q.models.joined import alike, join
 from r2q.models.load import load_packed
-from r2q.models.packed import PackedLinear, replace
+from r2q.models.packed import PackedLinear
 from r2q.models.save import save
-from r2q.models.targets import list_targets
-from r2q.quantization.method import Recipe, WeightMethod, make_method
-from tests.models.tiny import needs_gpu, tiny_model, tokens
+from tests.models.tiny import needs_gpu, packed_model, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +31,9 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield rows
 
 
-def packed_model(case: str, method: str = "r2q") -> Any:
-    model = tiny_model(case)
-    made = make_method(Recipe(method, method, "g32"))
-    assert isinstance(made, WeightMethod)
-    for target in list_targets(model):
-        replace(model, target, made.quantize_weight(target.weight))
-    return model
-
-
 @pytest.mark.parametrize("method", ["r2q", "rtn"])
 @pytest.mark.parametrize(
-    ("case", "rows"),
-    [("llama", [128, 64, 256, 64]), ("qwen3-tied", [128, 64, 256, 64]), ("opt", [192, 64, 128, 64])],
+    ("case", "rows"), [("llama", [128, 64, 256, 64]), ("qwen3-tied", [128, 64, 256, 64]), ("opt", [192, 64, 128, 64])]
 )
 def test_a_block_takes_four_products(case: str, rows: list[int], method: str, products: list[int]) -> None:
     model = packed_model(case, method)
@@ -135,15 +123,8 @@ def test_a_joined_model_is_saved_and_moved_like_any_other(tmp_path: Path, produc
 
 def test_what_cannot_be_one_layer_stays_apart() -> None:
     def layers(case: str, **changed: Any) -> list[PackedLinear]:
-        spec = {
-            "grid": "affine",
-            "bits": 2,
-            "shape": [4, 64],
-            "rows": 4,
-            "groups": 2,
-            "float_zero": False,
-            "in_scale": False,
-        }
+        spec = {"grid": "affine", "bits": 2, "shape": [4, 64], "rows": 4, "groups": 2}
+        spec |= {"float_zero": False, "in_scale": False}
         return [PackedLinear(spec), PackedLinear(spec | changed)]
 
     assert alike(layers("the same"))

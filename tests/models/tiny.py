@@ -1,5 +1,6 @@
 """Tiny random models of every supported class, as folders in Hugging Face layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+
+from r2q.models.packed import replace
+from r2q.models.targets import list_targets
+from r2q.quantization.method import Recipe, WeightMethod, make_method
 
 COMMON = {
     "vocab_size": 272,
@@ -62,11 +67,30 @@ def tiny_model(case: str, dtype: torch.dtype = torch.float32, seed: int = 0, **s
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
+def packed_model(case: str, method: str = "r2q", granularity: str = "g32") -> Any:
+    """The same model with packed layers."""
+    model = tiny_model(case)
+    made = make_method(Recipe(method, method, granularity))
+    assert isinstance(made, WeightMethod)
+    for target in list_targets(model):
+        replace(model, target, made.quantize_weight(target.weight))
+    return model
+
+
 def tiny_folder(case: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """The same model as a folder."""
     tiny_model(case, dtype, seed).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def inputs_of(module: torch.nn.Module, run: Callable[[], Any]) -> list[tuple[torch.Tensor, ...]]:
+    """What a module is given in each of its calls while `run` runs."""
+    given: list[tuple[torch.Tensor, ...]] = []
+    handle = module.register_forward_pre_hook(lambda _, args: given.append(tuple(x.detach().clone() for x in args)))
+    run()
+    handle.remove()
+    return given
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -17,14 +17,13 @@ from r2q.quantization.grid import (
 
 def make(kind: str, bits: int, rows: int = 3, groups: int = 5) -> Grid:
     g = torch.Generator().manual_seed(bits)
+    scale = torch.rand(rows, groups, generator=g).half() + 0.1
     if kind == "affine":
-        scale = torch.rand(rows, groups, generator=g).half() + 0.1
         return AffineGrid(scale, torch.randint(2**bits, (rows, groups), dtype=torch.uint8, generator=g), bits)
     if kind == "affine-float":
-        scale = torch.rand(rows, groups, generator=g).half() + 0.1
         return AffineGrid(scale, (torch.rand(rows, groups, generator=g) * 2**bits).half(), bits)
     if kind == "symmetric":
-        return SymmetricGrid(torch.rand(rows, groups, generator=g).half() + 0.1, bits)
+        return SymmetricGrid(scale, bits)
     if kind == "binary":
         return BinaryGrid(torch.rand(rows, groups, bits, generator=g).half())
     return CodebookGrid(torch.randn(rows, groups, 2**bits, generator=g).half())

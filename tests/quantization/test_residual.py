@@ -8,14 +8,7 @@ import torch
 
 from r2q.quantization.grid import BinaryGrid
 from r2q.quantization.method import QuantizedWeight, Recipe
-from r2q.quantization.residual import (
-    R2Q,
-    nearest_codes,
-    optimal_scales,
-    refit,
-    residual_codes,
-    residual_scales,
-)
+from r2q.quantization.residual import R2Q, nearest_codes, optimal_scales, refit, residual_codes, residual_scales
 
 
 def quantizer(granularity: str = "g64", bits: int = 2, **options: object) -> R2Q:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from r2q.report.collect import collect
 from tests.report.trained import trained_run
 
 LAYERS = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
@@ -128,6 +129,13 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture
 def run(make_run: Callable[..., Run]) -> Run:
     return make_run()
+
+
+@pytest.fixture
+def collected(run: Run) -> Path:
+    """The folder of such a run with its CSV files."""
+    collect(run.config_path, run.results)
+    return run.results
 
 
 @pytest.fixture

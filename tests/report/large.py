@@ -38,13 +38,8 @@ def large_run(folder: Path) -> Path:
             training.append(dict.fromkeys(columns(Step), 0.0) | shared | {"step": 1, "steps": steps})
         for i in range(0 if unit["control"] else 30):
             for kind in KINDS:
-                row = dict.fromkeys(columns(LayerRow)) | {
-                    "layer": f"{i}.{kind}",
-                    "block": i,
-                    "kind": kind,
-                    "shape": "9x9",
-                }
-                row |= {name: unit[name] for name in ("model", "recipe", "seed")}
+                row = dict.fromkeys(columns(LayerRow)) | {"layer": f"{i}.{kind}", "block": i, "kind": kind}
+                row |= {"shape": "9x9"} | {name: unit[name] for name in ("model", "recipe", "seed")}
                 layers.append(row | {"relative_error": 0.1 + 0.2 * random.random()})
     write_csv(folder / "scores.csv", columns(Score), scores)
     write_csv(folder / "layers.csv", columns(LayerRow), layers)

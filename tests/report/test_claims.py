@@ -255,14 +255,7 @@ def test_the_page_says_first_what_came_out(results: Path) -> None:
         "- start against rtn at channel: kept: r2q ahead (0.500 × before and 0.500 × after training)",
     ]
     tables = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
-    assert [
-        "claim",
-        "granularity",
-        "verdict",
-        "measured",
-        "95 % interval",
-        "from",
-    ] in tables  # one frame: not shown
+    assert ["claim", "granularity", "verdict", "measured", "95 % interval", "from"] in tables  # one frame: not shown
     assert ["smaller drift", "g64", "supported", "0.500 ×", "0.500 to 0.500", "3 models"] in tables
     assert ["less fluctuation", "g64", "undecided", "1.00 ×", "1.00 to 1.00", "3 models"] in tables
     assert ["higher average score", "g64", "supported", "+25.0 points", "+20.2 to +29.8", "3 models"] in tables

@@ -33,12 +33,8 @@ def test_columns_and_order(run):
     recipes = ["full-precision", "r2q-g64", "rtn-g64", "random-codes-g64"]  # not the alphabet, not the folders' order
     assert units == [(model, recipe) for model in ("mini-llama", "mini-opt") for recipe in recipes]
     first = scores.head(4)
-    assert list(zip(first["task"], first["metric"], strict=True)) == [  # the units hold them in another order
-        ("mini_text", "word_perplexity"),
-        ("mini_facts", "acc"),
-        ("mini_facts", "acc_norm"),
-        ("mini_who", "acc"),
-    ]
+    named = first["task"] + " " + first["metric"]  # the units hold them in another order
+    assert list(named) == ["mini_text word_perplexity", "mini_facts acc", "mini_facts acc_norm", "mini_who acc"]
     assert len(scores) == 2 * 4 * 4
 
 
@@ -86,7 +82,7 @@ def test_a_unit_that_diverged_is_a_row_of_its_own_kind(run):
     run.fail("mini-opt", "rtn-g64", reason, status="diverged")
     rows = collected(run)
     row = rows[(rows["model"] == "mini-opt") & (rows["recipe"] == "rtn-g64")]
-    assert list(zip(row["status"], row["reason"], strict=True)) == [("diverged", reason)]
+    assert row[["status", "reason"]].to_numpy().tolist() == [["diverged", reason]]
     assert row[["value", "bits_per_weight", "file_bytes", "n"]].isna().all().all()
     assert len(rows) == 2 * 4 * 4 - 3
 
@@ -132,9 +128,7 @@ def test_a_score_without_value_says_so(run):
     run.change("mini-llama", "rtn-g64", "evaluation.json", scores=scores)
     rows = collected(run)
     row = rows[rows["value"].isna()]
-    assert list(zip(row["task"], row["status"], row["reason"], strict=True)) == [
-        ("mini_who", "failed", "no finite value")
-    ]
+    assert row[["task", "status", "reason"]].to_numpy().tolist() == [["mini_who", "failed", "no finite value"]]
 
 
 def test_several_seeds(make_run):
@@ -172,9 +166,8 @@ def test_a_folder_with_another_unit_is_refused(run):
         collect(run.config_path, run.results)
 
 
-def test_layers(run):
-    collect(run.config_path, run.results)
-    lines = (run.results / "layers.csv").read_text().splitlines()
+def test_layers(collected):
+    lines = (collected / "layers.csv").read_text().splitlines()
     assert lines[0] == (
         "run,model,recipe,seed,layer,shape,mse,relative_error,bits_per_weight,seconds,status,block,kind,clipped_error,"
         "clipped"

@@ -16,6 +16,7 @@ from r2q.report.compare.formats import WRITERS
 from r2q.report.compare.numbers import Side
 from r2q.report.compare.numbers import side_of as side
 from r2q.report.items import Items, decode, encode
+from r2q.report.statistics import fisher
 
 
 @pytest.fixture
@@ -30,12 +31,14 @@ def gathered(two):
     return [run.results for run in two]
 
 
-def rows_of(two):
-    return differences(*map(side, gathered(two)))
+@pytest.fixture
+def pair(two):
+    """The folders of two equal runs."""
+    return gathered(two)
 
 
-def test_identical_runs(two, capsys):
-    assert compare(*gathered(two)) == 0
+def test_identical_runs(pair, capsys):
+    assert compare(*pair) == 0
     printed = capsys.readouterr().out
     assert "16 numbers: 16 equal." in printed
     assert "Code, config, data, weights, versions and device of the 4 units in both are the same." in printed
@@ -69,11 +72,9 @@ def only(rows, recipe):
     return row
 
 
-def test_eight_of_eight_is_no_evidence_against_459_of_500(two):
+def test_eight_of_eight_is_no_evidence_against_459_of_500(pair):
     """A standard error of 0 at 100 % is no certainty; other numbers of items are not compared at all."""
-    from r2q.report.statistics import fisher
-
-    a, b = gathered(two)
+    a, b = pair
     accuracy(a, "rtn-g64", 8, 8)
     accuracy(b, "rtn-g64", 459, 500)
     row = only(differences(side(a), side(b)), "rtn-g64")
@@ -82,8 +83,8 @@ def test_eight_of_eight_is_no_evidence_against_459_of_500(two):
     assert compare(a, b) == 3
 
 
-def test_proportions_are_tested_exactly(two):
-    a, b = gathered(two)
+def test_proportions_are_tested_exactly(pair):
+    a, b = pair
     accuracy(a, "rtn-g64", 10, 10)
     accuracy(b, "rtn-g64", 7, 10)
     row = only(differences(side(a), side(b)), "rtn-g64")
@@ -93,8 +94,8 @@ def test_proportions_are_tested_exactly(two):
     assert row.low < row.difference < row.high
 
 
-def test_items_make_the_test_a_paired_one(two):
-    a, b = gathered(two)
+def test_items_make_the_test_a_paired_one(pair):
+    a, b = pair
     accuracy(a, "rtn-g64", 90, 100, [0] * 10 + [1] * 90)
     accuracy(b, "rtn-g64", 100, 100, [1] * 100)
     row = only(differences(side(a), side(b)), "rtn-g64")
@@ -106,27 +107,26 @@ def test_items_make_the_test_a_paired_one(two):
     assert compare(b, a, fail_on_regression=True) == 1
 
 
+ACC = {"metric": "acc", "higher_is_better": True}
+
+
+def made(name, rows, items=None, **changes):
+    """A side of one model, of rows (recipe, seed, task, value, stderr) of a loss, but for `changes`."""
+    alike = {"model": "m", "metric": "loss", "n": 8, "status": "ok", "reason": "", "higher_is_better": False} | changes
+    named = [alike | dict(zip(("recipe", "seed", "task", "value", "stderr"), row, strict=True)) for row in rows]
+    return Side(name, Path(name), pd.DataFrame(named), Items(items or {}))
+
+
 @pytest.mark.parametrize("right", [(6, 6), (6, 7)])
 def test_seeds_that_moved_alike_are_no_certainty(right):
     """Two seeds of eight items, each with one more right: a spread of 0 would make p 0."""
-    row = {"model": "m", "task": "t", "metric": "acc", "stderr": 0.17, "n": 8, "status": "ok", "reason": "",
-           "higher_is_better": True}  # fmt: skip
-    frames = [
-        pd.DataFrame([row | {"recipe": name, "seed": s, "value": (5 + k * (right[s] - 5)) / 8} for s in seeds])
-        for k, name, seeds in ((0, "a", (0, 1)), (1, "b", (1, 0)))
-    ]
-    (found,) = differences(*(Side(f["recipe"][0], Path(), f, Items({})) for f in frames), over_seeds=True)
+    a = made("a", [("a", seed, "t", 5 / 8, 0.17) for seed in (0, 1)], **ACC)
+    b = made("b", [("b", seed, "t", right[seed] / 8, 0.17) for seed in (1, 0)], **ACC)
+    (found,) = differences(a, b, over_seeds=True)
     assert found.p > 0.05
     assert found.verdict == "no difference found"
     assert found.low < 0 < found.high
     assert found.test == ("Fisher" if right == (6, 6) else "t over seeds")
-
-
-def made(name, rows):
-    """A side of one model, of rows of a loss (recipe, seed, task, value, stderr)."""
-    alike = {"model": "m", "metric": "loss", "n": 8, "status": "ok", "reason": "", "higher_is_better": False}
-    named = [alike | dict(zip(("recipe", "seed", "task", "value", "stderr"), row, strict=True)) for row in rows]
-    return Side(name, Path(name), pd.DataFrame(named), Items({}))
 
 
 def test_an_interval_of_perplexities_is_that_of_resampled_windows():
@@ -135,10 +135,9 @@ def test_an_interval_of_perplexities_is_that_of_resampled_windows():
     losses = {"a": random.normal(3.0, 0.3, 150), "b": random.normal(7.0, 0.3, 150)}
     sides = []
     for name, items in losses.items():
-        row = {"model": "m", "recipe": name, "seed": 0, "task": "t", "metric": "token_ppl_64", "n": 150, "stderr": 1.0,
-               "value": math.exp(items.mean()), "status": "ok", "reason": "", "higher_is_better": False}  # fmt: skip
-        kept = Items({("m", name, 0, "t", "token_ppl_64"): ("asked", encode(items))})
-        sides.append(Side(name, Path(), pd.DataFrame([row]), kept))
+        kept = {("m", name, 0, "t", "token_ppl_64"): ("asked", encode(items))}
+        rows = [(name, 0, "t", math.exp(items.mean()), 1.0)]
+        sides.append(made(name, rows, kept, metric="token_ppl_64", n=150))
     (found,) = differences(*sides, over_seeds=True)
     draws = random.integers(0, 150, (4000, 150))
     a, b = (np.exp(items[draws].mean(1)) for items in losses.values())
@@ -163,8 +162,8 @@ def test_what_is_worse_stands_before_what_is_better():
     assert "and 3 more: --format csv has all" in lines
 
 
-def test_other_task_versions_and_shots_are_not_compared(two):
-    a, b = gathered(two)
+def test_other_task_versions_and_shots_are_not_compared(pair):
+    a, b = pair
     accuracy(b, "rtn-g64", 276, 400, version="2")
     row = only(differences(side(a), side(b)), "rtn-g64")
     assert row.verdict == "not comparable"
@@ -182,8 +181,8 @@ def test_recipes_of_one_run(two, capsys):
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "markdown", "html"])
-def test_every_format_has_every_comparison(two, tmp_path, format):
-    compare(*gathered(two), format=format, out=tmp_path / "c")
+def test_every_format_has_every_comparison(pair, tmp_path, format):
+    compare(*pair, format=format, out=tmp_path / "c")
     assert (tmp_path / "c").read_text().count("word_perplexity") >= 4
 
 
@@ -212,15 +211,15 @@ def test_provenance_differences(make_run, capsys):
     assert "  versions.evaluate.torch: 2.13.0 -> 2.11.0   (1 of 4 units, mini-llama rtn-g64 first)\n" in printed
 
 
-def test_without_provenance_it_says_so(two, capsys):
-    a, b = gathered(two)
+def test_without_provenance_it_says_so(pair, capsys):
+    a, b = pair
     (a / "provenance.json").unlink()
     compare(a, b)
     assert "whether code, config, data or versions differ is not known" in capsys.readouterr().out
 
 
-def test_missing_file_and_column(two, tmp_path):
-    scores = gathered(two)[0] / "scores.csv"
+def test_missing_file_and_column(pair, tmp_path):
+    scores = pair[0] / "scores.csv"
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.csv"):
         compare(scores, tmp_path / "nowhere.csv")
     (tmp_path / "bad.csv").write_text("run,model\nx,y\n")
@@ -236,18 +235,8 @@ def test_items_come_back_from_their_field(values):
 @pytest.mark.parametrize("several", ["a", "b"])
 def test_recipes_without_a_common_seed_are_compared_by_the_first_of_each(several):
     """The mean over two seeds had stood beside a test of the first alone, and the other way round beside none."""
-    row = {"model": "m", "task": "t", "metric": "acc", "stderr": 0.05, "n": 100, "status": "ok", "reason": "",
-           "higher_is_better": True}  # fmt: skip
     seeds = {"a": [(5, 0.5)], "b": [(7, 0.5)]} | {several: [(0, 0.5), (2, 0.9)]}
-    sides = [
-        Side(
-            name,
-            Path(),
-            pd.DataFrame([row | {"recipe": name, "seed": s, "value": v} for s, v in seeds[name]]),
-            Items({}),
-        )
-        for name in "ab"
-    ]
+    sides = [made(name, [(name, s, "t", v, 0.05) for s, v in seeds[name]], n=100, **ACC) for name in "ab"]
     (found,) = differences(*sides, over_seeds=True)
     assert (found.value_a, found.value_b, found.p, found.test) == (0.5, 0.5, 1.0, "Fisher")
     assert found.seed == " and ".join(str(seeds[name][0][0]) for name in "ab")

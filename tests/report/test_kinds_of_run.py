@@ -18,12 +18,8 @@ from r2q.report.tables.summary import summarize
 from tests.report.conftest import RECIPES, score
 
 MODELS = ("mini-llama", "mini-opt")
-FIGURES = [
-    "frontier-bytes",
-    "frontier-bits",
-    "granularity",
-    *(f"{f}-{m}" for f in ("tasks", "layer_errors") for m in MODELS),
-]
+FIGURES = ["frontier-bytes", "frontier-bits", "granularity"]
+FIGURES += [f"{name}-{model}" for name in ("tasks", "layer_errors") for model in MODELS]
 TEXT = {"chance": None, "majority": None, "higher_is_better": False}
 KINDS = {
     "a text": [score("wiki", "token_ppl_64", 12.5, **TEXT)],
@@ -67,17 +63,18 @@ def test_a_run_of_which_one_recipe_or_none_went_well(left, make_run, tmp_path, c
     assert "weights are not finite" in capsys.readouterr().out
 
 
-def test_an_average_has_a_chance_level_where_all_its_tasks_have_one(run):
-    collect(run.config_path, run.results)
-    scores = read_scores(run.results / "scores.csv")
+@pytest.fixture
+def scores(collected):
+    return read_scores(collected / "scores.csv")
+
+
+def test_an_average_has_a_chance_level_where_all_its_tasks_have_one(scores):
     assert set(average_scores(scores)["chance"]) == {37.5}  # of 25 and 50
     scores.loc[scores["task"] == "mini_who", "chance"] = float("nan")
     assert average_scores(scores)["chance"].isna().all()
 
 
-def test_a_task_that_fails_costs_one_recipe_its_average_and_no_other_a_task(run):
-    collect(run.config_path, run.results)
-    scores = read_scores(run.results / "scores.csv")
+def test_a_task_that_fails_costs_one_recipe_its_average_and_no_other_a_task(scores):
     whole = average_scores(scores)
     scores.loc[(scores["task"] == "mini_who") & (scores["recipe"] == "rtn-g64"), "value"] = float("nan")
     left = whole[whole["recipe"] != "rtn-g64"].reset_index(drop=True)
@@ -98,10 +95,8 @@ def test_a_task_that_fails_for_a_whole_model_leaves_it_no_average_anywhere(make_
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_all_right_or_all_wrong_is_not_known_for_certain(share, run):
+def test_all_right_or_all_wrong_is_not_known_for_certain(share, scores):
     """The standard error of such a score is 0, and 100 (100, 100) had stood there as an interval of 95 %."""
-    collect(run.config_path, run.results)
-    scores = read_scores(run.results / "scores.csv")
     chosen = accuracies(scores).index
     scores.loc[chosen, ["value", "stderr"]] = share, 0.0
     scores["n"] = 24
@@ -111,19 +106,15 @@ def test_all_right_or_all_wrong_is_not_known_for_certain(share, run):
     assert ends == [pytest.approx([max(0, 100 * share - half), min(100, 100 * share + half)])]
 
 
-def test_a_distance_over_few_windows_has_the_interval_of_few(run):
+def test_a_distance_over_few_windows_has_the_interval_of_few(scores):
     """Student's t, as over few seeds: 4.3 standard errors of three windows; it had been 1.96, as of many."""
-    collect(run.config_path, run.results)
-    scores = read_scores(run.results / "scores.csv")
     scores.loc[scores["task"] == "mini_text", ["value", "stderr"]] = 20.0, 0.5
     scores["n"] = 3
     ends = fidelity_of(scores)[["low", "high"]].drop_duplicates().to_numpy().tolist()
     assert ends == [pytest.approx([20 - 4.3027 * 0.5, 20 + 4.3027 * 0.5], rel=1e-4)]
 
 
-def test_an_average_has_no_interval_where_a_task_has_no_standard_error(run):
-    collect(run.config_path, run.results)
-    scores = read_scores(run.results / "scores.csv")
+def test_an_average_has_no_interval_where_a_task_has_no_standard_error(scores):
     assert average_scores(scores)[["low", "high"]].notna().all(axis=None)
     scores.loc[scores["task"] == "mini_who", "stderr"] = float("nan")
     assert average_scores(scores)[["low", "high"]].isna().all(axis=None)

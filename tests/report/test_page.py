@@ -76,26 +76,24 @@ def test_claims_have_the_digits_of_the_table_of_claims(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [["low", "high"], ["difference", "low", "high"]])
-def test_claims_without_any_interval_or_number_are_shown(lost: list[str], run, tmp_path: Path) -> None:
+def test_claims_without_any_interval_or_number_are_shown(lost: list[str], collected, tmp_path: Path) -> None:
     """Of one seed of one model without tasks, or where every training of R2Q diverged."""
-    collect(run.config_path, run.results)
     claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
-    (run.results / "tables").mkdir()
-    claims.assign(**dict.fromkeys(lost, "")).to_csv(run.results / "tables" / "claims.csv", index=False)
-    page([run.results], tmp_path / "page.html")
+    (collected / "tables").mkdir()
+    claims.assign(**dict.fromkeys(lost, "")).to_csv(collected / "tables" / "claims.csv", index=False)
+    page([collected], tmp_path / "page.html")
     measured = re.findall(r"</td><td>([^<]*)</td><td>–</td>", (tmp_path / "page.html").read_text())
     assert len(measured) == len(claims)
     assert ("–" in measured) == ("difference" in lost)
 
 
-def test_claims_of_one_model_alone_are_shown_beside_those_over_all(run, tmp_path: Path) -> None:
+def test_claims_of_one_model_alone_are_shown_beside_those_over_all(collected, tmp_path: Path) -> None:
     """As in claims.md: of what one model trained and the others did not, the page had said nothing."""
-    collect(run.config_path, run.results)
     claims = pd.read_csv(ROOT / "results" / "reference" / "smollm2" / "tables" / "claims.csv")
     over_all = claims[claims["granularity"] == "g64"].assign(model="all")
-    (run.results / "tables").mkdir()
-    pd.concat([claims, over_all]).to_csv(run.results / "tables" / "claims.csv", index=False)
-    page([run.results], tmp_path / "page.html")
+    (collected / "tables").mkdir()
+    pd.concat([claims, over_all]).to_csv(collected / "tables" / "claims.csv", index=False)
+    page([collected], tmp_path / "page.html")
     shown = re.findall(r'<td class="text">[^<]*, ([^<,]*)</td></tr>', (tmp_path / "page.html").read_text())
     assert Counter(shown) == Counter(claims["granularity"])
 
@@ -162,11 +160,16 @@ document.body.innerHTML = ""; document.body.append(Object.assign(document.create
 """
 
 
+def browser(page: Path, *options: str) -> str:
+    """What a browser without a window prints of a page."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_in_a_browser(report: Path) -> None:
     report.write_text(report.read_text().replace("</body>", f"{ACTIONS}</body>"))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", report.as_uri()]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    text = browser(report, "--dump-dom")
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', text, re.S)[1]))  # type: ignore[index]
     assert found["all"] == 12  # two models with chance, majority and four recipes
     assert found["focus"]  # by the keyboard alone
@@ -189,8 +192,7 @@ def test_on_a_narrow_screen_a_long_name_leaves_room_for_numbers(report: Path) ->
     asked = """<script>const name = document.querySelector("#demo-main tbody th").getBoundingClientRect();
     document.body.innerHTML = `<pre id="found">${name.width / innerWidth}</pre>`;</script></body>"""
     report.write_text(report.read_text().replace("</body>", asked).replace(">chance<", f">{'a_name_' * 14}<"))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom"]
-    text = subprocess.run([*command, report.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    text = browser(report, "--window-size=500,900", "--dump-dom")
     assert 0.1 < float(re.search(r'<pre id="found">(.*?)</pre>', text)[1]) < 0.5  # type: ignore[index]
 
 
@@ -200,8 +202,7 @@ def test_on_paper_a_long_table_is_whole(report: Path, tmp_path: Path) -> None:
     rows = "".join(f"<tr><td>row{i}</td>{'<td>12.34 ±0.56</td>' * 14}<td>end{i}</td></tr>" for i in range(90))
     report.write_text(report.read_text().replace("</tbody>", f"{rows}</tbody>", 1))
     pdf = tmp_path / "page.pdf"
-    printing = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--print-to-pdf={pdf}", report.as_uri()]
-    subprocess.run(printing, capture_output=True, timeout=120, check=True)
+    browser(report, f"--print-to-pdf={pdf}")
     reading = [str(PDFTOTEXT), "-layout", str(pdf), "-"]
     text = subprocess.run(reading, capture_output=True, text=True, timeout=120, check=True).stdout
     assert {f"{end}{i}" for end in ("row", "end") for i in range(90)} - set(text.split()) == set()

@@ -39,6 +39,7 @@ def frame(rows):
     return pd.DataFrame(records, columns=columns(Score))
 
 
+LOST = {"in_table": None, "metric": "", "chance": None, "majority": None}  # of a unit without values
 PPL = {"metric": "token_ppl_128", "higher_is_better": False, "chance": None, "majority": None}
 
 
@@ -58,13 +59,8 @@ def tables(run, tmp_path):
 def test_row_order(tables):
     rows = list(csv.DictReader(tables["csv"].splitlines()))
     assert [row["recipe"] for row in rows if row["model"] == "mini-llama"] == [
-        "chance",
-        "majority",
-        "full-precision",  # 16 bits, yet before the 2-bit rows
-        "rtn-g64",  # 2.28 bits, in the order of the config
-        "random-codes-g64",
-        "r2q-g64",  # 2.5 bits
-    ]
+        "chance", "majority", "full-precision", "rtn-g64", "random-codes-g64", "r2q-g64",
+    ]  # fmt: skip  # full precision first, then by bits, 2.28 and 2.5, then as in the config
     assert rows[0]["mini_facts acc ↑"] == "0.25"
     assert rows[1]["mini_facts acc ↑"] == "0.27"
 
@@ -126,14 +122,11 @@ def test_chance_marks(value, stderr, majority, marked):
     assert cell.best is not marked  # nothing at chance is the best
 
 
-def test_without_a_guess_there_is_no_row_of_guesses():
+def test_a_perplexity_is_never_at_chance_and_has_no_row_of_guesses():
     """Of a run of texts alone they were two rows of nothing."""
-    assert list(rows_of(summarize(frame([("rtn", 2.0, 0, "p", 5.0, PPL)])))) == ["rtn"]
-
-
-def test_perplexity_is_never_at_chance():
-    cell = rows_of(summarize(frame([("rtn", 2.0, 0, "p", 0.2, PPL)])))["rtn"].cells[0]
-    assert not cell.at_chance
+    rows = rows_of(summarize(frame([("rtn", 2.0, 0, "p", 0.2, PPL)])))
+    assert list(rows) == ["rtn"]
+    assert not rows["rtn"].cells[0].at_chance
 
 
 def test_two_chance_levels_of_one_task_are_an_error():
@@ -157,15 +150,7 @@ def test_several_seeds_are_mean_and_sd():
 
 
 def test_one_failed_seed_leaves_the_others():
-    failed = {
-        "status": "failed",
-        "reason": "NaN",
-        "value": None,
-        "in_table": None,
-        "metric": "",
-        "chance": None,
-        "majority": None,
-    }
+    failed = {"status": "failed", "reason": "NaN"} | LOST
     scores = frame([("rtn", 2.0, 0, "a", 0.5, {}), ("rtn", 2.0, 1, "", None, failed)])
     row = rows_of(summarize(scores))["rtn"]
     assert (row.seeds, row.failures, row.failed) == (1, (("failed", "seed 1: NaN"),), False)
@@ -180,9 +165,8 @@ def test_one_failed_seed_leaves_the_others():
     ],
 )
 def test_a_recipe_without_values_says_what_each_seed_did(first, second, status, reasons):
-    lost = {"in_table": None, "metric": "", "chance": None, "majority": None}
     rows = [
-        ("rtn", 2.0, seed, "", None, lost | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
+        ("rtn", 2.0, seed, "", None, LOST | dict(zip(("status", "reason"), text.split(": ", 1), strict=True)))
         for seed, text in enumerate((first, second))
     ]
     summary = summarize(frame([("r2q", 2.5, 0, "a", 0.9, {}), ("r2q", 2.5, 1, "a", 0.9, {}), *rows]))
@@ -280,14 +264,13 @@ def timed(recipe, weights, ms, **more):
     return Latency(**known | more)
 
 
-def test_latency_stands_beside_sixteen_bits_and_in_the_cost(run, tmp_path):
-    collect(run.config_path, run.results)
-    assert latency(Run(run.results)) is None
+def test_latency_stands_beside_sixteen_bits_and_in_the_cost(collected, tmp_path):
+    assert latency(Run(collected)) is None
     dense = [timed("r2q-g64", "dense", 30.0), timed("r2q-g64", "dense", 8.0, compiled=True)]
     packed = [timed("r2q-g64", "packed", 12.0), timed("r2q-g64", "packed", 4.0, compiled=True)]
     lost = Latency("r", "mini-opt", "r2q-g64", 0, reason="failed: not finite")
-    write_csv(run.results / "latency.csv", columns(Latency), [*packed, *dense, lost])
-    sheet = latency(Run(run.results))
+    write_csv(collected / "latency.csv", columns(Latency), [*packed, *dense, lost])
+    sheet = latency(Run(collected))
     rows = [[entry.text if isinstance(entry, Entry) else entry for entry in row] for row in sheet.body]
     assert [row[2] for row in rows] == ["decode", "decode, compiled"]
     assert rows[0][3:] == ["2", "12.00 (11.00, 13.00)", "30.00 (29.00, 31.00)", "2.50", "166.7", "66.7", "1.00",
@@ -295,10 +278,10 @@ def test_latency_stands_beside_sixteen_bits_and_in_the_cost(run, tmp_path):
     assert rows[1][6:9] == ["2.00", "500.0", "250.0"]
     assert "mini-opt, r2q-g64: failed: not finite." in sheet.notes
     assert "On a GPU, bfloat16, a context of 512 tokens." in sheet.notes
-    costs = cost(Run(run.results))
+    costs = cost(Run(collected))
     assert costs.head[-1] == "tokens/s, batch 2"
     assert {(row[0], row[1]): row[-1].text for row in costs.body}["mini-llama", "r2q-g64"] == "500.0"  # the faster
-    page([run.results], tmp_path / "report.html")
+    page([collected], tmp_path / "report.html")
     assert "<td>12.00 (11.00, 13.00)</td>" in (tmp_path / "report.html").read_text()
 
 
@@ -328,9 +311,8 @@ def test_latex_is_balanced(run, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles_without_overfull_boxes(run, tmp_path):
-    collect(run.config_path, run.results)
-    table(run.results, tmp_path)
+def test_latex_compiles_without_overfull_boxes(collected, tmp_path):
+    table(collected, tmp_path)
     text = "\\documentclass[twocolumn,a4paper]{article}\\usepackage[margin=2cm]{geometry}\\usepackage{booktabs,xcolor}"
     inputs = "".join(f"\\input{{{name}.tex}}\\clearpage" for name in TABLES)
     (tmp_path / "all.tex").write_text(f"{text}\\begin{{document}}{inputs}\\end{{document}}")
@@ -376,12 +358,7 @@ def test_a_recipe_whose_first_seed_failed_has_a_size(make_run, tmp_path):
 
 def sized(tmp_path, rows):
     """The table of sizes of recipes (name, bits, accuracy, changes); MiB follow the bits."""
-    write_csv(
-        tmp_path / "scores.csv",
-        columns(Score),
-        frame([(*row[:2], 0, "a", *row[2:]) for row in rows]).to_dict("records"),
-    )
-    return memory(Run(tmp_path))
+    return memory(run_of(tmp_path, frame((*row[:2], 0, "a", *row[2:]) for row in rows)))
 
 
 def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
@@ -394,9 +371,8 @@ def test_of_files_of_one_size_the_best_is_best_alone(tmp_path):
 
 @pytest.mark.parametrize(("value", "majority", "marked"), [(0.27, 0.25, True), (0.6, 0.62, True), (0.65, 0.62, False)])
 def test_an_average_is_at_chance_by_the_rule_of_the_main_table(tmp_path, value, majority, marked):
-    sheet = sized(
-        tmp_path, [("rtn", 2.0, value, {"majority": majority}), ("r2q", 2.5, value - 0.1, {"majority": majority})]
-    )
+    level = {"majority": majority}
+    sheet = sized(tmp_path, [("rtn", 2.0, value, level), ("r2q", 2.5, value - 0.1, level)])
     cell = sheet.body[0][-1]
     assert (cell.grey, cell.bold) == (marked, not marked)
     assert any("Grey" in note for note in sheet.notes)  # r2q always is
@@ -424,12 +400,11 @@ def test_terminal_fits():
     assert "1.2e+05" in row
 
 
-def test_show_prints_the_compact_form(run, tmp_path, capsys):
-    collect(run.config_path, run.results)
-    table(run.results, tmp_path / "t", show=True)
+def test_show_prints_the_compact_form(collected, tmp_path, capsys):
+    table(collected, tmp_path / "t", show=True)
     printed = capsys.readouterr().out
-    assert printed == terminal(summarize(read_scores(run.results / "scores.csv")))
-    table(run.results, tmp_path / "t")
+    assert printed == terminal(summarize(read_scores(collected / "scores.csv")))
+    table(collected, tmp_path / "t")
     assert capsys.readouterr().out == ""
 
 
@@ -450,13 +425,12 @@ def test_score_above_one_is_not_an_accuracy():
     assert AVERAGE not in [column.task for column in columns]
 
 
-def test_nothing_to_show_is_an_error(run, tmp_path):
-    collect(run.config_path, run.results)
-    path = run.results / "scores.csv"
+def test_nothing_to_show_is_an_error(collected, tmp_path):
+    path = collected / "scores.csv"
     path.write_text(path.read_text().replace(",True,ok,", ",False,ok,"))
-    (run.results / "collected.sha256").unlink()
+    (collected / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"no score has in_table = True"):
-        table(run.results, tmp_path)
+        table(collected, tmp_path)
 
 
 def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
@@ -469,9 +443,8 @@ def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
     for name, recipes in (("main", list(run.config["recipes"])), ("fine", ["r2q-g64", "rtn-g64"])):
         rows = read_drawn(tmp_path / f"{name}.csv", ["model", "recipe", "status"])
         found = {row["recipe"]: row["status"] for row in rows.to_dict("records") if row["model"] == "mini-opt"}
-        assert {recipe: found[recipe] for recipe in recipes} == {
-            recipe: "diverged" if recipe == "r2q-g64" else "failed" for recipe in recipes
-        }
+        assert [found[recipe] == "diverged" for recipe in recipes] == [recipe == "r2q-g64" for recipe in recipes]
+        assert set(found.values()) == {"diverged", "failed"}
         assert len(rows) == 2 * len(run.config["recipes"])
         assert "mini-opt, rtn-g64 failed: no rtn-g64 memory." in (tmp_path / f"{name}.md").read_text()
     printed = capsys.readouterr().out
@@ -479,13 +452,12 @@ def test_a_run_of_failures_alone_has_tables_of_them(run, tmp_path, capsys):
     assert "chance" not in printed.split("*")[0]
 
 
-def test_missing_column_is_named(run, tmp_path):
-    collect(run.config_path, run.results)
-    path = run.results / "scores.csv"
+def test_missing_column_is_named(collected, tmp_path):
+    path = collected / "scores.csv"
     path.write_text(path.read_text().replace(",chance,", ",luck,", 1))
-    (run.results / "collected.sha256").unlink()
+    (collected / "collected.sha256").unlink()
     with pytest.raises(ValueError, match=r"scores\.csv has no column chance; it has run, model"):
-        table(run.results, tmp_path)
+        table(collected, tmp_path)
 
 
 def test_a_table_of_frames_has_every_training(tmp_path):

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from r2q.kept import write_json
-from r2q.records import Drift, Facts, Gradient, Layer, Report, Score, Step, columns, columns_of_trainer, write_csv
+from r2q.records import Drift, Facts, Gradient, Layer, Score, Step, columns, columns_of_trainer, write_csv
 from r2q.report.claims.measures import Key, Unit
+from tests.units import report
 
 GRANULARITIES = ("g64", "channel")
 LAYERS = [f"model.layers.{i}.mlp.up_proj" for i in range(5)]
@@ -43,9 +44,7 @@ def trained_run(folder: Path) -> Path:
                 row |= {"seed": seed, "task": "task", "metric": "acc", "value": value + 0.01 * seed, "stderr": 0.03}
                 row |= {"higher_is_better": True, "in_table": True, "status": "ok", "granularity": granularity}
                 row |= {"frame": "bitdistiller", "quantizer": quantizer, "kind": "training", "control": False}
-                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - (
-                    0.25 if granularity == "channel" else 0
-                )
+                row["bits_per_weight"] = {"r2q": 2.5, "rtn": 2.25}[quantizer] - 0.25 * (granularity == "channel")
                 scores.append(row | {"method": "bitdistiller", "reason": ""})
     write_csv(folder / "scores.csv", columns(Score), scores)
     return folder
@@ -54,13 +53,8 @@ def trained_run(folder: Path) -> Path:
 def write_unit(folder: Path, quantizer: str, granularity: str, scale: float) -> None:
     facts = Facts("bitdistiller", quantizer, label=quantizer, kind="training")
     layers = [Layer(name, [2, 5], 0.1, 0.1, 2.5, block=i, kind="up_proj") for i, name in enumerate(LAYERS)]
-    report = Report(
-        key="k", model="m", family="llama", recipe="r", seed=0, method="bitdistiller", granularity=granularity,
-        group_size=None, bits=2, options={"steps": 8}, facts=facts, status="ok", reason="", bits_per_weight=2.5,
-        quantized_weights=50, total_parameters=50, file_bytes=9, formula_bytes=9, layers=layers, notes={}, seconds=1.0,
-        peak_mib=1.0, versions={}, hashes={}, files={},
-    )  # fmt: skip
-    write_json(folder / "report.json", report)
+    made = {"method": "bitdistiller", "granularity": granularity, "options": {"steps": 8}}
+    write_json(folder / "report.json", report(**made, facts=facts, layers=layers))
     factor = FACTOR[quantizer] * scale
     steps: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "held_out_loss": 4 * factor}]
     for step in range(1, 9):

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from r2q.config.texts import Training
 from r2q.training.data import read
 from r2q.training.teacher_data import teacher_data
 from tests.configs import config_of
@@ -25,13 +26,21 @@ def teacher_folder(folder: Path) -> Path:
     return folder
 
 
+def lines_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    """An entry of `training.texts` that reads the lines of such a folder."""
+    return {"path": str(folder / "lines.txt"), "lines": True, "rows": 12} | changes
+
+
+def section(folder: Path, **changes: Any) -> Training:
+    return Training.model_validate({"texts": [lines_of(folder)]} | changes)
+
+
 def make(folder: Path, out: Path, /, device: str = "auto", **training: Any) -> Any:
     """Run the verb; the files that it reads are written beside `out`."""
-    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
     sampled = {"prompt_tokens": 4, "batch_size": 5} if training.get("kind", "generated") == "generated" else {}
-    section = {"texts": [texts], "length": 24, "held_out": 4} | sampled | training
+    settings = {"texts": [lines_of(folder)], "length": 24, "held_out": 4} | sampled | training
     held_out = {"text": {"path": "other.txt"}}
-    config = config_of({"bitdistiller-g32": RECIPE}, folder, perplexity=held_out, training=section, device=device)
+    config = config_of({"bitdistiller-g32": RECIPE}, folder, perplexity=held_out, training=settings, device=device)
     out.parent.mkdir(parents=True, exist_ok=True)
     path, prepared = out.parent / "config.yaml", out.parent / "prepared.json"
     path.write_text(yaml.safe_dump(config))

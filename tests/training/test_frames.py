@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
 from r2q.models.targets import list_targets
 from r2q.plan import Plan
-from r2q.quantization.method import Method, Recipe, make_method
+from r2q.quantization.method import Method, Quantized, Recipe, make_method
 from r2q.quantize import quantize
 from r2q.report.training import gather_training
 from r2q.training import frame as frames
+from r2q.training.data import TrainingData
 from tests.models.tiny import CASES, tiny_folder, tiny_model, tokens
 from tests.training.rows import random_data
 from tests.training.teacher import make, teacher_folder
@@ -33,6 +35,11 @@ def recipe(method: str, granularity: str = "g32", lm_head: bool = False, **optio
     return Recipe("recipe", method, granularity, options=STEP | options, lm_head=lm_head)
 
 
+def trained(model: Any, data: TrainingData | None, asked: Recipe) -> Quantized:
+    """What a recipe makes of a model and rows."""
+    return make_method(asked).quantize(model, list_targets(model), data)
+
+
 @pytest.mark.parametrize("case", ["llama", "opt", "qwen2", "mixtral", "gpt-oss", "llama4"])
 @pytest.mark.parametrize("granularity", ["g32", "channel"])
 @pytest.mark.parametrize("quantizer", ["rtn", "r2q"])
@@ -43,9 +50,7 @@ def test_one_step(method: str, quantizer: str, granularity: str, case: str, monk
     monkeypatch.setattr(frames, "Student", lambda *a: students.append(RealStudent(*a)) or students[-1])
     model = tiny_model(case)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    result = make_method(recipe(method, granularity, quantizer=quantizer, flips_every=0)).quantize(
-        model, list_targets(model), random_data()
-    )
+    result = trained(model, random_data(), recipe(method, granularity, quantizer=quantizer, flips_every=0))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     for weight in result.layers.values():
         rows, groups = weight.grid.shape
@@ -53,9 +58,9 @@ def test_one_step(method: str, quantizer: str, granularity: str, case: str, monk
             assert len(group.unique()) <= 4
     students[0].model.config._experts_implementation = "eager"  # as packed ones are computed
     with torch.no_grad():
-        trained = students[0].model(tokens()).logits
+        logits = students[0].model(tokens()).logits
         apply(_Done(result, granularity), model, list_targets(model), torch.device("cpu"))
-        assert torch.equal(model(tokens()).logits, trained)
+        assert torch.equal(model(tokens()).logits, logits)
     started = students[0].layers
     assert any(not torch.equal(layer.latent(), before_of(before, name)) for name, layer in started.items())
 
@@ -100,19 +105,16 @@ def test_training_lowers_the_held_out_loss(method: str, quantizer: str) -> None:
     for p in model.parameters():  # louder weights: a teacher that says something
         p.data *= 2
     data = random_data()
-    data = replace(data, held_out=data.train)
-    notes = make_method(recipe(method, **options)).quantize(model, list_targets(model), data).notes["training"]
+    notes = trained(model, replace(data, held_out=data.train), recipe(method, **options)).notes["training"]
     assert notes["held_out_loss"] < notes["held_out_loss_start"]
 
 
 def test_only_what_shall_learn_learns() -> None:
-    model = tiny_model("opt")
-    targets = list_targets(model)
-    data = random_data()
-    everything = make_method(recipe("bitdistiller")).quantize(model, targets, data)
-    layers = make_method(recipe("bitdistiller", train="layers")).quantize(model, targets, data)
-    scales = make_method(recipe("e2e_scales", quantizer="r2q", steps=2)).quantize(model, targets, data)
-    start = make_method(Recipe("r2q", "r2q", "g32")).quantize(model, targets, None)
+    model, data = tiny_model("opt"), random_data()
+    everything = trained(model, data, recipe("bitdistiller"))
+    layers = trained(model, data, recipe("bitdistiller", train="layers"))
+    scales = trained(model, data, recipe("e2e_scales", quantizer="r2q", steps=2))
+    start = trained(model, None, Recipe("r2q", "r2q", "g32"))
     assert "model.decoder.embed_tokens.weight" in everything.other
     assert layers.other == scales.other == {}
     for name, weight in scales.layers.items():
@@ -122,17 +124,13 @@ def test_only_what_shall_learn_learns() -> None:
 
 def test_supervised_rows_count_their_responses_only() -> None:
     """Tokens of the prompt and padding may be anything: they do not enter the loss as labels."""
-    model = tiny_model("llama")
-    plain, supervised = random_data(), random_data(kind="supervised")
-    option = {"quantizer": "r2q", "steps": 2, "batch_rows": 16}
-    notes = {
-        kind: make_method(recipe("qat_ce", **option)).quantize(model, list_targets(model), data).notes["training"]
-        for kind, data in (("all", plain), ("response", supervised))
-    }
-    lengths = plain.train.end.sum()
-    assert notes["all"]["tokens"] == 2 * int(lengths - 16)
-    assert notes["response"]["tokens"] == 2 * int(lengths - 16 * 4)
-    assert notes["response"]["loss_on"] == "response"
+    model, asked = tiny_model("llama"), recipe("qat_ce", quantizer="r2q", steps=2, batch_rows=16)
+    rows = random_data(), random_data(kind="supervised")
+    plain, supervised = (trained(model, data, asked).notes["training"] for data in rows)
+    lengths = rows[0].train.end.sum()
+    assert plain["tokens"] == 2 * int(lengths - 16)
+    assert supervised["tokens"] == 2 * int(lengths - 16 * 4)
+    assert supervised["loss_on"] == "response"
 
 
 def test_activation_checkpointing_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,33 +140,26 @@ def test_activation_checkpointing_changes_no_bit(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(CASES, "falcon", ("FalconConfig", {"hidden_dropout": 0.2, "attention_dropout": 0.1}))
     for case in ("opt", "mixtral", "falcon"):
         model, data = tiny_model(case), random_data()
-        found = [
-            make_method(recipe("bitdistiller", quantizer="r2q", steps=2, activation_checkpointing=on)).quantize(
-                model, list_targets(model), data
-            )
+        asked = recipe("bitdistiller", quantizer="r2q", steps=2)
+        plain, spared = (
+            trained(model, data, replace(asked, options=asked.options | {"activation_checkpointing": on}))
             for on in (False, True)
-        ]
-        for name, weight in found[0].layers.items():
-            assert torch.equal(weight.packed, found[1].layers[name].packed)
-        assert all(torch.equal(found[0].other[name], found[1].other[name]) for name in found[0].other)
+        )
+        for name, weight in plain.layers.items():
+            assert torch.equal(weight.packed, spared.layers[name].packed)
+        assert all(torch.equal(plain.other[name], spared.other[name]) for name in plain.other)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     model, data = tiny_model("llama"), random_data()
-    found = [
-        make_method(recipe("bitdistiller", train="layers", micro_rows=size)).quantize(model, list_targets(model), data)
-        for size in (0, 1)
-    ]
-    same = [
-        (found[0].layers[name].codes == found[1].layers[name].codes).float().mean().item() for name in found[0].layers
-    ]
-    assert min(same) > 0.999
+    whole, parts = (trained(model, data, recipe("bitdistiller", train="layers", micro_rows=n)).layers for n in (0, 1))
+    assert min((weight.codes == parts[name].codes).float().mean().item() for name, weight in whole.items()) > 0.999
 
 
 def test_records_of_a_run(tmp_path: Path) -> None:
     model = tiny_model("llama")
     options = {"quantizer": "r2q", "steps": 5, "evaluate_every": 2, "gradients_every": 2, "learning_rate": 1e-3}
-    make_method(recipe("bitdistiller", **options)).quantize(model, list_targets(model), random_data(tmp_path))
+    trained(model, random_data(tmp_path), recipe("bitdistiller", **options))
     rows, gradients, drift = (
         list(csv.DictReader((tmp_path / f"{name}.csv").open())) for name in ("training", "gradients", "drift")
     )
@@ -225,9 +216,7 @@ def test_levels_without_a_gradient_are_no_divergence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(RTN, "fit_groups", torch.no_grad()(RTN.fit_groups))
     model = tiny_model("llama")
     with pytest.raises(RuntimeError, match=r"layer model\..*: no gradient flows through the levels of rtn"):
-        make_method(recipe("bitdistiller", gradient="through-scales")).quantize(
-            model, list_targets(model), random_data()
-        )
+        trained(model, random_data(), recipe("bitdistiller", gradient="through-scales"))
 
 
 def test_an_operation_that_does_not_repeat_itself_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,23 +239,21 @@ def test_an_operation_that_does_not_repeat_itself_is_a_reason(monkeypatch: pytes
 
 
 def test_without_data_there_is_a_reason() -> None:
-    model = tiny_model("llama")
     with pytest.raises(ValueError, match="needs training data"):
-        make_method(recipe("bitdistiller")).quantize(model, list_targets(model), None)
+        trained(tiny_model("llama"), None, recipe("bitdistiller"))
 
 
 def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
     """Clamped to the levels of a packed model with shrunken ranges, min-max quantization gives that model's weights."""
     model = load_full(str(tiny_folder("llama", tmp_path / "full")))
-    targets = list_targets(model)
     clip = make_method(Recipe("clip", "rtn", "g32", options={"clip": "mse"}))
-    expected = clip.quantize(model, targets, None).layers
+    expected = clip.quantize(model, list_targets(model), None).layers
     packed = load_full(str(tmp_path / "full"))
     apply(clip, packed, list_targets(packed), torch.device("cpu"))
     save(packed, None, tmp_path / "clip", {})
     data = replace(random_data(tmp_path / "run"), start=tmp_path / "clip")
     still = recipe("bitdistiller", quantizer="rtn", start="clip-g32", learning_rate=1e-12)
-    result = make_method(still).quantize(model, targets, data)
+    result = trained(model, data, still)
     same = [
         torch.isclose(result.layers[name].dequantize(), weight.dequantize(), rtol=2e-3, atol=1e-6).float().mean()
         for name, weight in expected.items()
@@ -277,14 +264,14 @@ def test_training_starts_from_another_recipes_levels(tmp_path: Path) -> None:
             assert float(row["latent_before"]) > 1e-6
             assert float(row["latent_moved"]) < 1e-12
     data = replace(data, folder=None)
-    away = make_method(replace(still, options=still.options | {"start": None})).quantize(model, targets, data)
+    away = trained(model, data, replace(still, options=still.options | {"start": None}))
     name = next(iter(expected))
     moved = torch.isclose(away.layers[name].dequantize(), expected[name].dequantize(), rtol=2e-3, atol=1e-6)
     assert moved.float().mean() < 0.9
     with pytest.raises(ValueError, match="has other groups"):
-        make_method(replace(still, granularity="channel")).quantize(model, targets, data)
+        trained(model, data, replace(still, granularity="channel"))
     with pytest.raises(ValueError, match="asked for and not given"):
-        make_method(still).quantize(model, targets, random_data())
+        trained(model, random_data(), still)
 
 
 OWN_LOOP = """
@@ -302,15 +289,13 @@ class Mine(Method):
 
 
 def test_a_method_that_trains_in_a_way_of_its_own_reads_the_rows_and_leaves_no_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, module: Callable[[str], str]
 ) -> None:
     """It has none of a frame's options: no quantizer, no start, no steps."""
-    (tmp_path / "own_loop.py").write_text(OWN_LOOP)
-    monkeypatch.syspath_prepend(tmp_path)
     source, results = teacher_folder(tmp_path / "full"), tmp_path / "results"
     make(source, results / "rows.safetensors", device="cpu")
     written = yaml.safe_load((results / "config.yaml").read_text())
-    written["recipes"] = {"own-g32": {"method": "own_loop.Mine", "granularity": "g32"}}
+    written["recipes"] = {"own-g32": {"method": f"{module(OWN_LOOP)}.Mine", "granularity": "g32"}}
     (results / "config.yaml").write_text(yaml.safe_dump(written))
     facts = {"fingerprint": "a" * 64, "family": "llama"}
     (results / "prepared.json").write_text(json.dumps({"models": {"tiny": facts}}))

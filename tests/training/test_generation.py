@@ -28,7 +28,7 @@ from r2q.training.generation import with_transformers
 from r2q.training.teacher_data import draw
 from r2q.training.unfinished import Unfinished
 from tests.models.tiny import tiny_model
-from tests.training.teacher import make, teacher_folder
+from tests.training.teacher import make, section, teacher_folder
 
 WHOLE = {"prompt_tokens": None, "length": 30}  # prompts of 15 to 19 tokens
 
@@ -41,11 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def all_rows(train: Rows, held_out: Rows) -> list[list[int]]:
     pairs = [(tokens, end) for rows in (train, held_out) for tokens, end in zip(rows.tokens, rows.end, strict=True)]
     return [tokens[:end].tolist() for tokens, end in pairs]
-
-
-def section(folder: Path, **changes: Any) -> Training:
-    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
-    return Training.model_validate({"texts": [texts]} | WHOLE | changes)
 
 
 def prompts_of(folder: Path) -> list[list[int]]:
@@ -224,35 +219,14 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
 def test_vllm_is_asked_for_exactly_what_the_config_says(vllm: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.safetensors"
     train, held_out, settings, _ = make(folder, out, engine="vllm", top_p=0.9, seed=3, device="cpu", **WHOLE)
-    assert vllm.engines == [
-        {
-            "model": str(folder),
-            "dtype": "float32",
-            "seed": 3,
-            "max_model_len": 30,
-            "max_num_seqs": 5,
-            "enable_prefix_caching": False,
-            "generation_config": "vllm",
-        }
-    ]
+    engine = {"model": str(folder), "dtype": "float32", "seed": 3, "max_model_len": 30, "max_num_seqs": 5}
+    assert vllm.engines == [engine | {"enable_prefix_caching": False, "generation_config": "vllm"}]
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     tokenizer = read_tokenizer(folder)
     prompts = [tokenizer(text)["input_ids"] for text, _ in draw(section(folder, seed=3))]
-    asked = [
-        (
-            prompt,
-            vllm.SamplingParams(
-                temperature=0.7,
-                top_p=0.9,
-                max_tokens=30 - len(prompt),
-                min_tokens=1,
-                seed=seed_of(repr((3, number))),
-                stop_token_ids=[2],
-                detokenize=False,
-            ),
-        )
-        for number, prompt in enumerate(prompts)
-    ]
+    same = {"temperature": 0.7, "top_p": 0.9, "min_tokens": 1, "stop_token_ids": [2], "detokenize": False}
+    own = [{"max_tokens": 30 - len(prompt), "seed": seed_of(repr((3, i)))} for i, prompt in enumerate(prompts)]
+    asked = [(prompt, vllm.SamplingParams(**same, **one)) for prompt, one in zip(prompts, own, strict=True)]
     (requests,) = vllm.requests
     assert sorted(requests, key=lambda request: request[1].seed) == sorted(asked, key=lambda one: one[1].seed)
     assert all_rows(train, held_out) == [prompt + vllm.answer(one) for prompt, one in asked]

@@ -1,6 +1,7 @@
 """Training that starts from the weights that another recipe rounded."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-import r2q.quantize as module
+import r2q.quantize as verb
 from baselines._error_feedback import factorize, quantize_rows
 from r2q import config as configuration
 from r2q.models.apply import apply
@@ -24,9 +25,9 @@ from r2q.training.start import LATENT, Ranges, Weights, write_latent
 from r2q.training.teacher_data import teacher_data
 from tests.baselines.calibrated import SHORT, text
 from tests.configs import config_of
-from tests.models.tiny import tiny_folder
+from tests.models.tiny import tiny_folder, tiny_model
 from tests.training.rows import random_data
-from tests.training.teacher import teacher_folder
+from tests.training.teacher import lines_of, teacher_folder
 
 CPU = torch.device("cpu")
 
@@ -159,13 +160,12 @@ class Run:
         self.folder, source = folder, teacher_folder(folder / "full")
         (folder / "text.txt").write_text("one line of text after the other. " * 40)
         options = {"quantizer": "rtn", "start": "gptq-g32", "start_from": start_from, "steps": 1, "batch_rows": 4}
-        texts = {"path": str(source / "lines.txt"), "lines": True, "rows": 12}
         recipes = {
             "gptq-g32": {"method": "gptq", "granularity": "g32"},
             "trained-g32": {"method": "bitdistiller", "granularity": "g32", "options": options},
         }
         calibration = {"source": str(folder / "text.txt"), "windows": 9, "window": 16}
-        training = {"texts": [texts], "kind": "text", "length": 16, "held_out": 2}
+        training = {"texts": [lines_of(source)], "kind": "text", "length": 16, "held_out": 2}
         config = config_of(recipes, source, calibration=calibration, training=training, device="cpu")
         self.files = [folder / name for name in ("config.yaml", "prepared.json", "calibration.st", "rows.st")]
         self.files[0].write_text(yaml.safe_dump(config))
@@ -211,7 +211,7 @@ def test_what_starts_from_a_recipe_that_failed_is_a_failed_row(
         raise ValueError("no solution")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "apply", fail)
+        patch.setattr(verb, "apply", fail)
         assert run.quantize("gptq-g32")["status"] == "failed"
     failed = run.quantize("trained-g32")
     assert (failed["status"], failed["reason"]) == ("failed", "start: gptq-g32 failed: no solution")
@@ -242,15 +242,11 @@ class Mine(Method):
     ],
 )
 def test_a_method_that_does_not_leave_the_weights_that_it_promised_fails_itself(
-    latent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    latent: str, module: Callable[[str], str]
 ) -> None:
     """Not the training that starts from it, or one row of weights would start all others."""
-    module_name = f"leaving_{abs(hash(latent))}"
-    (tmp_path / f"{module_name}.py").write_text(LEAVING.replace("{LATENT}", latent))
-    monkeypatch.syspath_prepend(tmp_path)
-    model = load_full(str(tiny_folder("llama", tmp_path / "full")))
-    method = make_method(Recipe("mine", f"{module_name}.Mine", "g32"))
-    with pytest.raises(
-        ValueError, match=r"recipe mine: latent\['model.layers.0.self_attn.q_proj'\] is finite torch.fl"
-    ):
+    model = tiny_model("llama")
+    method = make_method(Recipe("mine", f"{module(LEAVING.replace('{LATENT}', latent))}.Mine", "g32"))
+    said = r"recipe mine: latent\['model.layers.0.self_attn.q_proj'\] is finite torch.fl"
+    with pytest.raises(ValueError, match=said):
         apply(method, model, list_targets(model), CPU, latent={})

@@ -11,11 +11,10 @@ import torch
 
 from r2q import config as configuration
 from r2q.config import ConfigError
-from r2q.config.texts import Training
 from r2q.training import teacher_data as module
 from r2q.training.teacher_data import draw
 from tests.configs import config_of
-from tests.training.teacher import RECIPE, make, teacher_folder
+from tests.training.teacher import RECIPE, lines_of, make, section, teacher_folder
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +107,13 @@ def test_real_text_of_compressed_files(folder: Path, tmp_path: Path, name: str, 
     assert set(parts[:-1]) <= set(documents)
 
 
-def section(folder: Path, **changes: Any) -> Training:
-    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 12}
-    return Training.model_validate({"texts": [texts]} | changes)
-
-
 def test_documents_are_cut_chosen_and_counted(folder: Path) -> None:
-    texts = {"path": str(folder / "lines.txt"), "lines": True, "rows": 6, "characters": 6, "minimum_characters": 17}
-    drawn = draw(Training.model_validate({"texts": [texts]}))
+    texts = lines_of(folder, rows=6, characters=6, minimum_characters=17)
+    drawn = draw(section(folder, texts=[texts]))
     assert len(drawn) == len(set(drawn)) == 6
     assert all(len(text) == 6 for text, _ in drawn)
     with pytest.raises(ValueError, match="20 documents, 21 are asked for"):
-        draw(Training.model_validate({"texts": [texts | {"rows": 21, "minimum_characters": 1}]}))
+        draw(section(folder, texts=[texts | {"rows": 21, "minimum_characters": 1}]))
 
 
 @pytest.mark.parametrize(

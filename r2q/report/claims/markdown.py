@@ -11,6 +11,7 @@ Row = Mapping[str, Any]  # of `r2q.report.claims.COLUMNS`
 STARTS, ENDS, GAINS = "starts closer to the teacher", "ends closer to the teacher", "gains more from training"
 SCORE, NEARER = "higher average score", "closer to full precision on held-out text"
 VERDICTS = ("supported", "not supported", "undecided")
+LOST = "diverged, failed or lack a number"
 
 READING = """\
 Every comparison is one quantizer against another, trained in the same frame on the same rows from the same model with
@@ -64,7 +65,10 @@ def page(
     if not rows:
         lines += [f"The run trained no model with both {subject} and another quantizer.", ""]
     else:
-        lines += [*_summary(paper), *_starts_in_short(every, subject), *_unfinished_in_short(unfinished, trained), ""]
+        lines += [*_summary(paper), *_starts_in_short(every, subject)]
+        if unfinished:
+            lines.append(f"- {len(unfinished)} of {trained} trained units {LOST}; they stand at the end")
+        lines.append("")
         lines += [f"Trained with {', '.join(frames)}.", "", "## How to read this", "", READING, ""]
     if paper:
         lines += [f"## The paper's claims for {subject}, against {rival}", "", *_claims(paper), ""]
@@ -77,7 +81,7 @@ def page(
     if len(models) > 1:
         lines += ["## Single models", "", *_models(rows, models), ""]
     if unfinished:
-        lines += ["## Units that diverged, failed or lack a number", "", *_unfinished(unfinished), ""]
+        lines += [f"## Units that {LOST}", "", *_unfinished(unfinished), ""]
     if twice:
         named = ", ".join(twice)
         lines += [f"Not compared, as an earlier recipe has the same frame, quantizer and granularity: {named}.", ""]
@@ -142,11 +146,6 @@ def _starts_in_short(every: Sequence[Row], subject: str) -> Iterator[str]:
     for start, end, gain in _starts(every):
         ratios = f"{measured(start)} before and {measured(end)} after training"
         yield f"- start {_where(start, every)}: {survival(start, end, gain, subject)} ({ratios})"
-
-
-def _unfinished_in_short(unfinished: Mapping[Name, str], trained: int) -> Iterator[str]:
-    if unfinished:
-        yield f"- {len(unfinished)} of {trained} trained units diverged, failed or lack a number; they stand at the end"
 
 
 def _claims(paper: Sequence[Row]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What claims about training are about: one number a trained unit and measure, NaN where a unit has none."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -103,8 +103,14 @@ def finished(steps: pd.DataFrame, drift: pd.DataFrame) -> pd.DataFrame:
 
 def measure(units: Units, frame: pd.DataFrame, number: Callable[[pd.DataFrame], float]) -> list[Unit]:
     """`number` of each unit's rows."""
-    rows = _by_unit(frame)
-    return [Unit(key, _finite(number(rows[name])) if name in rows else math.nan) for name, key in units.items()]
+    return _units(units, {name: number(rows) for name, rows in _by_unit(frame).items()})
+
+
+def _units(units: Units, values: Mapping[Name, float], errors: Mapping[Name, float] | None = None) -> list[Unit]:
+    """NaN for what has no finite value."""
+    numbers = {name: value for name, value in values.items() if math.isfinite(value)}
+    errors = errors or {}
+    return [Unit(key, numbers.get(name, math.nan), errors.get(name, math.nan)) for name, key in units.items()]
 
 
 def mean_norm(rows: pd.DataFrame) -> float:
@@ -138,21 +144,15 @@ def _held_out(rows: pd.DataFrame, step: float) -> float:
 def distances(units: Units, drift: pd.DataFrame, column: str) -> list[Unit]:
     """A squared distance of the drift, over all quantized layers, a weight."""
     rows = _by_unit(drift[drift["quantized_after"].notna()])
-    return [
-        Unit(key, _finite(float(np.average(rows[name][column], weights=rows[name]["weights"]))))
-        if name in rows
-        else Unit(key, math.nan)
-        for name, key in units.items()
-    ]
+    means = {name: float(np.average(part[column], weights=part["weights"])) for name, part in rows.items()}
+    return _units(units, means)
 
 
 def average_scores(units: Units, scores: pd.DataFrame) -> list[Unit]:
     """Average of the main table, in percent."""
     averages = unit_averages(scores)
-    return [
-        Unit(key, 100 * averages[name].value, 100 * averages[name].width) if name in averages else Unit(key, math.nan)
-        for name, key in units.items()
-    ]
+    values = {name: 100 * average.value for name, average in averages.items()}
+    return _units(units, values, {name: 100 * average.width for name, average in averages.items()})
 
 
 def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:
@@ -162,12 +162,9 @@ def divergences(units: Units, scores: pd.DataFrame) -> list[Unit]:
     """
     rows = scores[(scores["task"] == "fidelity") & (scores["metric"] == "kl") & (scores["status"] == OK)]
     wider = [math.nan if pd.isna(n) else of_few(int(n)) / Z for n in rows["n"]]
-    known = dict(zip(names(rows), zip(rows["value"], rows["stderr"] * wider, strict=True), strict=True))
-    measured = []
-    for name, key in units.items() if known else ():
-        value, error = known.get(name, (math.nan, math.nan))
-        measured.append(Unit(key, value, error / value if value > 0 else math.nan))
-    return measured
+    error = (rows["stderr"] * wider / rows["value"]).where(rows["value"] > 0)
+    values, errors = (dict(zip(names(rows), column, strict=True)) for column in (rows["value"], error))
+    return _units(units, values, errors) if values else []
 
 
 def degradation(scores: list[Unit], quantizer: str) -> list[Unit]:
@@ -192,7 +189,3 @@ def ratios(after: list[Unit], before: list[Unit]) -> list[Unit]:
 
 def _by_unit(frame: pd.DataFrame) -> dict[Name, pd.DataFrame]:
     return {names(rows)[0]: rows for _, rows in frame.groupby(NAME, sort=False)}
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.nan

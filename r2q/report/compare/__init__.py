@@ -11,7 +11,7 @@ from pathlib import Path
 
 from r2q.kept import write_atomic
 from r2q.report.compare.formats import WRITERS
-from r2q.report.compare.numbers import APART, BETTER, WORSE, Difference, differences, of_recipe, side_of
+from r2q.report.compare.numbers import APART, BETTER, WORSE, differences, of_recipe, side_of
 
 SAME, DIFFERS, NOT_COMPARABLE = 0, 1, 3  # exit status, as `diff` has it; 2 is an error
 
@@ -50,11 +50,6 @@ def compare(
         print(text, end="" if text.endswith("\n") else "\n")
     else:
         write_atomic(out, text)
-    return status(rows, fail_on_regression)
-
-
-def status(rows: Sequence[Difference], fail_on_regression: bool = False) -> int:
-    """The exit status (see :func:`compare`)."""
     verdicts = {row.verdict for row in rows}
     if WORSE in verdicts or (BETTER in verdicts and not fail_on_regression):
         return DIFFERS

@@ -13,9 +13,7 @@ FEW = 4  # letters that are no reason to break
 OF_A_ROW = 36  # of a name beside a row of a heat map
 OF_A_TITLE = 54  # of a title as wide as a figure
 OF_A_LEGEND = 26  # of one of two columns
-OF_TWO_PANELS = (
-    48  # of a title that begins at the left one of two panels, or at the only one, and reaches to the right end
-)
+OF_TWO_PANELS = 48  # of a title that begins at the left of two panels, or at the only one, and goes to the right end
 SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 DISTANCES = (3, 6, 10, 15, 21, 28)  # points from a mark to its name
 GAP = 1  # points between names

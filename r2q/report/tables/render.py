@@ -71,14 +71,9 @@ def legend(table: Table) -> list[str]:
         lines.append(f"Accuracies are in percent.{columns}")
     metrics = [column.metric.partition("/")[0] for column in table.columns]
     lines += [f"{text}." for pattern, text in PERPLEXITIES if any(re.fullmatch(pattern, name) for name in metrics)]
-    return lines + item_counts(table)
-
-
-def item_counts(table: Table) -> list[str]:
-    """How many items each number is over, as a sentence."""
     counts = [(column.name, column.n) for column in table.columns if column.n]
     shown = [f"{name} {low}" if low == high else f"{name} {low}-{high}" for name, (low, high) in counts]
-    return [f"Items: {', '.join(shown)}."] if shown else []
+    return [*lines, *([f"Items: {', '.join(shown)}."] if shown else [])]
 
 
 def size_unit(table: Table) -> tuple[str, Callable[[Row], str]]:

@@ -194,9 +194,9 @@ def _recipe_row(
         _over_seeds([unit[i] for unit in units], None if not column.higher_is_better else floor[i])
         for i, column in enumerate(columns)
     )
-    first = rows.iloc[0]
-    return Row(recipe, str(first["method"]), bool(first["control"]), _max(rows["bits_per_weight"]),
-               _max(rows["file_bytes"]), len(units), tuple(failures), cells)  # fmt: skip
+    first, sizes = rows.iloc[0], rows[["bits_per_weight", "file_bytes"]].max()  # where one seed failed, of another
+    bits, size = (None if pd.isna(largest) else float(largest) for largest in sizes)
+    return Row(recipe, str(first["method"]), bool(first["control"]), bits, size, len(units), tuple(failures), cells)
 
 
 def _unit(rows: pd.DataFrame, columns: Sequence[Column], average: Average | None) -> list[Cell]:
@@ -262,8 +262,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
     known = list(values)
     present = [value for value in known if value is not None]
     return fmean(present) if present and len(present) == len(known) else None
-
-
-def _max(values: pd.Series) -> float | None:
-    known = values.dropna()
-    return float(known.max()) if len(known) else None
