@@ -9,6 +9,7 @@ import torch
 
 from r2q.models.blocks import Block, Seen, walk
 from r2q.models.calibration import Calibration
+from r2q.models.products import linear
 from r2q.models.targets import Target
 from r2q.quantization.method import QuantizedWeight
 
@@ -34,8 +35,8 @@ def add_moment(total: torch.Tensor, x: torch.Tensor) -> None:
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         total += torch.mm(x.t(), x, out_dtype=torch.float32)
     else:
-        x = x.float()
-        total.addmm_(x.t(), x)
+        x = x.float().t()
+        total += linear(x, x)
 
 
 @torch.no_grad()
