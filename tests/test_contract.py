@@ -1,6 +1,7 @@
 """What every method promises, checked for every recipe that a shipped config names, and at 3 and 4 bits."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from r2q.cli import main
 from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
-from r2q.quantization.method import Recipe, WeightMethod, make_method
+from r2q.models.targets import list_targets
+from r2q.quantization.grid import CodebookGrid
+from r2q.quantization.method import Quantized, QuantizedWeight, Recipe, WeightMethod, make_method
 from tests.models.tiny import tiny_folder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
@@ -81,6 +84,34 @@ def test_full_precision_changes_nothing(source: Path, tmp_path: Path) -> None:
     assert all(torch.equal(original[key], copy[key]) for key in original)
 
 
+class Fixed(WeightMethod):
+    """Levels that know nothing of the weights."""
+
+    def fit_groups(self, values: torch.Tensor) -> CodebookGrid:
+        return CodebookGrid(torch.linspace(-0.1, 0.1, 4).half().expand(*values.shape[:2], -1).contiguous())
+
+
+class OwnStep(Fixed):
+    def quantize_weight(self, weight: torch.Tensor, name: str = "weight") -> QuantizedWeight:
+        return super().quantize_weight(weight.nan_to_num(), name)
+
+
+class Whole(OwnStep):
+    def quantize(self, model: Any, targets: Any, data: Any) -> Quantized:
+        return super().quantize(model, targets, data)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [Fixed, OwnStep, Whole])
+def test_weights_that_are_not_finite_are_refused(kind: type[WeightMethod], value: float) -> None:
+    """Whatever a method would make of them; one that fails to look had made numbers of them."""
+    bench, name = contract.Bench(), "model.layers.1.mlp.up_proj"
+    model = bench.model()
+    model.get_submodule(name).weight.data[3, 5] = value
+    with pytest.raises(ValueError, match=f"recipe x, layer {name}: weights are not finite"):
+        apply(kind(Recipe("x", "mine.Kind", "g32")), model, list_targets(model), torch.device("cpu"))
+
+
 BROKEN = """
 import torch
 from r2q.quantization.grid import CodebookGrid, stored
@@ -106,7 +137,6 @@ class Broken(WeightMethod):
             "levels = levels * torch.rand(1)",
             "the same seed gives the same bits: the same seed",
         ),
-        ("1", "levels = levels.nan_to_num()", "weights that are not finite are refused: no error says 'not finite'"),
     ],
 )
 def test_a_method_of_another_package_is_checked(
@@ -121,6 +151,7 @@ def test_a_method_of_another_package_is_checked(
 
 
 BETWEEN = """
+import torch
 from baselines.rtn import RTN, min_max_grid
 
 class WholeLayer(RTN):
@@ -137,7 +168,28 @@ class Remembers(RTN):
     def fit_groups(self, values):
         self.seen = max(self.seen, values.abs().amax() / 100)
         return min_max_grid(values * (1 - self.seen), self.recipe.bits)
+
+class WholeRow(RTN):
+    def fit_groups(self, values):
+        largest = values.abs().amax((1, 2), keepdim=True)
+        return min_max_grid(values.clamp(-largest / 2, largest / 2), self.recipe.bits)
+
+class FirstOfRow(RTN):
+    def fit_groups(self, values):
+        shrunk = values.clone()
+        shrunk[:, 0] *= 0.7
+        return min_max_grid(shrunk, self.recipe.bits)
+
+class LeftBehind(RTN):
+    def fit_groups(self, values):
+        self.step = values.abs().mean(-1, keepdim=True)
+        return min_max_grid(values, self.recipe.bits)
+
+    def encode_groups(self, values, grid):
+        return (values > self.step).to(torch.uint8)
 """
+ALONE = "it fits the levels of a group by other groups, or by its place among them"
+LEFT = "it chooses codes by what fit_groups left behind, not by the values and levels it is given alone"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +198,9 @@ class Remembers(RTN):
         ("WholeLayer", "groups of a part of the rows get other numbers than in the whole weight"),
         ("Elsewhere", "fit_groups and encode_groups give other numbers than quantize_weight"),
         ("Remembers", "a weight gives other numbers after another one was quantized"),
+        ("WholeRow", ALONE),
+        ("FirstOfRow", ALONE),
+        ("LeftBehind", LEFT),
     ],
 )
 def test_groups_that_depend_on_others_break_a_promise(
@@ -156,6 +211,67 @@ def test_groups_that_depend_on_others_break_a_promise(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(contract.Broken, match=message):
         contract.a_group_is_quantized_by_itself(Recipe("x", f"between.{name}", "g32"), contract.Bench())
+
+
+@pytest.mark.parametrize("frame", ["gptq", "qat_ce"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("WholeLayer", ALONE),
+        ("WholeRow", ALONE),
+        ("FirstOfRow", ALONE),
+        ("LeftBehind", LEFT),
+        ("Remembers", "it fits levels by what it fitted before"),
+    ],
+)
+def test_such_methods_are_no_part_of_another(
+    name: str, message: str, frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQ fits one group at a time and asks for codes of single columns of any: it had been another method's row."""
+    (tmp_path / "between.py").write_text(BETWEEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    sentence = message.replace("it ", f"recipe x: quantizer between.{name} ", 1)
+    for granularity in ("g32", "channel") if name == "WholeLayer" else ("g32",):
+        with pytest.raises(ValueError, match=sentence):
+            make_method(Recipe("x", frame, granularity, options={"quantizer": f"between.{name}"})).quantizer()
+
+
+FAULTY = """
+import sys
+import torch
+from r2q.quantization.grid import CodebookGrid
+from r2q.quantization.method import WeightMethod
+
+class Leaves(WeightMethod):
+    def fit_groups(self, values):
+        sys.exit("no licence")
+
+class Pair(WeightMethod):
+    def fit_groups(self, values):
+        return CodebookGrid(torch.stack([-values.abs().mean(-1), values.abs().mean(-1)] * 2, -1).half())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        # what is wrong everywhere is said once, also where Python itself is asked to end
+        ("Leaves", 1, ["FAILED  every layer is quantized: SystemExit: no licence", "weights stay untouched: the same"]),
+        (
+            "Pair",
+            1,
+            ["more bits mean less error: at 3 bits: recipe Pair, layer model.layers.0", "in `problems` of its Options"],
+        ),
+    ],
+)
+def test_what_check_method_says(
+    name: str, status: int, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check-method", f"faulty:{name}"]) == status
+    out = capsys.readouterr().out
+    assert all(sentence in out for sentence in said), out
 
 
 TWO_BITS = """
@@ -300,7 +416,18 @@ class Mine(Method):
             "layers[first] = replace(layers[first], in_scale=torch.ones(64))",
             "q_proj: in_scale is torch.float16 [64], not torch.float32 [64]",
         ),
-        ("other['model.norm.weight'] = torch.ones(3)", "model.norm.weight, which it changes, is finite [64]"),
+        (
+            "other['model.norm.weight'] = torch.ones(3)",
+            "model.norm.weight, which it changes, is finite torch.float32 [64]",
+        ),
+        (  # finite, but not as it is stored
+            "other['model.norm.weight'] = torch.full((64,), 1e39, dtype=torch.float64)",
+            "model.norm.weight, which it changes, is finite torch.float32 [64]",
+        ),
+        (
+            "other['model.norm.weight'] = torch.full((64,), 3e38)",
+            "FAILED  the same bits after saving: logits are not finite",
+        ),
         ("other[first + '.weight'] = targets[0].weight", "q_proj.weight, which it changes, is no parameter that stays"),
         ("notes['x'] = math.nan", "notes are plain JSON (Out of range float values"),
         ("notes['layers'] = {first: {'seconds': 1.0, 'mine': 2.0}}", "all promises kept"),

@@ -254,4 +254,4 @@ def check_grid(grid: Grid, bits: int, shape: tuple[int, int]) -> None:
         if found.shape != size or found.dtype != dtype:
             raise ValueError(f"{name} is stored as {dtype} {list(size)}, not {found.dtype} {list(found.shape)}")
         if not torch.isfinite(found).all():
-            raise ValueError(f"{name} is not finite")
+            raise ValueError(f"{name} is not finite, or beyond {torch.finfo(dtype).max:.0f}, the largest {dtype}")
