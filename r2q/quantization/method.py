@@ -157,7 +157,7 @@ class Method(ABC):
     # whether it can leave the weights that it rounded, for training to start from
     leaves_latent: ClassVar[bool] = False
     leave_latent = False  # set before :meth:`quantize`: it shall
-    # whether its levels are those of a weight whose columns were scaled, so that none can start there
+    # whether its levels are those of a weight whose columns were scaled, or which was turned: no training starts there
     scales_inputs: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
