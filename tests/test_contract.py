@@ -112,6 +112,24 @@ def test_weights_that_are_not_finite_are_refused(kind: type[WeightMethod], value
         apply(kind(Recipe("x", "mine.Kind", "g32")), model, list_targets(model), torch.device("cpu"))
 
 
+def test_a_method_is_given_what_it_says_that_it_needs() -> None:
+    """Text is also there to measure the errors of outputs on, of every method."""
+    seen: list[Any] = []
+
+    class Looks(Whole):
+        def quantize(self, model: Any, targets: Any, data: Any) -> Quantized:
+            seen.append(data)
+            return super().quantize(model, targets, data)
+
+    bench = contract.Bench()
+    text, rows = bench.calibration(), bench.rows()
+    for needs in ("weights", "calibration", "training"):
+        Looks.needs = needs  # type: ignore[assignment]
+        model = bench.model()
+        apply(Looks(Recipe("x", "mine.Looks", "g32")), model, list_targets(model), torch.device("cpu"), text, rows)
+    assert seen == [None, text, rows]
+
+
 BROKEN = """
 import torch
 from r2q.quantization.grid import CodebookGrid, stored

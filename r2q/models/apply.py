@@ -54,7 +54,8 @@ def apply(
     if isinstance(method, WeightMethod) and type(method).quantize is WeightMethod.quantize:
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
-        result, layers = _all_at_once(method, model, targets, training if method.needs == "training" else data)
+        given = {"calibration": data, "training": training}.get(method.needs)  # text is also there to measure errors on
+        result, layers = _all_at_once(method, model, targets, given)
     if latent is not None:
         latent |= _left(method, targets, result)
     notes = dict(result.notes)
