@@ -264,6 +264,10 @@ class Leaves(WeightMethod):
     def fit_groups(self, values):
         sys.exit("no licence")
 
+class Levels(WeightMethod):
+    def fit_groups(self, values):
+        return values.amax(-1)
+
 class Pair(WeightMethod):
     def fit_groups(self, values):
         return CodebookGrid(torch.stack([-values.abs().mean(-1), values.abs().mean(-1)] * 2, -1).half())
@@ -275,6 +279,11 @@ class Pair(WeightMethod):
     [
         # what is wrong everywhere is said once, also where Python itself is asked to end
         ("Leaves", 1, ["FAILED  every layer is quantized: SystemExit: no licence", "weights stay untouched: the same"]),
+        (
+            "Levels",
+            1,
+            ["FAILED  every layer is quantized: ValueError: recipe Levels", "more bits mean less error: the same"],
+        ),
         (
             "Pair",
             1,
