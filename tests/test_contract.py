@@ -169,8 +169,10 @@ def test_a_method_of_another_package_is_checked(
 
 
 BETWEEN = """
+from dataclasses import dataclass
 import torch
 from baselines.rtn import RTN, min_max_grid
+from r2q.quantization.grid import AffineGrid, stored
 
 class WholeLayer(RTN):
     def fit_groups(self, values):
@@ -205,6 +207,36 @@ class LeftBehind(RTN):
 
     def encode_groups(self, values, grid):
         return (values > self.step).to(torch.uint8)
+
+class Wider(AffineGrid):
+    def decode(self, codes):
+        return 1.1 * super().decode(codes)
+
+class Decodes(RTN):
+    def fit_groups(self, values):
+        grid = min_max_grid(values, self.recipe.bits)
+        return Wider(grid.scale, grid.zero, grid.width)
+
+class Free(AffineGrid):
+    side_bits = 0
+
+class Costs(RTN):
+    def fit_groups(self, values):
+        grid = min_max_grid(values, self.recipe.bits)
+        return Free(grid.scale, grid.zero, grid.width)
+
+@dataclass(frozen=True)
+class Ternary(AffineGrid):
+    threshold: torch.Tensor
+
+    def encode(self, values):
+        at = self.threshold.float().unsqueeze(-1)
+        return 1 + (values > at).to(torch.uint8) - (values < -at).to(torch.uint8)
+
+class Threshold(RTN):
+    def fit_groups(self, values):
+        scale = stored(values.abs().mean(-1))
+        return Ternary(scale, torch.ones_like(scale, dtype=torch.uint8), self.recipe.bits, scale * 0.7)
 """
 ALONE = "it fits the levels of a group by other groups, or by its place among them"
 LEFT = "it chooses codes by what fit_groups left behind, not by the values and levels it is given alone"
@@ -240,6 +272,8 @@ def test_groups_that_depend_on_others_break_a_promise(
         ("FirstOfRow", ALONE),
         ("LeftBehind", LEFT),
         ("Remembers", "it fits levels by what it fitted before"),
+        ("Decodes", "it gives what cannot be stored: levels are stored as AffineGrid, from which Wider may differ in"),
+        ("Costs", "it gives what cannot be stored: levels are stored as AffineGrid, from which Free may differ in"),
     ],
 )
 def test_such_methods_are_no_part_of_another(
@@ -252,6 +286,25 @@ def test_such_methods_are_no_part_of_another(
     for granularity in ("g32", "channel") if name == "WholeLayer" else ("g32",):
         with pytest.raises(ValueError, match=sentence):
             make_method(Recipe("x", frame, granularity, options={"quantizer": f"between.{name}"}))
+
+
+@pytest.mark.parametrize("name", ["Decodes", "Costs", "Threshold"])
+def test_a_grid_of_ones_own_differs_in_what_codes_it_chooses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors, and bits, had been those that it says; what is stored are the kind's."""
+    (tmp_path / "between.py").write_text(BETWEEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    bench, recipe = contract.Bench(), Recipe("x", f"between.{name}", "g32")
+    if name != "Threshold":
+        with pytest.raises(ValueError, match=r"layer model.*: levels are stored as AffineGrid"):
+            bench.quantize(recipe, bench.model())
+        return
+    for check in contract.checks_of(recipe):
+        if check is not contract.more_bits_mean_less_error:
+            check(recipe, bench)
+    gptq = Recipe("x", "gptq", "g32", options={"quantizer": recipe.method, "static_groups": True})
+    contract.few_levels_in_the_bits_of_the_formula(gptq, bench)
 
 
 FAULTY = """

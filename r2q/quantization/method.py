@@ -248,12 +248,16 @@ def check_pure(method: WeightMethod, values: torch.Tensor) -> None:
     Methods with random codes, which come in one stream, are only asked to leave ``values [rows, groups, n]`` alone.
 
     Raises:
-        ValueError: it changes the values that it is given, the levels of a group depend on other groups or on what was
-            fitted before, or codes on what was fitted last; the sentence lacks its subject.
+        ValueError: its levels cannot be stored, it changes the values that it is given, the levels of a group depend on
+            other groups or on what was fitted before, or codes on what was fitted last; the sentence lacks its subject.
     """
     given = values.clone()
     method.begin("weight")
     grid = method.fit_groups(given)
+    try:
+        check_grid(grid, method.recipe.bits, (values.shape[0], values.shape[1]))
+    except ValueError as error:
+        raise ValueError(f"gives what cannot be stored: {error}") from None
     codes, levels = method.encode_groups(given, grid), grid.levels()
     if not torch.equal(given, values):  # they are latent weights, or those that error feedback changes
         raise ValueError("changes the weights that it is given")
