@@ -17,8 +17,8 @@ def group_sizes(recipe: Recipe, targets: Sequence[Target]) -> dict[str, int]:
     """The group size of every target, before any work.
 
     Raises:
-        ValueError: a group size does not divide a layer, a weight is not finite (both with the layer's name), or the
-            granularity is the whole tensor, of which no part of an output can be told.
+        ValueError: a group size does not divide a layer, with its name, or the granularity is the whole tensor, of
+            which no part of an output can be told.
     """
     sizes = {}
     for target in targets:
@@ -27,8 +27,6 @@ def group_sizes(recipe: Recipe, targets: Sequence[Target]) -> dict[str, int]:
             raise ValueError(
                 f"recipe {recipe.name}: method {recipe.method} needs groups: g<size> or channel, not tensor"
             )
-        if not torch.isfinite(target.weight).all():
-            raise ValueError(f"recipe {recipe.name}, layer {target.name}: weights are not finite")
         sizes[target.name] = size
     return sizes
 

@@ -67,13 +67,11 @@ class GPTQ(Method):
         """Quantize block by block.
 
         Raises:
-            ValueError: a group size does not divide a layer, a weight is not finite, or a Hessian is not positive
-                definite even when damped; names the layer.
+            ValueError: a group size does not divide a layer, or a Hessian is not positive definite even when damped;
+                names the layer.
         """
         for target in targets:
             self.recipe.group_size(target.weight.shape[-1], target.name)
-            if not torch.isfinite(target.weight).all():
-                raise ValueError(f"recipe {self.recipe.name}, layer {target.name}: weights are not finite")
         layers: dict[str, QuantizedWeight] = {}
         notes: dict[str, dict[str, Any]] = {}
         self._left: dict[str, torch.Tensor] = {}

@@ -1,6 +1,7 @@
 """What every method promises, checked for every recipe that a shipped config names, and at 3 and 4 bits."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from r2q.cli import main
 from r2q.models.apply import apply
 from r2q.models.load import load_full, load_packed
 from r2q.models.save import save
-from r2q.quantization.method import Recipe, WeightMethod, make_method
+from r2q.models.targets import list_targets
+from r2q.quantization.grid import CodebookGrid
+from r2q.quantization.method import Quantized, QuantizedWeight, Recipe, WeightMethod, make_method
 from tests.models.tiny import tiny_folder
 
 Module = Callable[[str], str]  # the fixture `module`
@@ -77,6 +80,52 @@ def test_full_precision_changes_nothing(source: Path, tmp_path: Path) -> None:
     assert all(torch.equal(original[key], copy[key]) for key in original)
 
 
+class Fixed(WeightMethod):
+    """Levels that know nothing of the weights."""
+
+    def fit_groups(self, values: torch.Tensor) -> CodebookGrid:
+        return CodebookGrid(torch.linspace(-0.1, 0.1, 4).half().expand(*values.shape[:2], -1).contiguous())
+
+
+class OwnStep(Fixed):
+    def quantize_weight(self, weight: torch.Tensor, name: str = "weight") -> QuantizedWeight:
+        return super().quantize_weight(weight.nan_to_num(), name)
+
+
+class Whole(OwnStep):
+    def quantize(self, model: Any, targets: Any, data: Any) -> Quantized:
+        return super().quantize(model, targets, data)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [Fixed, OwnStep, Whole])
+def test_weights_that_are_not_finite_are_refused(kind: type[WeightMethod], value: float) -> None:
+    """Whatever a method would make of them; one that fails to look had made numbers of them."""
+    bench, name = contract.Bench(), "model.layers.1.mlp.up_proj"
+    model = bench.model()
+    model.get_submodule(name).weight.data[3, 5] = value
+    with pytest.raises(ValueError, match=f"recipe x, layer {name}: weights are not finite"):
+        apply(kind(Recipe("x", "mine.Kind", "g32")), model, list_targets(model), torch.device("cpu"))
+
+
+def test_a_method_is_given_what_it_says_that_it_needs() -> None:
+    """Text is also there to measure the errors of outputs on, of every method."""
+    seen: list[Any] = []
+
+    class Looks(Whole):
+        def quantize(self, model: Any, targets: Any, data: Any) -> Quantized:
+            seen.append(data)
+            return super().quantize(model, targets, data)
+
+    bench = contract.Bench()
+    text, rows = bench.calibration(), bench.rows()
+    for needs in ("weights", "calibration", "training"):
+        Looks.needs = needs  # type: ignore[assignment]
+        model = bench.model()
+        apply(Looks(Recipe("x", "mine.Looks", "g32")), model, list_targets(model), torch.device("cpu"), text, rows)
+    assert seen == [None, text, rows]
+
+
 BROKEN = """
 import torch
 from r2q.quantization.grid import CodebookGrid, stored
@@ -98,7 +147,6 @@ class Broken(WeightMethod):
         ("1", "", "all promises kept"),
         ("2", "", "weights stay untouched: quantize changes "),
         ("1", "levels = levels * torch.rand(1)", "the same seed gives the same bits: the same seed"),
-        ("1", "levels = levels.nan_to_num()", "weights that are not finite are refused: no error says 'not finite'"),
     ],
 )
 def test_a_method_of_another_package_is_checked(
@@ -110,7 +158,10 @@ def test_a_method_of_another_package_is_checked(
 
 
 BETWEEN = """
+from dataclasses import dataclass
+import torch
 from baselines.rtn import RTN, min_max_grid
+from r2q.quantization.grid import AffineGrid, stored
 
 class WholeLayer(RTN):
     def fit_groups(self, values):
@@ -126,7 +177,58 @@ class Remembers(RTN):
     def fit_groups(self, values):
         self.seen = max(self.seen, values.abs().amax() / 100)
         return min_max_grid(values * (1 - self.seen), self.recipe.bits)
+
+class WholeRow(RTN):
+    def fit_groups(self, values):
+        largest = values.abs().amax((1, 2), keepdim=True)
+        return min_max_grid(values.clamp(-largest / 2, largest / 2), self.recipe.bits)
+
+class FirstOfRow(RTN):
+    def fit_groups(self, values):
+        shrunk = values.clone()
+        shrunk[:, 0] *= 0.7
+        return min_max_grid(shrunk, self.recipe.bits)
+
+class LeftBehind(RTN):
+    def fit_groups(self, values):
+        self.step = values.abs().mean(-1, keepdim=True)
+        return min_max_grid(values, self.recipe.bits)
+
+    def encode_groups(self, values, grid):
+        return (values > self.step).to(torch.uint8)
+
+class Wider(AffineGrid):
+    def decode(self, codes):
+        return 1.1 * super().decode(codes)
+
+class Decodes(RTN):
+    def fit_groups(self, values):
+        grid = min_max_grid(values, self.recipe.bits)
+        return Wider(grid.scale, grid.zero, grid.width)
+
+class Free(AffineGrid):
+    side_bits = 0
+
+class Costs(RTN):
+    def fit_groups(self, values):
+        grid = min_max_grid(values, self.recipe.bits)
+        return Free(grid.scale, grid.zero, grid.width)
+
+@dataclass(frozen=True)
+class Ternary(AffineGrid):
+    threshold: torch.Tensor
+
+    def encode(self, values):
+        at = self.threshold.float().unsqueeze(-1)
+        return 1 + (values > at).to(torch.uint8) - (values < -at).to(torch.uint8)
+
+class Threshold(RTN):
+    def fit_groups(self, values):
+        scale = stored(values.abs().mean(-1))
+        return Ternary(scale, torch.ones_like(scale, dtype=torch.uint8), self.recipe.bits, scale * 0.7)
 """
+ALONE = "it fits the levels of a group by other groups, or by its place among them"
+LEFT = "it chooses codes by what fit_groups left behind, not by the values and levels it is given alone"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +237,9 @@ class Remembers(RTN):
         ("WholeLayer", "groups of a part of the rows get other numbers than in the whole weight"),
         ("Elsewhere", "fit_groups and encode_groups give other numbers than quantize_weight"),
         ("Remembers", "a weight gives other numbers after another one was quantized"),
+        ("WholeRow", ALONE),
+        ("FirstOfRow", ALONE),
+        ("LeftBehind", LEFT),
     ],
 )
 def test_groups_that_depend_on_others_break_a_promise(name: str, message: str, module: Module) -> None:
@@ -142,6 +247,97 @@ def test_groups_that_depend_on_others_break_a_promise(name: str, message: str, m
     recipe = Recipe("x", f"{module(BETWEEN)}.{name}", "g32")
     with pytest.raises(contract.Broken, match=message):
         contract.a_group_is_quantized_by_itself(recipe, contract.Bench())
+
+
+@pytest.mark.parametrize("frame", ["gptq", "qat_ce"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("WholeLayer", ALONE),
+        ("WholeRow", ALONE),
+        ("FirstOfRow", ALONE),
+        ("LeftBehind", LEFT),
+        ("Remembers", "it fits levels by what it fitted before"),
+        ("Decodes", "it gives what cannot be stored: levels are stored as AffineGrid, from which Wider may differ in"),
+        ("Costs", "it gives what cannot be stored: levels are stored as AffineGrid, from which Free may differ in"),
+    ],
+)
+def test_such_methods_are_no_part_of_another(
+    name: str, message: str, frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQ fits one group at a time and asks for codes of single columns of any: it had been another method's row."""
+    (tmp_path / "between.py").write_text(BETWEEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    sentence = message.replace("it ", f"recipe x: quantizer between.{name} ", 1)
+    for granularity in ("g32", "channel") if name == "WholeLayer" else ("g32",):
+        with pytest.raises(ValueError, match=sentence):
+            make_method(Recipe("x", frame, granularity, options={"quantizer": f"between.{name}"}))
+
+
+@pytest.mark.parametrize("name", ["Decodes", "Costs", "Threshold"])
+def test_a_grid_of_ones_own_differs_in_what_codes_it_chooses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors, and bits, had been those that it says; what is stored are the kind's."""
+    (tmp_path / "between.py").write_text(BETWEEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    bench, recipe = contract.Bench(), Recipe("x", f"between.{name}", "g32")
+    if name != "Threshold":
+        with pytest.raises(ValueError, match=r"layer model.*: levels are stored as AffineGrid"):
+            bench.quantize(recipe, bench.model())
+        return
+    for check in contract.checks_of(recipe):
+        if check is not contract.more_bits_mean_less_error:
+            check(recipe, bench)
+    gptq = Recipe("x", "gptq", "g32", options={"quantizer": recipe.method, "static_groups": True})
+    contract.few_levels_in_the_bits_of_the_formula(gptq, bench)
+
+
+FAULTY = """
+import sys
+import torch
+from r2q.quantization.grid import CodebookGrid
+from r2q.quantization.method import WeightMethod
+
+class Leaves(WeightMethod):
+    def fit_groups(self, values):
+        sys.exit("no licence")
+
+class Levels(WeightMethod):
+    def fit_groups(self, values):
+        return values.amax(-1)
+
+class Pair(WeightMethod):
+    def fit_groups(self, values):
+        return CodebookGrid(torch.stack([-values.abs().mean(-1), values.abs().mean(-1)] * 2, -1).half())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        # what is wrong everywhere is said once, also where Python itself is asked to end
+        ("Leaves", 1, ["FAILED  every layer is quantized: SystemExit: no licence", "weights stay untouched: the same"]),
+        (
+            "Levels",
+            1,
+            ["FAILED  every layer is quantized: ValueError: recipe Levels", "more bits mean less error: the same"],
+        ),
+        (
+            "Pair",
+            1,
+            ["more bits mean less error: at 3 bits: recipe Pair, layer model.layers.0", "in `problems` of its Options"],
+        ),
+    ],
+)
+def test_what_check_method_says(
+    name: str, status: int, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check-method", f"faulty:{name}"]) == status
+    out = capsys.readouterr().out
+    assert all(sentence in out for sentence in said), out
 
 
 TWO_BITS = """
@@ -273,7 +469,15 @@ class Mine(Method):
         ("alter(in_scale=torch.zeros(64).half())", "q_proj: in_scale is finite and above zero"),
         ("alter(in_scale=torch.full((64,), math.inf).half())", "q_proj: in_scale is finite and above zero"),
         ("alter(in_scale=torch.ones(64))", "q_proj: in_scale is torch.float16 [64], not torch.float32 [64]"),
-        ("other['model.norm.weight'] = torch.ones(3)", "model.norm.weight, which it changes, is finite [64]"),
+        ("other['model.norm.weight'] = torch.ones(3)", "norm.weight, which it changes, is finite torch.float32 [64]"),
+        (  # finite, but not as it is stored
+            "other['model.norm.weight'] = torch.full((64,), 1e39, dtype=torch.float64)",
+            "model.norm.weight, which it changes, is finite torch.float32 [64]",
+        ),
+        (
+            "other['model.norm.weight'] = torch.full((64,), 3e38)",
+            "FAILED  the same bits after saving: logits are not finite",
+        ),
         ("other[first + '.weight'] = targets[0].weight", "q_proj.weight, which it changes, is no parameter that stays"),
         ("notes['x'] = math.nan", "notes are plain JSON (Out of range float values"),
         ("notes['layers'] = {first: {'seconds': 1.0, 'mine': 2.0}}", "all promises kept"),

@@ -23,7 +23,16 @@ from r2q.config.facts import describe_recipe
 from r2q.config.lattice import lattice_lacks, lattice_problems
 from r2q.config.leaks import leaks
 from r2q.config.machine import machine_problems
-from r2q.config.methods import FACTS, Needs, built_in_methods, import_method, method_info, methods_named, own_step
+from r2q.config.methods import (
+    FACTS,
+    Needs,
+    built_in_methods,
+    forget,
+    import_method,
+    method_info,
+    methods_named,
+    own_step,
+)  # fmt: skip
 from r2q.config.problems import describe, unusable_values
 from r2q.config.quantizer import NOT_ASKED, QuantizerOptions
 from r2q.config.run import Config

@@ -224,7 +224,7 @@ def _start_problems(config: Config, name: str, start: str) -> list[str]:
     if entry.options.get("start_from") == "weights" and not method_info(other.method).leaves_latent:
         lines.append(f"{key} leaves no weights to start from (start_from: weights); gptq and efficientqat_block do")
     if method_info(other.method).scales_inputs:
-        lines.append(f"{key} scales input channels, which training does not: its levels are those of other weights")
+        lines.append(f"{key} scales or turns inputs, which training does not: its levels are those of other weights")
     without = [m for m in config.models if name in config.recipes_of(m) and start not in config.recipes_of(m)]
     return lines + [f"{key} is not among the recipes of model {model}" for model in without]
 

@@ -12,7 +12,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+import sysconfig
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,9 @@ class MethodInfo:
 # what a class does not say of itself
 PLACE = ("module", "name", "path", "options", "weight_method", "own_step", "trains")
 FACTS = tuple(fact.name for fact in fields(MethodInfo) if fact.name not in PLACE)
+
+
+_BROUGHT: set[str] = set()  # modules that the import of a method, or of its options, brought into this process
 
 
 class _Unread(Exception):
@@ -150,10 +154,27 @@ def _imported(module: str, cls: str) -> tuple[dict[str, Any], Line]:
 def _import(module: str) -> Any:
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))  # a method of one's own may stand in the working folder
+    before = set(sys.modules)
     try:
         return importlib.import_module(module)
     except Exception as error:  # whatever somebody's file raises
         raise ConfigError(f"{module} cannot be imported ({type(error).__name__}: {error})") from error
+    finally:
+        _BROUGHT.update(sys.modules.keys() - before)
+
+
+def forget(kept: Set[str]) -> None:
+    """Drop what this process has read and imported of methods, but for modules `kept`, r2q itself and installed ones.
+
+    A process that forks others would hand on what their files once held, and keys are of what they hold now.
+    """
+    method_info.cache_clear()
+    _read.cache_clear()
+    installed = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+    for name in (_BROUGHT & sys.modules.keys()) - kept:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.partition(".")[0] != "r2q" and file.endswith(".py") and not file.startswith(installed):
+            del sys.modules[name]
 
 
 def _where(name: str) -> tuple[str, str | None]:

@@ -1,5 +1,6 @@
 """The verb `evaluate`: scores of a packed checkpoint, reading nothing but its folder."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ SHARED: dict[tuple[str, ...], Any] = {}  # sessions of a server, and of the proc
 
 
 def share(config_path: str | Path, model: str, out: str | Path, reference: str | Path | None = None) -> None:
-    """Make once what the units of a model, of which `out` is one, are evaluated with."""
+    """Make once what the units of a model, of which `out` is one, are evaluated with; nothing of methods stays."""
     from r2q.evaluation.session import Session
 
     key = _key(config_path, model, reference)
     if key not in SHARED:
-        session = Session(configuration.load(config_path, model), model, reference)
-        session.encode(Path(out))
+        before = set(sys.modules)
+        try:
+            session = Session(configuration.load(config_path, model), model, reference)
+            session.encode(Path(out))
+        finally:
+            configuration.forget(before)  # they may be edited before the next unit is quantized
         SHARED[key] = session
 
 

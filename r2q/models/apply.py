@@ -45,8 +45,8 @@ def apply(
         One description per layer (see :func:`describe`), and the method's notes.
 
     Raises:
-        ValueError: the method needs calibration or training data and there is none, changes the model by itself, or
-            gives what :class:`Quantized` does not allow.
+        ValueError: the method needs calibration or training data and there is none, a weight is not finite, the method
+            changes the model by itself, or gives what :class:`Quantized` does not allow.
     """
     if method.needs == "calibration" and data is None:
         raise ValueError(f"recipe {method.recipe.name}: method {method.recipe.method} needs calibration tokens")
@@ -54,7 +54,8 @@ def apply(
     if isinstance(method, WeightMethod) and type(method).quantize is WeightMethod.quantize:
         result, layers = _one_by_one(method, model, targets, device, keep=data is not None)
     else:
-        result, layers = _all_at_once(method, model, targets, training if method.needs == "training" else data)
+        given = {"calibration": data, "training": training}.get(method.needs)  # text is also there to measure errors on
+        result, layers = _all_at_once(method, model, targets, given)
     if latent is not None:
         latent |= _left(method, targets, result)
     notes = dict(result.notes)
@@ -119,11 +120,14 @@ def _refuse_other_than_said(method: Method, model: Any, targets: list[Target], r
         with method.at(name):
             _check_weight(method.recipe, by_name[name], quantized)
     taken = {id(target.held) for target in targets}
-    left = {name: parameter.shape for name, parameter in model.named_parameters() if id(parameter) not in taken}
+    left = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in taken}
     for name, tensor in result.other.items():
-        if left.get(name) != tensor.shape or not torch.isfinite(tensor).all():
-            kept = f"finite {list(left[name])}" if name in left else "no parameter that stays in full precision"
-            raise ValueError(f"{who}: {name}, which it changes, is {kept}")
+        if name not in left:
+            only = "and a packed folder holds codes, levels and parameters of the model alone"
+            raise ValueError(f"{who}: {name}, which it changes, is no parameter that stays in full precision, {only}")
+        shape, dtype = left[name].shape, left[name].dtype
+        if tensor.shape != shape or not tensor.to(dtype).isfinite().all():
+            raise ValueError(f"{who}: {name}, which it changes, is finite {dtype} {list(shape)}")
     try:
         json.dumps(result.notes, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -161,6 +165,12 @@ def _check_weight(recipe: Recipe, target: Target, quantized: QuantizedWeight) ->
         raise ValueError("in_scale is finite and above zero")
 
 
+def _refuse_not_finite(method: Method, name: str, weight: torch.Tensor) -> None:
+    """Whatever a method would make of NaN and infinities; what is on the device `meta` holds nothing."""
+    if not weight.is_meta and not torch.stack(weight.aminmax()).isfinite().all():
+        raise ValueError(f"recipe {method.recipe.name}, layer {name}: weights are not finite")
+
+
 def _one_by_one(
     method: WeightMethod, model: Any, targets: list[Target], device: torch.device, keep: bool
 ) -> tuple[Quantized, list[dict[str, Any]]]:
@@ -170,6 +180,7 @@ def _one_by_one(
     for target in targets:
         start = time.perf_counter()
         weight = target.weight.to(device)
+        _refuse_not_finite(method, target.name, weight)
         before = checksum(weight)
         quantized = method.quantize_weight(weight, target.name)
         if checksum(weight) != before:
@@ -188,6 +199,8 @@ def _all_at_once(
     method: Method, model: Any, targets: list[Target], data: Any
 ) -> tuple[Quantized, list[dict[str, Any]]]:
     """Let a method see the whole model, which has to be as before when it is done, and check what it gives."""
+    for target in targets if method.quantizes else ():
+        _refuse_not_finite(method, target.name, target.weight)
     before, buffers = _given(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
     result = method.quantize(model, targets, data)
     for name, buffer in model.named_buffers():  # a model may count its passes in one

@@ -223,6 +223,7 @@ class CodebookGrid(Grid):
 
 
 GRIDS: dict[str, type[Grid]] = {grid.kind: grid for grid in (AffineGrid, SymmetricGrid, BinaryGrid, CodebookGrid)}
+READ_BACK = ("bits", "side_bits", "decode", "levels", "shape", "parts", "tensors")  # what a stored grid has of its kind
 
 
 def stored_shapes(
@@ -243,6 +244,12 @@ def check_grid(grid: Grid, bits: int, shape: tuple[int, int]) -> None:
     """Refuse what is no grid of ``bits`` for ``shape`` (rows, groups), or would not be stored as it is."""
     if not isinstance(grid, Grid):
         raise ValueError(f"levels are a Grid of r2q.quantization.grid, not {type(grid).__name__}")
+    kind = GRIDS.get(grid.kind)
+    own = kind and any(getattr(type(grid), name, None) is not getattr(kind, name) for name in READ_BACK)
+    if kind is not None and (own or not isinstance(grid, kind)):
+        raise ValueError(
+            f"levels are stored as {kind.__name__}, from which {type(grid).__name__} may differ in `encode`"
+        )
     if grid.bits != bits or grid.shape != shape:
         raise ValueError(
             f"levels are for {grid.bits} bits and {list(grid.shape)} [rows, groups], not {bits} bits and {list(shape)}"
@@ -254,4 +261,4 @@ def check_grid(grid: Grid, bits: int, shape: tuple[int, int]) -> None:
         if found.shape != size or found.dtype != dtype:
             raise ValueError(f"{name} is stored as {dtype} {list(size)}, not {found.dtype} {list(found.shape)}")
         if not torch.isfinite(found).all():
-            raise ValueError(f"{name} is not finite")
+            raise ValueError(f"{name} is not finite, or beyond {torch.finfo(dtype).max:.0f}, the largest {dtype}")

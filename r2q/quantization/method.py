@@ -157,7 +157,7 @@ class Method(ABC):
     # whether it can leave the weights that it rounded, for training to start from
     leaves_latent: ClassVar[bool] = False
     leave_latent = False  # set before :meth:`quantize`: it shall
-    # whether its levels are those of a weight whose columns were scaled, so that none can start there
+    # whether its levels are those of a weight whose columns were scaled, or which was turned: no training starts there
     scales_inputs: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
@@ -172,11 +172,10 @@ class Method(ABC):
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} is no function of one weight")
         if step := own_step(type(method)):  # what is trained would not be stored
             raise ValueError(f"recipe {self.recipe.name}: quantizer {name} has a {step} of its own, {NOT_ASKED}")
-        given = method.example()
-        method.begin("weight")
-        method.encode_groups(given, method.fit_groups(given))
-        if not torch.equal(given, method.example()):  # they are latent weights, or those that error feedback changes
-            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} changes the weights that it is given")
+        try:
+            check_pure(method, method.example())
+        except ValueError as error:
+            raise ValueError(f"recipe {self.recipe.name}: quantizer {name} {error}") from None
         return method
 
     @contextmanager
@@ -212,8 +211,8 @@ class WeightMethod(Method):
         """Quantize one weight ``[out, in]``, or a stack of expert weights ``[experts, out, in]``.
 
         Raises:
-            ValueError: the group size does not divide in_features, a weight is not finite, or the method's levels or
-                codes are not as they are stored; names the layer.
+            ValueError: the group size does not divide in_features, or the method's levels or codes are not as they are
+                stored; names the layer.
         """
         groups, grids, codes = self.recipe.in_groups(weight, name), [], []
         self.begin(name)
@@ -229,15 +228,57 @@ class WeightMethod(Method):
         return QuantizedWeight(torch.cat(codes), type(grids[0]).cat(grids), tuple(weight.shape))
 
     def example(self) -> torch.Tensor:
-        """Weights to try the method out on, always the same: float32 ``[4, 1, n]``, n of a group if that is known."""
-        size = min(group_size(self.recipe.granularity) or 256, 1 << 16)  # which need not be a layer's
-        return torch.randn(4, 1, size, generator=torch.Generator().manual_seed(0))
+        """Weights to try the method out on, always the same: float32 ``[4, groups, n]``, two groups a row where rows
+        have several, n of a group if that is known."""
+        size = group_size(self.recipe.granularity)
+        shape = (4, 1 if size is None else 2, min(size or 256, 1 << 16))  # which need not be a layer's
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def begin(self, name: str) -> None:
         """Called before a layer is quantized; methods with random codes seed themselves here."""
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Weighted], data: Any) -> Quantized:
         return Quantized({target.name: self.quantize_weight(target.weight, target.name) for target in targets})
+
+
+@torch.no_grad()
+def check_pure(method: WeightMethod, values: torch.Tensor) -> None:
+    """Refuse a method that is no function of a single group, as training and error feedback take it to be.
+
+    Methods with random codes, which come in one stream, are only asked to leave ``values [rows, groups, n]`` alone.
+
+    Raises:
+        ValueError: its levels cannot be stored, it changes the values that it is given, the levels of a group depend on
+            other groups or on what was fitted before, or codes on what was fitted last; the sentence lacks its subject.
+    """
+    given = values.clone()
+    method.begin("weight")
+    grid = method.fit_groups(given)
+    try:
+        check_grid(grid, method.recipe.bits, (values.shape[0], values.shape[1]))
+    except ValueError as error:
+        raise ValueError(f"gives what cannot be stored: {error}") from None
+    codes, levels = method.encode_groups(given, grid), grid.levels()
+    if not torch.equal(given, values):  # they are latent weights, or those that error feedback changes
+        raise ValueError("changes the weights that it is given")
+    if type(method).begin is not WeightMethod.begin:
+        return
+
+    def same(part: torch.Tensor, expected: torch.Tensor) -> bool:
+        found = method.fit_groups(part.contiguous()).levels()
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+    half = len(values) // 2
+    for row in (slice(half), slice(half, None)) if half else ():
+        for group in range(values.shape[1]):
+            at = row, slice(group, group + 1)
+            if not same(values[at], levels[at]):
+                raise ValueError("fits the levels of a group by other groups, or by its place among them")
+    method.fit_groups(2 * values)
+    if not torch.equal(method.encode_groups(values.clone(), grid), codes):
+        raise ValueError("chooses codes by what fit_groups left behind, not by the values and levels it is given alone")
+    if not same(values.clone(), levels):
+        raise ValueError("fits levels by what it fitted before")
 
 
 class CheckpointMethod(Method):

@@ -9,7 +9,7 @@ import torch
 
 from r2q import records
 from r2q.models.targets import Target
-from r2q.quantization.method import Method, Quantized
+from r2q.quantization.method import Method, Quantized, Recipe
 from r2q.training.data import TrainingData
 from r2q.training.options import TrainingOptions
 from r2q.training.processes import Group, spread
@@ -27,6 +27,10 @@ class TrainingMethod(Method):
     stochastic = True
     # codes stay as the quantizer chose them at the start, and only scales are trained
     scales_only: ClassVar[bool] = False
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.quantizer()  # one that training cannot go by is refused before any work
 
     def quantize(self, model: torch.nn.Module, targets: Sequence[Any], data: Any) -> Quantized:
         """Train a copy of the model and quantize what came out.

@@ -74,7 +74,7 @@ def test_options_of_training(options: dict[str, Any], message: str) -> None:
         ({"deep": {"lm_head": True}}, "must be a recipe with lm_head true, as this one has; it has false"),
         ({"models": {"m": {"path": "a/b", "recipes": ["deep"]}}}, "is not among the recipes of model m"),
         ({"start": {"method": "full_precision", "granularity": None}}, "must be a recipe that quantizes"),
-        ({"start": {"method": "awq"}, "calibration": {"path": "c4"}}, "scales input channels, which training does not"),
+        ({"start": {"method": "awq"}, "calibration": {"path": "c4"}}, "scales or turns inputs, which training does"),
     ],
 )
 def test_a_start_that_does_not_fit(parts: dict[str, Any], message: str) -> None:

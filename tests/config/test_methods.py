@@ -12,8 +12,18 @@ import pytest
 import torch
 import yaml
 
+from baselines.rtn import RTN
 from r2q.cli import main
-from r2q.config import FACTS, ConfigError, built_in_methods, method_info, own_step, parse
+from r2q.config import (
+    FACTS,
+    ConfigError,
+    built_in_methods,
+    forget,
+    import_method,
+    method_info,
+    own_step,
+    parse,
+)  # fmt: skip
 from r2q.kept import ROOT
 from r2q.measure import package_of, versions
 from r2q.plan.sources import method_code
@@ -69,6 +79,24 @@ def test_a_method_in_one_file_with_its_options(folder: Path) -> None:
     config = parse(changed("recipes/mine", recipe | {"options": {"power": 3}}), "x.yaml")
     assert config.seeds_of("mine", "small") == [0]
     assert config.resolved()["recipes"]["mine"]["options"] == {"power": 3.0}
+
+
+def test_what_is_forgotten_of_a_method_is_read_again(folder: Path) -> None:
+    """A file, its helper and what is read of its text may be edited while a server, which forks all jobs, lives on."""
+    before = set(sys.modules)
+    helper, own = folder / "forgotten_helper.py", folder / "forgotten.py"
+    helper.write_text("POWER = 2\n")
+    own.write_text("from forgotten_helper import POWER\n" + ONE_FILE)
+    assert (method_info("forgotten.Mine").version, import_method("forgotten.Mine").__module__) == (7, "forgotten")
+    helper.write_text("POWER = 2.5\n")
+    own.write_text("from forgotten_helper import POWER\n" + ONE_FILE.replace("3 + 4", "11"))
+    forget(before | {"forgotten"})
+    assert method_info("forgotten.Mine").stochastic
+    assert vars(sys.modules["forgotten"])["POWER"] == 2  # it was there before
+    forget(before)
+    assert method_info("forgotten.Mine").version == 11
+    assert vars(sys.modules["forgotten"])["POWER"] == 2.5
+    assert import_method("rtn") is RTN
 
 
 def test_options_and_facts_that_no_plain_assignment_gives_are_those_of_the_class(folder: Path) -> None:

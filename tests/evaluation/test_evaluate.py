@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 
 from r2q import cli
+from r2q import config as configuration
 from r2q.config import ConfigError
 from r2q.evaluation.adapter import NotFinite, Scorer
 from r2q.evaluation.evaluate import evaluate as evaluate_unit
@@ -258,6 +260,31 @@ def test_sharing_a_session_moves_nothing(run: Run, monkeypatch: pytest.MonkeyPat
     run.evaluate()
     assert run.files() == expected
     assert set(encoder._known) == known
+
+
+def test_a_session_leaves_no_file_of_a_method_in_a_process_that_forks_all_jobs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit that is quantized after an edit had been the older file's, under the new one's key."""
+    own = run.folder / "edited_meanwhile.py"
+    text = """
+from baselines.rtn import RTN
+from r2q.config import MethodOptions
+class Options(MethodOptions):
+    factor: float = 1.0
+class Mine(RTN):
+    Options, version = Options, 1
+"""
+    own.write_text(text)
+    monkeypatch.syspath_prepend(run.folder)
+    mine = {"mine-g64": {"method": "edited_meanwhile.Mine", "granularity": "g64"}}
+    run.write(recipes=run.data["recipes"] | mine)
+    monkeypatch.setattr("r2q.evaluation.evaluate.SHARED", {})
+    share(run.config, "m", run.unit("rtn-g64"))
+    assert configuration.method_info("rtn").options.__module__ in sys.modules
+    own.write_text(text.replace("Options, 1", "Options, 12"))
+    assert configuration.method_info("edited_meanwhile.Mine").version == 12
+    assert configuration.import_method("edited_meanwhile.Mine").version == 12  # type: ignore[attr-defined]
 
 
 def broken(run: Run, value: float) -> None:

@@ -479,6 +479,8 @@ def test_codes_of_other_widths_have_rows_and_families_of_their_own(tmp_path):
          facts | {"quantizer": q, "granularity": width, "bits": bits})
         for q, bits, width in trained
     )  # fmt: skip
+    alone = facts | {"method": "lsq.LSQ", "frame": None, "quantizer": "LSQ", "granularity": "g64", "bits": 2}
+    scores = pd.concat([scores, frame([("lsq-g64", 2.5, 0, "task", 0.4, alone)])])  # trains in a way of its own
     scores.to_csv(tmp_path / "scores.csv", index=False)
     run = Run(tmp_path)
     rows = {str(row[1]): [cell.value is not None for cell in row[2:]] for row in frames(run).body}
@@ -489,7 +491,7 @@ def test_codes_of_other_widths_have_rows_and_families_of_their_own(tmp_path):
     rows = {str(row[1]): [cell.value is not None for cell in row[2:]] for row in groups(run).body}
     assert rows == {
         "bitdistiller rtn": [True, True], "bitdistiller r2q, 3 bits": [True, True],
-        "bitdistiller rtn, 3 bits": [False, True], "bitdistiller r2q": [False, True],
+        "bitdistiller rtn, 3 bits": [False, True], "bitdistiller r2q": [False, True], "LSQ": [True, False],
     }  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def families(run: Run) -> Sheet | None:
 
 
 def frames(run: Run) -> Sheet | None:
-    """Training frames by quantizers: average accuracy."""
-    scores = run.framed[run.scores["kind"] == "training"]
+    """Training frames by quantizers: average accuracy. What trains in a way of its own is in no frame."""
+    scores = run.framed[(run.scores["kind"] == "training") & (run.scores["frame"].fillna("") != "")]
     if scores["quantizer"].nunique() < 2:
         return None
     facts = scores.drop_duplicates("recipe").set_index("recipe")
