@@ -14,8 +14,19 @@ MACHINE_ERRORS = (  # errors of torch; the last two of a compiler
     "OutOfMemoryError", "AcceleratorError", "DistBackendError", "ProcessExitedException", "InductorError",
     "BackendCompilerFailed",
 )  # fmt: skip
-# What torch says in a plain RuntimeError; the last of a file that it could not write, as on a full disk.
-MACHINE_WORDS = ("can't allocate memory", "CUDA error", "fail at inline_container.cc")
+NO_MEMORY = "can't allocate memory"  # of the main memory, in a plain RuntimeError of torch
+# What else torch says in one; the last of a file that it could not write, as on a full disk.
+MACHINE_WORDS = (NO_MEMORY, "CUDA error", "fail at inline_container.cc")
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from or while it was handled, is one of memory."""
+    while error is not None:
+        named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if named or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def transient(error: BaseException | None, apart: tuple[type[Exception], ...] = ()) -> bool:
