@@ -19,7 +19,7 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
-from r2q.failures import one_line
+from r2q.failures import one_line, patient
 from r2q.kept import apply_umask, file_sha256, key, write_json
 
 WEIGHTS = "model.safetensors"
@@ -81,17 +81,19 @@ def fetch(repository: str, revision: str | None) -> Path:
     Raises:
         OSError: the hub cannot be reached, or has no such model.
     """
+    return _snapshot(repository, revision, [*SMALL, *weight_files(repository, revision)])
+
+
+@patient
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*SMALL, *weight_files(repository, revision)]
     return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
 def weight_files(repository: str, revision: str | None) -> list[str]:
     """Names of the weight files of a hub's model that are read; downloads the small files. Raises as `fetch`."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
+    folder = _snapshot(repository, revision, [*SMALL, "README.md"])
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # checked where weights are read
         return sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})
     return [WEIGHTS]
