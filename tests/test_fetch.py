@@ -183,6 +183,26 @@ def test_a_lock_keeps_its_commits_also_elsewhere(hub: FakeHub, fetched: Place, t
     assert not set(elsewhere.lock().values()) & set(fetched.lock().values())
 
 
+def test_a_commit_that_is_pinned_and_gone_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        first = hub.push("model", "tiny/llama", MODEL)
+        place = Place(tmp_path / "place", hub, CONFIG | MODEL_ONLY)
+        (place.folder / "book.txt").write_text("a book")
+        assert place.fetch() == (0, [])
+        files = json.loads((place.folder / "results/pinned/inputs.lock.json").read_text())["pinned"][0]["files"]
+        assert list(files) == sorted(files)  # the same lock each time
+        second = hub.push("model", "tiny/llama", MODEL.with_name("mini-opt"))
+        del hub.repositories["models/tiny/llama"].commits[0]
+        assert place.fetch() == (0, [])  # all of it is in the cache
+        shutil.rmtree(place.folder / "hf")
+        lock = Path("results/pinned/inputs.lock.json")
+        way = f"{first} (pinned: delete {lock} for a newer one)"
+        assert place.fetch() == (2, [f"models.m.path: tiny/llama has no revision {way} on the hub, or no longer"])
+        (place.folder / lock).unlink()
+        assert place.fetch() == (0, [])
+        assert place.lock() == {"tiny/llama": second}
+
+
 def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
     hub.push("model", "tiny/gated", MODEL, gated=True)
     bare = hub.push("model", "tiny/bare", {"config.json": b"{}", "pytorch_model.bin": b"\0"})

@@ -152,13 +152,19 @@ class Downloads(Hub):
     def look(self, source: HubInput) -> None:
         """Find out which files are to be downloaded for something, and how large they are."""
         entry = self.find(source.kind, source.id, source.asked)
-        if source.file is not None:
-            self._wait(entry, [glob.escape(source.file)])
-        elif source.kind == "dataset":
-            self._look_at_data(entry, source.name, {})
-        else:
-            names = weight_files(source.id, entry.commit)
-            self._wait(entry, [*SMALL, *names], ["config.json", *names])
+        with _as_sentence(source.id, self._pin(entry)):
+            if source.file is not None:
+                self._wait(entry, [glob.escape(source.file)])
+            elif source.kind == "dataset":
+                self._look_at_data(entry, source.name, {})
+            else:
+                names = weight_files(source.id, entry.commit)
+                self._wait(entry, [*SMALL, *names], ["config.json", *names])
+
+    def _pin(self, entry: Pinned) -> str:
+        """A commit, and how to come by another one."""
+        files = " and ".join(str(file) for file in (self.lock, self.unfinished) if file.is_file())
+        return f"{entry.commit} (pinned: delete {files} for a newer one)"
 
     def _look_at_data(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> None:
         """The files of a data set by split, for one call of `load_dataset`."""
@@ -254,7 +260,8 @@ class Downloads(Hub):
         if is_id(path):
             with _as_sentence(path, options.get("revision")):
                 entry = self.find("dataset", path, options.get("revision"))
-                self._look_at_data(entry, name, options)
+                with _as_sentence(path, self._pin(entry)):
+                    self._look_at_data(entry, name, options)
                 self.download()
         elif "://" in json.dumps(options.get("data_files"), default=str):
             raise ConfigError(f"{options['data_files']}: no commit pins this address; put the rows below task_data")
@@ -262,7 +269,9 @@ class Downloads(Hub):
 
     def finish(self) -> None:
         """Write the lock, with what this config asks for; an equal one stays as it is."""
-        lock = Inputs(sorted(self.asked, key=lambda entry: (entry.kind, entry.id, entry.asked or "")))
+        # What threads downloaded is in no order.
+        found = [replace(entry, files=dict(sorted(entry.files.items()))) for entry in self.asked]
+        lock = Inputs(sorted(found, key=lambda entry: (entry.kind, entry.id, entry.asked or "")))
         if not self.lock.is_file() or replace(read_json(self.lock, Inputs), digest="") != lock:
             write_record(self.lock, lock)
         self.unfinished.unlink(missing_ok=True)
