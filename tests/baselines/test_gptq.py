@@ -190,7 +190,7 @@ def test_a_singular_hessian_is_damped_until_it_is_not() -> None:
     assert factorize(indefinite, 0.01).steps == [0.01, 0.03, 0.1, 0.3]
 
 
-@pytest.mark.parametrize("name", ["rtn", "r2q", "hqq"])
+@pytest.mark.parametrize("name", LATTICES)
 def test_inputs_that_are_all_zero_leave_a_weight_of_zeros(name: str) -> None:
     """As in the repository, column by column: H_ii = 1 and W = 0 where H_ii is 0."""
     weight, _ = problem(5, 64)
