@@ -5,6 +5,7 @@ CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with
 memory, as the twin of a large model, is a row that says so.
 """
 
+import gc
 import statistics
 import sys
 import time
@@ -17,7 +18,6 @@ import torch
 
 from r2q import config as configuration
 from r2q.config.sections import CONTEXT
-from r2q.evaluation.attempt import release
 from r2q.failures import lacks_memory, one_line, transient
 from r2q.intact import sign
 from r2q.kept import write_json
@@ -126,7 +126,7 @@ def _in_memory(work: Callable[[], Any]) -> tuple[Any, str]:
         if not lacks_memory(error):
             raise
         lost = one_line(error)[:300]
-    release()
+    gc.collect()  # what the error's frames hold
     return None, lost
 
 
