@@ -24,7 +24,7 @@ class Factor:
 
     upper: torch.Tensor  # float32 ``[in, in]``, in the order of ``order``
     order: torch.Tensor | None  # int64 ``[in]``, columns in the order of rounding; None for the natural one
-    dead: torch.Tensor  # bool ``[in]``, columns that no token reached, in their natural places
+    dead: torch.Tensor  # bool ``[in]``, columns of which every input is zero, in their natural places
     steps: list[float] = field(default_factory=list)  # every damping that was tried; the last one was enough
 
 
@@ -34,13 +34,11 @@ def factorize(hessian: torch.Tensor, damping: float, act_order: bool = False) ->
     With J reversing the order, J H J = L L^T gives H = R R^T for the upper triangular R = J L J, so U = R^-1.
 
     Raises:
-        ValueError: not positive definite even at damping 1, or no token gave any input but zero.
+        ValueError: not positive definite even at damping 1.
     """
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
-    if dead.all():
-        raise ValueError("its inputs on calibration text are all zero, or no token reaches it")
     diagonal[dead] = 1
     order = None
     if act_order:

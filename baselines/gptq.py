@@ -7,16 +7,17 @@ With H = 2/n sum x x^T over the calibration tokens that a layer reads, and U upp
 which is optimal brain quantization with a fixed order. Blocks are quantized in order, with inputs from the already
 quantized ones. The lattice Q is that of any method of one weight (``quantizer``): RTN, R2Q, HQQ, ...
 
-From the repository (IST-DASLab/gptq): damping 0.01 of the mean diagonal, lazy blocks of 128 columns, columns that no
-token reaches are set to zero with H_ii = 1, 128 windows of 2048 tokens; act-order, static groups and true-sequential
-off. Different from it on purpose:
+From the repository (IST-DASLab/gptq): damping 0.01 of the mean diagonal, lazy blocks of 128 columns, columns of which
+every input is zero (all of a layer's, behind a ReLU that is never open) are set to zero with H_ii = 1, 128 windows of
+2048 tokens; act-order, static groups and true-sequential off. Different from it on purpose:
 
 - A group's levels are fitted when its first column is reached, from the weights as they then are. The repository
   reads them from a matrix that is only brought up to date at the end of a block of 128 columns, so for smaller groups
   they are stale by up to a block; ``compat: reference`` does the same. For groups of 128 and channels the two agree.
 - ``act_order`` implies static groups, so that a group is a run of neighbouring inputs and nothing has to be stored for
   the order. (In the repository, without static groups, a group is a run of the permuted inputs.)
-- Channel and tensor levels are fitted once from the whole row or weight, after unreached columns are set to zero.
+- Channel and tensor levels are fitted once from the whole row or weight, after such columns are set to zero.
+- An expert that no token reaches, of which nothing is known, is refused; its columns are not zero, they were not seen.
 - A Hessian that is not positive definite is damped more, step by step up to 1; every step tried is in the layer's
   notes. If none is enough the layer raises: it never becomes round to nearest.
 - H is accumulated in float32 (exact products of 16-bit inputs); U comes from one Cholesky factorization of H with rows
@@ -48,6 +49,16 @@ def original(block: Block, target: Target) -> torch.Tensor:
     return (copied if exact else target.weight.to(copied.device)).float()
 
 
+def refuse_unreached(seen: Seen) -> None:
+    """Raise ValueError for an expert of a stack that no token was shown to."""
+    for expert, tokens in enumerate(seen.tokens if isinstance(seen.tokens, list) else []):
+        if not tokens and expert not in seen.shown_all:
+            raise ValueError(
+                f"no calibration token reaches expert {expert}; use more windows, or a "
+                "calibration.minimum_tokens above 0"
+            )
+
+
 class GPTQ(Method):
     """Error feedback on any lattice, block by block."""
 
@@ -67,8 +78,8 @@ class GPTQ(Method):
         """Quantize block by block.
 
         Raises:
-            ValueError: a group size does not divide a layer, or a Hessian is not positive definite even when damped;
-                names the layer.
+            ValueError: a group size does not divide a layer, no token reaches an expert, or a Hessian is not positive
+                definite even when damped; names the layer.
         """
         for target in targets:
             self.recipe.group_size(target.weight.shape[-1], target.name)
@@ -102,6 +113,7 @@ class GPTQ(Method):
         names = ", ".join(target.name for target in group)
         with self.at(names):
             if group[0].is_stack:
+                refuse_unreached(seen[group[0].name])
                 codes, grid, factors = self._stack(original(block, group[0]), group[0].name, moment)
                 results = [QuantizedWeight.from_codes(codes, grid)]
             else:

@@ -1,14 +1,16 @@
 """What a packed checkpoint costs to run, beside its twin: the same model with every weight decoded once, 16 bits each.
 
 A step of decoding is one token for each row of a batch, on a cache of ``context`` tokens; on a GPU it is replayed as a
-CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with their quartiles.
+CUDA graph. Prefill is one pass over ``context`` tokens. Times are medians, with their quartiles. What does not fit into
+memory, as the twin of a large model, is a row that says so.
 """
 
+import gc
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 
 from r2q import config as configuration
 from r2q.config.sections import CONTEXT
-from r2q.failures import one_line, transient
+from r2q.failures import lacks_memory, one_line, transient
 from r2q.intact import sign
 from r2q.kept import write_json
 from r2q.models.checks import max_positions
@@ -26,7 +28,7 @@ from r2q.plan import Plan
 from r2q.records import OK, Latency, Report, columns, read_json, write_csv
 
 SPARE = 8  # steps of decoding that warm up
-COLUMNS = ["model", *columns(Latency)[columns(Latency).index("phase") : -1]]
+COLUMNS = ["model", *columns(Latency)[columns(Latency).index("phase") :]]
 
 
 def bench(
@@ -59,7 +61,7 @@ def bench(
 def latency(config_path: str | Path, results: str | Path, out: str | Path) -> None:
     """Measure the checkpoints of a run that ``latency`` of its config names, one after the other, into one CSV.
 
-    A unit that failed, or cannot be timed, is a line that says why.
+    A unit that failed, or cannot be timed, is a line that says why; so is what does not fit into memory.
 
     Raises:
         ValueError: the config asks for none.
@@ -94,7 +96,10 @@ def _timed(
     quiet()
     copy = copy_bandwidth(where)
     for name, dense in (("packed", False), ("dense", True)):
-        model = load_packed(folder, device=where, dense=dense)
+        model, lost = _in_memory(partial(load_packed, folder, device=where, dense=dense))
+        if lost:
+            yield {"model": name, "reason": lost}
+            continue
         if where.type == "cuda" and any(len(layer["shape"]) == 3 for layer in model_layers(model)):
             raise ValueError(f"{folder} has packed experts, whose routing no CUDA graph can hold; use --device cpu")
         longest, window = max_positions(model.config), attention_window(model)
@@ -107,8 +112,22 @@ def _timed(
         tokens = context or min(CONTEXT, (longest or CONTEXT + 1) - 1, window - steps)
         for batch in batches:
             for phase, through in [("decode", False), *[("decode", True)] * compiled, ("prefill", False)]:
-                yield {"model": name} | measure(model, phase, batch, tokens, repeats, copy, through)
+                step: dict[str, Any] = {"phase": phase, "batch": batch, "context": tokens, "compiled": through}
+                found, lost = _in_memory(partial(measure, model, **step, repeats=repeats, copy=copy))
+                yield {"model": name} | step | (found or {"reason": lost})
         del model
+
+
+def _in_memory(work: Callable[[], Any]) -> tuple[Any, str]:
+    """What `work` gives; None, and why, where it lacks memory."""
+    try:
+        return work(), ""
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        lost = one_line(error)[:300]
+    gc.collect()  # what the error's frames hold
+    return None, lost
 
 
 def attention_window(model: Any) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r2q.failures import one_line
+from r2q.failures import one_line, patient
 
 COMPRESSION = ("", ".xz", ".gz")
 HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:[\w.-]+:[\w.-]+\.json(\.gz)?")
@@ -119,7 +119,7 @@ class Newest:
 
     def load(self, load: Callable[..., Any], path: Any, name: str | None = None, **options: Any) -> Any:
         """What `load`, which is `datasets.load_dataset`, gives."""
-        return load(path, name, **options)
+        return patient(load)(path, name, **options)
 
 
 NEWEST = Newest()

@@ -17,8 +17,10 @@ class Measured:
 
     ``cpu_seconds`` is what the kernel counted (getrusage): of all threads of this process and of the child processes
     that it waited for in the block; nothing is sampled. ``peak_mib`` is the largest resident size of this process in
-    the block (Linux; elsewhere since its start), plus ``gpu_mib``, the largest allocation on the GPU, where one is in
-    use; else that is None. Peaks start anew with every block: of a block around another one they are of what came last.
+    the block (Linux; elsewhere since its start), with the libraries that it holds, in a run those of all verbs, which
+    its server has imported (some 50 MiB more than one alone). ``gpu_mib``, the largest allocation on the GPU, is added
+    where one is in use; else it is None. Peaks start anew with every block: of a block around another one they are of
+    what came last.
     """
 
     seconds: float

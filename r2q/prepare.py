@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from r2q import config as configuration
 from r2q.config import TEXT_FILE, Config, Model, refuse, some
 from r2q.failures import one_line
-from r2q.inputs.hub import Hub
+from r2q.inputs.hub import Hub, answer
 from r2q.intact import Damaged, digest_sums
 from r2q.kept import write_json
 from r2q.measure import versions
@@ -55,7 +55,9 @@ def prepare(config_path: str | Path, out: str | Path, model: str | None = None) 
             try:
                 models[name] = _describe(config.models[name])
             except (ValueError, OSError) as error:
-                problems.append(f"models.{name}.path: {config.models[name].path}: {one_line(error)}")
+                entry = config.models[name]
+                said = answer(error, entry.path, entry.revision) or f"{entry.path}: {one_line(error)}"
+                problems.append(f"models.{name}.path: {said}")
                 continue
             changed = hub.changed(config.models[name], models[name]["files"])
             problems += [f"models.{name}.path: {line}" for line in changed]

@@ -96,6 +96,8 @@ def quantize(
     leaves = config.starts_training(recipe)
     description = configuration.describe_recipe(config, unit.name)
     asked = Plan(config).asked("quantize", Unit(model, recipe, seed))
+    limits = {"threads": config.limits.threads} if device.type == "cpu" else {}
+    limits |= {"training_processes": config.limits.training_processes} if rows is not None else {}
     if report is not None and report.key == key(identity) and _whole(report, out, leaves):
         same = replace_fields(report, facts=description, asked=asked)  # words about the recipe, no part of its result
         if same != report:
@@ -123,6 +125,7 @@ def quantize(
         options=unit.options,
         facts=description,
         asked=asked,
+        limits=limits,
         versions=identity["versions"],
         files=files,
         **cost.spent,

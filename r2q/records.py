@@ -84,6 +84,9 @@ class _Result:
     retry: bool = False
     # hash of the part of the config, and of the code, that it was made with (`Plan.asked`); "" in older ones
     asked: str = ""
+    # `limits` of the config that moved its last digits and are in no key: `threads` on a CPU, `training_processes` of a
+    # unit that trains; nothing in older ones
+    limits: dict[str, int] = field(default_factory=dict)
     format_version: Format = 2
     digest: str = ""  # hash of all other fields, so that an edited number is not taken for a result
 

@@ -30,14 +30,18 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Commits, of which the last one is `main`, and whether a token is needed."""
+    """Commits, of which the last one is `main`; those that other names stand for; whether a token is needed."""
 
     commits: list[Commit] = field(default_factory=list)
+    refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
 
     def find(self, revision: str) -> Commit | None:
-        found = [commit for commit in self.commits if commit.sha == revision]
-        return self.commits[-1] if revision == "main" else found[0] if found else None
+        if revision == "main":
+            return self.commits[-1]
+        asked = self.refs.get(revision, revision)
+        short = len(asked) >= 7
+        return next((commit for commit in self.commits if short and commit.sha.startswith(asked)), None)
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -48,6 +52,9 @@ class FakeHub(ThreadingHTTPServer):
         asked: addresses in repositories that were asked for; sent: files whose content was sent.
         broken: files of which the connection breaks off half way; damaged: those with another content than is said;
             claimed: sizes that others are said to have.
+        renamed: new names of repositories, to which old ones are sent on, as the real hub does.
+        elsewhere: whether large files are sent by another host.
+        prefix: of every path, as a mirror has it.
         failing: how many more requests of an address that has a word in it get which status in place of an answer.
     """
 
@@ -61,11 +68,14 @@ class FakeHub(ThreadingHTTPServer):
         self.broken: set[str] = set()
         self.damaged: set[str] = set()
         self.claimed: dict[str, int] = {}
+        self.renamed: dict[str, str] = {}
+        self.elsewhere = False
+        self.prefix = ""
         self.failing: dict[str, tuple[int, int]] = {}
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://127.0.0.1:{self.server_port}{self.prefix}"
 
     def push(self, kind: str, name: str, files: Path | dict[str, bytes], gated: bool = False) -> str:
         """Add a commit; returns its hash."""
@@ -101,11 +111,12 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        if self._fails():
+        if self._fails() or self._sent_on():
             return
-        path = unquote(urlsplit(self.path).path).strip("/")
+        path = urlsplit(self.path).path.removeprefix(self.server.prefix).strip("/")
         if match := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)/(revision|tree)/([^/]+)(?:/(.*))?", path):
             name, what, revision, folder = match.groups()
+            revision, folder = unquote(revision), unquote(folder or "")
             commit = self._commit(name, revision)
             if commit is not None:
                 self._json(_info(name, commit) if what == "revision" else self._tree(commit, folder or ""))
@@ -113,16 +124,21 @@ class Handler(BaseHTTPRequestHandler):
             if (commit := self._commit(match[1], "main")) is not None:
                 self._json(_info(match[1], commit))
         elif match := re.fullmatch(r"(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._resolve(f"{match[1] or 'models/'}{match[2]}", match[3], match[4])
+            self._resolve(f"{match[1] or 'models/'}{match[2]}", unquote(match[3]), unquote(match[4]))
+        elif match := re.fullmatch(r"elsewhere/(\w+)/(.+)", path):
+            sent = (commit.files for repository in self.server.repositories.values() for commit in repository.commits)
+            files = (data for files in sent for data in files.values())
+            self._send(match[2], next(data for data in files if hashlib.sha256(data).hexdigest() == match[1]), {})
         else:
             self._refuse(404, "EntryNotFound")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self._fails():
+        if self._fails() or self._sent_on():
             return
-        match = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/paths-info/([^/]+)", unquote(self.path))
-        commit = None if match is None else self._commit(match[1], match[2])
+        path = urlsplit(self.path).path.removeprefix(self.server.prefix)
+        match = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/paths-info/([^/]+)", path)
+        commit = None if match is None else self._commit(match[1], unquote(match[2]))
         if match is None:
             self._refuse(404, "EntryNotFound")
         elif commit is not None:
@@ -137,6 +153,14 @@ class Handler(BaseHTTPRequestHandler):
             if word in self.path and left:
                 self.server.failing[word] = status, left - 1
                 self._refuse(status, "")
+                return True
+        return False
+
+    def _sent_on(self) -> bool:
+        """Whether the address is that of a repository's old name."""
+        for old, new in self.server.renamed.items():
+            if re.search(f"/{old}(/|$)", self.path):
+                self._refuse(307, "", {"Location": self.path.replace(old, new)})
                 return True
         return False
 
@@ -178,21 +202,31 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound", {"X-Repo-Commit": commit.sha})
         else:
             data = commit.files[file]
-            etag = self._entry(file, data).get("lfs", {}).get("oid") or _git_sha1(data)
-            if file in self.server.damaged:
-                data = data[:-1] + bytes([data[-1] ^ 1])
-            self.send_response(200)
-            self.send_header("X-Repo-Commit", commit.sha)
-            self.send_header("ETag", f'"{etag}"')
-            self.send_header("Content-Length", str(self.server.claimed.get(file, len(data))))
-            self.end_headers()
-            if self.command == "GET":
-                self.server.sent.append(file)
-                if file in self.server.broken:
-                    self.wfile.write(data[: len(data) // 2])
-                    self.close_connection = True
-                else:
-                    self.wfile.write(data)
+            linked = self._entry(file, data).get("lfs", {}).get("oid")
+            headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{linked or _git_sha1(data)}"'}
+            if linked and self.server.elsewhere:
+                size = str(self.server.claimed.get(file, len(data)))
+                place = f"{self.server.address.replace('127.0.0.1', 'localhost')}/elsewhere/{linked}/{file}"
+                headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": size, "Location": place}
+                self._refuse(302, "", headers)
+            else:
+                self._send(file, data, headers)
+
+    def _send(self, file: str, data: bytes, headers: dict[str, str]) -> None:
+        """A file's content, or what the test has made of it."""
+        if file in self.server.damaged:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        self.send_response(200)
+        for name, value in (headers | {"Content-Length": str(self.server.claimed.get(file, len(data)))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.server.sent.append(file)
+            if file in self.server.broken:
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+            else:
+                self.wfile.write(data)
 
     def _json(self, value: Any) -> None:
         data = json.dumps(value).encode()

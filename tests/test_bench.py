@@ -91,6 +91,41 @@ def test_a_model_that_is_not_compiled_is_a_sentence(
         bench(folder, tmp_path / "x.csv", batches=(3,), context=8, device="cpu", repeats=1, compiled=True)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("GPU 0"), MemoryError("main"), RuntimeError("x: can't allocate memory")]
+)
+def test_what_lacks_memory_is_a_row_beside_the_others(
+    error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step of one batch, and then a whole twin, which is what packed weights are for."""
+    load, first = load_packed, decode_step
+
+    def step(model: Any, batch: int, *arguments: Any) -> Any:
+        if batch == 3:
+            raise error
+        return first(model, batch, *arguments)
+
+    def packed_only(path: Any, dense: bool, **options: Any) -> Any:
+        if dense:
+            raise error
+        return load(path, **options)
+
+    out = tmp_path / "x.csv"
+    command = ["bench", str(folder), "--out", str(out), "--batch", "1", "3", "--context", "8", "--repeats", "1"]
+    numbers = []
+    for name, replaced in (("decode_step", step), ("load_packed", packed_only)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"r2q.bench.{name}", replaced)
+            assert main([*command, "--device", "cpu"]) == 0
+        rows = list(csv.DictReader(out.open()))
+        numbers.append([(r["model"], r["phase"], r["batch"]) for r in rows if r["median_ms"]])
+        assert {r["reason"] for r in rows if not r["median_ms"]} == {str(error)}
+        assert str(error) in capsys.readouterr().out
+    alone = [("decode", "1"), ("prefill", "1"), ("prefill", "3")]
+    assert numbers[0] == [(model, *one) for model in ("packed", "dense") for one in alone]
+    assert numbers[1] == [("packed", phase, batch) for batch in "13" for phase in ("decode", "prefill")]
+
+
 def test_bytes_read_are_all_but_the_embedding(folder: Path) -> None:
     model = load_packed(folder, dense=True)
     embedding = model.get_input_embeddings().weight

@@ -230,6 +230,18 @@ def test_a_training_that_does_not_fit_is_refused_and_what_is_advised_fits(gib: i
         assert not [line for line in fits.problems() if line.startswith("train ")], text
 
 
+@pytest.mark.parametrize("more", [{}, {"optimizer": "adamw_8bit"}, {"latent": "bfloat16"}])
+def test_over_processes_nothing_is_advised_that_torchao_cannot_do(more: dict[str, Any]) -> None:
+    options = {f"recipes.trained-g128.options.{name}": value for name, value in more.items()}
+    options |= {"recipes.trained-g128.options.activation_checkpointing": False, "limits.training_processes": 2}
+    for gib in (66, 48, 40, 36, 33, 30, 24):
+        given = Machine(gpus=8, gpu_bytes=gib * GIB, cpu_jobs=4)
+        for problem in Estimate(run_of(**options), given).problems():
+            for text in problem.partition("change one: ")[2].split("; ") if problem.startswith("train ") else ():
+                fits = Estimate(run_of(**options | changed(text)), given)  # a config that is refused raises
+                assert not [line for line in fits.problems() if line.startswith("train ")], (gib, text)
+
+
 def test_nothing_is_advised_that_a_config_cannot_say() -> None:
     """Such as bfloat16 weights where float32 arithmetic is asked for."""
     precise = {"recipes.trained-g128.options.compute": "float32"}

@@ -16,6 +16,7 @@ import yaml
 
 from r2q.config import ConfigError, parse
 from r2q.evaluation.before import check
+from r2q.files import NEWEST
 from r2q.inputs.hub import Hub, lock_file, pin, snapshot
 from r2q.kept import ROOT
 from r2q.plan import Plan
@@ -189,31 +190,69 @@ def test_a_lock_keeps_its_commits_also_elsewhere(hub: FakeHub, fetched: Place, t
     assert not set(elsewhere.lock().values()) & set(fetched.lock().values())
 
 
+def test_a_commit_that_is_pinned_and_gone_is_named_with_the_way_out(alone: Place) -> None:
+    first = alone.hub.push("model", "tiny/llama", MODEL)
+    (alone.folder / "book.txt").write_text("a book")
+    assert alone.fetch() == (0, [])
+    files = json.loads((alone.folder / "results/pinned/inputs.lock.json").read_text())["pinned"][0]["files"]
+    assert list(files) == sorted(files)  # the same lock each time
+    second = alone.hub.push("model", "tiny/llama", MODEL.with_name("mini-opt"))
+    del alone.hub.repositories["models/tiny/llama"].commits[0]
+    assert alone.fetch() == (0, [])  # all of it is in the cache
+    shutil.rmtree(alone.folder / "hf")
+    lock = Path("results/pinned/inputs.lock.json")
+    way = f"{first} (pinned: delete {lock} for a newer one)"
+    assert alone.fetch() == (2, [f"models.m.path: tiny/llama has no revision {way} on the hub, or no longer"])
+    (alone.folder / lock).unlink()
+    assert alone.fetch() == (0, [])
+    assert alone.lock() == {"tiny/llama": second}
+
+
 def test_every_problem_of_the_hub_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
     hub.push("model", "tiny/gated", MODEL, gated=True)
     bare = hub.push("model", "tiny/bare", {"config.json": b"{}", "pytorch_model.bin": b"\0"})
+    weights = hub.push("model", "tiny/weights", {"model.safetensors": (MODEL / "model.safetensors").read_bytes()})
+    hub.push("model", "tiny/forbidden", MODEL)  # a token that may not read it
+    hub.push("dataset", "tiny/script", {"script.py": b"import datasets"})
+    hub.failing["tiny/forbidden/resolve"] = (403, 99)
     models = {
         "gated": {"path": "tiny/gated"},
+        "forbidden": {"path": "tiny/forbidden"},
         "absent": {"path": "tiny/absent"},
         "bare": {"path": "tiny/bare"},
+        "weights": {"path": "tiny/weights"},
         "gone": {"path": "tiny/llama", "revision": "0" * 40},
     }
-    texts = {"no": {"path": "tiny/nothing::test"}, "file": {"path": "tiny/questions:main:nothing.json"}}
+    paths = {"no": "tiny/nothing::test", "file": "tiny/questions:main:nothing.json", "script": "tiny/script::test"}
+    texts = {name: {"path": path} for name, path in paths.items()}
     place = Place(tmp_path / "place", hub, CONFIG | {"models": models, "perplexity": texts, "tasks": {}})
     status, said = place.fetch()
     newest = hub.repositories["datasets/tiny/questions"].commits[-1].sha
     other = "model.safetensors (other weight formats are not read)"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     assert status == 2
-    assert said == [
+    of_models = [
         f"models.gated.path: tiny/gated is gated: accept its terms at {hub.address}/tiny/gated, then {login}",
+        f"models.forbidden.path: tiny/forbidden may not be read (HTTP 403): {login}",
         f"models.absent.path: the hub has no tiny/absent, or it is private: {login}",
-        f"models.bare.path: tiny/bare at {bare[:12]} has no file {other}",
         f"models.gone.path: tiny/llama has no revision {'0' * 40} on the hub, or no longer",
+    ]
+    assert said == [
+        *of_models[:3],
+        f"models.bare.path: tiny/bare at {bare[:12]} has no file {other}",
+        f"models.weights.path: tiny/weights at {weights[:12]} has no file config.json",
+        of_models[3],
         f"perplexity.no.path: the hub has no tiny/nothing, or it is private: {login}",
         f"perplexity.file.path: tiny/questions at {newest[:12]} has no file main/nothing.json",
+        "perplexity.script.path: tiny/script cannot be fetched: Dataset scripts are no longer supported, but found "
+        "script.py",
     ]
     assert not (place.folder / "results/pinned/inputs.lock.json").exists()
+    place.write(CONFIG | {"models": models} | MODEL_ONLY)  # without `fetch`
+    (place.folder / "book.txt").write_text("a book")
+    status, text = place.run("r2q", "prepare", "--config", "config.yaml", "--out", "prepared.json")
+    assert status == 2
+    assert [line for line in of_models if f"error: config.yaml: {line}" in text.splitlines()] == of_models
 
 
 @pytest.mark.parametrize("asked", ["api/models/tiny/llama", "paths-info", "api/datasets/tiny/questions/revision"])
@@ -250,6 +289,23 @@ def test_a_hub_that_stays_busy_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     assert waited == [1, 2, 4, 8, 8]
 
 
+def test_data_sets_are_asked_for_again_without_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[int | str] = [503, 429, "rows"]
+    waited: list[float] = []
+
+    def load(*_: Any, **__: Any) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, int):
+            error = OSError("busy")
+            error.response = SimpleNamespace(status_code=answer)  # type: ignore[attr-defined]
+            raise ConnectionError("no data") from error
+        return answer
+
+    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
+    assert NEWEST.load(load, "tiny/questions") == "rows"
+    assert waited == [1, 2]
+
+
 def test_a_model_that_lacks_a_part_of_its_weights_is_refused(alone: Place) -> None:
     parts = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
     index = {"weight_map": {f"layer.{number}": part for number, part in enumerate(parts)}}
@@ -267,8 +323,10 @@ def test_a_model_that_lacks_a_part_of_its_weights_is_refused(alone: Place) -> No
 def test_a_run_without_a_lock_stays_with_the_commit_that_prepare_found(alone: Place) -> None:
     alone.hub.push("model", "tiny/llama", MODEL)
     (alone.folder / "book.txt").write_text("a book")
+    alone.hub.failing["revision"] = (429, 1)
     status, said = alone.run("r2q", "prepare", "--config", "config.yaml", "--out", "prepared.json")
     assert status == 0, said
+    assert "the hub is busy (HTTP 429): asked again" in said
     alone.hub.push("model", "tiny/llama", ROOT / "mini/models/mini-opt")
     how = ["--config", "config.yaml", "--prepared", "prepared.json", "--model", "m", "--recipe", "rtn-g64"]
     status, said = alone.run("r2q", "quantize", *how, "--seed", "0", "--out", "unit")
@@ -324,6 +382,31 @@ def test_an_interrupted_fetch_goes_on_with_the_same_commits(alone: Place) -> Non
     assert alone.hub.sent == ["model.safetensors"]
 
 
+def test_names_of_commits_mirrors_renamed_repositories_and_another_host_for_large_files(alone: Place) -> None:
+    """What the real hub does and these names mean, all at once; then the cache, in another place, is enough."""
+    hub = alone.hub
+    hub.prefix, hub.elsewhere, hub.renamed = "/mirror/hf", True, {"old/llama": "tiny/llama"}
+    first, second = (hub.push("model", "tiny/llama", MODEL.with_name(name)) for name in ("mini-llama", "mini-opt"))
+    hub.repositories["models/tiny/llama"].refs = dict.fromkeys(("v1.0", "refs/pr/1"), first)
+    names = {"tag": "v1.0", "request": "refs/pr/1", "short": first[:7], "newest": None}
+    models = {name: {"path": "tiny/llama", "revision": revision} for name, revision in names.items()}
+    alone.write(CONFIG | MODEL_ONLY | {"models": models | {"old": {"path": "old/llama"}}})
+    (alone.folder / "book.txt").write_text("a book")
+    assert alone.fetch() == (0, [])
+    asked = len(hub.asked)
+    (alone.folder / "hf").rename(alone.folder / "moved")
+    moved = {"HF_HOME": str(alone.folder / "moved"), "HF_HUB_OFFLINE": "1"}
+    code = (
+        "from r2q.inputs.hub import Hub, pin; from r2q.config import load; "
+        "from r2q.models.source import model_folder; c = load('config.yaml'); "
+        "print({n: model_folder(m).name for n, m in pin(c, Hub.of(c)).models.items()})"
+    )
+    status, text = alone.run("timeit", "-n1", "-r1", code, **moved)
+    assert status == 0, text
+    assert str(dict.fromkeys(("tag", "request", "short"), first) | dict.fromkeys(("newest", "old"), second)) in text
+    assert len(hub.asked) == asked
+
+
 def test_too_little_room_and_another_content_are_refused(alone: Place) -> None:
     alone.hub.push("model", "tiny/llama", MODEL)
     alone.hub.claimed["model.safetensors"] = 10**18
@@ -372,6 +455,8 @@ def test_what_the_lock_lacks_or_the_cache_lost_stops_the_run(fetched: Place, mon
         record.rename("away.json")
         assert problems(Plan(config), []) == [*hub.missing()]
         Path("away.json").rename(record)
+        fewer = pin(parse(CONFIG | {"tasks": {"tinyqa": {"items": 4}}}, "c.yaml"), Hub.of(config))
+        assert problems(Plan(fewer), []) == [*hub.missing()]  # asks otherwise than the record that is there
         file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same length
         assert [*hub.missing()] == []
     with pytest.raises(ConfigError, match=r"models.m.path: .*model.safetensors has sha256 .*, not .* as when it was"):

@@ -334,7 +334,7 @@ def _pad(folder: Path) -> None:
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json of FOLDER cannot be used: "),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json of FOLDER cannot be used: it is not there"),
     "cut config": (lambda f: (f / "config.json").write_text("{"), "config.json of FOLDER cannot be used: "),
     "own code": (
         lambda f: _edit(f / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"}),

@@ -88,7 +88,7 @@ class Limits(Section):
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 64
     """prompts evaluated at once; fixed, because it can move the last digit"""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """CPU threads a job; no more than the machine has processors. On a CPU another number moves the last digits"""
+    """CPU threads a job; no more than the machine has processors. On a CPU another number moves the last digits; `provenance.json` says with which each unit was made"""  # noqa: E501
     training_processes: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs of one machine (processes, on a CPU) that a recipe which trains is spread over, by FSDP2: each has a share of every batch and of all parameters, gradients and moments. Moves the last digits"""  # noqa: E501
     samples: bool = False

@@ -53,6 +53,10 @@ class Scorer(HFLM):
 
     Tasks come one after the other, so that the numbers of one do not depend on its neighbours. Of requests that exceed
     the model's positions the context is cut off in front, and a continuation longer than all of them scored in pieces.
+
+    Rows are padded behind, where causal attention does not look. One case remains: sparse attention by an indexer
+    (DeepSeek-V3.2, GLM-5) chooses by the length of the row among scores that are exactly equal, all heads being cut off
+    at 0. It takes rows longer than `index_topk`; random models of 32 index heads have none, of one or two many.
     """
 
     def __init__(self, model: Any, encoder: Encoder, batch_size: int) -> None:

@@ -128,6 +128,7 @@ class Session:
             (folder / SAMPLES).unlink(missing_ok=True)
         files = {name: (folder / name).stat().st_size for name in (RAW, ITEMS, SAMPLES) if (folder / name).is_file()}
         found |= {"key": unit_key, "device": identity["device"], "versions": self.versions, "files": files}
+        found["limits"] = {"threads": self.config.limits.threads} if self.device.type == "cpu" else {}
         found["hashes"] = {"weights": written, "tasks": self.tasks_hash, "code": self.code}
         found["hashes"]["files"] = digest_files(folder, files)
         record = blank(self.config, self.model, report, **found)

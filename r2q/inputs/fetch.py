@@ -14,40 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_exponential
-
 from r2q import config as configuration
 from r2q.config import Config, ConfigError, Model, refuse, some
-from r2q.failures import one_line
-from r2q.inputs.hub import CHOICE, Hub, HubInput, Kind, call, hub_inputs, is_id, lock_file, snapshot
+from r2q.failures import one_line, patient
+from r2q.inputs.hub import CHOICE, Hub, HubInput, Kind, answer, call, hub_inputs, is_id, lock_file, snapshot
 from r2q.kept import file_sha256, held
 from r2q.models.source import SMALL, WEIGHTS, checked_sha256, fetched, weight_files
 from r2q.records import Inputs, Pinned, PinnedFile, read_if_whole, read_json, write_record
 
 CARD = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # of a data set: what `datasets` reads besides rows
 GB = 1e9
-
-
-def _busy(error: BaseException | None) -> int | None:
-    """The status of an answer that says to come back later, in an error or what it was raised from."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status == 429 or (isinstance(status, int) and status >= 500):
-            return status
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _say_again(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    print(f"fetch: the hub is busy (HTTP {_busy(state.outcome.exception())}): tried again", flush=True)
-
-
-# For questions that huggingface_hub does not ask again by itself, as it does for lists of files and for downloads.
-_patient = retry(
-    retry=retry_if_exception(lambda error: _busy(error) is not None),
-    wait=wait_exponential(max=8), stop=stop_after_attempt(6), before_sleep=_say_again, reraise=True,
-)  # fmt: skip
 
 
 def fetch(config_path: str | Path) -> None:
@@ -104,26 +80,7 @@ def _as_sentence(id: str, asked: str | None) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # the hub's libraries raise what they like
-        raise ConfigError(_sentence(error, id, asked)) from None
-
-
-def _sentence(error: Exception, id: str, asked: str | None) -> str:
-    """One sentence for an error of the hub: what is wrong, and what to do about it."""
-    from huggingface_hub import errors
-    from huggingface_hub.constants import ENDPOINT
-
-    login = "log in with `hf auth login`, or set HF_TOKEN"
-    if isinstance(error, errors.GatedRepoError):
-        return f"{id} is gated: accept its terms at {ENDPOINT}/{id}, then {login}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub has no {id}, or it is private: {login}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{id} has no revision {asked or 'main'} on the hub, or no longer"
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
-        return f"{id} may not be read (HTTP {error.response.status_code}): {login}"
-    if (status := _busy(error)) is not None:
-        return f"{id} cannot be fetched: the hub is busy (HTTP {status}); try again later, what is there is kept"
-    return f"{id} cannot be fetched: {one_line(error)}"
+        raise ConfigError(answer(error, id, asked) or f"{id} cannot be fetched: {one_line(error)}") from None
 
 
 def _check_gguf(entry: Model) -> None:
@@ -195,13 +152,19 @@ class Downloads(Hub):
     def look(self, source: HubInput) -> None:
         """Find out which files are to be downloaded for something, and how large they are."""
         entry = self.find(source.kind, source.id, source.asked)
-        if source.file is not None:
-            self._wait(entry, [glob.escape(source.file)])
-        elif source.kind == "dataset":
-            self._look_at_data(entry, source.name, {})
-        else:
-            names = weight_files(source.id, entry.commit)
-            self._wait(entry, [*SMALL, *names], names)
+        with _as_sentence(source.id, self._pin(entry)):
+            if source.file is not None:
+                self._wait(entry, [glob.escape(source.file)])
+            elif source.kind == "dataset":
+                self._look_at_data(entry, source.name, {})
+            else:
+                names = weight_files(source.id, entry.commit)
+                self._wait(entry, [*SMALL, *names], ["config.json", *names])
+
+    def _pin(self, entry: Pinned) -> str:
+        """A commit, and how to come by another one."""
+        files = " and ".join(str(file) for file in (self.lock, self.unfinished) if file.is_file())
+        return f"{entry.commit} (pinned: delete {files} for a newer one)"
 
     def _look_at_data(self, entry: Pinned, name: str | None, options: dict[str, Any]) -> None:
         """The files of a data set by split, for one call of `load_dataset`."""
@@ -210,7 +173,7 @@ class Downloads(Hub):
             entry.loads[asked], entry.features[asked] = self._described(entry, name, options)
         self._wait(entry, [*CARD, *(glob.escape(file) for files in entry.loads[asked].values() for file in files)])
 
-    @_patient
+    @patient
     def _described(
         self, entry: Pinned, name: str | None, options: dict[str, Any]
     ) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -297,7 +260,8 @@ class Downloads(Hub):
         if is_id(path):
             with _as_sentence(path, options.get("revision")):
                 entry = self.find("dataset", path, options.get("revision"))
-                self._look_at_data(entry, name, options)
+                with _as_sentence(path, self._pin(entry)):
+                    self._look_at_data(entry, name, options)
                 self.download()
         elif "://" in json.dumps(options.get("data_files"), default=str):
             raise ConfigError(f"{options['data_files']}: no commit pins this address; put the rows below task_data")
@@ -305,7 +269,9 @@ class Downloads(Hub):
 
     def finish(self) -> None:
         """Write the lock, with what this config asks for; an equal one stays as it is."""
-        lock = Inputs(sorted(self.asked, key=lambda entry: (entry.kind, entry.id, entry.asked or "")))
+        # What threads downloaded is in no order.
+        found = [replace(entry, files=dict(sorted(entry.files.items()))) for entry in self.asked]
+        lock = Inputs(sorted(found, key=lambda entry: (entry.kind, entry.id, entry.asked or "")))
         if not self.lock.is_file() or replace(read_json(self.lock, Inputs), digest="") != lock:
             write_record(self.lock, lock)
         self.unfinished.unlink(missing_ok=True)
@@ -329,7 +295,7 @@ def _show_downloads(shown: bool) -> None:
     (enable_progress_bars if shown else disable_progress_bars)()
 
 
-@_patient
+@patient
 def _commit(kind: Kind, id: str, asked: str | None) -> str:
     """The commit that a revision of a repository is now; None is its newest."""
     from huggingface_hub import HfApi
@@ -337,7 +303,7 @@ def _commit(kind: Kind, id: str, asked: str | None) -> str:
     return str(HfApi().repo_info(id, repo_type=kind, revision=asked).sha)
 
 
-@_patient
+@patient
 def _hub_checks(entry: Pinned, names: list[str]) -> dict[str, Callable[[Path, str], bool]]:
     """For each file, whether it is what the hub says: sha256 of a large one, git's hash of a small one."""
     from huggingface_hub import HfApi

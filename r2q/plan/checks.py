@@ -38,8 +38,8 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
         )
     sentences = prepare.missing_paths(checkable) + prepare.future_paths(checkable) or prepare.task_problems(checkable)
     made = [*plan.intermediates, *plan.files("report.json", "evaluation.json")]
-    if not all(Path(file).is_file() for file in made):  # else no job reads the hub's cache
-        sentences += plan.hub.missing()
+    if plan.hub.pinned and (_work(plan) or not all(Path(file).is_file() for file in made)):
+        sentences += plan.hub.missing()  # else no job reads the hub's cache
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.units for path in plan.training(unit))
     sentences += prepare.engine_problems(config, rows)
@@ -82,14 +82,20 @@ def _prepared(plan: Plan, model: str, path: str | Path) -> dict[str, Any]:
 
 def stale(plan: Plan) -> dict[str, str]:
     """Outputs that are there and have to be made again, each with the reason."""
+    reasons = _work(plan)
+    for manifest in plan.manifests:
+        reasons |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
+    return reasons
+
+
+def _work(plan: Plan) -> dict[str, str]:
+    """Those of them that are made of models, texts and tasks."""
     reasons = dict(_stale_units(plan))
     reasons |= {file: reason for file, reason in damaged_worlds(plan).items() if Path(file).is_file()}
     for model in plan.config.models:
         reasons |= _damage(f"{plan.results}/{model}/prepared.json", partial(_prepared, plan, model))
     for path, (rule, unit) in plan.token_files.items():
         reasons |= _damage(path, partial(check_tensors, asked=plan.asked(rule, unit)))
-    for manifest in plan.manifests:
-        reasons |= dict.fromkeys(changed_files(manifest), f"{manifest}: the files are not what was written; made again")
     return reasons
 
 

@@ -181,17 +181,23 @@ class Jobs:
             chosen = options.model_copy(update=dict(changed))
             return cost.train_bytes(self.rates, self.device, shape, chosen, data.length, processes)
 
+        def possible(changed: Mapping[str, Any]) -> bool:
+            return processes == 1 or options.model_copy(update=dict(changed)).spreads
+
         def changes(capacity: float) -> list[str]:
             smaller: dict[str, Any] = {"activation_checkpointing": True, "optimizer": "adamw_8bit"}
             smaller |= {} if options.compute == "float32" else {"latent": "bfloat16"}  # which computes in bfloat16, too
-            smaller = {name: value for name, value in smaller.items() if getattr(options, name) != value}
-            ones = [{name: value} for name, value in smaller.items()]
+            ones = [{name: value} for name, value in smaller.items() if getattr(options, name) != value]
+            ones = [one for one in ones if possible(one)]
             suggestions = [text for one in ones for text in _first([(_written(one), needs(one))], capacity)]
-            if len(smaller) > 1 and not suggestions:
-                suggestions = _first([(_written(smaller), needs(smaller))], capacity)
+            if len(ones) > 1 and not suggestions:
+                together = {name: smaller[name] for one in ones for name in one}
+                if not possible(together):
+                    del together["optimizer"]
+                suggestions = _first([(_written(together), needs(together))], capacity)
             rows = _halves(options.micro_rows or options.batch_rows)
             suggestions += _first(((f"options.micro_rows: {n}", needs({"micro_rows": n})) for n in rows), capacity)
-            more = [n for n in range(processes + 1, 65) if options.batch_rows % n == 0]
+            more = [n for n in range(processes + 1, 65) if options.batch_rows % n == 0 and options.spreads]
             suggestions += _first(((f"limits.training_processes: {n}", needs({}, n)) for n in more), capacity)
             return suggestions
 

@@ -79,13 +79,15 @@ def collect(config_path: str | Path, results: str | Path) -> None:
 
 
 def _mixed(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """A sentence for every library and device of which the run has several: an update makes no unit again."""
+    """A sentence for every library, device and limit of which the run has several: none makes a unit again."""
     seen: dict[str, set[str]] = {}
     for record in records:
         versions = record["versions"]
         for verb, done in (("quantize", "quantized"), ("evaluate", "evaluated")):
             for library, version in (versions[verb] or {}).items():
                 seen.setdefault(f"{done} with {library}", set()).add(version)
+            for name, number in (record["limits"][verb] or {}).items():
+                seen.setdefault(f"{done} with limits.{name}", set()).add(str(number))
         if record["evaluation"]["device"] is not None:
             seen.setdefault("evaluated on", set()).add(record["evaluation"]["device"])
     for what, several in seen.items():
@@ -197,6 +199,7 @@ def _provenance(config: Config, unit: Unit, report: Report, evaluation: Evaluati
         "data": {"tasks": of_scores.get("tasks")} | worked_from,
         "weights": {name: hashes.get(name) for name in ("source", "weights")},
         "versions": {"quantize": report.versions, "evaluate": scored.get("versions")},
+        "limits": {"quantize": report.limits, "evaluate": scored.get("limits")},
         "evaluation": {field: scored.get(field) for field in ("device", "dtype", "batch_size", "add_bos", "seeds")},
     }
 

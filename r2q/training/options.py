@@ -85,12 +85,24 @@ class TrainingOptions(QuantizerOptions):
             raise ValueError(f"warmup_steps: {self.steps} of {self.steps} steps leave none for {self.schedule}")
         return self
 
+    @property
+    def spreads(self) -> bool:
+        """Whether several processes can train so: torchao 0.18 does not view parts of 8-bit moments in bfloat16."""
+        return self.optimizer != "adamw_8bit" or self.latent != "bfloat16"
+
     def problems(self, recipe: Any, config: Any) -> list[str]:
-        """A step with more rows than there are, responses where rows have none, beside what the quantizer says."""
+        """A step with more rows than there are, responses where rows have none, an optimizer that is not spread over
+        processes, beside what the quantizer says."""
         found, rows = super().problems(recipe, config), config.training.rows if config.training is not None else None
         if rows is not None and self.batch_rows > rows >= 1:
             held_out = config.training.held_out
             found.append(f"batch_rows: {self.batch_rows} are more than the {rows} rows ({held_out} more are held out)")
         if self.loss_on == "response" and config.training is not None and config.training.kind == "text":
             found.append("loss_on: response is all of a row of text (training.kind), which has none")
+        if config.limits.training_processes > 1 and not self.spreads:
+            processes = config.limits.training_processes
+            found.append(
+                f"optimizer: adamw_8bit with latent: bfloat16 fails in torchao on {processes} processes "
+                "(limits.training_processes); use one of the two"
+            )
         return found

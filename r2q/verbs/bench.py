@@ -20,6 +20,9 @@ def bench(
     from r2q.bench import bench
 
     for row in bench(folder, out, batch, context, device, repeats, compiled):
-        what = f"{row['model']:<7} {row['phase']:<8} batch {row['batch']:>3}  context {row['context']:>4}"
-        what += "  compiled" if row["compiled"] else ""
-        print(f"{what}  {row['median_ms']:10.3f} ms  {row['tokens_per_second']:12.1f} tokens/s")
+        what = f"{row['model']:<7}"
+        if "phase" in row:
+            what += f" {row['phase']:<8} batch {row['batch']:>3}  context {row['context']:>4}"
+            what += "  compiled" if row["compiled"] else ""
+        found = row.get("reason") or f"{row['median_ms']:10.3f} ms  {row['tokens_per_second']:12.1f} tokens/s"
+        print(f"{what}  {found}")

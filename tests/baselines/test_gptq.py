@@ -190,9 +190,19 @@ def test_a_singular_hessian_is_damped_until_it_is_not() -> None:
     assert factorize(indefinite, 0.01).steps == [0.01, 0.03, 0.1, 0.3]
 
 
-def test_a_layer_that_no_token_reaches_is_refused() -> None:
-    with pytest.raises(ValueError, match="no token reaches it"):
-        factorize(torch.zeros(4, 4), 0.01)
+@pytest.mark.parametrize("name", LATTICES)
+def test_inputs_that_are_all_zero_leave_a_weight_of_zeros(name: str) -> None:
+    """As in the repository, column by column: H_ii = 1 and W = 0 where H_ii is 0."""
+    weight, _ = problem(5, 64)
+    left = torch.full((5, 64), 7.0)
+    factor = factorize(torch.zeros(64, 64), DAMPING)
+    codes, grid = quantize_rows(weight.float(), factor, lattice(name, "g32"), 32, left=left)
+    wanted = brute_force(torch.zeros(5, 64, dtype=torch.float64), torch.eye(64).double(), lattice(name, "g32"), 32)
+    assert torch.equal(decode(codes, grid), wanted)
+    assert not wanted.any()
+    assert not left.any()
+    assert factor.steps == [DAMPING]
+    assert factor.dead.all()
 
 
 def text(seed: int = 0, windows: int = 16) -> Calibration:
@@ -260,6 +270,38 @@ def test_unreached_columns_are_counted_and_set_to_zero() -> None:
     weight = result.layers["model.layers.1.self_attn.k_proj"].dequantize()
     assert not weight[:, [5, 40]].any()
     assert weight[:, 6].any()
+
+
+@pytest.mark.parametrize(
+    ("case", "closed", "layer"),
+    [
+        ("opt", "model.decoder.layers.0.fc1.bias", "model.decoder.layers.0.fc2"),  # no ReLU is ever open
+        ("mixtral", "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"),  # one expert
+    ],
+)
+def test_a_layer_behind_a_dead_one_is_zeros_and_the_model_computes_the_same(case: str, closed: str, layer: str) -> None:
+    model, data = tiny_model(case), text()
+    weight = model.get_parameter(closed).data
+    dead = weight[1] if weight.dim() == 3 else weight
+    dead.fill_(-1e4 if weight.dim() == 1 else 0)
+    with torch.no_grad():
+        before = model(data.tokens).logits
+        result = quantize(model, data)
+        found = result.layers[layer].dequantize()
+        own = model.get_parameter(layer if found.dim() == 3 else f"{layer}.weight").data
+        zeros, own = (found[1], own[1]) if found.dim() == 3 else (found, own)
+        assert not zeros.any()
+        assert result.notes["layers"][layer]["dead_columns"] == zeros.shape[-1]
+        own.copy_(zeros)
+        assert torch.equal(model(data.tokens).logits, before)
+
+
+def test_an_expert_that_no_token_reaches_is_refused() -> None:
+    data = text()
+    data = replace(data, tokens=data.tokens[:1, :2], minimum_tokens=0)
+    with pytest.raises(ValueError, match=r"experts\.gate_up_proj: no calibration token reaches expert \d"):
+        quantize(tiny_model("mixtral"), data)
+    assert quantize(tiny_model("mixtral"), replace(data, minimum_tokens=1)).layers
 
 
 def test_a_hopeless_hessian_raises_with_the_layers_name(monkeypatch: pytest.MonkeyPatch) -> None:

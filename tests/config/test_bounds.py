@@ -157,6 +157,23 @@ def test_rows_that_nobody_samples_have_no_sampling(kind: str, key: str, value: A
     assert line == f"training.{key}: counts with kind: generated alone"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bfloat16_weights_with_moments_of_8_bits_are_not_spread_over_processes(processes: int) -> None:
+    """torchao 0.18: "OptimState8bit dispatch: attempting to run unimplemented operator/function: aten.view"."""
+    limits = {"training_processes": processes}
+    for options in ({"optimizer": "adamw_8bit"}, {"latent": "bfloat16"}):
+        parse(trained(options, limits=limits), "x.yaml")
+    both = trained({"optimizer": "adamw_8bit", "latent": "bfloat16"}, limits=limits)
+    if processes == 1:
+        parse(both, "x.yaml")
+        return
+    (line,) = problems(both)
+    assert line == (
+        "recipes.deep.options.optimizer: adamw_8bit with latent: bfloat16 fails in torchao on 2 processes "
+        "(limits.training_processes); use one of the two"
+    )
+
+
 def test_rows_of_text_have_no_responses() -> None:
     rows = [{"path": "b.txt", "rows": 999}]
     (line,) = problems(trained({"loss_on": "response"}, training={"kind": "text", "texts": rows}))

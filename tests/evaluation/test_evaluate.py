@@ -211,8 +211,10 @@ def test_what_can_move_a_number_is_evaluated_again(run: Run, monkeypatch: pytest
     third = run.evaluate("rtn-g64")["rtn-g64"]
     assert scores(third)["choose", "acc_norm"]["in_table"]
     assert loaded == ["rtn-g64"] * 4
-    run.evaluate("rtn-g64")
+    run.write(limits={"batch_size": 4, "items": 2, "threads": 2})
+    kept = run.evaluate("rtn-g64")["rtn-g64"]
     assert loaded == ["rtn-g64"] * 4
+    assert kept["limits"] == {"threads": 1}  # those that it was made with
 
 
 def test_weights_that_are_not_the_reported_ones_are_refused(run: Run) -> None:

@@ -78,6 +78,7 @@ def test_reports(run: Run) -> None:
     state = load_file(run.source / "model.safetensors")
     assert r2q["quantized_weights"] == sum(v.numel() for k, v in state.items() if "_proj" in k)
     assert run.report("random_codes-g32", 1)["seed"] == 1
+    assert r2q["limits"] == {"threads": 1}
 
 
 def test_a_function_of_one_weight_that_quantizes_in_a_way_of_its_own_is_asked_it() -> None:

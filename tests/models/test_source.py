@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +33,7 @@ from transformers import (
 )
 
 from r2q.config import ConfigError, Model, parse
+from r2q.kept import ROOT
 from r2q.models.external import locate
 from r2q.models.gguf_file import check_settings
 from r2q.models.source import fetch, made_folder, model_folder, source
@@ -270,6 +274,23 @@ def test_a_made_folder_is_kept_until_the_file_changes_or_it_is_damaged(here: Pat
     (here / "tiny.gguf").write_bytes(data)
     source("config.yaml", "tiny")
     assert weights.read_bytes() != content
+
+
+def test_a_kill_leaves_no_copy_of_the_model_behind(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For good: what a killed process had written goes with the next one's."""
+    tiny_gguf(here / "tiny.gguf")
+    config = write(path="./tiny.gguf")
+    script = (
+        "import os; from r2q.models import gguf_file, source; make = gguf_file.dequantize; "
+        "gguf_file.dequantize = lambda *a: (make(*a), os.kill(os.getpid(), 9)); source.source('config.yaml', 'tiny')"
+    )
+    command = [sys.executable, "-c", script]
+    for _ in range(2):
+        assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == -signal.SIGKILL
+    folder = made_folder(Model(path="./tiny.gguf"))
+    assert len(list(folder.parent.rglob("model.safetensors"))) == 1  # not one of each
+    source(config, "tiny")
+    assert list(folder.parent.rglob("*")) == [folder, *folder.rglob("*")]
 
 
 def test_a_folder_of_somebody_else_is_not_written_over(here: Path) -> None:

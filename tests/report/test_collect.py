@@ -112,13 +112,17 @@ def test_an_update_between_units_is_said(run, capsys):
     collected(run)
     assert "units were" not in capsys.readouterr().out
     run.change("mini-opt", "r2q-g64", "report.json", versions={"torch": "9.1"})
-    run.change("mini-opt", "r2q-g64", "evaluation.json", device="NVIDIA H100")
+    run.change("mini-opt", "r2q-g64", "evaluation.json", device="NVIDIA H100", limits={"threads": 2})
+    run.change("mini-opt", "rtn-g64", "evaluation.json", limits={"threads": 4})
     collected(run)
     said = capsys.readouterr().out.splitlines()
     assert [line.split(", which may")[0] for line in said] == [
         "collect: units were quantized with torch 2.13.0 and 9.1",
         "collect: units were evaluated on NVIDIA H100 and cpu",
+        "collect: units were evaluated with limits.threads 2 and 4",
     ]
+    limits = [one["limits"]["evaluate"] for one in json.loads((run.results / "provenance.json").read_text()).values()]
+    assert {"threads": 2} in limits
 
 
 def test_a_score_without_value_says_so(run):

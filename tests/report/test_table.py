@@ -285,6 +285,25 @@ def test_latency_stands_beside_sixteen_bits_and_in_the_cost(collected, tmp_path)
     assert "<td>12.00 (11.00, 13.00)</td>" in (tmp_path / "report.html").read_text()
 
 
+def test_twins_that_do_not_fit_into_memory_are_named_below_the_times_of_their_checkpoints(run, tmp_path):
+    collect(run.config_path, run.results)
+    packed = [timed("r2q-g64", "packed", 12.0), timed("r2q-g64", "packed", 24.0, batch=16)]
+    large = Latency("r", "mini-llama", "r2q-g64", 0, "dense", "decode", 16, 512, False, reason="no room")
+    whole = Latency("r", "mini-opt", "r2q-g64", 0, "dense", reason="no room at all")
+    rows = [*packed, timed("r2q-g64", "dense", 30.0), large, timed("r2q-g64", "packed", 5.0, model="mini-opt"), whole]
+    write_csv(run.results / "latency.csv", columns(Latency), rows)
+    sheet = latency(Run(run.results))
+    assert [[entry.text for entry in row[4:7]] for row in sheet.body] == [
+        ["12.00 (11.00, 13.00)", "30.00 (29.00, 31.00)", "2.50"],
+        ["24.00 (23.00, 25.00)", "–", "–"],
+        ["5.00 (4.00, 6.00)", "–", "–"],
+    ]
+    assert "mini-llama, r2q-g64, 16 bits, decode, batch 16: no room." in sheet.notes
+    assert "mini-opt, r2q-g64, 16 bits: no room at all." in sheet.notes
+    page([run.results], tmp_path / "report.html")
+    assert "no room at all" in (tmp_path / "report.html").read_text()
+
+
 def test_the_plan_names_every_table_without_reading_pandas():
     assert Plan.tables == tuple(TABLES)
 

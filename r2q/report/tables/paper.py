@@ -181,10 +181,11 @@ def latency(run: Run) -> Sheet | None:
     twins = {tuple(row[name] for name in step): row for row in rows[rows["weights"] == "dense"].to_dict("records")}
     body: list[list[Entry | str]] = []
     for row in rows[(rows["weights"] == "packed") & ~untimed].to_dict("records"):
-        twin = twins[tuple(row[name] for name in step)]
+        twin = twins.get(tuple(row[name] for name in step), dict.fromkeys(rows.columns))
         what = f"{row['phase']}, compiled" if row["compiled"] else row["phase"]
         body.append([row["model"], row["recipe"], what, _number(row["batch"], 0), _time(row), _time(twin),
-                     _number(twin["median_ms"] / row["median_ms"], 2), _number(row["tokens_per_second"], 1),
+                     Entry(NONE) if pd.isna(twin["median_ms"]) else _number(twin["median_ms"] / row["median_ms"], 2),
+                     _number(row["tokens_per_second"], 1),
                      _number(twin["tokens_per_second"], 1), _mib(row["weight_bytes_read"]),
                      _number(row["share_of_copy_bandwidth"], 2), _mib(row["peak_bytes"]),
                      _mib(twin["peak_bytes"])])  # fmt: skip
@@ -193,7 +194,7 @@ def latency(run: Run) -> Sheet | None:
     known = rows[~untimed].drop_duplicates(["device", "dtype", "context"])
     places = [f"{r['device']}, {r['dtype']}, a context of {r['context']} tokens" for r in known.to_dict("records")]
     notes = [
-        *(f"{row['model']}, {row['recipe']}: {row['reason']}." for row in rows[untimed].to_dict("records")),
+        *(f"{_untimed(row)}: {row['reason']}." for row in rows[untimed].to_dict("records")),
         *([f"On {'; '.join(places)}."] if places else []),
         "Decode: one more token of every row of the batch, on a GPU as a CUDA graph. Prefill: the context at once.",
         "16 bits: the same model with every weight decoded. In brackets: quartiles of the repeats.",
@@ -308,9 +309,19 @@ def _number(value: float | None, places: int) -> Entry:
     return Entry(NONE) if value is None or pd.isna(value) else Entry(f"{value:,.{places}f}", value=float(value))
 
 
+def _untimed(row: dict[Any, Any]) -> str:
+    """What a line of latency.csv without numbers is of: a step, a packed checkpoint or its twin, or both."""
+    what = [row["model"], row["recipe"], *["16 bits"] * (row["weights"] == "dense")]
+    if row["phase"]:
+        what += [row["phase"], *["compiled"] * bool(row["compiled"]), f"batch {row['batch']}"]
+    return ", ".join(what)
+
+
 def _time(row: dict[Any, Any]) -> Entry:
     """Milliseconds, and their quartiles."""
     low, high, value = row["first_quartile_ms"], row["third_quartile_ms"], row["median_ms"]
+    if pd.isna(value):
+        return Entry(NONE)
     return Entry(f"{value:,.2f} ({low:,.2f}, {high:,.2f})", value=value)
 
 
