@@ -3,12 +3,14 @@
 Torch takes MKL for them, which does without AVX-512 on AMD's processors: 100 GFLOP/s a core for oneDNN's 240 (Zen 5).
 """
 
+import os
 from typing import Any
 
 import torch
 from torch import nn
 
-AVAILABLE = torch.backends.mkldnn.is_available()
+LESS = "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"  # oneDNN would compute in fewer bits
+AVAILABLE = torch.backends.mkldnn.is_available() and not any(name in os.environ for name in LESS)
 PLAIN = torch.Tensor, nn.Parameter  # no part of a distributed, compiled or imagined one
 
 

@@ -1,6 +1,9 @@
 """Products through oneDNN against torch's in float64."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -50,3 +53,9 @@ def test_a_model_keeps_all_but_the_arithmetic_of_its_linear_layers(family: str) 
     )
     assert fast.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(copy.deepcopy(fast)(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_library_that_is_told_to_compute_in_fewer_bits_is_not_asked() -> None:
+    told = os.environ | {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
+    code = "from r2q.models.products import AVAILABLE; print(AVAILABLE)"
+    assert subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True).stdout == "False\n"
