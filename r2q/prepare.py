@@ -137,9 +137,10 @@ def recipe_problems(config: Config, name: str, facts: Mapping[str, Any]) -> list
         bad = [layer for layer in layers if layer["shape"][-1] % size]
         if bad:
             more = f" and {len(bad) - 1} more layers" if len(bad) > 1 else ""
+            fits = math.gcd(*(layer["shape"][-1] for layer in layers))
             problems.append(
                 f"recipes.{recipe}.granularity: group size {size} does not divide the {bad[0]['shape'][-1]} "
-                f"input features of {bad[0]['name']}{more} of model {name}"
+                f"input features of {bad[0]['name']}{more} of model {name}; what divides {fits} does, and `channel`"
             )
     return problems + configuration.lattice_problems(config, name, facts)
 
