@@ -14,6 +14,11 @@ NO = b"no"  # the answer of a server that cannot help
 def main() -> int:
     """Run one verb, in the server or here; returns the exit status."""
     try:
+        os.getcwd()  # noqa: PTH109 (pathlib takes 5 ms to import)
+    except OSError as error:
+        print(f"error: the working folder: {error.strerror}", file=sys.stderr)
+        return 2
+    try:
         status = ask(sys.argv[1:])
     except KeyboardInterrupt:  # the server's process says so
         return 130
@@ -33,14 +38,16 @@ class Request(NamedTuple):
 
 
 def ask(arguments: Sequence[str]) -> int | None:
-    """The exit status of a verb that the server ran; None where there is no server."""
+    """The exit status of a verb that the server ran; None where there is no server, or a stream that it would need."""
+    if sys.stdout is None or sys.stderr is None:  # closed: the socket would stand in its place
+        return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(os.environ[ADDRESS])
         except (KeyError, OSError):
             return None
         environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        folder = os.getcwd()  # noqa: PTH109 (pathlib takes 5 ms to import)
+        folder = os.getcwd()  # noqa: PTH109
         message = json.dumps(Request(list(arguments), folder, environment)).encode()
         try:
             socket.send_fds(connection, [len(message).to_bytes(8, "big")], [1, 2])

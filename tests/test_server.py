@@ -55,3 +55,33 @@ def test_a_long_path_of_temporary_files_has_a_server_too(tmp_path: Path) -> None
         [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(long)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream_is_not_handed_over(stream: int, tmp_path: Path) -> None:
+    """The server's socket would get its number: words of the verb went into the answer."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        code = "import os; from r2q import client; os._exit(client.ask(['schema']) is not None)"
+        command = ["sh", "-c", f'exec "$0" -c "$1" {stream}>&-', sys.executable, code]
+        done = subprocess.run(command, env=os.environ | {client.ADDRESS: str(path)}, timeout=60)
+        listener.settimeout(0)
+        assert done.returncode == 0
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_working_folder_that_is_gone_is_told(served: bool, tmp_path: Path) -> None:
+    path, gone = tmp_path / "socket", tmp_path / "gone"
+    gone.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        if served:
+            listener.bind(str(path))
+            listener.listen(1)
+        command = ["sh", "-c", 'rmdir "$1"; exec "$0" -m r2q schema', sys.executable, str(gone)]
+        variables = os.environ | {client.ADDRESS: str(path), "PYTHONPATH": str(Path.cwd())}
+        done = subprocess.run(command, cwd=gone, env=variables, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: the working folder: No such file or directory\n")

@@ -238,7 +238,8 @@ class _ExpertInputs(TorchFunctionMode):
             name, expert = self.places[args[1].data_ptr()]
             if func is torch.bmm:
                 for expert, x in enumerate(args[0]):
-                    self.visit(name, expert, x[x.any(-1)])
+                    if x.any():
+                        self.visit(name, expert, x[x.any(-1)])
             else:
                 self.visit(name, expert, args[0].flatten(0, -2))
         return func(*args, **(kwargs or {}))

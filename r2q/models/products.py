@@ -21,6 +21,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         return nn.functional.linear(x, weight, bias)
     if type(x) not in PLAIN or type(weight) not in PLAIN or x.dim() < 2 or x.numel() == 0:
         return nn.functional.linear(x, weight, bias)
+    if torch._C._are_functorch_transforms_active():  # vmap and jvp, which a method may use on a block
+        return nn.functional.linear(x, weight, bias)
     return _Product.apply(x, weight, bias)
 
 

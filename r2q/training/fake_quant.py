@@ -187,7 +187,10 @@ class Latent:
     def weight(self) -> torch.Tensor:
         """The weight that the layer computes with."""
         weight = self.target.weight
-        return self.quantizer(weight) if self.values is None else self.quantizer.through(weight, self.values)
+        if self.values is not None:
+            return self.quantizer.through(weight, self.values)
+        with torch.autocast(weight.device.type, enabled=False):  # as what is stored: that of layers is none of methods
+            return self.quantizer(weight)
 
     @property
     def bits(self) -> int:
@@ -238,7 +241,8 @@ class FrozenCodes:
         (scale,) = self.parameters()
         grid = replace(self.grid, **{self.field: _RoundScale.apply(scale)})
         codes = self.start.codes.to(scale.device).reshape(*self.grid.shape, -1)
-        return grid.decode(codes).reshape(self.start.shape).to(self.target.weight.dtype)
+        with torch.autocast(scale.device.type, enabled=False):
+            return grid.decode(codes).reshape(self.start.shape).to(self.target.weight.dtype)
 
     @property
     def bits(self) -> int:

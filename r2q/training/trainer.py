@@ -53,7 +53,8 @@ class Trainer:
         self.tokens, self.kept_step, self.saved_step, self.least = 0, options.steps, 0, math.inf
         self.gamma = math.nan  # the confidence coefficient, when the loss has one
         self.best: dict[str, Any] = {}  # step and parameters of the least held-out loss, where they are to be kept
-        self.known_states = group.device.type == "cpu" and compute_dtype(options, "cpu") == torch.float32
+        plain = compute_dtype(options, "cpu") == torch.float32 and not options.compiled
+        self.known_states = group.device.type == "cpu" and plain
         self.spoken = time.monotonic()
         if options.activation_checkpointing:
             student.checkpoint_activations()

@@ -143,10 +143,13 @@ def test_roots_measure_the_output_of_a_group(tokens_: int) -> None:
         torch.testing.assert_close((roots[group] @ d[part]).square().sum(), expected)
 
 
-def test_an_expert_that_nothing_reaches_is_refused() -> None:
-    model, data = tiny_model("mixtral"), text()
+@pytest.mark.parametrize("case", ["mixtral", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("name", ["awq", "bitdistiller_clip", "gptq"])
+def test_an_expert_that_nothing_reaches_is_refused(name: str, case: str) -> None:
+    """Whether its weights are never taken, or multiplied by zeros with those of all."""
+    model, data = tiny_model(case), text()
     lonely = type(data)(data.tokens[:1, :2], data.held_out, {}, minimum_tokens=0)
-    method = make_method(Recipe("x", "bitdistiller_clip", "g32"))
+    method = make_method(Recipe("x", name, "g32"))
     with pytest.raises(ValueError, match=r"experts\.gate_up_proj: no calibration token reaches expert \d"):
         method.quantize(model, list_targets(model), lonely)
 

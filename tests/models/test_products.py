@@ -43,6 +43,16 @@ def test_other_types_are_torchs_own() -> None:
     assert linear(x[0], weight).shape == (4,)
 
 
+def test_transforms_of_functions_go_through() -> None:
+    """Gradients row by row, and derivatives along a direction, as a method may ask a block for."""
+    x, weight, along = drawn(2, 3, 8), drawn(4, 8), drawn(8, 4).t()
+    by_row = torch.vmap(torch.func.grad(lambda w, row: linear(row, w).square().sum()), (None, 0))(weight, x)
+    torch.testing.assert_close(by_row, 2 * (x @ weight.t()).mT @ x)
+    value, slope = torch.func.jvp(lambda w: linear(x, w), (weight,), (along,))
+    torch.testing.assert_close(value, x @ weight.t())
+    torch.testing.assert_close(slope, x @ along.t())
+
+
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_a_model_keeps_all_but_the_arithmetic_of_its_linear_layers(family: str) -> None:
     model = tiny_model(family).float()

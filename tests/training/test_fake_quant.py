@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from r2q.models.targets import Target, list_targets
-from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, CodebookGrid
-from r2q.quantization.method import CHUNK, Recipe, make_method
+from r2q.quantization.grid import SMALLEST_SCALE, AffineGrid, BinaryGrid, CodebookGrid, stored
+from r2q.quantization.method import CHUNK, Recipe, WeightMethod, make_method
 from r2q.training.fake_quant import FakeQuantizer, FrozenCodes, Latent, finest_step, inside, install
 from r2q.training.fused import batches, compiles, one_pass
 from tests.models.tiny import tiny_model, tokens
@@ -236,6 +236,26 @@ def test_a_model_with_fake_layers_computes_with_quantized_weights(case: str) -> 
     model(tokens()).logits.sum().backward()
     assert [name for name, _ in model.named_parameters()] == names
     assert all(target.weight.grad is not None and target.weight.grad.abs().sum() > 0 for target in targets)
+
+
+class ByProducts(WeightMethod):
+    """Ranges whose mean is a matrix product."""
+
+    def fit_groups(self, values: torch.Tensor) -> BinaryGrid:
+        mean = values.abs() @ torch.full((values.shape[-1], 1), 1 / values.shape[-1])
+        return BinaryGrid(stored(torch.cat([mean, mean / 2], -1)))
+
+
+@pytest.mark.parametrize("name", ["rtn", "r2q", "by products"])
+def test_layers_in_other_arithmetic_are_quantized_to_what_is_stored(name: str) -> None:
+    """Autocast is for the layers' products: inside of a method it would give other levels, or none."""
+    linear = nn.Linear(16, 3, bias=False)
+    quantizer = ByProducts(Recipe(name, name, "g8")) if name == "by products" else method(name, "g8")
+    target = Target("layer", linear, "weight", 0)
+    weight = quantizer.quantize_weight(linear.weight.detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [Latent(target, quantizer, "identity").weight(), FrozenCodes(target, weight).weight()]
+    assert all(torch.equal(values, weight.dequantize()) for values in found)
 
 
 @pytest.mark.parametrize("name", ["rtn", "r2q"])

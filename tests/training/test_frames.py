@@ -138,9 +138,9 @@ def test_activation_checkpointing_changes_no_bit(monkeypatch: pytest.MonkeyPatch
     noisy = CASES["mixtral"][1] | {"router_jitter_noise": 0.3}
     monkeypatch.setitem(CASES, "mixtral", ("MixtralConfig", noisy))
     monkeypatch.setitem(CASES, "falcon", ("FalconConfig", {"hidden_dropout": 0.2, "attention_dropout": 0.1}))
-    for case in ("opt", "mixtral", "falcon"):
+    for case, compute in (("opt", "float32"), ("opt", "bfloat16"), ("mixtral", "float32"), ("falcon", "float32")):
         model, data = tiny_model(case), random_data()
-        asked = recipe("bitdistiller", quantizer="r2q", steps=2)
+        asked = recipe("bitdistiller", quantizer="r2q", steps=2, compute=compute)
         plain, spared = (
             trained(model, data, replace(asked, options=asked.options | {"activation_checkpointing": on}))
             for on in (False, True)
