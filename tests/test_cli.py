@@ -207,14 +207,14 @@ def test_a_place_that_cannot_be_written_is_a_sentence(
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_takes_nothing_is_a_sentence(
-    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def page(*_: object) -> None:
         raise OSError(number, os.strerror(number), "/disk/page.html")
 
     monkeypatch.delenv("R2Q_TRACEBACK", raising=False)
     monkeypatch.setattr("r2q.report.page.page", page)
-    assert cli.main(["page", "run", "--out", "/tmp/page.html"]) == 2
+    assert cli.main(["page", "run", "--out", str(tmp_path / "page.html")]) == 2
     assert capsys.readouterr().err == f"error: /disk/page.html: {os.strerror(number)}\n"
 
 

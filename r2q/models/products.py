@@ -17,9 +17,8 @@ PLAIN = torch.Tensor, nn.Parameter  # no part of a distributed, compiled or imag
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``torch.nn.functional.linear``: ``x [..., in]``, ``weight [out, in]``, ``bias [out]`` -> ``[..., out]``."""
     fits = AVAILABLE and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    fits = fits and type(x) in PLAIN and type(weight) in PLAIN and x.dim() > 1 and x.numel() > 0
     if not fits or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return nn.functional.linear(x, weight, bias)
-    if type(x) not in PLAIN or type(weight) not in PLAIN or x.dim() < 2 or x.numel() == 0:
         return nn.functional.linear(x, weight, bias)
     if torch._C._are_functorch_transforms_active():  # vmap and jvp, which a method may use on a block
         return nn.functional.linear(x, weight, bias)

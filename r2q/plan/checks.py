@@ -38,7 +38,7 @@ def problems(plan: Plan, made_tasks: Iterable[str]) -> list[str]:
         )
     sentences = prepare.missing_paths(checkable) + prepare.future_paths(checkable) or prepare.task_problems(checkable)
     made = [*plan.intermediates, *plan.files("report.json", "evaluation.json")]
-    if plan.hub.pinned and (_work(plan) or not all(Path(file).is_file() for file in made)):
+    if plan.hub.pinned and (not all(Path(file).is_file() for file in made) or _work(plan)):
         sentences += plan.hub.missing()  # else no job reads the hub's cache
     # Heavy jobs run in this environment, on a cluster, too: an engine that is missing here is missing there.
     rows = dict.fromkeys(path for unit in plan.units for path in plan.training(unit))
